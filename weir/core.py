@@ -1,0 +1,273 @@
+"""The data every plane shares: requests, plans, results. Plain values; the only logic here counts.
+
+This module knows no tensor, no clock and no policy. What crosses a process boundary is a msgspec
+`Struct`; what lives inside one process is a slotted dataclass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+PENDING = -1
+"""A token that has been scheduled to be sampled but whose value is not known yet."""
+
+
+class Tier(IntEnum):
+    """A place KV pages can live, hottest first. Walking down the radix tree, tiers only get colder."""
+
+    GPU = 0
+    CPU = 1
+    DISK = 2
+
+
+class Page(NamedTuple):
+    tier: int
+    index: int
+
+
+class Move(NamedTuple):
+    src: Page
+    dst: Page
+
+
+class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the engine must know to choose the tokens of one request. Already validated.
+
+    `seed` is always set (the client draws one), so a request gives the same tokens whatever else is
+    in the batch and however often it is preempted. `stops` are the token ids that end it.
+    """
+
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output
+    presence_penalty: float = 0.0  # over output
+    frequency_penalty: float = 0.0  # over output
+    logit_bias: dict[int, float] = {}
+    allowed: list[int] | None = None  # None: every token
+    seed: int = 0
+    max_tokens: int = 16  # 0: compute the prompt only
+    min_tokens: int = 0
+    stops: list[int] = []
+    logprobs: int | None = None  # None: none; n: the chosen token's and the n most likely
+    prompt_logprobs: int | None = None
+    score_from: int = 0  # first prompt position whose logprob is wanted
+    pool: str | None = None  # "mean" or "last": return a hidden vector, sample nothing
+
+    @property
+    def penalised(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    @property
+    def uncached(self) -> int | None:
+        """First prompt position whose hidden state is needed, so no cache hit may reach past it."""
+        if self.pool == "mean":
+            return 0
+        return max(0, self.score_from - 1) if self.prompt_logprobs is not None else None
+
+
+class TokenLogprobs(Struct, frozen=True, array_like=True):
+    token: int
+    logprob: float
+    rank: int  # 1: the most likely
+    top: list[tuple[int, float]]  # most likely first
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence from arrival to the last token. Its phase is `todo`, nothing else."""
+
+    uid: int
+    tokens: list[int]
+    sampling: Sampling
+    arrival: float
+    priority: int = 0  # smaller goes first
+    user: str = ""
+    prompt: int = 0  # len(tokens) at arrival
+    computed: int = 0  # tokens whose KV exists once every flying plan has landed
+    settled: int = 0  # tokens whose value is known
+    flying: int = 0  # plans that carry this request and have not landed
+    pages: list[Page] = field(default_factory=list)
+    lease: Any = None  # deepest locked node, opaque outside kv; None: holds nothing
+    shared: int = 0  # leading pages that belong to the tree
+    sent: int = 0  # leading pages the executor has been told of
+    cached: int = -1  # prompt tokens found in the cache at first admission; -1: never admitted
+    score: float = 0.0  # ranking's
+    idle: int = 0
+    boost: int = 0
+    matcher: Any = None
+    done: str | None = None  # "stop", "length", "abort", "error"
+    started: float = -1.0  # first admission
+    preempted: int = 0
+    recomputed: int = 0  # tokens computed a second time after preemption
+
+    def __post_init__(self) -> None:
+        self.prompt = self.settled = len(self.tokens)
+
+    @property
+    def todo(self) -> int:
+        return len(self.tokens) - self.computed
+
+    @property
+    def running(self) -> bool:
+        return self.lease is not None
+
+    @property
+    def decoding(self) -> bool:
+        return self.lease is not None and len(self.tokens) - self.computed == 1
+
+
+class Pick(NamedTuple):
+    request: Request
+    length: int
+
+
+@dataclass(slots=True)
+class Budget:
+    """What is left of one iteration. Composers read it again after each yield."""
+
+    tokens: int
+    requests: int
+    taken: int = 0
+
+    def take(self, length: int) -> None:
+        self.tokens -= length
+        self.requests -= 1
+        self.taken += 1
+
+
+class Score(Struct, frozen=True, array_like=True):
+    """Prompt logprobs wanted from a chunk: for its last `len(targets)` hidden states in order,
+    the logprob of each target token (the token that follows) and of the `top` most likely."""
+
+    offset: int  # first row of the chunk that is scored
+    targets: list[int]
+    top: int
+
+
+class Chunk(Struct, frozen=True):
+    """One request's share of one iteration."""
+
+    uid: int
+    start: int  # first position to compute
+    ids: list[int]  # tokens from start; empty: the token you sampled for it last
+    pages: list[Page]  # pages new since its last chunk; all of them in its first one
+    home: int  # tier where new KV is written
+    sample: Sampling | None = None  # None: sample nothing after this chunk
+    prompt: int = 0  # prompt length: what follows it is output
+    history: list[int] | None = None  # first chunk of a penalised request: tokens before `start`
+    score: Score | None = None
+    pool: str | None = None
+    final: bool = False  # ends the known tokens (a pooled request's last chunk)
+    mask: bytes | None = None  # allowed tokens, one bit each
+
+    @property
+    def length(self) -> int:
+        return len(self.ids) or 1
+
+
+class Plan(Struct, frozen=True):
+    """One iteration as plain data: what ranks receive, the simulator prices, a test asserts.
+
+    The executor applies `forget`, then `moves`, then the lanes. Plans run in the order submitted,
+    and within a layer a lane's KV is written before its attention reads: a chunk may therefore
+    attend to pages that another chunk of the same lane, or of an earlier one, is just writing.
+    """
+
+    step: int
+    moves: list[Move]
+    lanes: list[list[Chunk]]
+    forget: list[int]  # uids whose tables the executor drops
+
+    @property
+    def tokens(self) -> int:
+        return sum(c.length for lane in self.lanes for c in lane)
+
+
+class Result(Struct):
+    """What one plan produced, by uid."""
+
+    tokens: dict[int, int]
+    logprobs: dict[int, TokenLogprobs] = {}
+    scores: dict[int, list[TokenLogprobs]] = {}
+    vectors: dict[int, list[float]] = {}
+    failed: dict[int, str] = {}  # this request alone could not be computed, and why
+    seconds: float = 0.0  # time the device spent on the plan
+
+
+class Delta(Struct, omit_defaults=True):
+    """What one step adds to one request. A request ends with exactly one Delta whose `done` is set."""
+
+    uid: int
+    tokens: list[int] = []
+    logprobs: list[TokenLogprobs] = []
+    scores: list[TokenLogprobs] = []
+    vector: list[float] | None = None
+    done: str | None = None
+    error: str = ""
+    cached: int = -1  # with the first delta: prompt tokens found in the cache
+    started: float = -1.0  # with the first delta: when it was first admitted, engine clock
+    preempted: int = 0  # with the last delta
+
+
+class Capacity(Struct, frozen=True):
+    """What an executor can hold, known after loading."""
+
+    page: int  # tokens a page
+    pages: dict[int, int]  # tier → pages
+    tokens: int  # tokens in one plan
+    requests: int  # requests in one plan
+    context: int  # longest sequence
+
+
+class AttentionSpec(Struct, frozen=True):
+    """The attention of one layer. `window`: each query sees itself and window − 1 tokens before."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+class RopeSpec(Struct, frozen=True):
+    theta: float = 10000.0
+    dim: int = 0  # rotated part of a head; 0: all of it
+    scaling: dict[str, Any] = {}  # as config.json's rope_scaling, {"rope_type": "default"} when none
+
+
+class Spec(Struct, frozen=True, kw_only=True):
+    """The shape of a model, whatever file it came from."""
+
+    architecture: str  # "llama", "qwen2", "qwen3", "mistral", "opt", "gemma3"
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    context: int
+    eps: float = 1e-5
+    tied: bool = False
+    activation: str = "silu"  # "silu", "gelu_tanh", "relu"
+    attention: list[AttentionSpec] = []  # one a layer
+    rope: list[RopeSpec] = []  # one a layer; empty: none
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
+    bos: int | None = None
+    eos: list[int] = []

@@ -1,0 +1,138 @@
+"""What a caller may ask of one request, in vLLM's names, checked once at the edge.
+
+`SamplingParams` is what users write; `Sampling` (core) is what the engine reads. Stop strings, `n`
+and everything else about text stay on this side.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+from msgspec import Struct
+
+from weir.core import Sampling
+from weir.errors import BadRequest
+
+MAX_LOGPROBS = 100
+MAX_STOPS = 64
+MAX_N = 128
+
+
+class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 or -1: off
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: list[int] | None = None
+    seed: int | None = None
+    stop: list[str] | str = []
+    stop_token_ids: list[int] = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = 16  # None: as many as fit
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    score_from: int = 0
+    skip_special_tokens: bool = True
+    detokenize: bool = True
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    def check(self, vocab: int) -> None:
+        """Raise `BadRequest` naming the first field that is out of range for a vocabulary of `vocab`."""
+
+        def need(ok: bool, param: str, rule: str) -> None:
+            if not ok:
+                raise BadRequest(f"{param} must be {rule}, got {getattr(self, param)!r}", param=param)
+
+        def between(param: str, low: float, high: float) -> None:
+            value = getattr(self, param)
+            need(math.isfinite(value) and low <= value <= high, param, f"between {low:g} and {high:g}")
+
+        def tokens(param: str) -> None:
+            ids = getattr(self, param) or ()
+            bad = next((t for t in ids if not 0 <= t < vocab), None)
+            if bad is not None:
+                raise BadRequest(
+                    f"{param} holds {bad}, but token ids of this model run from 0 to {vocab - 1}",
+                    param=param,
+                )
+
+        need(1 <= self.n <= MAX_N, "n", f"between 1 and {MAX_N}")
+        between("temperature", 0.0, 100.0)
+        need(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
+        need(-1 <= self.top_k, "top_k", "-1, 0 or positive")
+        between("min_p", 0.0, 1.0)
+        between("presence_penalty", -2.0, 2.0)
+        between("frequency_penalty", -2.0, 2.0)
+        need(
+            math.isfinite(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 10.0,
+            "repetition_penalty",
+            "above 0 and at most 10",
+        )
+        if any(not math.isfinite(b) for b in self.logit_bias.values()):
+            raise BadRequest("logit_bias values must be finite numbers", param="logit_bias")
+        tokens("logit_bias")
+        tokens("allowed_token_ids")
+        tokens("stop_token_ids")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise BadRequest("allowed_token_ids must not be empty", param="allowed_token_ids")
+        if self.seed is not None:
+            need(-(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer")
+        if len(self.stops) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
+            raise BadRequest(f"at most {MAX_STOPS} stop strings and {MAX_STOPS} stop_token_ids are allowed", param="stop")
+        if any(not s or len(s) > 1024 for s in self.stops):
+            raise BadRequest("stop strings must have 1 to 1024 characters", param="stop")
+        need(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "0 or positive")
+        need(self.min_tokens >= 0, "min_tokens", "0 or positive")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise BadRequest(
+                f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})",
+                param="min_tokens",
+            )
+        for param in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, param)
+            need(value is None or 0 <= value <= MAX_LOGPROBS, param, f"between 0 and {MAX_LOGPROBS}")
+        need(self.score_from >= 0, "score_from", "0 or positive")
+
+    def sampling(
+        self, *, index: int, seed: int, eos: list[int], max_tokens: int, pool: str | None = None
+    ) -> Sampling:
+        """The engine's half for choice `index`. `seed` is this request's, `max_tokens` what fits."""
+        stops = list(self.stop_token_ids) if self.ignore_eos else [*self.stop_token_ids, *eos]
+        return Sampling(
+            temperature=self.temperature,
+            top_k=max(0, self.top_k),
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            allowed=self.allowed_token_ids,
+            seed=(seed + index * 0x9E3779B97F4A7C15) & (2**63 - 1),
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            stops=sorted(set(stops)),
+            logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs if index == 0 else None,
+            score_from=self.score_from,
+            pool=pool,
+        )
+
+
+def convert(data: dict[str, object]) -> SamplingParams:
+    """A plain dict as SamplingParams; an unknown or ill-typed field is a `BadRequest` naming it."""
+    try:
+        return msgspec.convert(data, SamplingParams)
+    except msgspec.ValidationError as error:
+        raise BadRequest(str(error)) from None
