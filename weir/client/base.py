@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from weir.params import SamplingParams
-from weir.text import Text
 from weir.wire import Stats
 
 
@@ -49,16 +48,8 @@ class Output(Struct):
     error: str = ""  # with finish_reason "error": what happened and what to do
 
 
-class Completion(Struct):
-    """One choice read to its end."""
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = []
-    logprobs: list[Logprob] | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    error: str = ""
+class Completion(Output):
+    """One choice read to its end: all its events as one."""
 
     def add(self, output: Output) -> None:
         self.text += output.text
@@ -137,7 +128,7 @@ class Client(Protocol):
     """All that a frontend sees of an engine. Used on one event loop, never from other threads."""
 
     model: ModelInfo  # `context` and `info` are known once started
-    text: Text
+    text: Any  # weir.text.Text
     listeners: list[Callable[[Finished], None]]  # called once a request has ended
     rejected: dict[str, int]  # requests turned away, by reason
 
