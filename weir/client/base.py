@@ -113,6 +113,10 @@ class Stream(Protocol):
         `finish_reason` "error", and `EngineDead` is raised where the iteration would have ended."""
         ...
 
+    def ready(self) -> list[Output]:
+        """The events that have already come and are not read yet; never waits."""
+        ...
+
     def abort(self) -> None:
         """Stop generating; every choice still open ends with "abort". May be called at any time."""
         ...
