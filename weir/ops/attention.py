@@ -1,0 +1,89 @@
+"""Paged attention: write keys and values to their pages, attend to the pages of each sequence.
+
+One entry serves decode and chunked prefill. It knows one layer and one tier; who owns a page and
+how tiers are joined is the caller's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Attention(Protocol):
+    """What `attend` reads of a layer's attention; `weir.core.AttentionSpec` is one."""
+
+    @property
+    def scale(self) -> float: ...
+    @property
+    def window(self) -> int | None: ...
+    @property
+    def softcap(self) -> float | None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """The sequences of one call, S of them with T query tokens in all; contiguous, on the device.
+
+    Query i of a chunk of length n sits at position kv_len - n + i and sees keys 0 to its own
+    position. `first` says otherwise where a tier holds only part of the context: the position of
+    each chunk's first query, counted from the first key that this tier holds.
+    """
+
+    q_start: Tensor  # int32 [S + 1]: row of q where each chunk starts, and T
+    kv_len: Tensor  # int32 [S]: keys to attend to, those of this chunk included
+    table: Tensor  # int32 [S, P]: page index in the store
+    slots: Tensor  # int64 [T]: page * page_size + offset where each token's k, v go
+    first: Tensor | None = None  # int32 [S]
+
+
+def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
+    """Store k, v [T, Hkv, D] at `slots` [T] of kv [pages, 2, Hkv, page, D], in its type."""
+    reference_write(kv, k, v, slots)
+
+
+def attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor, Tensor]:
+    """q [T, Hq, D] over kv [pages, 2, Hkv, page, D] → o [T, Hq, D], lse float32 [T, Hq].
+
+    Query head h reads kv head h // (Hq / Hkv). A query that sees no key has o = 0, lse = -inf.
+    """
+    return reference_attend(q, kv, batch, spec)
+
+
+def reference_write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
+    page, offset = slots // kv.shape[3], slots % kv.shape[3]
+    kv[page, 0, :, offset] = k.to(kv.dtype)
+    kv[page, 1, :, offset] = v.to(kv.dtype)
+
+
+def reference_attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor, Tensor]:
+    """Dense, one sequence at a time; scores and softmax in float32."""
+    heads, kv_heads, size = q.shape[1], kv.shape[2], kv.shape[3]
+    o, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
+    starts, lengths = batch.q_start.tolist(), batch.kv_len.tolist()
+    firsts = batch.first.tolist() if batch.first is not None else None
+    for s, length in enumerate(lengths):
+        rows = slice(starts[s], starts[s + 1])
+        n = rows.stop - rows.start
+        if n == 0 or length == 0:
+            continue
+        pages = batch.table[s, : -(-length // size)].long()
+        k, v = kv[pages].transpose(0, 1).float().transpose(1, 2).flatten(2, 3)[:, :, :length]
+        grouped = q[rows].float().unflatten(1, (kv_heads, heads // kv_heads))
+        score = torch.einsum("nhgd,hjd->nhgj", grouped, k) * spec.scale
+        if spec.softcap is not None:
+            score = spec.softcap * torch.tanh(score / spec.softcap)
+        first = firsts[s] if firsts is not None else length - n
+        behind = torch.arange(first, first + n, device=q.device).unsqueeze(1) - torch.arange(
+            length, device=q.device
+        )
+        hidden = behind < 0 if spec.window is None else (behind < 0) | (behind >= spec.window)
+        score = score.masked_fill(hidden[:, None, None], -torch.inf)
+        total = torch.logsumexp(score, dim=-1)
+        weight = torch.exp(score - total.unsqueeze(-1)).nan_to_num(0.0)
+        o[rows] = torch.einsum("nhgj,hjd->nhgd", weight, v).flatten(1, 2).to(q.dtype)
+        lse[rows] = total.flatten(1, 2)
+    return o, lse

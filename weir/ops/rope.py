@@ -1,0 +1,152 @@
+"""Rotary position embedding (arXiv 2104.09864), with the per-head norm some models put before it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Rope(Protocol):
+    """What the tables are made from; `weir.core.RopeSpec` is one."""
+
+    @property
+    def theta(self) -> float: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def scaling(self) -> dict[str, Any]: ...
+
+
+def tables(rope: Rope, head_dim: int, context: int, device: torch.device | str = "cpu") -> Tensor:
+    """Cosines, then sines, of every position: float32 [context, dim], dim the rotated part."""
+    dim = rope.dim or head_dim
+    frequency, scale = frequencies(rope, dim, context)
+    angle = torch.outer(torch.arange(context, dtype=torch.float32), frequency)
+    return (torch.cat([angle.cos(), angle.sin()], dim=-1) * scale).to(device)
+
+
+def frequencies(rope: Rope, dim: int, context: int) -> tuple[Tensor, float]:
+    """Radians per position of each pair, float32 [dim / 2], and the factor on cosine and sine.
+
+    Float32 on purpose: models were trained with the angles that it rounds to.
+
+    `rope.scaling` is config.json's `rope_scaling`. Raises ValueError on a type it does not know.
+    """
+    scaling = rope.scaling
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    factor = float(scaling.get("factor", 1.0))
+    trained = int(scaling.get("original_max_position_embeddings") or context)
+    plain = _powers(rope.theta, dim)
+    match kind:
+        case "default":
+            return plain, 1.0
+        case "linear":
+            return plain / factor, 1.0
+        case "dynamic":
+            stretch = factor * max(context, trained) / trained - (factor - 1)
+            return _powers(rope.theta * stretch ** (dim / (dim - 2)), dim), 1.0
+        case "llama3":
+            return _llama3(plain, factor, trained, scaling), 1.0
+        case "yarn":
+            return _yarn(plain, rope.theta, factor, trained, scaling)
+        case "longrope":
+            return _longrope(plain, context, trained, scaling)
+    raise ValueError(
+        f"rope type {kind!r} is unknown: "
+        "use 'default', 'linear', 'dynamic', 'llama3', 'yarn' or 'longrope'"
+    )
+
+
+def _powers(theta: float, dim: int) -> Tensor:
+    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
+def _llama3(plain: Tensor, factor: float, trained: int, scaling: dict[str, Any]) -> Tensor:
+    """Long wavelengths are stretched, short ones kept, with a linear blend between."""
+    low = float(scaling.get("low_freq_factor", 1.0))
+    high = float(scaling.get("high_freq_factor", 4.0))
+    turns = trained * plain / (2 * math.pi)  # over the trained context
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return plain * keep + plain / factor * (1 - keep)
+
+
+def _yarn(
+    plain: Tensor, theta: float, factor: float, trained: int, scaling: dict[str, Any]
+) -> tuple[Tensor, float]:
+    """NTK by parts (arXiv 2309.00071, section 3.2) and its temperature (section 3.4)."""
+    half = plain.numel()
+
+    def pair(turns: float) -> float:  # index of the pair that turns so often over the context
+        return half * math.log(trained / (turns * 2 * math.pi)) / math.log(theta)
+
+    low = pair(float(scaling.get("beta_fast") or 32.0))
+    high = pair(float(scaling.get("beta_slow") or 1.0))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * half - 1)
+    ramp = (torch.arange(half, dtype=torch.float32) - low) / max(high - low, 0.001)
+    stretch = ramp.clamp(0, 1)
+
+    def temperature(weight: float = 1.0) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    scale = scaling.get("attention_factor")
+    if scale is None:
+        top, bottom = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        scale = temperature(top) / temperature(bottom) if top and bottom else temperature()
+    return plain / factor * stretch + plain * (1 - stretch), float(scale)
+
+
+def _longrope(
+    plain: Tensor, context: int, trained: int, scaling: dict[str, Any]
+) -> tuple[Tensor, float]:
+    """One divisor a pair (arXiv 2402.13753); the long set where the context exceeds training."""
+    name = "long_factor" if context > trained else "short_factor"
+    divisor = torch.tensor(scaling[name], dtype=torch.float32)
+    scale = scaling.get("attention_factor")
+    if scale is None:
+        grown = float(scaling.get("factor") or context / trained)
+        scale = math.sqrt(1 + math.log(grown) / math.log(trained)) if grown > 1 else 1.0
+    return plain / divisor, float(scale)
+
+
+def rope_(
+    q: Tensor,
+    k: Tensor,
+    pos: Tensor,
+    cos_sin: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    unit_offset: bool = False,
+) -> None:
+    """Rotate q [T, Hq, D] and k [T, Hkv, D] in place to positions `pos` int32 or int64 [T].
+
+    Element i pairs with i + dim / 2 (rotate-half); elements past `cos_sin.shape[1]` stay. Where
+    `q_norm` or `k_norm` [D] is given each head is RMS-normalised first, as in `rms_norm`.
+    """
+    reference_rope_(q, k, pos, cos_sin, q_norm, k_norm, eps, unit_offset)
+
+
+def reference_rope_(
+    q: Tensor,
+    k: Tensor,
+    pos: Tensor,
+    cos_sin: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    unit_offset: bool = False,
+) -> None:
+    dim = cos_sin.shape[1]
+    cos, sin = cos_sin[pos.long()].unsqueeze(1).chunk(2, dim=-1)
+    for x, norm in ((q, q_norm), (k, k_norm)):
+        y = x.float()
+        if norm is not None:
+            y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+            y = y * (norm.float() + float(unit_offset))
+        a, b, rest = y[..., : dim // 2], y[..., dim // 2 : dim], y[..., dim:]
+        x.copy_(torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1))
