@@ -1,0 +1,91 @@
+"""The `weir` command. Each sub-command is one module of this package, loaded when it is called.
+
+This file must stay free of other imports: `weir --help` answers in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from weir.errors import WeirError
+
+COMMANDS = {
+    "serve": "start the OpenAI-compatible server",
+    "chat": "talk to a model in the terminal",
+    "generate": "complete prompts from the command line, a file or standard input",
+    "run-batch": "answer a file of OpenAI batch requests; a stopped run goes on where it was",
+    "pull": "fetch a model and show its licence",
+    "bench": "measure a server, the engine alone, or the time to start",
+    "top": "watch a running server",
+    "doctor": "show what this machine offers, what will be used and what is missing",
+    "version": "show the version",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Errors made on purpose are one line on stderr."""
+    words = [dashed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    name, rest = (words[0], words[1:]) if words else ("help", [])
+    if name in ("-V", "--version"):
+        name = "version"
+    if name in ("-h", "--help", "help"):
+        if not rest or rest[0] not in COMMANDS:
+            print(overview())
+            return 0
+        name, rest = rest[0], ["--help"]
+    if name not in COMMANDS:
+        close = get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean `weir {close[0]}`?" if close else "`weir --help` lists them"
+        print(f"weir: no such command: {name}; {hint}", file=sys.stderr)
+        return 2
+    return call(f"weir.cli.{name.replace('-', '_')}", f"weir {name}", COMMANDS[name], rest)
+
+
+def call(module: str, program: str, description: str, arguments: Sequence[str]) -> int:
+    """Parse and run a command module: `add_arguments(parser)` and `run(options) -> int`."""
+    try:
+        command = import_module(module)
+        parser = ArgumentParser(
+            prog=program,
+            usage=getattr(command, "USAGE", None),
+            description=command.__doc__ or description,
+            formatter_class=RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add_arguments(parser)
+        return int(command.run(parser.parse_args(arguments)))
+    except WeirError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left; say nothing more at exit
+        return 141
+
+
+def overview() -> str:
+    lines = [f"  {name:<11}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: weir COMMAND [OPTIONS]",
+            "",
+            "Weir serves large language models.",
+            "",
+            *lines,
+            "",
+            "`weir COMMAND --help` shows a command's options.",
+        ]
+    )
+
+
+def dashed(word: str) -> str:
+    """An option spelled with underscores as one with dashes; anything else unchanged."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value

@@ -1,0 +1,326 @@
+"""How an engine and its server are set up: one frozen tree, with the names of `vllm serve`.
+
+The fields below are the only schema: command-line flags, WEIR_* environment variables, the YAML
+file and the reference documentation all come from them. A value is taken from the flag, else the
+environment, else the file, else the default, and is checked here, once. Nothing below the command
+line may read the environment or this module; `Config` stops at `weir.build`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+import msgspec
+from msgspec import Meta, Struct, field
+from msgspec.structs import FieldInfo, asdict, fields
+
+from weir.errors import ConfigError
+
+MIB = 2**20
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+Text = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Bytes = Annotated[int, Meta(ge=0, extra={"size": True})]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+Device = Literal["auto", "cpu", "cuda"]
+Weights = Literal["auto", "float32", "bfloat16", "float16"]
+Format = Literal["auto", "safetensors", "gguf", "dummy"]
+Policy = Literal["fcfs", "lpm"]
+Composer = Literal["chunked", "whole"]
+Level = Literal["debug", "info", "warning", "error", "critical"]
+LogFormat = Literal["text", "json"]
+
+
+def about(description: str) -> Meta:
+    return Meta(description=description)
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: Annotated[Text, about("folder, .gguf file, embedded name or hub id")] = "smollm2-135m"
+    served_model_name: Annotated[
+        list[str], about("names clients may use; default: the model as given")
+    ] = []
+    tokenizer: Annotated[Text | None, about("folder or file with another tokenizer")] = None
+    revision: Annotated[Text | None, about("branch, tag or commit of a hub model")] = None
+    download_dir: Annotated[Text | None, about("where hub models are kept")] = None
+    load_format: Annotated[Format, about("weight file; dummy: random from a config alone")] = "auto"
+    dtype: Annotated[Weights, about("type of the weights; auto: best for the device")] = "auto"
+    max_model_len: Annotated[
+        Positive | None, about("tokens of prompt and answer together; auto or -1: the model's")
+    ] = None
+    chat_template: Annotated[Text | None, about("Jinja chat template: a file or the text")] = None
+    seed: Annotated[int, about("seed of everything random")] = 0
+
+    device: Annotated[Device, about("what computes; auto: a GPU if there is one")] = "auto"
+    threads: Annotated[Count, about("CPU compute threads; 0: every core allowed")] = 0
+    block_size: Annotated[Count, about("tokens a KV page; 0: best for the device")] = 0
+    kv_cache_dtype: Annotated[Weights, about("type of the KV cache")] = "auto"
+    kv_cache_memory: Annotated[
+        Bytes, about("size of the KV cache, such as 8GiB; 0: a share of the memory")
+    ] = 0
+    gpu_memory_utilization: Annotated[
+        Share, about("part of a GPU's memory for weights, activations and KV cache")
+    ] = 0.9
+    cpu_memory_fraction: Annotated[
+        Share, about("part of the free main memory for the KV cache, on a CPU")
+    ] = 0.25
+    enable_prefix_caching: Annotated[bool, about("reuse the KV cache of equal prefixes")] = True
+
+    scheduling_policy: Annotated[
+        Policy, about("first come first served, or longest prefix match first")
+    ] = "fcfs"
+    composer: Annotated[
+        Composer, about("prompts in chunks beside running requests, or each whole in one step")
+    ] = "chunked"
+    max_num_batched_tokens: Annotated[
+        Count, about("tokens computed in one step; 0: best for the device")
+    ] = 0
+    max_num_seqs: Annotated[Count, about("requests in one step; 0: best for the device")] = 0
+    overlap: Annotated[bool, about("plan the next step while the device works")] = True
+    max_num_queued_reqs: Annotated[Positive, about("requests that may wait; more get a 503")] = 2048
+    max_num_queued_tokens: Annotated[Count, about("prompt tokens that may wait; 0: no bound")] = 0
+
+    host: Annotated[Text, about("address to listen on")] = "127.0.0.1"
+    port: Annotated[Port, about("port to listen on; 0: any free one")] = 8000
+    api_key: Annotated[list[str], about("keys; a client must present one of them")] = []
+    allowed_origins: Annotated[list[str], about("origins that browsers may call from")] = field(
+        default_factory=lambda: ["*"]
+    )
+    root_path: Annotated[str, about("path prefix that a proxy strips")] = ""
+    max_body_bytes: Annotated[Bytes, about("largest request body, such as 32MiB")] = 32 * MIB
+    shutdown_timeout: Annotated[
+        Seconds, about("seconds that running requests get after SIGTERM")
+    ] = 30.0
+    step_timeout: Annotated[Seconds, about("seconds until a step counts as hung")] = 60.0
+    heartbeat_timeout: Annotated[
+        Seconds, about("seconds of silence until the engine is restarted")
+    ] = 5.0
+
+    log_level: Annotated[Level, about("least severity that is logged")] = "info"
+    log_format: Annotated[LogFormat, about("form of the log lines")] = "text"
+    enable_log_requests: Annotated[bool, about("log every request and its end")] = False
+    otlp_traces_endpoint: Annotated[
+        Text | None, about("OpenTelemetry collector for request traces")
+    ] = None
+    vllm_metric_names: Annotated[bool, about("publish metrics under vLLM's names too")] = False
+
+    @property
+    def names(self) -> list[str]:
+        """The model names clients may use, the one shown first."""
+        return self.served_model_name or [self.model]
+
+    def public(self) -> dict[str, Any]:
+        """Every setting but the secrets, for /server_info and logs."""
+        return asdict(self) | {"api_key": ["***"] * len(self.api_key)}
+
+
+FIELDS: dict[str, FieldInfo] = {info.name: info for info in fields(Config)}
+
+SECTIONS = {
+    "model": "model",
+    "device": "device and memory",
+    "scheduling_policy": "scheduling",
+    "host": "server",
+    "log_level": "observability",
+}
+"""The first field of each section of the reference, and the section's title."""
+
+ALIASES = {
+    "model_path": "model",
+    "tokenizer_path": "tokenizer",
+    "context_length": "max_model_len",
+    "mem_fraction_static": "gpu_memory_utilization",
+    "page_size": "block_size",
+    "kv_cache_memory_bytes": "kv_cache_memory",
+    "max_running_requests": "max_num_seqs",
+    "chunked_prefill_size": "max_num_batched_tokens",
+    "schedule_policy": "scheduling_policy",
+    "max_queued_requests": "max_num_queued_reqs",
+    "random_seed": "seed",
+    "log_requests": "enable_log_requests",
+    "uvicorn_log_level": "log_level",
+}
+"""Other engines' names for the same setting."""
+
+OPPOSITES = {
+    "disable_radix_cache": "enable_prefix_caching",
+    "disable_overlap_schedule": "overlap",
+}
+"""Other engines' switches that turn a setting off."""
+
+NEUTRAL: dict[str, tuple[frozenset[str], str]] = {}
+"""Peers' settings that have one meaning here: the values accepted, and why no other is."""
+
+
+def _neutral(names: str, values: str, why: str) -> None:
+    NEUTRAL.update({name: (frozenset(values.split()), why) for name in names.split()})
+
+
+_neutral(
+    "tensor_parallel_size tp_size tp pipeline_parallel_size pp_size data_parallel_size dp_size "
+    "ep_size ep nnodes",
+    "1",
+    "Weir runs one rank for now",
+)
+_neutral("node_rank", "0", "Weir runs on one machine for now")
+_neutral("enable_expert_parallel enable_lora", "false", "Weir cannot do that yet")
+_neutral("trust_remote_code", "false", "Weir never runs code that comes with a model")
+_neutral("quantization", "none", "Weir takes the quantisation from the weight file")
+_neutral("speculative_config speculative_algorithm", "none", "Weir does not speculate yet")
+_neutral("cpu_offload_gb kv_offloading_size", "0", "Weir does not offload yet")
+_neutral("kv_transfer_config", "none", "Weir does not transfer KV caches yet")
+_neutral("tool_call_parser reasoning_parser", "none", "Weir does not parse tool calls yet")
+_neutral("grammar_backend", "auto none", "Weir does not constrain output yet")
+_neutral("tokenizer_mode", "auto fast", "Weir has one tokenizer")
+_neutral("enforce_eager disable_cuda_graph", "true false", "Weir captures no graphs yet")
+_neutral("performance_mode", "balanced", "Weir has one mode")
+_neutral("enable_chunked_prefill enable_mixed_chunk", "true", "use --composer whole instead")
+_neutral("enable_metrics enable_cache_report", "true", "Weir always reports these")
+_neutral("enable_prompt_tokens_details", "true", "Weir always reports these")
+
+
+class Given(NamedTuple):
+    """A value as somebody wrote it, and where, in the words of an error message."""
+
+    value: object
+    where: str
+
+
+def load(
+    flags: Mapping[str, object], environ: Mapping[str, str], file: str | Path | None = None
+) -> Config:
+    """The configuration that flags, environment (WEIR_<FLAG>) and a YAML file make together.
+
+    `flags` holds only what was given, by field name or any alias with underscores. Raises
+    `ConfigError` naming the place of the first unknown key, ill-typed or impossible value.
+    """
+    given: dict[str, Given] = {}
+    if file := (file or environ.get("WEIR_CONFIG")):
+        for key, value in _read(Path(file)).items():
+            _add(given, key.replace("-", "_"), Given(value, f"{file}: {key}"))
+    for name in (*FIELDS, *ALIASES, *OPPOSITES, *NEUTRAL):
+        variable = "WEIR_" + name.upper()
+        if variable in environ:
+            _add(given, name, Given(environ[variable], variable))
+    for name, value in flags.items():
+        _add(given, name, Given(value, "--" + name.replace("_", "-")))
+    values: dict[str, Any] = {name: _convert(name, *pair) for name, pair in given.items()}
+    config = Config(**values)
+    _check(config)
+    return config
+
+
+def default(info: FieldInfo) -> Any:
+    made = info.default_factory
+    return info.default if made is msgspec.NODEFAULT else made()
+
+
+def describe(info: FieldInfo) -> str:
+    """One line of help."""
+    return str(info.type.__metadata__[-1].description)
+
+
+def plain(kind: Any) -> Any:
+    """A field's type without constraints or None: str, int, float, bool, list or a Literal."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if kind is not list and NoneType in get_args(kind):
+        return plain(next(part for part in get_args(kind) if part is not NoneType))
+    return get_origin(kind) if get_origin(kind) is list else kind
+
+
+def parse_size(text: str) -> int:
+    """Bytes in `8GiB`, `512 MiB`, `1.5g` (ten to the ninth) or `1024`."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    if match is None or match[2] not in UNITS:
+        raise ValueError("expected a size such as 8GiB, 512MiB or 1024")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = msgspec.yaml.decode(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: not a YAML file: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{path}: expected one setting a line, such as `block-size: 16`")
+    return content
+
+
+def _add(given: dict[str, Given], name: str, item: Given) -> None:
+    """Put one setting under its own name; a later layer replaces an earlier one."""
+    if name in OPPOSITES:
+        off = _convert(OPPOSITES[name], *item)
+        given[OPPOSITES[name]] = Given(not off, item.where)
+    elif name in NEUTRAL:
+        values, why = NEUTRAL[name]
+        text = "none" if item.value is None else str(item.value).lower()
+        if text not in values:
+            allowed = " or ".join(sorted(values))
+            raise ConfigError(f"{item.where}: only {allowed} is possible, got {text}: {why}")
+    elif (name := ALIASES.get(name, name)) in FIELDS:
+        given[name] = item
+    else:
+        close = difflib.get_close_matches(name, [*FIELDS, *ALIASES, *OPPOSITES], 1)
+        hint = f"; did you mean {close[0].replace('_', '-')}?" if close else ""
+        raise ConfigError(f"{item.where}: no such setting{hint}")
+
+
+def _convert(name: str, value: object, where: str) -> object:
+    """A value from a flag, variable or file as the field's type."""
+    info = FIELDS[name]
+    kind = plain(info.type)
+    text = value.strip() if isinstance(value, str) else ""
+    if kind is not str and text == "auto" and "auto" not in get_args(kind):
+        return default(info)
+    if name == "max_model_len" and value in (-1, "-1"):
+        return None
+    if kind is list and isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        if any((meta.extra or {}).get("size") for meta in info.type.__metadata__) and text:
+            value = parse_size(text)
+        result = msgspec.convert(value, info.type, strict=False)
+        if isinstance(result, float) and not math.isfinite(result):
+            raise ValueError("expected a finite number")
+    except ValueError as error:
+        allowed = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+        rule = f"expected one of {', '.join(allowed)}" if allowed else str(error).split(", got")[0]
+        message = f"{where}: {rule[0].lower()}{rule[1:]}, got {value!r}"
+        if text.startswith("tcp://"):
+            message += (
+                " (Kubernetes sets this variable for a Service named weir: give the Service another"
+                " name, or set enableServiceLinks: false)"
+            )
+        raise ConfigError(message) from None
+    return result
+
+
+def _check(config: Config) -> None:
+    """What no single field can say."""
+    tokens, seqs = config.max_num_batched_tokens, config.max_num_seqs
+    if 0 < tokens < seqs:
+        raise ConfigError(
+            f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {seqs}, but every "
+            "running request needs a token a step: raise the first or lower the second"
+        )
+    if not all(config.served_model_name) or not all(config.api_key):
+        raise ConfigError("--served-model-name and --api-key must not hold an empty string")
+    if config.root_path and not config.root_path.startswith("/"):
+        raise ConfigError(f"--root-path must begin with /, got {config.root_path!r}")
