@@ -268,6 +268,9 @@ class Spec(Struct, frozen=True, kw_only=True):
     mlp_bias: bool = False
     qk_norm: bool = False
     embed_scale: float = 1.0
+    embed_dim: int = 0  # width of the embedding, projected to `hidden`; 0: the same
+    norm_after: bool = False  # layer norms follow attention and MLP (OPT-350m)
+    final_norm: bool = True
     logit_softcap: float | None = None
     bos: int | None = None
     eos: list[int] = []
