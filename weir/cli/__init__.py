@@ -24,35 +24,47 @@ COMMANDS = {
     "doctor": "show what this machine offers, what will be used and what is missing",
     "version": "show the version",
 }
+BENCHMARKS = {
+    "serve": "load a running server and report latency and throughput",
+    "offline": "measure the engine alone, without a server",
+    "startup": "measure the time until a server is ready and answers, cold and warm",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors made on purpose are one line on stderr."""
     words = [dashed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    if words[:1] == ["bench"]:
+        return dispatch("weir bench", "weir.bench", BENCHMARKS, words[1:])
+    return dispatch("weir", "weir.cli", COMMANDS, words)
+
+
+def dispatch(program: str, package: str, commands: dict[str, str], words: list[str]) -> int:
+    """Run the command that the first word names; it lives in the module of `package` so named."""
     name, rest = (words[0], words[1:]) if words else ("help", [])
     if name in ("-V", "--version"):
         name = "version"
     if name in ("-h", "--help", "help"):
-        if not rest or rest[0] not in COMMANDS:
-            print(overview())
+        if not rest or rest[0] not in commands:
+            print(overview(program, commands))
             return 0
         name, rest = rest[0], ["--help"]
-    if name not in COMMANDS:
-        close = get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean `weir {close[0]}`?" if close else "`weir --help` lists them"
-        print(f"weir: no such command: {name}; {hint}", file=sys.stderr)
+    if name not in commands:
+        close = get_close_matches(name, commands, 1)
+        hint = f"did you mean `{program} {close[0]}`?" if close else f"see `{program} --help`"
+        print(f"{program}: no such command: {name}; {hint}", file=sys.stderr)
         return 2
-    return call(f"weir.cli.{name.replace('-', '_')}", f"weir {name}", COMMANDS[name], rest)
+    return call(f"{package}.{name.replace('-', '_')}", f"{program} {name}", rest)
 
 
-def call(module: str, program: str, description: str, arguments: Sequence[str]) -> int:
+def call(module: str, program: str, arguments: Sequence[str]) -> int:
     """Parse and run a command module: `add_arguments(parser)` and `run(options) -> int`."""
     try:
         command = import_module(module)
         parser = ArgumentParser(
             prog=program,
             usage=getattr(command, "USAGE", None),
-            description=command.__doc__ or description,
+            description=command.__doc__,
             formatter_class=RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -68,18 +80,10 @@ def call(module: str, program: str, description: str, arguments: Sequence[str]) 
         return 141
 
 
-def overview() -> str:
-    lines = [f"  {name:<11}{text}" for name, text in COMMANDS.items()]
+def overview(program: str, commands: dict[str, str]) -> str:
+    lines = [f"  {name:<11}{text}" for name, text in commands.items()]
     return "\n".join(
-        [
-            "usage: weir COMMAND [OPTIONS]",
-            "",
-            "Weir serves large language models.",
-            "",
-            *lines,
-            "",
-            "`weir COMMAND --help` shows a command's options.",
-        ]
+        [f"usage: {program} COMMAND [OPTIONS]", "", *lines, "", "COMMAND --help shows its options."]
     )
 
 

@@ -115,7 +115,7 @@ class Report:
 def measure(
     records: Sequence[Record], duration: float, limits: Mapping[str, float] | None = None
 ) -> Report:
-    """The report of `records` over `duration` seconds. `limits`: metric → milliseconds (goodput)."""
+    """The report of a run of `duration` seconds. `limits` for goodput: metric to milliseconds."""
     good = [record for record in records if not record.error]
     duration = max(duration, 1e-9)
     met = sum(meets(record, limits) for record in good) if limits else None

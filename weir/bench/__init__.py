@@ -1,0 +1,1 @@
+"""Benchmarks as product code: a load generator for servers, offline throughput, time to start."""

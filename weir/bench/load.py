@@ -1,0 +1,49 @@
+"""Running a workload against a server: requests leave at their times, under a cap on how many."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from weir.bench.client import Target
+from weir.sim.report import Record
+from weir.sim.workload import Item, Workload
+
+LATE = 0.1  # seconds of lag behind the schedule that are worth a warning
+
+
+async def load(
+    target: Target,
+    workload: Workload,
+    concurrency: int | None = None,
+    on_done: Callable[[list[Record]], None] = lambda _: None,
+    on_event: Callable[[], None] = lambda: None,
+) -> tuple[list[Record], float, float]:
+    """Send every item when it is due; returns the records, the seconds it took, the worst lag.
+
+    Under a cap a request's clock starts when it is sent, not when it was due. The lag is how late
+    this client itself was: where it is large, the client and not the server was measured.
+    """
+    cap = asyncio.Semaphore(concurrency) if concurrency else None
+
+    async def one(item: Item) -> list[Record]:
+        async with AsyncExitStack() as stack:
+            if cap is not None:
+                await stack.enter_async_context(cap)
+            records = await target.converse(item, on_event)
+        on_done(records)
+        return records
+
+    begin, lag = time.perf_counter(), 0.0
+    async with asyncio.TaskGroup() as group:
+        tasks = []
+        for item in workload.items:
+            wait = begin + item.arrival - time.perf_counter()
+            lag = max(lag, -wait if item.arrival else 0.0)
+            if wait > 0:
+                await asyncio.sleep(wait)
+            tasks.append(group.create_task(one(item)))
+    records = [record for task in tasks for record in task.result()]
+    return records, time.perf_counter() - begin, lag

@@ -1,0 +1,261 @@
+"""Load a running server and report latency and throughput.
+
+Works against any OpenAI-compatible server, and against SGLang's /generate. The printed block and
+the keys of the JSON file are those of `vllm bench serve`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+from argparse import ArgumentParser, Namespace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from weir.bench import datasets
+from weir.bench.client import ENDPOINTS, Target
+from weir.bench.http import Http, HttpError
+from weir.bench.http import run as run_loop
+from weir.bench.load import LATE, load
+from weir.bench.progress import progress
+from weir.errors import ConfigError
+from weir.sim.report import METRICS, Record, block, flat, measure
+from weir.sim.workload import Workload, as_text, paced, poisson
+from weir.text import load as load_text
+
+USAGE = "weir bench serve [OPTIONS]"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("server")
+    add = group.add_argument
+    add("--base-url", metavar="URL", help="such as http://127.0.0.1:8000; or --host and --port")
+    add("--host", default="127.0.0.1", help="(127.0.0.1)")
+    add("--port", type=int, default=8000, help="(8000)")
+    add(
+        "--backend", "--endpoint-type", choices=ENDPOINTS, default="openai",
+        help="kind of API; llama.cpp speaks openai (openai)",
+    )  # fmt: skip
+    add("--endpoint", default="", metavar="PATH", help="path, if not the API's usual one")
+    add("--model", metavar="NAME", help="name to ask for; default: the first that is served")
+    add("--tokenizer", metavar="NAME", help="to count and make prompts; default: the model")
+    add("--api-key", metavar="KEY", help="sent as a bearer token")
+    add("--timeout", type=float, default=600.0, metavar="S", help="silence that is an error (600)")
+    datasets.add_arguments(parser, 1000)
+    group = parser.add_argument_group("load")
+    add = group.add_argument
+    add(
+        "--request-rate", type=float, metavar="R",
+        help="requests a second, or inf for all at once; default: inf, or a trace's own times",
+    )  # fmt: skip
+    add(
+        "--burstiness", type=float, default=1.0, metavar="SHAPE",
+        help="of gamma-distributed intervals: 1 is Poisson, below is burstier (1)",
+    )  # fmt: skip
+    add("--trace-speed", type=float, default=1.0, metavar="X", help="replay a trace so fast (1)")
+    add("--max-concurrency", type=datasets.positive, metavar="N", help="requests at once, at most")
+    add("--ignore-eos", action="store_true", help="always generate the full length")
+    add("--temperature", type=float, default=0.0, metavar="T", help="(0: greedy)")
+    add("--extra-body", type=json.loads, default={}, metavar="JSON", help="more fields to send")
+    add("--num-warmups", type=datasets.natural, default=1, metavar="N", help="before it counts (1)")
+    group = parser.add_argument_group("result")
+    add = group.add_argument
+    add(
+        "--goodput", nargs="+", default=[], metavar="METRIC:MS",
+        help="limits such as ttft:500 tpot:50; goodput is the rate of requests within all",
+    )  # fmt: skip
+    add("--percentile-metrics", default="ttft,tpot,itl", metavar="M,M", help="(ttft,tpot,itl)")
+    add("--metric-percentiles", default="99", metavar="P,P", help="(99)")
+    add("--save-result", action="store_true", help="write the result as JSON")
+    add("--save-detailed", action="store_true", help="with every request's times and text")
+    add("--result-dir", type=Path, default=Path(), metavar="DIR", help="(.)")
+    add("--result-filename", metavar="FILE", help="default: made of backend, rate, model and date")
+    add("--metadata", nargs="*", default=[], metavar="KEY=VALUE", help="to keep with the result")
+    add("--disable-tqdm", "--quiet", action="store_true", help="no progress bar")
+
+
+def run(options: Namespace) -> int:
+    limits = parse_limits(options.goodput)
+    metrics = parse_metrics(options.percentile_metrics)
+    percentiles = parse_percentiles(options.metric_percentiles)
+    metadata = parse_metadata(options.metadata)
+    raise_file_limit()
+    records, duration, model = run_loop(bench(options))
+    report = measure(records, duration, limits)
+    rate = math.inf if options.request_rate is None else options.request_rate
+    print(
+        block(
+            report,
+            rate=rate,
+            concurrency=options.max_concurrency,
+            metrics=metrics,
+            percentiles=percentiles,
+        )
+    )
+    if options.save_result or options.save_detailed:
+        result = summary(options, model, metadata) | flat(report, metrics, percentiles)
+        if options.save_detailed:
+            result |= detail(records)
+        print(f"saved to {save(options, model, result)}", file=sys.stderr)
+    for reason in sorted({record.error for record in records if record.error})[:5]:
+        print(f"weir bench serve: some requests failed: {reason}", file=sys.stderr)
+    return 0 if report.completed else 1
+
+
+async def bench(options: Namespace) -> tuple[list[Record], float, str]:
+    """Find the model, make the workload, warm up, run. Raises if the server is not usable."""
+    base = options.base_url or f"http://{options.host}:{options.port}"
+    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    http = Http(base.rstrip("/"), headers, options.timeout)
+    model = options.model or await served(http)
+    target = Target(
+        http,
+        options.backend,
+        model,
+        options.endpoint,
+        options.ignore_eos,
+        options.temperature,
+        options.extra_body,
+    )
+    workload = timed(options, prepared(options, model))
+    for _ in range(options.num_warmups):
+        warm = await target.request(*opening(options.backend))
+        if warm.error:
+            raise HttpError(f"the first request failed: {warm.error}")
+    with progress(len(workload.items), "requests", hidden=options.disable_tqdm) as bar:
+        records, duration, lag = await load(
+            target, workload, options.max_concurrency, lambda done: bar.advance(done)
+        )
+    if lag > LATE:
+        print(f"weir bench serve: this client was up to {lag:.2f} s late", file=sys.stderr)
+    return records, duration, model
+
+
+async def served(http: Http) -> str:
+    listed = msgspec.json.decode(await http.get("/v1/models"))
+    try:
+        return str(listed["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        raise ConfigError(f"{http.base} does not say what it serves: give --model") from None
+
+
+def prepared(options: Namespace, model: str) -> Workload:
+    """The workload in the form that the API takes: text for chats, else as it is."""
+    loaded: list[Any] = []
+
+    def tokenizer() -> Any:
+        if not loaded:
+            loaded.append(load_text(options.tokenizer or model))
+        return loaded[0]
+
+    workload = datasets.make(options, tokenizer)
+    conversation = any(item.turns for item in workload.items)
+    if options.backend == "openai-chat" or conversation:
+        return as_text(workload, lambda ids: tokenizer().decode(ids))
+    return workload
+
+
+def timed(options: Namespace, workload: Workload) -> Workload:
+    rate = options.request_rate
+    if rate is None and workload.timed:
+        return paced(workload, options.trace_speed)
+    rate = math.inf if rate is None else rate
+    if not rate > 0 or not 0 < options.burstiness < math.inf:
+        raise ConfigError("--request-rate and --burstiness must be above 0")
+    return poisson(workload, rate, options.burstiness, options.seed)
+
+
+def opening(backend: str) -> tuple[Any, int]:
+    """A short first request, unlike those that are measured."""
+    text = "Hello"
+    return ([{"role": "user", "content": text}] if backend == "openai-chat" else text), 4
+
+
+def parse_limits(words: list[str]) -> dict[str, float]:
+    limits = {}
+    for word in words:
+        metric, _, limit = word.partition(":")
+        try:
+            value = float(limit)
+        except ValueError:
+            value = math.nan
+        if metric not in ("ttft", "tpot", "e2el") or not value >= 0:
+            raise ConfigError(f"--goodput takes ttft:MS, tpot:MS and e2el:MS, got {word!r}")
+        limits[metric] = value
+    return limits
+
+
+def parse_metrics(text: str) -> list[str]:
+    metrics = [word.strip() for word in text.split(",") if word.strip()]
+    if unknown := [metric for metric in metrics if metric not in METRICS]:
+        raise ConfigError(f"--percentile-metrics are {','.join(METRICS)}, got {unknown[0]!r}")
+    return metrics
+
+
+def parse_percentiles(text: str) -> list[float]:
+    try:
+        percentiles = [float(word) for word in text.split(",")]
+    except ValueError:
+        percentiles = [math.nan]
+    if not all(0 <= percentile <= 100 for percentile in percentiles):
+        raise ConfigError(f"--metric-percentiles must be numbers from 0 to 100, got {text!r}")
+    return percentiles
+
+
+def parse_metadata(words: list[str]) -> dict[str, str]:
+    if wrong := [word for word in words if "=" not in word]:
+        raise ConfigError(f"--metadata takes KEY=VALUE, got {wrong[0]!r}")
+    return dict(word.split("=", 1) for word in words)
+
+
+def summary(options: Namespace, model: str, metadata: dict[str, str]) -> dict[str, Any]:
+    rate = options.request_rate
+    return {
+        "date": datetime.now().strftime("%Y%m%d-%H%M%S"),
+        "endpoint_type": options.backend,
+        "backend": options.backend,
+        "model_id": model,
+        "tokenizer_id": options.tokenizer or model,
+        "dataset_name": options.dataset_name,
+        "num_prompts": options.num_prompts,
+        **metadata,
+        "request_rate": rate if rate is not None and rate < math.inf else "inf",
+        "burstiness": options.burstiness,
+        "max_concurrency": options.max_concurrency,
+    }
+
+
+def detail(records: list[Record]) -> dict[str, Any]:
+    return {
+        "input_lens": [record.prompt_tokens for record in records],
+        "output_lens": [record.output_tokens for record in records],
+        "ttfts": [record.ttft for record in records],
+        "itls": [record.itl for record in records],
+        "start_times": [record.start for record in records],
+        "generated_texts": [record.text for record in records],
+        "errors": [record.error for record in records],
+    }
+
+
+def save(options: Namespace, model: str, result: dict[str, Any]) -> Path:
+    cap = f"-concurrency{options.max_concurrency}" if options.max_concurrency else ""
+    name = f"{options.backend}-{result['request_rate']}qps{cap}-{Path(model).name}-{result['date']}"
+    path: Path = options.result_dir / (options.result_filename or f"{name}.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.encode(result) + b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+    return path
+
+
+def raise_file_limit() -> None:
+    """Every request in flight is an open connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

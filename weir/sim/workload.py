@@ -1,0 +1,296 @@
+"""Workloads: what is asked, when, and how much is answered. From public traces, files and chance.
+
+A loader turns a published format into items; none of them knows who will run it: the bench client,
+the offline benchmark and the simulator are all fed from here. Everything is a function of its
+arguments and a seed. Files may be gzipped.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from weir.errors import ConfigError
+
+MOONCAKE_BLOCK = 512
+"""Tokens that one hash id of a Mooncake trace stands for (Qin et al., FAST 2025)."""
+
+COLUMNS = {
+    "arrival": ("arrival_s", "TIMESTAMP", "Timestamp"),
+    "prompt": ("prompt_tokens", "ContextTokens", "Request tokens"),
+    "output": ("output_tokens", "GeneratedTokens", "Response tokens"),
+}
+"""The columns of the CSV traces met in the wild: Azure's two forms, BurstGPT's."""
+
+
+class Tokenizer(Protocol):
+    vocab: int
+    special: frozenset[int]
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str: ...
+
+
+@dataclass(slots=True, frozen=True)
+class Item:
+    """One conversation, most of them with one turn."""
+
+    prompt: str | list[int]
+    output: int  # tokens to generate, each turn
+    arrival: float = 0.0  # seconds after the start
+    turns: tuple[str, ...] = ()  # what the user says next, each once the last was answered
+
+
+@dataclass(slots=True, frozen=True)
+class Workload:
+    name: str
+    items: list[Item]
+    timed: bool = False  # arrivals are a trace's own
+
+
+class Words:
+    """Random prompts of exact length in tokens, from the vocabulary without special tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int):
+        self.ids = [i for i in range(tokenizer.vocab) if i not in tokenizer.special]
+        self.random = Random(seed)
+        self.seed = seed
+
+    def draw(self, length: int) -> list[int]:
+        return self.random.choices(self.ids, k=length)
+
+    def block(self, name: object, length: int) -> list[int]:
+        """Always the same tokens for the same name, seed and length."""
+        return Random(f"{self.seed}/{name}").choices(self.ids, k=length)
+
+
+def poisson(workload: Workload, rate: float, burstiness: float, seed: int) -> Workload:
+    """The items arriving at `rate` a second, in gamma-distributed intervals of shape `burstiness`.
+
+    1 is a Poisson process, less is burstier, more is steadier; an infinite rate sends all at once.
+    """
+    random, now, items = Random(seed), 0.0, []
+    for item in workload.items:
+        items.append(replace(item, arrival=now))
+        if rate != math.inf:
+            now += random.gammavariate(burstiness, 1 / (rate * burstiness))
+    return replace(workload, items=items, timed=False)
+
+
+def paced(workload: Workload, speed: float) -> Workload:
+    """A trace replayed `speed` times as fast."""
+    items = [replace(item, arrival=item.arrival / speed) for item in workload.items]
+    return replace(workload, items=items)
+
+
+def lengthened(workload: Workload, output: int) -> Workload:
+    """Every answer with the same number of tokens."""
+    items = [replace(item, output=output) for item in workload.items]
+    return replace(workload, items=items)
+
+
+def random(
+    words: Words, count: int, input: int, output: int, spread: float = 0.0, prefix: int = 0
+) -> Workload:
+    """Unrelated prompts after one shared `prefix`; lengths uniform within `spread` of the given."""
+    head = words.draw(prefix)
+
+    def length(mean: int) -> int:
+        return words.random.randint(
+            max(1, math.floor(mean * (1 - spread))), math.ceil(mean * (1 + spread))
+        )
+
+    items = [Item(head + words.draw(length(input)), length(output)) for _ in range(count)]
+    return Workload("random", items)
+
+
+def shared(
+    words: Words, name: str, groups: int, each: int, prefix: int, suffix: int, output: int
+) -> Workload:
+    """`groups` prefixes, each followed by `each` different suffixes, in random order."""
+    items = [
+        Item(head + words.draw(suffix), output)
+        for head in [words.draw(prefix) for _ in range(groups)]
+        for _ in range(each)
+    ]
+    words.random.shuffle(items)
+    return Workload(name, items)
+
+
+def trace(path: Path, words: Words, count: int, scale: float = 1.0) -> Workload:
+    """A CSV of arrival times and lengths. Prompts are unrelated; lengths are divided by `scale`.
+
+    A file without arrival times gives a workload that is not timed.
+    """
+    with _open(path) as lines:
+        rows = csv.DictReader(lines)
+        names = rows.fieldnames or []
+        column = {key: next((n for n in known if n in names), "") for key, known in COLUMNS.items()}
+        if not column["prompt"] or not column["output"]:
+            raise ConfigError(
+                f"{path}: needs a column of prompt tokens and one of output tokens, such as "
+                f"prompt_tokens,output_tokens; has {','.join(names)}"
+            )
+        items: list[Item] = []
+        first = math.nan
+        for number, row in enumerate(rows, 2):
+            if len(items) == count:
+                break
+            try:
+                moment = _seconds(row[column["arrival"]]) if column["arrival"] else 0.0
+                prompt, output = float(row[column["prompt"]]), float(row[column["output"]])
+            except (ValueError, TypeError):
+                raise ConfigError(f"{path}: line {number} is not a row of a trace") from None
+            first = moment if math.isnan(first) else first
+            ids = words.draw(max(1, round(prompt / scale)))
+            items.append(Item(ids, max(1, round(output / scale)), moment - first))
+    return Workload(path.name, items, timed=bool(column["arrival"]))
+
+
+def mooncake(path: Path, words: Words, count: int, scale: int = 1) -> Workload:
+    """A Mooncake trace. Equal hash ids become equal tokens, so prompts share what they shared.
+
+    `scale` divides all lengths, blocks included: at 16 a block has 32 tokens, and the same share
+    of every prompt is a prefix seen before.
+    """
+    size = MOONCAKE_BLOCK // scale
+    if size * scale != MOONCAKE_BLOCK:
+        raise ConfigError(f"the scale must divide {MOONCAKE_BLOCK}, got {scale}")
+    items = []
+    for row in _rows(path, count):
+        try:
+            ids = [token for name in row["hash_ids"] for token in words.block(name, size)]
+            length, output = row["input_length"] / scale, row["output_length"] / scale
+            arrival = row["timestamp"] / 1000
+        except (KeyError, TypeError):
+            raise ConfigError(
+                f"{path}: not a Mooncake trace: each line needs timestamp, input_length, "
+                "output_length and hash_ids"
+            ) from None
+        items.append(Item(ids[: max(1, round(length))], max(1, round(output)), arrival))
+    return Workload(path.name, items, timed=True)
+
+
+def sharegpt(
+    path: Path, tokenizer: Tokenizer, count: int, seed: int, output: int | None = None
+) -> Workload:
+    """First question and length of the first answer of conversations, filtered as is usual.
+
+    Dropped: prompts under 4 or over 1024 tokens, answers under 4, both together over 2048.
+    """
+    try:
+        with _open(path) as file:
+            data = json.load(file)
+        talks = [turns for entry in data if len(turns := entry["conversations"]) >= 2]
+        Random(seed).shuffle(talks)
+        items: list[Item] = []
+        for turns in talks:
+            if len(items) == count:
+                break
+            prompt = turns[0]["value"]
+            asked = len(tokenizer.encode(prompt))
+            answered = output or len(tokenizer.encode(turns[1]["value"]))
+            if 4 <= asked <= 1024 and 4 <= answered and asked + answered <= 2048:
+                items.append(Item(prompt, answered))
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path}: not a ShareGPT file: a list of conversations") from None
+    return Workload("sharegpt", items)
+
+
+def custom(path: Path, count: int, output: int) -> Workload:
+    """JSON lines with `prompt` (text or token ids) and, if it differs, `output_tokens`."""
+    items = []
+    for row in _rows(path, count):
+        prompt = row.get("prompt")
+        if not prompt or not isinstance(prompt, str | list):
+            raise ConfigError(f'{path}: each line needs a "prompt", a string or token ids')
+        items.append(Item(prompt, int(row.get("output_tokens") or output)))
+    return Workload(path.name, items)
+
+
+def fewshot(path: Path, count: int, output: int, example: str = "gsm8k/8shot-cot") -> Workload:
+    """Questions after one worked-out prefix, as in few-shot evaluation of GSM8K.
+
+    `path` is a JSON lines file whose lines hold the `prefix` of the `question`s after it, or a
+    folder with fewshot_prefixes and gsm8k (.jsonl or .jsonl.gz) and `example` names the prefix.
+    """
+    if path.is_dir():
+        prefixes = _rows(_find(path, "fewshot_prefixes"))
+        chosen = [row for row in prefixes if row.get("prefix_id") == example]
+        rows: Iterator[dict[str, Any]] = iter([*chosen, *_rows(_find(path, "gsm8k"))])
+    else:
+        rows = _rows(path)
+    prefix = ""
+    items: list[Item] = []
+    for row in rows:
+        prefix = row.get("prefix", prefix)
+        if "question" in row and len(items) < count:
+            items.append(Item(f"{prefix}Q: {row['question']}\n\nA:", output))
+    if not items or not prefix:
+        raise ConfigError(f'{path}: needs a line with a "prefix" and lines with a "question"')
+    return Workload("gsm8k", items)
+
+
+def mt_bench(path: Path, count: int, output: int) -> Workload:
+    """MT-bench conversations: later turns follow the model's own answers."""
+    rows = _rows(_find(path, "mt_bench") if path.is_dir() else path, count)
+    turns = [row.get("turns") for row in rows]
+    if not turns or not all(turns):
+        raise ConfigError(f'{path}: each line needs "turns", what the user says one after another')
+    items = [Item(said[0], output, turns=tuple(said[1:])) for said in turns if said]
+    return Workload("mt-bench", items)
+
+
+def as_text(workload: Workload, decode: Callable[[list[int]], str]) -> Workload:
+    """Token ids turned to text, for servers and endpoints that take nothing else."""
+    items = [
+        item if isinstance(item.prompt, str) else replace(item, prompt=decode(item.prompt))
+        for item in workload.items
+    ]
+    return replace(workload, items=items)
+
+
+def _open(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        return (gzip.open if zipped else open)(path, "rt", encoding="utf-8", newline="")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _rows(path: Path, count: int | None = None) -> Iterator[dict[str, Any]]:
+    with _open(path) as lines:
+        for number, line in enumerate(filter(str.strip, lines), 1):
+            if count is not None and number > count:
+                return
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise ConfigError(f"{path}: line {number} is not a JSON object")
+            yield row
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / f"{name}.jsonl.gz", folder / f"{name}.jsonl"):
+        if path.exists():
+            return path
+    raise ConfigError(f"{folder}: holds no {name}.jsonl or {name}.jsonl.gz")
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return datetime.fromisoformat(text).timestamp()
