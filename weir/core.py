@@ -100,7 +100,10 @@ class Request:
     lease: Any = None  # deepest locked node, opaque outside kv; None: holds nothing
     shared: int = 0  # leading pages that belong to the tree
     sent: int = 0  # leading pages the executor has been told of
-    cached: int = -1  # prompt tokens found in the cache at first admission; -1: never admitted
+    sampled: bool = False  # the executor sampled its last token and still has it
+    scored: int = 0  # prompt positions whose logprob has been asked for
+    peak: int = 0  # tokens ever computed: what a preemption makes it compute again
+    cached: int = 0  # prompt tokens found in the cache
     score: float = 0.0  # ranking's
     idle: int = 0
     boost: int = 0
@@ -108,7 +111,6 @@ class Request:
     done: str | None = None  # "stop", "length", "abort", "error"
     started: float = -1.0  # first admission
     preempted: int = 0
-    recomputed: int = 0  # tokens computed a second time after preemption
 
     def __post_init__(self) -> None:
         self.prompt = self.settled = len(self.tokens)
@@ -133,10 +135,14 @@ class Pick(NamedTuple):
 
 @dataclass(slots=True)
 class Budget:
-    """What is left of one iteration. Composers read it again after each yield."""
+    """What is left of one iteration. Composers read it again after each yield.
+
+    `owed` is the number of decodes still to come further down the ranking: a composer that never
+    stalls them leaves that many tokens untouched."""
 
     tokens: int
     requests: int
+    owed: int = 0
     taken: int = 0
 
     def take(self, length: int) -> None:

@@ -10,6 +10,16 @@ from msgspec import Struct
 from weir.core import Delta, Sampling
 
 
+class Boot(Struct):
+    """What an engine process reads from its standard input: one line of JSON."""
+
+    endpoint: str  # of its client's socket
+    token: str  # a secret; the identities of its own sockets begin with it
+    factory: str  # "module:function", called with `config`, makes the engine
+    config: Any
+    silence: float  # most seconds between two signs of life
+
+
 class Submit(Struct, tag=True):
     uid: int
     tokens: list[int]

@@ -1,0 +1,131 @@
+"""Random arrivals, policies, tiers, depths and aborts: no page lost, no foreign page read, same tokens."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.shadow import Shadow, expected
+from weir.core import Capacity, Request, Sampling, Tier
+from weir.engine import Engine
+from weir.executor.sim import VirtualClock
+from weir.kv.cache import Cache
+from weir.sched.composer import Chunked, Whole
+from weir.sched.placement import OnDemand
+from weir.sched.ranking import FCFS, LongestPrefix
+from weir.sched.scheduler import Scheduler
+
+
+def build(rng: random.Random, page: int, depth: int, chains: bool, longest: int):
+    """An engine of random policies over a shadow executor, with a pool that forces preemption."""
+    hot = rng.choice([Tier.GPU, Tier.CPU])
+    need = -(-longest // page)
+    sizes = {hot: need + rng.randrange(0, 3 * need)}
+    if hot == Tier.GPU and rng.random() < 0.6:
+        sizes[Tier.CPU] = rng.randrange(1, 4 * need)
+        if rng.random() < 0.5:
+            sizes[Tier.DISK] = rng.randrange(1, 4 * need)
+    cache = Cache(page, sizes, reuse=rng.random() < 0.8)
+    whole = rng.random() < 0.3
+    tokens = max(longest, 64) if whole else rng.choice([1, 3, 16, 64])
+    capacity = Capacity(page, {int(k): v for k, v in sizes.items()}, tokens, rng.choice([1, 4, 64]), longest)
+    ranking = FCFS() if rng.random() < 0.6 else LongestPrefix(cache, limit=rng.choice([0, 3, 100]))
+    scheduler = Scheduler(
+        cache,
+        ranking,
+        Whole() if whole else Chunked(),
+        OnDemand(hot, spare=rng.choice([0.0, 0.1])),
+        capacity,
+        chains=chains,
+    )
+    return Engine(scheduler, Shadow(capacity, depth=depth, chains=chains), VirtualClock())
+
+
+def work(rng: random.Random, count: int) -> list[tuple[int, list[int], int]]:
+    """(arrival step, prompt, tokens wanted); half of the prompts share one of three heads."""
+    heads = [[rng.randrange(1, 50) for _ in range(40)] for _ in range(3)]
+    out = []
+    for _ in range(count):
+        head = rng.choice(heads)[: rng.randrange(41)] if rng.random() < 0.5 else []
+        tail = [rng.randrange(1, 50) for _ in range(rng.randrange(1, 30))]
+        out.append((rng.randrange(0, 30), head + tail, rng.randrange(0, 20)))
+    return out
+
+
+def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None):
+    """Run to the end; returns uid → (tokens, how it ended)."""
+    got: dict[int, list[int]] = {uid: [] for uid in range(len(items))}
+    done: dict[int, str] = {}
+    step = 0
+    while step < 5000:
+        for uid, (arrival, prompt, wanted) in enumerate(items):
+            if arrival == step:
+                stops = [] if stop is None else [stop]
+                r = Request(uid, list(prompt), Sampling(max_tokens=wanted, stops=stops), float(step))
+                engine.executor.requests[uid] = r.tokens
+                engine.add(r)
+        for uid, when in aborts.items():
+            if when == step:
+                engine.abort(uid)
+        engine.clock.advance(float(step))
+        for delta in engine.step():
+            assert delta.uid not in done, "a delta after the end"
+            got[delta.uid] += delta.tokens
+            if delta.done:
+                done[delta.uid] = delta.done
+        engine.scheduler.cache.check(engine.scheduler.live.values())
+        step += 1
+        if step > 30 and not engine.busy:
+            break
+    assert not engine.busy, "never finished"
+    return got, done
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1, 2, 4, 16]), st.sampled_from([(1, True), (2, True), (2, False), (3, True), (3, False)]))
+def test_no_page_is_lost_and_tokens_do_not_depend_on_policy(seed, page, flight):
+    rng = random.Random(seed)
+    items = work(rng, 25)
+    longest = max(len(prompt) + wanted for _, prompt, wanted in items)
+    engine = build(rng, page, *flight, longest)
+    got, done = drive(engine, items, {})
+    for uid, (_, prompt, wanted) in enumerate(items):
+        assert got[uid] == expected(prompt, wanted)
+        assert done[uid] == "length"
+    cache = engine.scheduler.cache
+    assert cache.room(cache.hot) == cache.pools[cache.hot].size
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1, 4]), st.sampled_from([(1, True), (2, True), (3, False)]))
+def test_aborts_and_stop_tokens_leave_nothing_behind(seed, page, flight):
+    rng = random.Random(seed)
+    items = work(rng, 25)
+    longest = max(len(prompt) + wanted for _, prompt, wanted in items)
+    engine = build(rng, page, *flight, longest)
+    aborts = {uid: items[uid][0] + rng.randrange(0, 12) for uid in rng.sample(range(25), 12)}
+    got, done = drive(engine, items, aborts, stop=7)
+    for uid, (_, prompt, wanted) in enumerate(items):
+        full = expected(prompt, wanted)
+        if 7 in full:
+            full = full[: full.index(7) + 1]
+        assert got[uid] == full[: len(got[uid])]
+        assert done[uid] == "abort" and uid in aborts or got[uid] == full
+    cache = engine.scheduler.cache
+    assert cache.room(cache.hot) == cache.pools[cache.hot].size
+    assert not engine.scheduler.live and not engine.executor.tables
+
+
+def test_same_arrivals_give_the_same_plans():
+    for seed in range(20):
+        plans = []
+        for _ in range(2):
+            rng = random.Random(seed)
+            items = work(rng, 25)
+            longest = max(len(prompt) + wanted for _, prompt, wanted in items)
+            engine = build(rng, 4, 2, True, longest)
+            drive(engine, items, {})
+            plans.append(engine.executor.plans)
+        assert plans[0] == plans[1]

@@ -1,0 +1,107 @@
+"""The whole control loop: plan, submit, settle.
+
+The engine knows requests and plans; it knows no text, no tensor and no client.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Protocol
+
+from weir.core import Capacity, Delta, Plan, Request
+from weir.executor.base import Executor, Handle
+from weir.sched.scheduler import Scheduler
+from weir.wire import Stats
+
+
+class Clock(Protocol):
+    def now(self) -> float: ...
+
+
+class MonotonicClock:
+    """Seconds of this machine, the same in every process."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+
+class Engine:
+    def __init__(self, scheduler: Scheduler, executor: Executor, clock: Clock | None = None):
+        self.scheduler = scheduler
+        self.executor = executor
+        self.clock = clock or MonotonicClock()
+        self.capacity: Capacity = executor.capacity
+        self.flying: deque[tuple[Plan, Handle]] = deque()
+        self._stats = Stats(pages_total=self.capacity.pages[scheduler.cache.hot])
+
+    def add(self, request: Request) -> None:
+        """Take a request in. One that can never run ends at once, with a Delta that says why."""
+        longest = request.prompt + request.sampling.max_tokens
+        if not request.prompt or longest > self.capacity.context:
+            why = f"{longest} tokens were asked for; this engine holds 1 to {self.capacity.context}"
+            self.scheduler.ended.append(Delta(request.uid, done="error", error=why))
+            return
+        self.scheduler.add(request)
+        self._stats.prompt_tokens += request.prompt
+
+    def abort(self, uid: int) -> None:
+        """End a request now. Its last Delta comes with the next step."""
+        self.scheduler.abort(uid)
+
+    def flush(self) -> None:
+        """Forget every cached prefix that no request uses."""
+        self.scheduler.cache.flush()
+
+    @property
+    def busy(self) -> bool:
+        s = self.scheduler
+        return bool(s.live or self.flying or s.ended or s.forget)
+
+    def step(self) -> list[Delta]:
+        """Plan and submit one iteration, then settle the oldest if the pipe is full. Returns what
+        that one brought; nothing while the pipe fills."""
+        began = time.perf_counter()
+        if len(self.flying) < self.executor.depth:
+            plan = self.scheduler.plan(self.clock.now())
+            if plan is not None:
+                self.flying.append((plan, self.executor.submit(plan)))
+                if len(self.flying) < self.executor.depth:
+                    self._stats.host_seconds = time.perf_counter() - began
+                    return []
+        planned = time.perf_counter()
+        if not self.flying:
+            deltas, self.scheduler.ended = self.scheduler.ended, []
+            return deltas
+        plan, handle = self.flying.popleft()
+        result = handle.result()
+        landed = time.perf_counter()
+        deltas = self.scheduler.commit(plan, result)
+        self._count(plan, result.seconds, deltas)
+        self._stats.host_seconds = planned - began + time.perf_counter() - landed
+        return deltas
+
+    def _count(self, plan: Plan, seconds: float, deltas: list[Delta]) -> None:
+        stats, chunks = self._stats, [chunk for lane in plan.lanes for chunk in lane]
+        stats.step = plan.step
+        stats.step_seconds = seconds
+        stats.step_tokens = plan.tokens
+        stats.step_requests = len(chunks)
+        stats.step_prefill = sum(c.length for c in chunks if c.start < c.prompt)
+        stats.generated_tokens += sum(len(delta.tokens) for delta in deltas)
+
+    def stats(self) -> Stats:
+        """The counters as they are now; the same object every time."""
+        stats, s = self._stats, self.scheduler
+        hot = s.cache.hot
+        stats.running = len(s.running)
+        stats.waiting = len(s.waiting) + len(s.new)
+        stats.pages_cached = s.cache.tree.unlocked[hot]
+        stats.pages_used = stats.pages_total - s.cache.room(hot)
+        stats.hit_tokens = s.hits
+        stats.preemptions = s.preemptions
+        stats.recomputed_tokens = s.recomputed
+        return stats
+
+    def close(self) -> None:
+        self.executor.close()

@@ -1,0 +1,219 @@
+"""Who owns which page. Integers only: the cache never sees a tensor.
+
+Cached prefixes and running requests share one pool a tier. Letting go of a request hands its full
+pages to the radix tree, so preemption, finishing and caching are one code path; finding them again is
+a prefix hit; without a colder tier what is evicted is recomputed, with one it is moved and moved back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from weir.core import Move, Page, Request, Tier
+from weir.kv.pool import Pool
+from weir.kv.radix import Node, Radix
+
+
+class Cache:
+    """Radix tree over one pool a tier.
+
+    page: tokens a page. sizes: pages of each tier. reuse: False keeps no prefix at all.
+    Every list of moves is appended to in the order the moves must happen.
+    """
+
+    def __init__(self, page: int, sizes: Mapping[Tier, int], *, reuse: bool = True):
+        self.page = page
+        self.reuse = reuse
+        self.tiers = sorted(sizes)
+        self.hot = self.tiers[0]
+        self.pools = {int(tier): Pool(tier, size) for tier, size in sizes.items()}
+        self.tree = Radix(page, self.tiers)
+
+    # -- what the scheduler asks ---------------------------------------------------------------
+
+    def attach(self, r: Request, coldest: Tier, moves: list[Move]) -> None:
+        """Give `r` the longest prefix the tree holds and lock it; sets `computed`.
+
+        Pages colder than `coldest`, which attention cannot read, are warmed from the root down, as
+        far as room lasts. At least one token is left to compute. A request that already runs is
+        carried further if others have computed what it needs next."""
+        if r.lease is None:
+            r.lease, r.shared, r.computed, r.pages = self.tree.root, 0, 0, []
+        if not self.reuse or r.computed != r.shared * self.page or r.shared != len(r.pages):
+            return
+        tree, held = self.tree, r.lease
+        node, _ = tree.walk(r.tokens, self._limit(r), held, r.computed)
+        if node is held:
+            return
+        tree.lock(node)  # so that warming evicts nothing on the way
+        for step in tree.path(node, held):
+            if step.tier > coldest and not self._warm(step, moves):
+                break
+            r.lease = step
+            r.pages += step.pages
+        tree.lock(r.lease)
+        tree.unlock(node)
+        tree.unlock(held)
+        r.shared = len(r.pages)
+        r.computed = r.shared * self.page
+
+    def known(self, r: Request) -> int:
+        """Tokens of `r` that the tree holds. Touches nothing."""
+        return self.tree.measure(r.tokens, self._limit(r)) if self.reuse else 0
+
+    def grow(self, r: Request, upto: int, home: Tier, moves: list[Move]) -> bool:
+        """Reserve pages of `home` so that `r` can hold `upto` tokens; False, and nothing taken,
+        if there is no room even after giving up every unlocked prefix."""
+        need = -(-upto // self.page) - len(r.pages)
+        if need <= 0:
+            return True
+        pages = self._take(home, need, moves)
+        if pages is None:
+            return False
+        r.pages += pages
+        return True
+
+    def share(self, r: Request, upto: int) -> None:
+        """Put the full pages of `r.tokens[:upto]`, all of known value, into the tree, still locked
+        by `r`. The plan that computes them must be the one in hand or an earlier one."""
+        full = upto // self.page
+        if not self.reuse or full <= r.shared:
+            return
+        node, at = self.tree.walk(r.tokens, full * self.page, r.lease, r.shared * self.page)
+        if node is not r.lease:  # computed twice (a whole prompt found, say): ours stays private
+            return
+        node, upto = self._adopt(r, node, r.shared, full)
+        self.tree.lock(node)
+        self.tree.unlock(r.lease)
+        r.lease, r.shared = node, upto
+
+    def move(self, r: Request, home: Tier, moves: list[Move]) -> bool:
+        """Bring the private pages of `r` to `home`; shared ones stay. False, and nothing moved,
+        if they do not fit."""
+        mine = [i for i in range(r.shared, len(r.pages)) if r.pages[i].tier != home]
+        pages = self._take(home, len(mine), moves)
+        if pages is None:
+            return False
+        for i, page in zip(mine, pages, strict=True):
+            moves.append(Move(r.pages[i], page))
+            self._give([r.pages[i]])
+            r.pages[i] = page
+        r.sent = 0
+        return True
+
+    def release(self, r: Request) -> None:
+        """Let go: settled full pages go to the tree, the rest is free. For finish and preemption."""
+        if r.lease is None:
+            return
+        keep = r.shared
+        full = min(r.computed, r.settled) // self.page if self.reuse else 0
+        if full > r.shared:
+            node, at = self.tree.walk(r.tokens, full * self.page, r.lease, r.shared * self.page)
+            self._give(r.pages[r.shared : at // self.page])  # another got there first
+            _, keep = self._adopt(r, node, at // self.page, full)
+        self._give(r.pages[keep:])
+        self.tree.unlock(r.lease)
+        r.lease, r.pages, r.shared, r.computed, r.sent = None, [], 0, 0, 0
+
+    def flush(self) -> None:
+        """Drop every prefix that nobody uses."""
+        tree = self.tree
+        for node in [n for n in tree.nodes() if not n.locks and n.parent and n.parent.locks]:
+            self._give(tree.drop(node))
+
+    def room(self, tier: Tier) -> int:
+        """Pages of `tier` that can be had: free, or held by the tree alone."""
+        return len(self.pools[tier].free) + self.tree.unlocked[tier]
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _limit(self, r: Request) -> int:
+        limit = min(len(r.tokens) - 1, r.settled)
+        uncached = r.sampling.uncached
+        return limit if uncached is None else min(limit, uncached)
+
+    def _adopt(self, r: Request, node: Node, first: int, full: int) -> tuple[Node, int]:
+        """Hang `r.pages[first:full]` below `node`, one child for each run of one tier. Stops where
+        a page is hotter than what is above it. Returns the deepest node and where it ends, in pages."""
+        page = self.page
+        while first < full:
+            tier, end = r.pages[first].tier, first + 1
+            if node.pages and tier < node.tier:
+                break
+            while end < full and r.pages[end].tier == tier:
+                end += 1
+            key = tuple(r.tokens[first * page : end * page])
+            node, first = self.tree.insert(node, key, r.pages[first:end]), end
+        return node, first
+
+    def _warm(self, node: Node, moves: list[Move]) -> bool:
+        """Bring a locked node as near as the order of tiers lets it be."""
+        above = node.parent.pages if node.parent else []
+        home = Tier(above[0].tier) if above else self.hot
+        pages = self._take(home, len(node.pages), moves)
+        if pages is None:
+            return False
+        moves += map(Move, node.pages, pages)
+        self._give(self.tree.retier(node, pages))
+        return True
+
+    def _take(self, tier: Tier, count: int, moves: list[Move]) -> list[Page] | None:
+        pool = self.pools[tier]
+        if len(pool.free) < count:
+            if self.room(tier) < count:
+                return None
+            self._evict(tier, count, moves)
+        return pool.take(count)
+
+    def _evict(self, tier: Tier, count: int, moves: list[Move]) -> None:
+        """Free `count` pages of `tier`: the least recently used go one tier down, or are dropped."""
+        pool = self.pools[tier]
+        colder = next((t for t in self.tiers if t > tier), None)
+        while len(pool.free) < count:
+            node = self.tree.coldest(tier, count - len(pool.free))
+            assert node is not None, "the tree counts pages that it cannot give up"
+            pages = None if colder is None else self._take(colder, len(node.pages), moves)
+            if pages is None:
+                self._give(self.tree.drop(node))
+            else:
+                moves += map(Move, node.pages, pages)
+                self._give(self.tree.retier(node, pages))
+
+    def _give(self, pages: Iterable[Page]) -> None:
+        for page in pages:
+            self.pools[page.tier].free.append(page.index)
+
+    # -- invariants ----------------------------------------------------------------------------
+
+    def check(self, live: Iterable[Request]) -> None:
+        """Assert that every page is owned exactly once, that locks are exactly the leases of `live`,
+        that tiers only get colder, and that the counts agree. Walks everything: for tests."""
+        tree, live = self.tree, list(live)
+        owned: dict[int, list[int]] = {tier: list(p.free) for tier, p in self.pools.items()}
+        for r in live:
+            for page in r.pages[r.shared :]:
+                owned[page.tier].append(page.index)
+        locks: dict[int, int] = {}
+        for r in live:
+            node = r.lease
+            depth = 0
+            while node is not None and node.parent is not None:
+                locks[id(node)] = locks.get(id(node), 0) + 1
+                depth += len(node.pages)
+                node = node.parent
+            assert r.lease is None or depth == r.shared, "a lease covers other pages than it says"
+        unlocked = dict.fromkeys(tree.unlocked, 0)
+        held = dict.fromkeys(tree.held, 0)
+        for node in tree.nodes():
+            assert len(node.key) == len(node.pages) * self.page and node.alive
+            assert len({page.tier for page in node.pages}) == 1
+            assert node.parent is not None
+            assert not node.parent.pages or node.parent.tier <= node.tier, "a child is hotter"
+            assert node.locks == locks.get(id(node), 0), "a lock without a lease, or the reverse"
+            held[node.tier] += len(node.pages)
+            unlocked[node.tier] += 0 if node.locks else len(node.pages)
+            for page in node.pages:
+                owned[page.tier].append(page.index)
+        assert unlocked == tree.unlocked and held == tree.held
+        for tier, pool in self.pools.items():
+            assert sorted(owned[tier]) == list(range(pool.size)), f"pages of tier {tier} lost or doubled"
