@@ -1,0 +1,69 @@
+"""What a model is to the runtime: five functions around attention, and layers of packed weights.
+
+A model knows no cache, no rank and no phase of a request. The forward loop is the runtime's:
+    x = embed(ids, pos)
+    for layer in layers: q, k, v = qkv(layer, x, pos); o = attend(q, k, v); x = out(layer, x, o)
+    logits(x of the rows that sample)
+On a CPU x is float32 whatever the weights are; on a GPU it has their type.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from weir.core import Spec
+from weir.ops import rope
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Model(Protocol):
+    """T tokens, B rows, H hidden, V vocabulary, Hq and Hkv heads of size D."""
+
+    spec: Spec
+    layers: list[Any]
+    """One a layer: a plain dataclass of packed weights, which nothing but this model reads."""
+
+    def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
+        """ids, pos int64 [T] → [T, H]."""
+        ...
+
+    def qkv(self, layer: Any, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, H] → q [T, Hq, D], k and v [T, Hkv, D], normed and rotated; views of one tensor."""
+        ...
+
+    def out(self, layer: Any, x: Tensor, o: Tensor) -> Tensor:
+        """Output projection, residual and MLP: x [T, H], o [T, Hq, D] → [T, H]."""
+        ...
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """The final norm: [B, H] → [B, H], what an embedding is pooled from."""
+        ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[B, H], before the final norm → float32 [B, V]."""
+        ...
+
+
+def shape(name: str, n: int, k: int, bias: bool) -> Shapes:
+    """The tensors of one linear layer."""
+    return {f"{name}.weight": (n, k)} | ({f"{name}.bias": (n,)} if bias else {})
+
+
+def split_heads(y: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
+    """[T, (Hq + 2 Hkv) D] → q [T, Hq, D], k and v [T, Hkv, D]: views, rows strided."""
+    heads = y.view(len(y), -1, spec.head_dim)
+    q, k, v = heads.split((spec.heads, spec.kv_heads, spec.kv_heads), dim=1)
+    return q, k, v
+
+
+class Ropes:
+    """The rotation tables of a model, one for each rope that its layers share."""
+
+    def __init__(self, spec: Spec, device: torch.device):
+        distinct = [r for i, r in enumerate(spec.rope) if r not in spec.rope[:i]]
+        self.of_layer = [distinct.index(r) for r in spec.rope]
+        self.tables = [rope.tables(r, spec.head_dim, spec.context, device) for r in distinct]

@@ -1,0 +1,110 @@
+"""The Llama family: Llama 2 and 3, Mistral, Qwen 2, 2.5 and 3, SmolLM2.
+
+They differ in biases, per-head norms and windows only, all of which the Spec and the weights tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weir.core import Spec
+from weir.models.base import Ropes, Shapes, shape, split_heads
+from weir.models.weights import Weights
+from weir.ops.linear import Linear, linear
+from weir.ops.mlp import gated
+from weir.ops.norm import rms_norm
+from weir.ops.rope import rope_
+
+
+@dataclass(slots=True, eq=False)
+class Layer:
+    rope: int  # which of the model's tables
+    norm: Tensor  # [H]
+    qkv: Linear
+    q_norm: Tensor | None  # [D]
+    k_norm: Tensor | None
+    out: Linear
+    mlp_norm: Tensor  # [H]
+    gate_up: Linear
+    down: Linear
+
+
+class Llama:
+    def __init__(self, spec: Spec, weights: Weights):
+        self.spec = spec
+        self.dtype = weights.activation
+        self.ropes = Ropes(spec, weights.device)
+        self.embedding, self.head = weights.embedding(spec.tied)
+        self.norm = weights.vector("norm.weight")
+        self.layers = weights.each(lambda i: self._layer(weights, i), spec.layers)
+
+    @staticmethod
+    def tensors(spec: Spec) -> Shapes:
+        """Every tensor this model reads and its shape, in the names of its safetensors."""
+        h = spec.hidden
+        shapes: Shapes = {"embed_tokens.weight": (spec.vocab, h), "norm.weight": (h,)}
+        if not spec.tied:
+            shapes["lm_head.weight"] = (spec.vocab, h)
+        for i in range(spec.layers):
+            shapes |= layer_tensors(spec, f"layers.{i}.")
+        return shapes
+
+    def _layer(self, weights: Weights, i: int) -> Layer:
+        at = f"layers.{i}."
+        head_norm = self.spec.qk_norm
+        return Layer(
+            rope=self.ropes.of_layer[i],
+            norm=weights.vector(f"{at}input_layernorm.weight"),
+            qkv=weights.linear(*(f"{at}self_attn.{part}_proj" for part in "qkv")),
+            q_norm=weights.vector(f"{at}self_attn.q_norm.weight") if head_norm else None,
+            k_norm=weights.vector(f"{at}self_attn.k_norm.weight") if head_norm else None,
+            out=weights.linear(f"{at}self_attn.o_proj"),
+            mlp_norm=weights.vector(f"{at}post_attention_layernorm.weight"),
+            gate_up=weights.linear(f"{at}mlp.gate_proj", f"{at}mlp.up_proj"),
+            down=weights.linear(f"{at}mlp.down_proj"),
+        )
+
+    def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
+        return torch.nn.functional.embedding(ids, self.embedding).to(self.dtype)
+
+    def qkv(self, layer: Layer, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        eps = self.spec.eps
+        q, k, v = split_heads(linear(rms_norm(x, layer.norm, eps), layer.qkv), self.spec)
+        rope_(q, k, pos, self.ropes.tables[layer.rope], layer.q_norm, layer.k_norm, eps)
+        return q, k, v
+
+    def out(self, layer: Layer, x: Tensor, o: Tensor) -> Tensor:
+        x = linear(o.flatten(1), layer.out, x)
+        y = linear(rms_norm(x, layer.mlp_norm, self.spec.eps), layer.gate_up)
+        return linear(gated(y, self.spec.activation), layer.down, x)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.norm, self.spec.eps)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return linear(self.hidden(x), self.head).float()
+
+
+def layer_tensors(spec: Spec, at: str) -> Shapes:
+    """The tensors of one layer, their names beginning with `at`."""
+    h, d, f = spec.hidden, spec.head_dim, spec.ffn
+    q, kv = spec.heads * d, spec.kv_heads * d
+    shapes: Shapes = {
+        f"{at}input_layernorm.weight": (h,),
+        f"{at}post_attention_layernorm.weight": (h,),
+    }
+    if spec.qk_norm:
+        shapes |= {f"{at}self_attn.{part}_norm.weight": (d,) for part in "qk"}
+    return (
+        shapes
+        | shape(f"{at}self_attn.q_proj", q, h, spec.qkv_bias)
+        | shape(f"{at}self_attn.k_proj", kv, h, spec.qkv_bias)
+        | shape(f"{at}self_attn.v_proj", kv, h, spec.qkv_bias)
+        | shape(f"{at}self_attn.o_proj", h, q, spec.out_bias)
+        | shape(f"{at}mlp.gate_proj", f, h, spec.mlp_bias)
+        | shape(f"{at}mlp.up_proj", f, h, spec.mlp_bias)
+        | shape(f"{at}mlp.down_proj", h, f, spec.mlp_bias)
+    )

@@ -1,0 +1,105 @@
+"""Makes a model from what is on disk: a folder of safetensors, a GGUF file, or a config alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from weir.core import Spec
+from weir.errors import ConfigError
+from weir.gguf import GGUF
+from weir.models.base import Model
+from weir.models.checkpoint import Dummy, Quantised, Safetensors
+from weir.models.config import from_config
+from weir.models.gemma3 import Gemma3
+from weir.models.llama import Llama
+from weir.models.metadata import from_gguf
+from weir.models.opt import OPT
+from weir.models.weights import Checkpoint, Weights, verify
+
+MODELS: dict[str, type[Llama] | type[Gemma3] | type[OPT]] = {
+    "llama": Llama,
+    "mistral": Llama,
+    "qwen2": Llama,
+    "qwen3": Llama,
+    "gemma3": Gemma3,
+    "opt": OPT,
+}
+FORMATS = ("auto", "safetensors", "gguf", "dummy")
+THREADS = 4  # readers beyond this many wait for memory
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str | torch.device = "cpu",
+    format: str = "auto",
+    context: int | None = None,
+    seed: int = 0,
+    threads: int = 0,
+) -> Model:
+    """The model at `path`, its weights of type `dtype` packed for `device`.
+
+    `format` is "auto", "safetensors", "gguf", or "dummy" for random weights (by `seed`) from the
+    configuration alone. `context` shortens the longest sequence; `threads` read and pack (0: all
+    cores). Raises ConfigError for files that are absent, unsound or do not fit their configuration.
+    """
+    path, device = Path(path), torch.device(device)
+    if format not in FORMATS:
+        raise ConfigError(f"load format {format!r} is unknown; use one of {', '.join(FORMATS)}")
+    gguf = GGUF.open(path) if path.suffix == ".gguf" else None
+    if format != "dummy" and format != "auto" and (format == "gguf") != (gguf is not None):
+        raise ConfigError(f"{path} is not of format {format}; leave the load format at auto")
+    spec = from_gguf(gguf) if gguf else _spec_of_folder(path)
+    kind = MODELS[spec.architecture]
+    shapes = kind.tensors(spec)
+    checkpoint: Checkpoint
+    if format == "dummy":
+        checkpoint = Dummy(shapes, device, seed)
+    else:
+        checkpoint = Quantised(gguf, spec) if gguf else Safetensors(path, spec)
+    verify(checkpoint.shapes, shapes)
+    threads = threads or min(THREADS, len(os.sched_getaffinity(0)))
+    with Weights(checkpoint, dtype, device, threads) as weights:
+        return kind(_shortened(spec, context), weights)
+
+
+def read_spec(path: str | Path) -> Spec:
+    """The shape of the model at `path`, without its weights."""
+    path = Path(path)
+    return from_gguf(GGUF.open(path)) if path.suffix == ".gguf" else _spec_of_folder(path)
+
+
+def _spec_of_folder(path: Path) -> Spec:
+    """From a folder that holds a `config.json`, or from such a file itself."""
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"no config.json at {path}: name a model folder or a .gguf file")
+    generation = file.with_name("generation_config.json")
+    return from_config(_json(file), _json(generation) if generation.is_file() else None)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file} must hold a JSON object")
+    return value
+
+
+def _shortened(spec: Spec, context: int | None) -> Spec:
+    if context is None:
+        return spec
+    if not 0 < context <= spec.context:
+        raise ConfigError(
+            f"max_model_len must be from 1 to the model's {spec.context}, not {context}"
+        )
+    return msgspec.structs.replace(spec, context=context)
