@@ -7,9 +7,12 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from weir import hub
 from weir.errors import ConfigError
+from weir.gguf import GGUF
 from weir.sim import workload
 from weir.sim.workload import Tokenizer, Words, Workload
+from weir.text import Text
 
 NAMES = (
     "random",
@@ -56,6 +59,14 @@ def add_arguments(parser: ArgumentParser, count: int) -> None:
         "--trace-scale", type=positive, default=1, metavar="N",
         help="divide the lengths of a trace, for small models (1)",
     )  # fmt: skip
+
+
+def tokenizer(model: str) -> Text:
+    """The tokenizer of a model by its folder, file or name. Raises `ConfigError`."""
+    source = hub.resolve(model)
+    if source.kind == "gguf":
+        return Text.from_gguf(GGUF.open(source.path))
+    return Text.from_folder(source.path)
 
 
 def positive(text: str) -> int:

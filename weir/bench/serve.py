@@ -26,7 +26,6 @@ from weir.bench.progress import progress
 from weir.errors import ConfigError
 from weir.sim.report import METRICS, Record, block, flat, measure
 from weir.sim.workload import Workload, as_text, paced, poisson
-from weir.text import load as load_text
 
 USAGE = "weir bench serve [OPTIONS]"
 
@@ -150,7 +149,7 @@ def prepared(options: Namespace, model: str) -> Workload:
 
     def tokenizer() -> Any:
         if not loaded:
-            loaded.append(load_text(options.tokenizer or model))
+            loaded.append(datasets.tokenizer(options.tokenizer or model))
         return loaded[0]
 
     workload = datasets.make(options, tokenizer)

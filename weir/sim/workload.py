@@ -11,7 +11,7 @@ import csv
 import gzip
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -32,12 +32,14 @@ COLUMNS = {
 
 
 class Tokenizer(Protocol):
-    vocab: int
     special: frozenset[int]
+
+    @property
+    def vocab(self) -> int: ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str: ...
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str: ...
 
 
 @dataclass(slots=True, frozen=True)

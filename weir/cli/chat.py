@@ -1,0 +1,147 @@
+"""Talk to a model in the terminal.
+
+With --url the model is a running server's; without, a server is started for this talk alone.
+In the talk: /reset forgets it, /system TEXT sets the system prompt, /quit leaves. Ctrl-C stops an
+answer; Ctrl-D leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from weir.bench.client import Message, decode, words
+from weir.bench.http import Http, HttpError
+from weir.cli.private import private
+
+USAGE = "weir chat [MODEL] [OPTIONS]"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="model to talk to (smollm2-135m)")
+    add("--url", metavar="URL", help="a running server, such as http://127.0.0.1:8000")
+    add("--api-key", metavar="KEY", help="sent as a bearer token")
+    add("--system", metavar="TEXT", help="system prompt")
+    add("--max-tokens", type=int, metavar="N", help="longest answer")
+    add("--temperature", type=float, metavar="T", help="0: always the likeliest token")
+    add("--top-p", type=float, metavar="P", help="sample from the likeliest P of probability")
+    add("--seed", type=int, metavar="SEED", help="for answers that can be repeated")
+
+
+def run(options: Namespace) -> int:
+    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    with ExitStack() as stack:
+        url = options.url
+        if url is None:
+            name = options.model or "smollm2-135m"
+            print(f"starting {name} …", file=sys.stderr)
+            server = stack.enter_context(private(name))
+            url, headers = server.url, server.headers
+        http = Http(url.rstrip("/"), headers)
+        model = options.model or asyncio.run(first_model(http))
+        talk = Talk(http, model, settings(options))
+        talk.reset(options.system)
+        converse(talk)
+    return 0
+
+
+def settings(options: Namespace) -> dict[str, Any]:
+    names = ("max_tokens", "temperature", "top_p", "seed")
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+async def first_model(http: Http) -> str:
+    listed = msgspec.json.decode(await http.get("/v1/models"))
+    return str(listed["data"][0]["id"])
+
+
+@dataclass(slots=True)
+class Talk:
+    """What has been said so far, and the server that goes on with it."""
+
+    http: Http
+    model: str
+    settings: dict[str, Any]
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def reset(self, system: str | None = None) -> None:
+        """Forget what was said; keep the system prompt, or set another."""
+        kept = [message for message in self.messages if message["role"] == "system"]
+        self.messages = [{"role": "system", "content": system}] if system else kept
+
+    async def answer(self, text: str) -> AsyncGenerator[str]:
+        """Say `text`; yields the answer piece by piece. What was heard of it is remembered."""
+        self.messages.append({"role": "user", "content": text})
+        heard: list[str] = []
+        body = {"model": self.model, "messages": self.messages, "stream": True, **self.settings}
+        try:
+            async with aclosing(self.http.stream("/v1/chat/completions", body)) as events:
+                async for event in events:
+                    if piece := said(decode(event.data)):
+                        heard.append(piece)
+                        yield piece
+        finally:
+            if heard:
+                self.messages.append({"role": "assistant", "content": "".join(heard)})
+            else:
+                self.messages.pop()
+
+
+def said(message: Message) -> str:
+    if message.error:
+        raise HttpError(words(message.error))
+    delta = message.choices[0].delta if message.choices else None
+    return (delta.content or "") if delta else ""
+
+
+def converse(
+    talk: Talk, listen: Callable[[str], str] = input, show: Callable[[str], None] | None = None
+) -> None:
+    """Read, answer, repeat until /quit or the end of input."""
+    show = show or (lambda text: print(text, end="", flush=True))
+    show(f"{talk.model} · /reset /system TEXT /quit · Ctrl-C stops an answer\n")
+    while True:
+        try:
+            line = listen("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            show("\n")
+            return
+        command, _, rest = line.partition(" ")
+        if command in ("/quit", "/exit"):
+            return
+        if command == "/reset":
+            talk.reset()
+            show("forgotten\n")
+        elif command == "/system":
+            talk.messages = []
+            talk.reset(rest.strip())
+            show("system prompt set\n" if rest.strip() else "system prompt removed\n")
+        elif command.startswith("/"):
+            show(f"no such command: {command}; there are /reset, /system TEXT and /quit\n")
+        elif line:
+            speak(talk, line, show)
+
+
+def speak(talk: Talk, line: str, show: Callable[[str], None]) -> None:
+    """Stream one answer. An error or Ctrl-C ends the answer, not the talk."""
+
+    async def stream() -> None:
+        async with aclosing(talk.answer(line)) as pieces:
+            async for piece in pieces:
+                show(piece)
+
+    try:
+        asyncio.run(stream())
+        show("\n")
+    except KeyboardInterrupt:
+        show(" [stopped]\n")
+    except HttpError as error:
+        show(f"\n[{error}]\n")

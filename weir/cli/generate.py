@@ -1,0 +1,95 @@
+"""Complete prompts from the command line, a file or standard input, all in one batch.
+
+Prints the completions, or with --jsonl one JSON object a prompt.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import asdict
+
+from weir.cli.options import add_config, config
+from weir.errors import ConfigError
+from weir.llm import LLM, RequestOutput
+from weir.params import SamplingParams
+
+USAGE = "weir generate MODEL [--prompt TEXT | --file FILE] [OPTIONS]"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("prompts")
+    add = group.add_argument
+    add("--prompt", "-p", action="append", metavar="TEXT", help="a prompt; may be repeated")
+    add("--file", type=Path, metavar="FILE", help="a prompt a line; default: standard input")
+    add("--chat", action="store_true", help="treat prompts as what a user says in a chat")
+    group = parser.add_argument_group("answers")
+    add = group.add_argument
+    add("--max-tokens", type=int, default=128, metavar="N", help="longest completion (128)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="0: likeliest token (1)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="likeliest P of probability (1)")
+    add("--top-k", type=int, default=0, metavar="K", help="of the K likeliest tokens; 0: off (0)")
+    add("--n", type=int, default=1, metavar="N", help="completions a prompt (1)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end at this; may be repeated")
+    add("--ignore-eos", action="store_true", help="always generate --max-tokens")
+    add("--jsonl", action="store_true", help="print JSON lines")
+    add("--quiet", action="store_true", help="no progress bar")
+    add_config(parser)
+
+
+def run(options: Namespace) -> int:
+    params = SamplingParams(
+        n=options.n,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        max_tokens=options.max_tokens,
+        stop=options.stop,
+        ignore_eos=options.ignore_eos,
+    )
+    settings = config(options)
+    prompts = read(options)
+    with LLM(**asdict(settings)) as llm:
+        if options.chat:
+            talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            outputs = llm.chat(talks, params, progress=not options.quiet)
+        else:
+            outputs = llm.generate(prompts, params, progress=not options.quiet)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        print(as_json(prompt, output) if options.jsonl else as_text(output), flush=True)
+    return 0
+
+
+def read(options: Namespace) -> list[str]:
+    if options.prompt and options.file:
+        raise ConfigError("give either --prompt or --file")
+    if options.prompt:
+        return list(options.prompt)
+    try:
+        text = options.file.read_text("utf-8") if options.file else sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the prompts cannot be read: {error}") from None
+    prompts = [line for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ConfigError("there is no prompt: give --prompt, --file or lines on standard input")
+    return prompts
+
+
+def as_text(output: RequestOutput) -> str:
+    return "\n".join(choice.text for choice in output.outputs)
+
+
+def as_json(prompt: str, output: RequestOutput) -> str:
+    choices = [
+        {
+            "index": c.index,
+            "text": c.text,
+            "finish_reason": c.finish_reason,
+            "tokens": len(c.token_ids),
+        }
+        for c in output.outputs
+    ]
+    return msgspec.json.encode({"prompt": prompt, "outputs": choices}).decode()
