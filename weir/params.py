@@ -52,11 +52,17 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
 
         def need(ok: bool, param: str, rule: str) -> None:
             if not ok:
-                raise BadRequest(f"{param} must be {rule}, got {getattr(self, param)!r}", param=param)
+                raise BadRequest(
+                    f"{param} must be {rule}, got {getattr(self, param)!r}", param=param
+                )
 
         def between(param: str, low: float, high: float) -> None:
             value = getattr(self, param)
-            need(math.isfinite(value) and low <= value <= high, param, f"between {low:g} and {high:g}")
+            need(
+                math.isfinite(value) and low <= value <= high,
+                param,
+                f"between {low:g} and {high:g}",
+            )
 
         def tokens(param: str) -> None:
             ids = getattr(self, param) or ()
@@ -89,7 +95,10 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
         if self.seed is not None:
             need(-(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer")
         if len(self.stops) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
-            raise BadRequest(f"at most {MAX_STOPS} stop strings and {MAX_STOPS} stop_token_ids are allowed", param="stop")
+            raise BadRequest(
+                f"at most {MAX_STOPS} stop strings and {MAX_STOPS} stop_token_ids are allowed",
+                param="stop",
+            )
         if any(not s or len(s) > 1024 for s in self.stops):
             raise BadRequest("stop strings must have 1 to 1024 characters", param="stop")
         need(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "0 or positive")
@@ -101,7 +110,9 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
             )
         for param in ("logprobs", "prompt_logprobs"):
             value = getattr(self, param)
-            need(value is None or 0 <= value <= MAX_LOGPROBS, param, f"between 0 and {MAX_LOGPROBS}")
+            need(
+                value is None or 0 <= value <= MAX_LOGPROBS, param, f"between 0 and {MAX_LOGPROBS}"
+            )
         need(self.score_from >= 0, "score_from", "0 or positive")
 
     def sampling(

@@ -30,7 +30,9 @@ def build(rng: random.Random, page: int, depth: int, chains: bool, longest: int)
     cache = Cache(page, sizes, reuse=rng.random() < 0.8)
     whole = rng.random() < 0.3
     tokens = max(longest, 64) if whole else rng.choice([1, 3, 16, 64])
-    capacity = Capacity(page, {int(k): v for k, v in sizes.items()}, tokens, rng.choice([1, 4, 64]), longest)
+    capacity = Capacity(
+        page, {int(k): v for k, v in sizes.items()}, tokens, rng.choice([1, 4, 64]), longest
+    )
     ranking = FCFS() if rng.random() < 0.6 else LongestPrefix(cache, limit=rng.choice([0, 3, 100]))
     scheduler = Scheduler(
         cache,
@@ -63,7 +65,9 @@ def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None
         for uid, (arrival, prompt, wanted) in enumerate(items):
             if arrival == step:
                 stops = [] if stop is None else [stop]
-                r = Request(uid, list(prompt), Sampling(max_tokens=wanted, stops=stops), float(step))
+                r = Request(
+                    uid, list(prompt), Sampling(max_tokens=wanted, stops=stops), float(step)
+                )
                 engine.executor.requests[uid] = r.tokens
                 engine.add(r)
         for uid, when in aborts.items():
@@ -84,7 +88,11 @@ def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from([1, 2, 4, 16]), st.sampled_from([(1, True), (2, True), (2, False), (3, True), (3, False)]))
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([1, 2, 4, 16]),
+    st.sampled_from([(1, True), (2, True), (2, False), (3, True), (3, False)]),
+)
 def test_no_page_is_lost_and_tokens_do_not_depend_on_policy(seed, page, flight):
     rng = random.Random(seed)
     items = work(rng, 25)
@@ -99,7 +107,11 @@ def test_no_page_is_lost_and_tokens_do_not_depend_on_policy(seed, page, flight):
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from([1, 4]), st.sampled_from([(1, True), (2, True), (3, False)]))
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([1, 4]),
+    st.sampled_from([(1, True), (2, True), (3, False)]),
+)
 def test_aborts_and_stop_tokens_leave_nothing_behind(seed, page, flight):
     rng = random.Random(seed)
     items = work(rng, 25)

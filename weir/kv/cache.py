@@ -110,6 +110,7 @@ class Cache:
         if full > r.shared:
             node, at = self.tree.walk(r.tokens, full * self.page, r.lease, r.shared * self.page)
             self._give(r.pages[r.shared : at // self.page])  # another got there first
+            self.tree.touch(node)
             _, keep = self._adopt(r, node, at // self.page, full)
         self._give(r.pages[keep:])
         self.tree.unlock(r.lease)
@@ -216,4 +217,6 @@ class Cache:
                 owned[page.tier].append(page.index)
         assert unlocked == tree.unlocked and held == tree.held
         for tier, pool in self.pools.items():
-            assert sorted(owned[tier]) == list(range(pool.size)), f"pages of tier {tier} lost or doubled"
+            assert sorted(owned[tier]) == list(range(pool.size)), (
+                f"pages of tier {tier} lost or doubled"
+            )

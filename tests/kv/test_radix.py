@@ -1,0 +1,171 @@
+"""The radix tree and the cache on their own: what is found, what is given up first, who owns what."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weir.core import Move, Request, Sampling, Tier
+from weir.kv.cache import Cache
+
+
+def request(uid: int, tokens: list[int], **sampling) -> Request:
+    return Request(uid, list(tokens), Sampling(**sampling), 0.0)
+
+
+def fill(cache: Cache, r: Request, moves: list[Move] | None = None) -> None:
+    """Attach, reserve and compute all of `r`, as a plan would."""
+    moves = [] if moves is None else moves
+    cache.attach(r, cache.hot, moves)
+    assert cache.grow(r, len(r.tokens), cache.hot, moves)
+    r.computed = len(r.tokens)
+
+
+def pass_through(cache: Cache, tokens: list[int], uid: int = 0) -> int:
+    """Compute a request to its end and let it go; returns the tokens it found cached."""
+    r = request(uid, tokens)
+    cache.attach(r, cache.hot, [])
+    found = r.computed
+    fill(cache, r)
+    cache.release(r)
+    cache.check([])
+    return found
+
+
+def test_a_prefix_is_found_in_whole_pages_and_one_token_is_left():
+    cache = Cache(4, {Tier.CPU: 32})
+    tokens = list(range(12))
+    assert pass_through(cache, tokens) == 0
+    assert pass_through(cache, tokens) == 8  # 11 tokens may match: two pages
+    assert pass_through(cache, [*tokens, 99]) == 12
+    assert pass_through(cache, [*tokens[:6], 50, 51]) == 4
+    assert pass_through(cache, [7, *tokens]) == 0
+
+
+def test_without_reuse_nothing_is_kept():
+    cache = Cache(4, {Tier.CPU: 32}, reuse=False)
+    assert pass_through(cache, list(range(12))) == 0
+    assert pass_through(cache, list(range(12))) == 0
+    assert len(cache.pools[Tier.CPU].free) == 32
+
+
+def test_prompt_logprobs_and_mean_pooling_reach_behind_the_cache():
+    cache = Cache(2, {Tier.CPU: 32})
+    pass_through(cache, list(range(12)))
+    for sampling, found in (
+        ({"prompt_logprobs": 1}, 0),
+        ({"prompt_logprobs": 1, "score_from": 7}, 6),
+        ({"pool": "mean"}, 0),
+        ({"pool": "last"}, 10),
+    ):
+        r = request(1, list(range(12)), **sampling)
+        cache.attach(r, Tier.CPU, [])
+        assert r.computed == found, sampling
+        cache.release(r)
+
+
+def test_siblings_in_one_plan_share_what_the_first_computes():
+    cache = Cache(4, {Tier.CPU: 32})
+    first, second = request(1, list(range(20))), request(2, [*range(16), 77, 78])
+    fill(cache, first)
+    cache.share(first, 20)
+    cache.attach(second, Tier.CPU, [])
+    assert second.computed == 16 and second.pages == first.pages[:4]
+    cache.check([first, second])
+    cache.release(first)
+    cache.check([second])
+    cache.release(second)
+    cache.check([])
+
+
+def test_the_least_recently_used_leaf_goes_first_and_only_as_far_as_needed():
+    cache = Cache(1, {Tier.CPU: 12})
+    pass_through(cache, [1, 2, 3, 4])
+    pass_through(cache, [5, 6, 7, 8])
+    pass_through(cache, [1, 2, 3, 4])  # now 5… is the oldest
+    big = request(9, [9] * 6)
+    cache.attach(big, Tier.CPU, [])
+    assert cache.grow(big, 6, Tier.CPU, [])
+    cache.check([big])
+    assert cache.known(request(1, [1, 2, 3, 4, 0])) == 4
+    assert cache.known(request(2, [5, 6, 7, 8, 0])) == 2  # only its tail was needed
+    cache.release(big)
+
+
+def test_a_locked_prefix_survives_pressure_and_refusal_takes_nothing():
+    cache = Cache(1, {Tier.CPU: 8})
+    pass_through(cache, [1, 2, 3, 4])
+    holder = request(1, [1, 2, 3, 4, 5])
+    cache.attach(holder, Tier.CPU, [])
+    big = request(2, [9] * 5)
+    cache.attach(big, Tier.CPU, [])
+    assert not cache.grow(big, 5, Tier.CPU, [])
+    assert big.pages == [] and cache.room(Tier.CPU) == 4
+    assert cache.grow(big, 4, Tier.CPU, [])
+    cache.check([holder, big])
+
+
+def test_eviction_moves_down_a_tier_and_a_hit_moves_back_up():
+    cache = Cache(1, {Tier.GPU: 6, Tier.CPU: 6})
+    pass_through(cache, [1, 2, 3, 4])
+    moves: list[Move] = []
+    big = request(2, [9] * 6)
+    cache.attach(big, Tier.GPU, moves)
+    assert cache.grow(big, 6, Tier.GPU, moves)
+    assert len(moves) == 4 and all(m.dst.tier == Tier.CPU for m in moves)
+    cache.check([big])
+    cache.release(big)
+    moves.clear()
+    again = request(3, [1, 2, 3, 4, 5])
+    cache.attach(again, Tier.GPU, moves)
+    assert again.computed == 4 and all(p.tier == Tier.GPU for p in again.pages)
+    assert [m.src.tier for m in moves if m.dst.tier == Tier.GPU] == [Tier.CPU] * 4
+    cache.check([again])
+
+
+def test_flush_keeps_what_is_in_use():
+    cache = Cache(2, {Tier.CPU: 32})
+    pass_through(cache, [1, 2, 3, 4, 5, 6])
+    pass_through(cache, [7, 8, 9, 10])
+    holder = request(1, [1, 2, 3, 4, 9])
+    cache.attach(holder, Tier.CPU, [])
+    cache.flush()
+    cache.check([holder])
+    assert cache.known(request(2, [1, 2, 3, 4, 0])) == 4
+    assert cache.known(request(3, [7, 8, 9, 10, 0])) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1, 2, 4]))
+def test_any_sequence_of_operations_keeps_every_page_owned_once(seed, page):
+    rng = random.Random(seed)
+    cache = Cache(page, {Tier.GPU: 24, Tier.CPU: rng.randrange(1, 30)}, reuse=rng.random() < 0.9)
+    live: dict[int, Request] = {}
+    for uid in range(120):
+        act = rng.random()
+        if act < 0.5 or not live:
+            head = [rng.randrange(1, 3) for _ in range(rng.randrange(1, 24))]
+            r = request(uid, head)
+            moves: list[Move] = []
+            cache.attach(r, rng.choice([Tier.GPU, Tier.CPU]), moves)
+            upto = rng.randrange(r.computed + 1, len(r.tokens) + 1)
+            if cache.grow(r, upto, Tier.GPU, moves):
+                r.computed = upto
+                if rng.random() < 0.5:
+                    cache.share(r, upto)
+                live[uid] = r
+            else:
+                cache.release(r)
+        elif act < 0.6:
+            r = rng.choice(list(live.values()))
+            cache.move(r, rng.choice([Tier.GPU, Tier.CPU]), [])
+        elif act < 0.65:
+            cache.flush()
+        else:
+            cache.release(live.pop(rng.choice(list(live))))
+        cache.check(live.values())
+    for r in live.values():
+        cache.release(r)
+    cache.check([])
