@@ -145,7 +145,12 @@ def frame(now: View, title: str, history: list[float]) -> Panel:
         ("tokens/s", f"{now.tokens_in:,.0f} in", f"{now.tokens_out:,.0f} out", ""),
         ("first token", f"p50 {duration(now.ttft[0])}", f"p99 {duration(now.ttft[1])}", ""),
         ("next token", f"p50 {duration(now.itl[0])}", f"p99 {duration(now.itl[1])}", ""),
-        ("KV pages", f"{now.cache:.0%} in use", f"{now.cached:.0%} cached", f"hits {share(now.hit_rate)}"),
+        (
+            "KV pages",
+            f"{now.cache:.0%} in use",
+            f"{now.cached:.0%} cached",
+            f"hit rate {share(now.hit_rate)}",
+        ),
         (
             "last step",
             duration(now.step),
@@ -154,7 +159,7 @@ def frame(now: View, title: str, history: list[float]) -> Panel:
             f"{now.step_decode:.0f} output tokens",
         ),
         ("since start", f"{now.preemptions:.0f} preempted", f"{now.rejections:.0f} rejected", ""),
-    ]  # fmt: skip
+    ]
     for name, *cells in rows:
         table.add_row(Text(name, style="dim"), *cells)
     return Panel(Group(table, Text(graph(history), style="green")), title=title, title_align="left")
@@ -168,12 +173,12 @@ def graph(history: list[float]) -> str:
 
 def duration(seconds: float) -> str:
     if math.isnan(seconds):
-        return "–"
+        return "-"
     return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def share(part: float) -> str:
-    return "–" if math.isnan(part) else f"{part:.0%}"
+    return "-" if math.isnan(part) else f"{part:.0%}"
 
 
 async def look(http: Http) -> Scrape:
