@@ -143,7 +143,6 @@ def from_config(config: dict[str, Any], generation: dict[str, Any] | None = None
         parsed = msgspec.convert(config.get("text_config") or config, CONFIGS[kind])
     except msgspec.ValidationError as error:
         raise ConfigError(f"config.json of a {kind} model: {error}") from None
-    eos = (generation or {}).get("eos_token_id") or parsed.eos_token_id
     if isinstance(parsed, OPT):
         spec = _opt(parsed)
     elif isinstance(parsed, Gemma3):
@@ -151,6 +150,8 @@ def from_config(config: dict[str, Any], generation: dict[str, Any] | None = None
     else:
         assert isinstance(parsed, Llama)
         spec = _llama(kind, parsed)
+    eos = (generation or {}).get("eos_token_id")
+    eos = parsed.eos_token_id if eos is None else eos
     eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
     return checked(msgspec.structs.replace(spec, bos=parsed.bos_token_id, eos=eos))
 

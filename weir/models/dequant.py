@@ -98,7 +98,7 @@ def _q3_k(b: Tensor) -> Tensor:
 
 
 def _k_scales(b: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and minimum of eight sub-blocks, float32 [n, 8] each: twelve bytes of six-bit fields."""
+    """Scale and minimum of eight sub-blocks, float32 [n, 8] each, from six-bit fields."""
     first, second, rest = b[:, 4:8], b[:, 8:12], b[:, 12:16]
     scales = torch.cat((first & 63, rest & 15 | first >> 2 & 48), dim=-1)
     lows = torch.cat((second & 63, rest >> 4 | second >> 2 & 48), dim=-1)

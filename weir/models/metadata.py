@@ -129,7 +129,7 @@ def _rope(gguf: GGUF, head_dim: int, context: int) -> RopeSpec:
 def _floats(gguf: GGUF, name: str) -> list[float]:
     if name not in gguf.tensors or gguf.tensors[name].type != F32:
         raise ConfigError(f"{gguf.path} has no float32 tensor {name}, which its rope needs")
-    return gguf.data(name).cast("f").tolist()
+    return [float(value) for value in gguf.data(name).cast("f")]
 
 
 def _eos(gguf: GGUF) -> list[int]:
