@@ -26,7 +26,7 @@ class Tier(IntEnum):
 
 class Page(NamedTuple):
     tier: int
-    index: int
+    index: int  # type: ignore[assignment]  # not tuple.index
 
 
 class Move(NamedTuple):

@@ -1,7 +1,7 @@
 """Who goes first. A ranking is a total order over live requests; smaller keys go first.
 
-A running request's key is read every step, a waiting one's when it starts to wait and again whenever
-the ranking says that what it read then is stale.
+A running request's key is read every step, a waiting one's when it starts to wait and again
+whenever the ranking says that what it read then is stale.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class FCFS:
 class LongestPrefix:
     """Longest shared prefix first (SGLang Algorithm 1), within a priority class.
 
-    Offline this visits the requests' radix tree depth first, which is optimal (Theorem 3.1). Matching
-    costs time, so with more than `limit` requests waiting it is first come, first served.
+    Offline this visits the requests' radix tree depth first, which is optimal (Theorem 3.1).
+    Matching costs time, so with more than `limit` requests waiting it is first come, first served.
     """
 
     cache: Cache

@@ -162,23 +162,29 @@ class Scheduler:
         before = r.computed
         if fresh or (r.computed < r.prompt and not r.sampling.penalised):
             self.cache.attach(r, self.placement.coldest, it.moves)
-        length = self._align(r, min(length, r.todo))
-        home = self._place(Pick(r, length), it, now)
+        length = self._align(r, min(length, r.todo), it)
+        home = self._place(Pick(r, length), it, now) if length else None
         if home is None:
             if fresh:
                 self.cache.release(r)
-                it.full = True
+                it.full = True  # nobody overtakes it
             return None
         self._account(r, before, fresh, now)
-        if r.computed < r.prompt and r.sampling.uncached is None:
-            self.cache.share(r, r.computed + length)
+        if r.computed < r.prompt:
+            it.prompts += 1
+            if r.sampling.uncached is None:
+                self.cache.share(r, r.computed + length)
         return self._advance(r, length, home)
 
-    def _align(self, r: Request, length: int) -> int:
+    def _align(self, r: Request, length: int, it: _Iteration) -> int:
         """End a chunk on a page boundary unless it ends the tokens, so that others can go on from
-        it; a budget under one page is used as it is."""
+        it. What is left of a budget under one page goes to the first prompt of a plan only."""
+        if length == r.todo:
+            return length
         over = (r.computed + length) % self.capacity.page
-        return length - over if length < r.todo and over < length else length
+        if over < length:
+            return length - over
+        return 0 if it.prompts else length
 
     def _place(self, pick: Pick, it: _Iteration, now: float) -> Tier | None:
         """Reserve pages, taking them from whoever ranks last, after the pick, and is not yet in
@@ -308,7 +314,7 @@ class Scheduler:
 class _Iteration:
     """What one call of `plan` gathers."""
 
-    __slots__ = ("budget", "chunks", "evicted", "full", "moves", "running", "seen")
+    __slots__ = ("budget", "chunks", "evicted", "full", "moves", "prompts", "running", "seen")
 
     def __init__(self, running: list[Entry]):
         self.running = running  # in order; victims are taken from the end
@@ -316,8 +322,9 @@ class _Iteration:
         self.chunks: list[Chunk] = []
         self.moves: list[Move] = []
         self.evicted: dict[int, Request] = {}
+        self.prompts = 0  # chunks of prompts
         self.seen = 0  # waiting requests that were offered
-        self.full = False  # a waiting request found no room: nobody overtakes it
+        self.full = False  # a waiting request found no room
 
     def last(self, after: Entry) -> Request | None:
         """The last running request, if it ranks after the given one and is not in the plan."""
