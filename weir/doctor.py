@@ -1,0 +1,275 @@
+"""What this machine offers, what Weir will use of it, what is missing and how to get it.
+
+Must work where nothing else does: every probe answers for itself, and PyTorch, which may be absent
+or broken, is imported only inside the probes that need it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from weir.ops import native
+
+GIB = 2**30
+OLDEST_TORCH = (2, 11)
+LIBRARIES = {
+    "torch": "",
+    "tokenizers": "",
+    "safetensors": "",
+    "msgspec": "",
+    "pyzmq": "",
+    "starlette": "",
+    "uvicorn": "",
+    "jinja2": "",
+    "prometheus-client": "",
+    "rich": "",
+    "pyyaml": "",
+    "uvloop": "a faster event loop",
+    "httptools": "faster HTTP parsing",
+    "huggingface-hub": "models by hub id",
+    "transformers": "tokenizers that nothing lighter can read",
+    "llguidance": "JSON schemas and grammars",
+    "opentelemetry-sdk": "request traces",
+    "opentelemetry-exporter-otlp-proto-http": "request traces",
+    "triton": "kernels on a GPU",
+    "flashinfer-python": "faster attention on a GPU",
+}
+"""Distribution → what it is good for; empty: Weir does not run without it."""
+
+EXTENSIONS = {
+    "x86_64": "avx2 fma f16c avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8".split(),
+    "aarch64": "asimd asimdhp asimddp bf16 i8mm sve sve2".split(),
+}
+"""The vector instructions that matter, by machine, as the kernel names them."""
+
+
+class Finding(Struct):
+    """One line of the report; `advice` says what to do where something is missing."""
+
+    name: str
+    value: str
+    advice: str = ""
+
+
+Report = dict[str, list[Finding]]
+
+
+def examine(measure: bool = True) -> Report:
+    """Every section. A probe that fails becomes a finding; none is fatal."""
+    sections: dict[str, Callable[[], list[Finding]]] = {
+        "machine": machine,
+        "gpu": gpus,
+        "libraries": libraries,
+        "kernels": kernels,
+        "use": use,
+        "cache": cache,
+    }
+    if measure:
+        sections["measured"] = measured
+    return {name: attempt(probe) for name, probe in sections.items()}
+
+
+def attempt(probe: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return probe()
+    except Exception as error:  # a report with a hole beats no report
+        return [Finding(probe.__name__, f"could not be examined: {error}", "please report this")]
+
+
+def machine() -> list[Finding]:
+    info = cpu_info()
+    flags = set(info.get("flags", info.get("Features", "")).split())
+    known = EXTENSIONS.get(platform.machine(), [])
+    usable, limit = len(os.sched_getaffinity(0)), cgroup_cpus()
+    cores = f"{usable} of {os.cpu_count()}"
+    advice = ""
+    if limit is not None and limit < usable:
+        cores += f", but this container may only use {limit:g}"
+        advice = f"start with --threads {max(1, int(limit))}"
+    total, free = memory()
+    return [
+        Finding("processor", info.get("model name", platform.processor() or platform.machine())),
+        Finding("vector instructions", " ".join(f for f in known if f in flags) or "none known"),
+        Finding("cores", cores, advice),
+        Finding("memory", f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free"),
+        Finding("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
+        Finding(
+            "python",
+            platform.python_version(),
+            "" if sys.version_info >= (3, 11) else "Weir needs Python 3.11 or later",
+        ),
+    ]
+
+
+def gpus() -> list[Finding]:
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    torch = import_torch()
+    if isinstance(torch, str) or not torch.cuda.is_available():
+        if driver and not isinstance(torch, str):
+            advice = f"PyTorch {torch.__version__} cannot use it: install a CUDA build of PyTorch"
+            return [Finding("GPU", "an NVIDIA driver, but no GPU that PyTorch can use", advice)]
+        return [Finding("GPU", "none; the CPU will be used")]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        size = f"{total / GIB:.0f} GiB, {free / GIB:.0f} GiB free"
+        kind = f"sm_{properties.major}{properties.minor}"
+        found.append(Finding(f"GPU {index}", f"{properties.name}, {kind}, {size}"))
+    return found
+
+
+def libraries() -> list[Finding]:
+    found = [library(name, purpose) for name, purpose in LIBRARIES.items()]
+    torch = import_torch()
+    if isinstance(torch, str):
+        found[0].advice = f"PyTorch cannot be imported: {torch}"
+    elif tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        found[0].advice = f"Weir needs PyTorch {'.'.join(map(str, OLDEST_TORCH))} or later"
+    return found
+
+
+def library(name: str, purpose: str) -> Finding:
+    try:
+        return Finding(name, version(name))
+    except PackageNotFoundError:
+        advice = f"pip install {name}" + (f"   # for {purpose}" if purpose else "")
+        return Finding(name, "not installed" + (" (optional)" if purpose else ""), advice)
+
+
+def kernels() -> list[Finding]:
+    compiler = next((path for name in native.COMPILERS if (path := shutil.which(name))), None)
+    loaded = native.library() is not None
+    advice = "" if loaded or compiler else "install a C++ compiler, such as apt install g++"
+    return [
+        Finding("C++ compiler", compiler or "none", advice),
+        Finding("CPU kernels", native.status()),
+    ]
+
+
+def use() -> list[Finding]:
+    """What `--device auto` and `--dtype auto` come to here."""
+    torch = import_torch()
+    if isinstance(torch, str):
+        return [Finding("device", "none", "Weir cannot compute without PyTorch")]
+    if torch.cuda.is_available():
+        return [Finding("device", f"cuda ({torch.cuda.get_device_name(0)})")]
+    attention = "C++ kernels" if native.library() is not None else "PyTorch"
+    return [Finding("device", "cpu"), Finding("attention and linears", attention)]
+
+
+def cache() -> list[Finding]:
+    root = cache_folder()
+    if not root.is_dir():
+        return [Finding("folder", f"{root} (not made yet)")]
+    parts = sorted(path for path in root.iterdir() if path.is_dir())
+    sizes = [Finding(path.name, f"{folder_size(path) / 2**20:,.1f} MiB") for path in parts]
+    return [Finding("folder", str(root)), *sizes]
+
+
+def measured() -> list[Finding]:
+    """Rates of this moment: another busy process shows here."""
+    found = []
+    if (rate := native.read_bandwidth()) is not None:
+        found.append(Finding("memory read", f"{rate / 1e9:.1f} GB/s"))
+    found.append(Finding("memory copy, one core", f"{copy_rate() / 1e9:.1f} GB/s read and written"))
+    torch = import_torch()
+    if isinstance(torch, str):
+        return found
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    for device in devices:
+        for dtype in (torch.float32, torch.bfloat16):
+            rate = multiply_rate(torch, device, dtype)
+            name = f"matrix product, {device}, {str(dtype).removeprefix('torch.')}"
+            found.append(Finding(name, f"{rate / 1e9:,.0f} GFLOP/s"))
+    return found
+
+
+def copy_rate(size: int = 2**27) -> float:
+    """Bytes moved a second by a plain copy, each byte counted once read and once written."""
+    source, target = ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)
+    ctypes.memset(source, 1, size)
+    return 2 * size / best(lambda: ctypes.memmove(target, source, size))
+
+
+def multiply_rate(torch: Any, device: str, dtype: Any) -> float:
+    """FLOP/s of one large matrix product, the best of a few."""
+    size = 1024 if device == "cpu" else 8192
+    a = torch.ones(size, size, dtype=dtype, device=device)
+
+    def multiply() -> None:
+        (a @ a)[0, 0].item()  # waits for the device
+
+    return 2 * size**3 / best(multiply)
+
+
+def best(work: Callable[[], object], repeats: int = 4) -> float:
+    """Seconds of the fastest run; the first one warms up."""
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
+def import_torch() -> Any:
+    """PyTorch, or in words why it cannot be imported."""
+    try:
+        import torch
+    except Exception as error:  # a broken build fails in many ways
+        return str(error).splitlines()[0] if str(error) else repr(error)
+    return torch
+
+
+def cpu_info() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def cgroup_cpus() -> float | None:
+    """How many cores a container may use at once; None: no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of main memory that this process may have in all, and that are free."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    total, free = sizes["MemTotal"], sizes["MemAvailable"]
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return total, free
+    return min(total, limit), min(free, max(0, limit - used))
+
+
+def cache_folder() -> Path:
+    if folder := os.environ.get("WEIR_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weir"
+
+
+def folder_size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
