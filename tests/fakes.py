@@ -1,0 +1,191 @@
+"""An engine and a tokenizer small enough to know by heart, for tests of everything above them.
+
+The tokenizer has one token a byte and one for the end. The engine is pure Python and its tokens are
+a function of the prompt, the seed and the position alone, as a real engine's are. What it does to a
+request can be scripted through the request's `user`: see `FakeEngine`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from weir.core import Capacity, Delta, Request, TokenLogprobs
+from weir.text import Text
+from weir.wire import Stats
+
+EOS = 256
+VOCAB = 257
+
+
+def text() -> Text:
+    """A byte-level tokenizer: token i is byte i, 256 ends."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    characters = {byte: chr(byte) for byte in visible}
+    characters |= {byte: chr(256 + at) for at, byte in enumerate(hidden)}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    byte_level["trim_offsets"] = False
+    eos = {"id": EOS, "content": "<end>", "special": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [eos | flags],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "vocab": {characters[byte]: byte for byte in range(256)} | {"<end>": EOS},
+            "merges": [],
+        },
+    }
+    settings = {
+        "eos_token": "<end>",
+        "chat_template": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "tokenizer.json").write_text(json.dumps(tokenizer))
+        Path(folder, "tokenizer_config.json").write_text(json.dumps(settings))
+        return Text.from_folder(Path(folder))
+
+
+def tokens_of(prompt: list[int], seed: int, temperature: float, count: int) -> list[int]:
+    """The first `count` tokens of an answer: the prompt again and again when greedy, else random
+    letters."""
+    if temperature == 0:
+        return [prompt[at % len(prompt)] for at in range(count)]
+    return [Random(seed * 1_000_003 + at).randrange(97, 123) for at in range(count)]
+
+
+@dataclass(slots=True)
+class FakeEngine:
+    """The `Engine` API over a list. Each step gives every running request one token.
+
+    A request's `user` scripts it: "end:N" ends by EOS as its Nth token; "refuse" raises in `add`;
+    "fail" ends it with an error; "raise" loses the engine; "die" kills the process; "hang" stops it
+    in a step; "die:PATH" kills the process once, as long as the file is not there yet.
+    """
+
+    context: int = 256
+    requests: int = 8
+    step_seconds: float = 0.0
+    info: dict[str, Any] = field(default_factory=lambda: {"device": "none"})
+    live: dict[int, Request] = field(default_factory=dict)
+    ended: list[Delta] = field(default_factory=list)
+    counters: Stats = field(default_factory=Stats)
+    flushed: int = 0
+    closed: bool = False
+
+    @property
+    def capacity(self) -> Capacity:
+        pages = self.context * self.requests // 16
+        return Capacity(16, {1: pages}, tokens=512, requests=self.requests, context=self.context)
+
+    def add(self, request: Request) -> None:
+        if request.user == "refuse":
+            raise ValueError("no room for this one")
+        assert request.uid not in self.live
+        self.live[request.uid] = request
+        self.counters.prompt_tokens += request.prompt
+
+    def abort(self, uid: int) -> None:
+        if self.live.pop(uid, None) is not None:
+            self.ended.append(Delta(uid, done="abort"))
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.live or self.ended)
+
+    def step(self) -> list[Delta]:
+        time.sleep(self.step_seconds)
+        deltas, self.ended = self.ended, []
+        running = list(self.live.values())[: self.requests]
+        for request in running:
+            deltas.append(self._advance(request))
+            if deltas[-1].done is not None:
+                del self.live[request.uid]
+        self.counters.step += 1
+        self.counters.generated_tokens += sum(len(delta.tokens) for delta in deltas)
+        return deltas
+
+    def stats(self) -> Stats:
+        self.counters.running = min(len(self.live), self.requests)
+        self.counters.waiting = len(self.live) - self.counters.running
+        return self.counters
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _advance(self, request: Request) -> Delta:
+        script, _, argument = request.user.partition(":")
+        self._disturb(script, argument)
+        if script == "fail":
+            return Delta(request.uid, done="error", error="not a number")
+        first = len(request.tokens) == request.prompt
+        delta = Delta(request.uid)
+        if first:
+            delta.cached, delta.started = 0, time.monotonic()
+            self._score(request, delta)
+        sampling = request.sampling
+        if sampling.pool is not None:
+            delta.vector, delta.done = [1.0, float(request.prompt)], "length"
+            return delta
+        made = len(request.tokens) - request.prompt
+        if made < sampling.max_tokens:
+            prompt = request.tokens[: request.prompt]
+            token = tokens_of(prompt, sampling.seed, sampling.temperature, made + 1)[-1]
+            token = EOS if script == "end" and made + 1 == int(argument) else token
+            request.tokens.append(token)
+            delta.tokens = [token]
+            if sampling.logprobs is not None:
+                delta.logprobs = [_logprobs(token, sampling.logprobs)]
+            made += 1
+        if delta.tokens and delta.tokens[0] in sampling.stops and made > sampling.min_tokens:
+            delta.done = "stop"
+        elif made >= sampling.max_tokens:
+            delta.done = "length"
+        return delta
+
+    def _score(self, request: Request, delta: Delta) -> None:
+        top = request.sampling.prompt_logprobs
+        if top is not None:
+            scored = request.tokens[max(1, request.sampling.score_from) : request.prompt]
+            delta.scores = [_logprobs(token, top) for token in scored]
+
+    def _disturb(self, script: str, argument: str) -> None:
+        if script == "raise":
+            raise RuntimeError("the device is lost")
+        if script == "hang":
+            time.sleep(3600)
+        if script == "die" and not (argument and Path(argument).exists()):
+            if argument:
+                Path(argument).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _logprobs(token: int, top: int) -> TokenLogprobs:
+    others = [(token + at) % VOCAB for at in range(top)]
+    return TokenLogprobs(token, -0.5, 1, [(other, -0.5 - at) for at, other in enumerate(others)])
+
+
+def engine(config: dict[str, Any]) -> FakeEngine:
+    """The factory of an engine process; `config` holds FakeEngine's first fields."""
+    return FakeEngine(**config)
+
+
+def broken_engine(config: dict[str, Any]) -> FakeEngine:
+    """A factory that cannot: `config["how"]` says in which way."""
+    if config["how"] == "exit":
+        os.write(2, b"out of luck\n")
+        os._exit(3)
+    raise ValueError("the weights are not there")

@@ -1,0 +1,231 @@
+"""From the engine's deltas to a request's events: text, stop strings, logprobs, usage, timing.
+
+Pure: no event loop, no engine, and time is an argument. Offline use and servers share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from weir.client.events import Finished, Logprob, Output, Timing, Usage
+from weir.core import Delta, TokenLogprobs
+from weir.params import SamplingParams
+from weir.text import Detokenizer, StopChecker, Text
+from weir.wire import Submit
+
+
+class Choice:
+    """One of the `n` sequences of a request, from its first token to its end."""
+
+    __slots__ = (
+        "count",
+        "detokenizer",
+        "finish_reason",
+        "index",
+        "last",
+        "params",
+        "stops",
+        "submit",
+        "text",
+    )
+
+    def __init__(self, index: int, submit: Submit, text: Text, params: SamplingParams):
+        self.index = index
+        self.submit = submit
+        self.text = text
+        self.params = params
+        self.finish_reason: str | None = None
+        self.last = -1.0  # time of its latest token
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget every token: the request begins again."""
+        params = self.params
+        self.count = 0
+        self.detokenizer = (
+            Detokenizer(self.text, params.skip_special_tokens) if params.detokenize else None
+        )
+        self.stops = (
+            StopChecker(params.stops, params.include_stop_str_in_output) if params.stops else None
+        )
+
+    def push(self, delta: Delta) -> Output:
+        """The event a delta makes. If a stop string completes, tokens after it are dropped."""
+        output = Output(index=self.index, token_ids=delta.tokens)
+        stop = self._stop_token(delta)
+        hides = stop is not None and not self.params.include_stop_str_in_output
+        shown = delta.tokens[:-1] if hides else delta.tokens
+        matched = None
+        if self.stops is None:
+            self.count += len(shown)
+            output.text = self._decode(shown)
+        else:
+            for at, token in enumerate(shown, 1):
+                self.count += 1
+                matched = self._emit(output, self._decode([token]))
+                if matched is not None:
+                    output.token_ids = delta.tokens[:at]
+                    break
+        if delta.done is not None and matched is None:
+            matched = self._finish(output)
+        if matched is not None:
+            output.finish_reason, output.stop_reason = "stop", matched
+        elif delta.done is not None:
+            output.finish_reason, output.error = delta.done, delta.error
+            if stop in self.params.stop_token_ids:
+                output.stop_reason = stop
+        if self.params.logprobs is not None:
+            kept = delta.logprobs[: len(output.token_ids)]
+            output.logprobs = [describe(self.text, entry) for entry in kept]
+        self.finish_reason = output.finish_reason
+        return output
+
+    def _stop_token(self, delta: Delta) -> int | None:
+        """The token that ended the sequence, if one did: EOS or one of the caller's."""
+        if delta.done != "stop" or not delta.tokens:
+            return None
+        last = delta.tokens[-1]
+        return last if last in self.submit.sampling.stops else None
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self.detokenizer.push(tokens) if self.detokenizer is not None and tokens else ""
+
+    def _emit(self, output: Output, text: str) -> str | None:
+        """Add text to the event as far as it cannot begin a stop string; the stop it completes."""
+        if self.stops is None or self.count <= self.params.min_tokens:
+            output.text += text
+            return None
+        emitted, matched = self.stops.push(text)
+        output.text += emitted
+        return matched
+
+    def _finish(self, output: Output) -> str | None:
+        """Add everything that was held back."""
+        text = self.detokenizer.finish() if self.detokenizer is not None else ""
+        matched = self._emit(output, text)
+        if matched is None and self.stops is not None:
+            output.text += self.stops.finish()
+        return matched
+
+
+@dataclass(slots=True, eq=False)
+class Assembly:
+    """One submitted prompt with all its choices, as it grows.
+
+    prompt_logprobs: one entry a prompt position; None before `score_from` and for the first.
+    attempts: how many engines have been given it.
+    """
+
+    id: str
+    prompt: str | None
+    prompt_ids: list[int]
+    params: SamplingParams
+    text: Text
+    submits: list[Submit]
+    usage: Usage
+    timing: Timing
+    choices: list[Choice] = field(default_factory=list)
+    prompt_logprobs: list[Logprob | None] | None = None
+    vector: list[float] | None = None
+    gaps: list[float] = field(default_factory=list)
+    preempted: int = 0
+    attempts: int = 1
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        self.choices = [
+            Choice(index, submit, self.text, self.params)
+            for index, submit in enumerate(self.submits)
+        ]
+        self._begin()
+
+    def _begin(self) -> None:
+        if self.params.prompt_logprobs is not None:
+            unscored = min(max(1, self.params.score_from), len(self.prompt_ids))
+            self.prompt_logprobs = [None] * unscored
+
+    @property
+    def finished(self) -> bool:
+        return all(choice.finish_reason is not None for choice in self.choices)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether any of the answer has been seen."""
+        return self.timing.first >= 0 or any(c.finish_reason is not None for c in self.choices)
+
+    def push(self, choice: Choice, delta: Delta, now: float) -> Output | None:
+        """Take in a delta of an open choice; None when it brings nothing to show yet."""
+        if delta.scores and self.prompt_logprobs is not None:
+            self.prompt_logprobs.extend(describe(self.text, entry) for entry in delta.scores)
+        if delta.vector is not None:
+            self.vector = delta.vector
+        if delta.cached >= 0 and choice.index == 0:
+            self.usage.cached_tokens = delta.cached
+        if delta.started >= 0 and self.timing.started < 0:
+            self.timing.started = delta.started
+        self.preempted += delta.preempted
+        if not delta.tokens and delta.done is None:
+            return None
+        output = choice.push(delta)
+        self._count(choice, len(output.token_ids), now)
+        self.error = self.error or output.error
+        return output
+
+    def _count(self, choice: Choice, tokens: int, now: float) -> None:
+        if not tokens:
+            return
+        self.usage.completion_tokens += tokens
+        if self.timing.first < 0:
+            self.timing.first = now
+        if choice.last >= 0:
+            self.gaps.append(now - choice.last)
+        self.timing.last = choice.last = now
+
+    def end(self, reason: str, error: str = "") -> list[Output]:
+        """Close every open choice; what was held back is shown."""
+        delta = Delta(uid=0, done=reason, error=error)
+        self.error = self.error or error
+        return [c.push(delta) for c in self.choices if c.finish_reason is None]
+
+    def restart(self) -> None:
+        """Make ready to be served again from the first token by another engine."""
+        self.attempts += 1
+        self.preempted = 0
+        self.timing.started = -1.0
+        for choice in self.choices:
+            choice.restart()
+        self._begin()
+
+    def summary(self) -> Finished:
+        first = self.submits[0]
+        return Finished(
+            id=self.id,
+            usage=self.usage,
+            timing=self.timing,
+            gaps=self.gaps,
+            finish_reasons=[choice.finish_reason or "error" for choice in self.choices],
+            error=self.error,
+            user=first.user,
+            priority=first.priority,
+            preempted=self.preempted,
+            max_tokens=self.params.max_tokens,
+            replays=self.attempts - 1,
+        )
+
+
+def describe(text: Text, entry: TokenLogprobs) -> Logprob:
+    """The engine's logprobs of one position, with text."""
+    ranked = [_logprob(text, t, p, rank, []) for rank, (t, p) in enumerate(entry.top, 1)]
+    return _logprob(text, entry.token, entry.logprob, entry.rank, ranked)
+
+
+def _logprob(text: Text, token: int, logprob: float, rank: int, top: Sequence[Logprob]) -> Logprob:
+    return Logprob(
+        token_id=token,
+        token=text.token(token),
+        bytes=list(text.token_bytes(token)),
+        logprob=logprob,
+        rank=rank,
+        top=list(top),
+    )

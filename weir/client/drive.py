@@ -1,0 +1,92 @@
+"""The loop around an engine, the same on a thread of the server and in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from msgspec.structs import replace
+
+from weir.core import Capacity, Delta, Request
+from weir.wire import Abort, Deltas, Flush, Stats, Stop, Submit, Up
+
+
+class Engine(Protocol):
+    """What the loop asks of an engine; see `weir.engine`."""
+
+    capacity: Capacity
+    info: dict[str, Any]  # device, dtype, kernels: for /server_info
+
+    def add(self, request: Request) -> None: ...
+    def abort(self, uid: int) -> None: ...
+    def flush(self) -> None: ...
+    def step(self) -> list[Delta]: ...
+    @property
+    def busy(self) -> bool: ...
+    def stats(self) -> Stats: ...
+    def close(self) -> None: ...
+
+
+class Loop:
+    """Take messages in, step, send what came of it.
+
+    receive: the messages that have arrived; waits for the first if told to.
+    send: called with what a step brought, if anything.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        receive: Callable[[bool], list[Up]],
+        send: Callable[[Deltas], None],
+    ):
+        self._engine = engine
+        self._receive = receive
+        self._send = send
+        self._stats = engine.stats()
+        self._busy_since = 0.0
+
+    def run(self) -> None:
+        """Until a `Stop` arrives. Raises only if the engine as a whole is lost."""
+        engine = self._engine
+        while True:
+            deltas: list[Delta] = []
+            for message in self._receive(not engine.busy):
+                if isinstance(message, Stop):
+                    return
+                self._busy_since = time.monotonic()
+                self._take(message, deltas)
+            if engine.busy:
+                self._busy_since = time.monotonic()
+                deltas += engine.step()
+            self._stats = replace(engine.stats())
+            if deltas:
+                self._send(Deltas(deltas, self._stats))
+            self._busy_since = 0.0
+
+    def report(self) -> Stats:
+        """The engine as it last was and since when the loop has been at work; from any thread."""
+        return replace(self._stats, busy_since=self._busy_since)
+
+    def _take(self, message: Submit | Abort | Flush, deltas: list[Delta]) -> None:
+        """Apply one message. A request the engine cannot take ends alone, with the reason."""
+        if isinstance(message, Abort):
+            for uid in message.uids:
+                self._engine.abort(uid)
+        elif isinstance(message, Flush):
+            self._engine.flush()
+        else:
+            request = Request(
+                uid=message.uid,
+                tokens=message.tokens,
+                sampling=message.sampling,
+                arrival=message.arrival,
+                priority=message.priority,
+                user=message.user,
+            )
+            try:
+                self._engine.add(request)
+            except Exception as error:
+                reason = f"the engine could not take this request: {error!r}"
+                deltas.append(Delta(message.uid, done="error", error=reason))

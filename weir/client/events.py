@@ -1,0 +1,86 @@
+"""The values that describe a request's life to a frontend. Data only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+
+class ModelInfo(Struct):
+    """What a frontend may know of the model."""
+
+    name: str  # shown to callers: the first of `names`
+    names: list[str]  # all that are accepted
+    context: int  # longest sequence, prompt and answer together
+    vocab: int
+    eos: list[int]
+    info: dict[str, Any] = {}  # device, dtype, kernels, start-up seconds: for /server_info
+
+
+class Logprob(Struct):
+    """One position, with text. Entries of `top` have an empty `top` themselves."""
+
+    token_id: int
+    token: str
+    bytes: list[int]
+    logprob: float
+    rank: int  # 1: the most likely
+    top: list[Logprob] = []
+
+
+class Output(Struct):
+    """One event of one choice: what is new since its last event."""
+
+    index: int = 0
+    text: str = ""  # held back while it could begin a stop string or is half a character
+    token_ids: list[int] = []
+    logprobs: list[Logprob] | None = None  # one a token id, when asked for
+    finish_reason: str | None = None  # "stop", "length", "abort", "error": once a choice
+    stop_reason: int | str | None = None  # the stop token id or string that matched; None: EOS
+    error: str = ""  # with finish_reason "error": what happened and what to do
+
+
+class Completion(Output):
+    """One choice read to its end: all its events as one."""
+
+    def add(self, output: Output) -> None:
+        self.text += output.text
+        self.token_ids.extend(output.token_ids)
+        if output.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + output.logprobs
+        if output.finish_reason is not None:
+            self.finish_reason = output.finish_reason
+            self.stop_reason = output.stop_reason
+            self.error = output.error
+
+
+class Usage(Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0  # over all choices
+    cached_tokens: int = 0  # prompt tokens found in the cache
+
+
+class Timing(Struct):
+    """Seconds of `time.monotonic()`, one clock for server and engine; -1: not yet."""
+
+    arrival: float = -1.0
+    started: float = -1.0  # first admitted by the scheduler
+    first: float = -1.0  # first token
+    last: float = -1.0  # latest token
+
+
+class Finished(Struct):
+    """A request that has ended, all choices of it: for metrics, logs and traces."""
+
+    id: str
+    usage: Usage
+    timing: Timing
+    gaps: list[float]  # seconds between successive token events of a choice
+    finish_reasons: list[str]  # one a choice
+    error: str = ""
+    user: str = ""
+    priority: int = 0
+    preempted: int = 0
+    max_tokens: int | None = None  # as asked
+    replays: int = 0  # times it was given to a new engine after one died

@@ -1,0 +1,296 @@
+"""Who is live: requests are checked and admitted here, deltas find their request, ends are told.
+
+Pure, like `assemble`: what must be sent to the engine is returned, and time is an argument.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from weir.client.assemble import Assembly, Choice
+from weir.client.events import Finished, ModelInfo, Output, Timing, Usage
+from weir.core import Delta
+from weir.errors import BadRequest, Overloaded
+from weir.params import SamplingParams
+from weir.text import Text
+from weir.wire import Submit
+
+log = logging.getLogger(__name__)
+
+Event = tuple[Assembly, Output]
+
+SUSPICIOUS = 16
+"""Characters a token from which on a text is measured before it is tokenised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may wait in the engine's queue; 0: any number."""
+
+    requests: int = 2048
+    tokens: int = 0
+
+
+class Ledger:
+    """The live requests of one engine, in order of submission.
+
+    seed: of the seeds given to requests that bring none; None: from the system."""
+
+    def __init__(
+        self,
+        text: Text,
+        model: ModelInfo,
+        limits: Limits | None = None,
+        *,
+        seed: int | None = None,
+    ):
+        self.text = text
+        self.model = model
+        self.limits = limits or Limits()
+        self.live: dict[str, Assembly] = {}
+        self.routes: dict[int, tuple[Assembly, Choice]] = {}  # by uid: the open choices
+        self.listeners: list[Callable[[Finished], None]] = []
+        self.rejected: dict[str, int] = {}
+        self.running = 0  # as the engine last reported
+        self._random = random.Random(seed)
+        self._last_uid = 0
+        self._waiting: dict[int, int] = {}  # uid → prompt tokens, until its first token
+        self._drained: deque[float] = deque(maxlen=64)  # when requests left the queue
+
+    # -- admission -----------------------------------------------------------------------------
+
+    def admit(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        *,
+        now: float,
+        request_id: str | None = None,
+        priority: int = 0,
+        user: str = "",
+        pool: str | None = None,
+        add_special_tokens: bool = True,
+    ) -> Assembly:
+        """Check a request and enter it; the caller sends its `submits` to the engine.
+
+        Raises `BadRequest` naming the field, or `Overloaded` when too much is waiting.
+        """
+        try:
+            ids = self._checked(prompt, params, request_id, pool, add_special_tokens)
+            room = self._room(len(ids), params, pool)
+        except BadRequest as error:
+            self.reject(error.code or "bad_request")
+            raise
+        self._check_queue(params.n, len(ids), now)
+        seed = params.seed if params.seed is not None else self._random.getrandbits(63)
+        submits = [
+            Submit(
+                uid=self._last_uid + 1 + index,
+                tokens=ids,
+                sampling=params.sampling(
+                    index=index, seed=seed, eos=self.model.eos, max_tokens=room, pool=pool
+                ),
+                arrival=now,
+                priority=priority,
+                user=user,
+            )
+            for index in range(params.n)
+        ]
+        self._last_uid += params.n
+        assembly = Assembly(
+            id=request_id or uuid.uuid4().hex,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_ids=ids,
+            params=params,
+            text=self.text,
+            submits=submits,
+            usage=Usage(prompt_tokens=len(ids)),
+            timing=Timing(arrival=now),
+        )
+        self.live[assembly.id] = assembly
+        for choice in assembly.choices:
+            self.routes[choice.submit.uid] = (assembly, choice)
+            self._waiting[choice.submit.uid] = len(ids)
+        return assembly
+
+    def reject(self, reason: str) -> None:
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+    def _checked(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        request_id: str | None,
+        pool: str | None,
+        add_special_tokens: bool,
+    ) -> list[int]:
+        """The prompt's token ids, once everything else about the request is found in order."""
+        params.check(self.model.vocab)
+        if params.stops and not params.detokenize:
+            raise BadRequest("stop strings need detokenize=true", param="stop")
+        if pool not in (None, "mean", "last"):
+            raise BadRequest(f'pooling must be "mean" or "last", got {pool!r}', param="pooling")
+        if pool is not None and params.n != 1:
+            raise BadRequest(f"a pooled request has one answer, got n={params.n}", param="n")
+        if request_id is not None and request_id in self.live:
+            raise BadRequest(
+                f"request id {request_id!r} belongs to a request that is still running: "
+                "use another one or wait for its end",
+                param="request_id",
+                code="duplicate_request_id",
+            )
+        if isinstance(prompt, str):
+            self._check_length(prompt)
+            ids = self.text.encode(prompt, add_special_tokens=add_special_tokens)
+        else:
+            ids = list(prompt)
+        if set(map(type, ids)) - {int}:
+            raise BadRequest("token ids must be integers", param="prompt")
+        if not ids:
+            raise BadRequest("the prompt is empty: give it at least one token", param="prompt")
+        if min(ids) < 0 or max(ids) >= self.model.vocab:
+            bad = next(t for t in ids if not 0 <= t < self.model.vocab)
+            raise BadRequest(
+                f"the prompt holds token id {bad}, but this model's ids run from 0 to "
+                f"{self.model.vocab - 1}",
+                param="prompt",
+            )
+        return ids
+
+    def _check_length(self, prompt: str) -> None:
+        """Refuse a text that no tokenisation could fit, without the time it takes to tokenise."""
+        context = self.model.context
+        if len(prompt) <= SUSPICIOUS * context:
+            return
+        least = -(-len(prompt) // self._longest_token)
+        if least > context:
+            raise BadRequest(
+                f"This model's maximum context length is {context} tokens, but the prompt of "
+                f"{len(prompt)} characters has at least {least}: shorten it",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Bytes of the longest token: no token stands for more characters."""
+        return max(len(self.text.token_bytes(t)) for t in range(self.text.vocab)) or 1
+
+    def _room(self, length: int, params: SamplingParams, pool: str | None) -> int:
+        """How many tokens may be generated."""
+        context = self.model.context
+        wanted = 0 if pool is not None else params.max_tokens
+        least = max(1, params.min_tokens) if wanted is None else wanted
+        if length + least > context:
+            raise BadRequest(
+                f"This model's maximum context length is {context} tokens, but {length + least} "
+                f"were requested: {length} in the prompt and {least} to generate. Shorten the "
+                "prompt or lower max_tokens",
+                param="prompt" if length >= context else "max_tokens",
+                code="context_length_exceeded",
+            )
+        return context - length if wanted is None else wanted
+
+    def _check_queue(self, requests: int, length: int, now: float) -> None:
+        """Raise `Overloaded` if `requests` more prompts of `length` tokens may not wait."""
+        limits = self.limits
+        producing = len(self.routes) - len(self._waiting)
+        queued = len(self.routes) - max(self.running, producing)
+        excess = queued + requests - limits.requests if limits.requests else 0
+        if excess > 0 and queued > 0:
+            self.reject("queue_full")
+            raise Overloaded(
+                f"{queued} requests are waiting and at most {limits.requests} may: try again later",
+                retry_after=self._drain_time(excess, now),
+            )
+        if limits.tokens and self._waiting:
+            tokens = sum(self._waiting.values())
+            if tokens + requests * length > limits.tokens:
+                self.reject("queue_tokens")
+                raise Overloaded(
+                    f"prompts of {tokens} tokens are waiting and at most {limits.tokens} may: "
+                    "try again later",
+                    retry_after=self._drain_time(1, now),
+                )
+
+    def _drain_time(self, requests: int, now: float) -> float:
+        """Seconds until `requests` will have left the queue at the rate of late; 1 to 60."""
+        drained = self._drained
+        if len(drained) < 2:
+            return 1.0
+        rate = len(drained) / max(now - drained[0], 1e-3)
+        return min(60.0, max(1.0, requests / rate))
+
+    # -- progress ------------------------------------------------------------------------------
+
+    def settle(self, deltas: Iterable[Delta], now: float) -> tuple[list[Event], list[int]]:
+        """Events that deltas make, and the uids to abort because a stop string has ended them.
+
+        Deltas of requests that are no longer live are ignored.
+        """
+        events: list[Event] = []
+        aborts: list[int] = []
+        for delta in deltas:
+            route = self.routes.get(delta.uid)
+            if route is None:
+                continue
+            assembly, choice = route
+            try:
+                output = assembly.push(choice, delta, now)
+            except Exception as error:  # one request's answer must not keep the others from theirs
+                log.exception("the answer to request %s could not be assembled", assembly.id)
+                ended, uids = self.end(assembly, "error", f"this answer cannot be shown: {error!r}")
+                events += ended
+                aborts += uids
+                continue
+            if output is None:
+                continue
+            if self._waiting.pop(delta.uid, None) is not None:
+                self._drained.append(now)
+            events.append((assembly, output))
+            if choice.finish_reason is not None:
+                del self.routes[delta.uid]
+                if delta.done is None:
+                    aborts.append(delta.uid)
+                self._leave(assembly)
+        return events, aborts
+
+    def end(
+        self, assembly: Assembly, reason: str, error: str = ""
+    ) -> tuple[list[Event], list[int]]:
+        """End a live request now, as `settle` would; its uids are no longer routed."""
+        if assembly.finished:
+            return [], []
+        uids = [c.submit.uid for c in assembly.choices if self.routes.pop(c.submit.uid, None)]
+        for uid in uids:
+            self._waiting.pop(uid, None)
+        events = [(assembly, output) for output in assembly.end(reason, error)]
+        self._leave(assembly)
+        return events, uids
+
+    def replayable(self, attempts: int) -> tuple[list[Assembly], list[Assembly]]:
+        """The live requests after their engine was lost: those to give to the next one, and those
+        that have shown part of an answer or been through `attempts` engines, and must end."""
+        again: list[Assembly] = []
+        lost: list[Assembly] = []
+        for assembly in self.live.values():
+            fresh = not assembly.streamed and assembly.attempts < attempts
+            (again if fresh else lost).append(assembly)
+        return again, lost
+
+    def _leave(self, assembly: Assembly) -> None:
+        if not assembly.finished:
+            return
+        del self.live[assembly.id]
+        finished = assembly.summary()
+        for listener in self.listeners:
+            try:
+                listener(finished)
+            except Exception:  # an observer must not stop what it observes
+                log.exception("a listener failed on request %s", finished.id)

@@ -1,0 +1,221 @@
+"""One engine process, from spawn to reaped: its socket, its pipes, and how it came to its end.
+
+It is told what to do through its standard input, whose end also tells it that this process is gone.
+Messages travel over a ZeroMQ socket in a private folder, or on loopback where that cannot be; the
+token given through the pipe keeps other users of this machine out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from weir.errors import EngineDead
+from weir.wire import Boot, Deltas, Ready, Stop, Up, decode_down, encode
+
+INTERVAL = 0.25
+"""Seconds between looks at the clock."""
+
+LONGEST_PATH = 100
+"""Characters a Unix socket's path may surely have."""
+
+LAST_WORDS = 4096
+"""Bytes of standard error kept for the reason of a death."""
+
+
+class EngineProcess:
+    """One incarnation of the engine.
+
+    receive: called with what each step brought.
+    step_timeout, heartbeat_timeout, start_timeout: seconds; 0: never.
+    """
+
+    def __init__(
+        self,
+        factory: str,
+        config: Any,
+        receive: Callable[[Deltas], None],
+        *,
+        step_timeout: float,
+        heartbeat_timeout: float,
+        start_timeout: float,
+    ):
+        self._factory = factory
+        self._config = config
+        self._receive = receive
+        self._step_timeout = step_timeout
+        self._heartbeat_timeout = heartbeat_timeout
+        self._start_timeout = start_timeout
+        self.worked = False  # has it brought a request to its end?
+        self._token = secrets.token_hex(16)
+        self._identity = f"{self._token}loop".encode()
+        self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._heard = 0.0  # when it last gave a sign of life
+        self._busy_since = 0.0
+        self._fatal = ""
+        self._words = b""  # the end of its standard error
+        self._tasks: list[asyncio.Task[None]] = []
+        self._context = zmq.asyncio.Context()
+        self._folder = tempfile.mkdtemp(prefix="weir-")  # mode 0700
+        self._process: asyncio.subprocess.Process | None = None
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> Ready:
+        """Spawn and wait until it is ready. Raises `EngineDead` saying why it never was."""
+        try:
+            ready = await self._launch()
+        except BaseException:
+            await self._bury()
+            raise
+        if ready is None:
+            raise EngineDead(await self._bury())
+        return ready
+
+    async def _launch(self) -> Ready | None:
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.set_hwm(0)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "weir.host",
+            stdin=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for this process to handle
+        )
+        self._tasks = [
+            asyncio.create_task(self._read_messages()),
+            asyncio.create_task(self._read_stderr()),
+        ]
+        self._tell(self._bind())
+        exited = asyncio.create_task(self._process.wait())
+        waits: set[asyncio.Future[Any]] = {self._ready, exited}
+        await asyncio.wait(
+            waits,
+            timeout=self._start_timeout or None,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if self._ready.done():
+            exited.cancel()
+            return self._ready.result()
+        if not exited.done():
+            self._fatal = f"the engine was not ready after {self._start_timeout:g} s"
+        return None
+
+    def send(self, message: Up) -> None:
+        """Queue a message; never waits, and drops it if the process is gone."""
+        if self._ready.done() and not self._socket.closed:
+            self._socket.send_multipart([self._identity, encode(message)])
+
+    async def ended(self) -> str:
+        """Wait until it has died, or was killed because it hangs. Returns why."""
+        assert self._process is not None
+        exited = asyncio.create_task(self._process.wait())
+        while not exited.done() and not self._fatal:
+            before = time.monotonic()
+            await asyncio.wait({exited}, timeout=INTERVAL)
+            now = time.monotonic()
+            if now - before > 4 * INTERVAL:  # it is this process that was stopped: no verdict
+                self._heard = now
+            self._fatal = self._fatal or self._hangs(now)
+        exited.cancel()
+        return await self._bury()
+
+    async def stop(self, patience: float) -> None:
+        """Ask it to leave, and kill it if it has not after `patience` seconds."""
+        if self._process is not None and self._process.returncode is None:
+            self.send(Stop())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), patience)
+        await self._bury()
+
+    def _hangs(self, now: float) -> str:
+        """Why it counts as hung, or nothing."""
+        if 0 < self._heartbeat_timeout < now - self._heard:
+            return f"the engine hung: no sign of life for {now - self._heard:.1f} s"
+        if self._busy_since and 0 < self._step_timeout < now - self._busy_since:
+            return f"the engine hung: a step took more than {self._step_timeout:g} s"
+        return ""
+
+    async def _bury(self) -> str:
+        """Kill, reap, read what it last said, and remove every trace. Returns why it died."""
+        process = self._process
+        if process is not None:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            await process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+            await asyncio.sleep(0.05)  # what it sent before its death is still on the way
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._context.destroy(linger=0)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return self._reason()
+
+    def _reason(self) -> str:
+        code = self._process.returncode if self._process is not None else None
+        if self._fatal:
+            return self._fatal
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with exit code {code}"
+        lines = self._words.decode(errors="replace").strip().splitlines()[-5:]
+        return f"the engine process {how}" + (f": {' | '.join(lines)}" if lines else "")
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def _bind(self) -> str:
+        path = f"{self._folder}/engine"
+        if zmq.has("ipc") and len(path) <= LONGEST_PATH:
+            self._socket.bind(f"ipc://{path}")
+        else:
+            self._socket.bind("tcp://127.0.0.1:*")
+        return self._socket.get_string(zmq.LAST_ENDPOINT)
+
+    def _tell(self, endpoint: str) -> None:
+        """Give the process its orders; its standard input stays open for as long as we live."""
+        assert self._process is not None and self._process.stdin is not None
+        boot = Boot(endpoint, self._token, self._factory, self._config, 2 * INTERVAL)
+        self._process.stdin.write(msgspec.json.encode(boot) + b"\n")
+
+    async def _read_messages(self) -> None:
+        while True:
+            identity, payload = await self._socket.recv_multipart()
+            if not identity.startswith(self._token.encode()):
+                continue
+            message = decode_down(payload)
+            self._heard = time.monotonic()
+            if isinstance(message, Deltas):
+                self._busy_since = message.stats.busy_since
+                if any(delta.done in ("stop", "length") for delta in message.deltas):
+                    self.worked = True
+                self._receive(message)
+            elif isinstance(message, Ready):
+                self._ready.set_result(message)
+            else:
+                self._fatal = message.message
+
+    async def _read_stderr(self) -> None:
+        """Pass its standard error on to ours, and remember the end of it."""
+        assert self._process is not None and self._process.stderr is not None
+        while chunk := await self._process.stderr.read(65536):
+            self._words = (self._words + chunk)[-LAST_WORDS:]
+            with contextlib.suppress(OSError):
+                os.write(2, chunk)

@@ -1,0 +1,173 @@
+"""An engine in a process of its own, watched: what dies or hangs is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import Any
+
+from msgspec.structs import replace
+
+from weir.client.dispatch import CLOSED, Dispatcher
+from weir.client.ledger import Limits
+from weir.client.process import EngineProcess
+from weir.errors import EngineDead
+from weir.text import Text
+from weir.wire import Deltas, Ready, Stats, Up
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""Engines a request may be given to: what has seen two of them die may well be the cause."""
+
+FAILURES, WINDOW = 5, 60.0
+"""So many engines that died within so many seconds without completing a request: give up."""
+
+COUNTERS = (
+    "step",
+    "prompt_tokens",
+    "generated_tokens",
+    "hit_tokens",
+    "preemptions",
+    "recomputed_tokens",
+)
+"""Fields of `Stats` that only grow, and go on growing across engines."""
+
+
+class Remote(Dispatcher):
+    """A `Client` of an engine process.
+
+    When the process dies or hangs, another is started. Requests that have shown nothing yet are
+    given to it in their old order and with their old seeds, so nobody notices but for the time it
+    took; the others end with `finish_reason` "error".
+
+    config: what the engine's factory is called with: plain data, or a Struct.
+    factory: "module:function"; imported in the engine process alone.
+    step_timeout, heartbeat_timeout, start_timeout: seconds; 0: never.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        text: Text,
+        names: list[str],
+        *,
+        factory: str = "weir.build:engine",
+        limits: Limits | None = None,
+        seed: int | None = None,
+        step_timeout: float = 60.0,
+        heartbeat_timeout: float = 5.0,
+        start_timeout: float = 600.0,
+    ):
+        super().__init__(text, names, self._post, limits, seed)
+        self._config = config
+        self._factory = factory
+        self._timeouts = {
+            "step_timeout": step_timeout,
+            "heartbeat_timeout": heartbeat_timeout,
+            "start_timeout": start_timeout,
+        }
+        self._engine: EngineProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._failures: deque[float] = deque(maxlen=FAILURES)
+        self._past = Stats()  # what engines now gone have counted
+        self.restarts = 0
+
+    async def start(self) -> None:
+        """See `Client.start`."""
+        try:
+            engine = await self._spawn()
+        except EngineDead as error:
+            self._health = f"dead: {error}"
+            raise
+        self._supervisor = asyncio.create_task(self._supervise(engine))
+
+    async def close(self, drain: float = 0) -> None:
+        """See `Client.close`."""
+        await self._drain(drain)
+        self._health = CLOSED
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+            self._supervisor = None
+        if self._engine is not None:
+            await self._engine.stop(patience=5.0)
+            self._engine = None
+
+    # -- the process ---------------------------------------------------------------------------
+
+    async def _spawn(self) -> EngineProcess:
+        began = time.monotonic()
+        engine = EngineProcess(self._factory, self._config, self._receive, **self._timeouts)
+        ready = await engine.start()
+        self._start_seconds = time.monotonic() - began
+        self._engine = engine
+        self._welcome(ready)
+        return engine
+
+    def _welcome(self, ready: Ready) -> None:
+        self.model.context = ready.context
+        self.model.vocab = min(self.text.vocab, ready.info.get("vocab", self.text.vocab))
+        self.model.info = ready.info
+        if self._health == "starting":
+            self._health = "ready"
+
+    async def _supervise(self, engine: EngineProcess) -> None:
+        """Replace the engine each time it dies, until it is not worth it."""
+        while True:
+            reason = await engine.ended()
+            self._mourn(engine, reason)
+            while True:
+                if len(self._failures) == FAILURES and (
+                    time.monotonic() - self._failures[0] < WINDOW
+                ):
+                    return self._give_up(reason)
+                await asyncio.sleep(0.1 * (2 ** len(self._failures) - 1))
+                try:
+                    engine = await self._spawn()
+                    break
+                except EngineDead as error:
+                    reason = str(error)
+                    log.error("the engine could not be restarted: %s", reason)
+                    self._failures.append(time.monotonic())
+            self.restarts += 1
+            for assembly in list(self._ledger.live.values()):
+                self._hand_over(assembly)
+
+    def _mourn(self, engine: EngineProcess, reason: str) -> None:
+        """Settle what a dead engine leaves: who is replayed, who is lost, what was counted."""
+        self._engine = None
+        if self._health == "ready":
+            self._health = "starting"
+        if engine.worked:
+            self._failures.clear()
+        else:
+            self._failures.append(time.monotonic())
+        again, lost = self._ledger.replayable(ATTEMPTS)
+        log.error("%s; %d requests are replayed, %d lost", reason, len(again), len(lost))
+        for assembly in again:
+            assembly.restart()
+        for assembly in lost:
+            self._lose(assembly, f"{reason}. The request was in it; send it again")
+        self._past = replace(Stats(), **{name: getattr(self._stats, name) for name in COUNTERS})
+        self._stats = self._past
+        self._ledger.running = 0
+
+    def _give_up(self, reason: str) -> None:
+        self._health = f"dead: {reason}"
+        log.critical("%d engines died within %g s: %s", FAILURES, WINDOW, reason)
+        self._lose_all(reason)
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def _post(self, message: Up) -> None:
+        if self._engine is not None:
+            self._engine.send(message)
+
+    def _receive(self, message: Deltas) -> None:
+        stats = message.stats
+        for name in COUNTERS:
+            setattr(stats, name, getattr(stats, name) + getattr(self._past, name))
+        self._deliver(message.deltas, stats)

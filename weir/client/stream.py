@@ -1,0 +1,99 @@
+"""A request's events on the event loop: what the caller of `submit` iterates over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+
+from weir.client.assemble import Assembly
+from weir.client.events import Completion, Logprob, Output, Timing, Usage
+from weir.errors import EngineDead
+
+
+class Stream:
+    """One submitted prompt, all its choices, as events in order of arrival.
+
+    `usage`, `timing` and `prompt_logprobs` are up to date as events are read; `vector` is there
+    once the request has ended. Leaving the iteration early, by break, exception or cancellation,
+    aborts the request.
+    """
+
+    def __init__(self, assembly: Assembly, abort: Callable[[Assembly], None]):
+        self.id = assembly.id
+        self.prompt_ids = assembly.prompt_ids
+        self.usage: Usage = assembly.usage
+        self.timing: Timing = assembly.timing
+        self._assembly = assembly
+        self._abort = abort
+        self._events: deque[Output] = deque()
+        self._arrived = asyncio.Event()
+        self._died: str | None = None
+
+    @property
+    def prompt_logprobs(self) -> list[Logprob | None] | None:
+        """One entry a prompt position, whole with the first event; None: not scored."""
+        return self._assembly.prompt_logprobs
+
+    @property
+    def vector(self) -> list[float] | None:
+        return self._assembly.vector
+
+    def put(self, output: Output) -> None:
+        self._events.append(output)
+        self._arrived.set()
+
+    def die(self, reason: str) -> None:
+        """The engine is gone and this request with it: say so after the events already here."""
+        self._died = reason
+
+    def __aiter__(self) -> AsyncGenerator[Output, None]:
+        return self._iterate()
+
+    async def _iterate(self) -> AsyncGenerator[Output, None]:
+        """A generator, because a loop left early closes a generator and nothing else."""
+        try:
+            while True:
+                try:
+                    output = await anext(self)
+                except StopAsyncIteration:
+                    return
+                yield output
+        finally:
+            self.abort()
+
+    async def __anext__(self) -> Output:
+        """The next event. If the engine died during this request, every open choice ends with
+        `finish_reason` "error", and `EngineDead` is raised where the iteration would have ended."""
+        while not self._events:
+            if self._assembly.finished:
+                if self._died is not None:
+                    raise EngineDead(self._died)
+                raise StopAsyncIteration
+            self._arrived.clear()
+            try:
+                await self._arrived.wait()
+            except asyncio.CancelledError:
+                self.abort()
+                raise
+        return self._events.popleft()
+
+    def ready(self) -> list[Output]:
+        """Events that have arrived and were not read yet, without waiting: one write for all."""
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def abort(self) -> None:
+        """Stop generating; every choice still open ends with "abort". Harmless once ended."""
+        self._abort(self._assembly)
+
+    async def aclose(self) -> None:
+        self.abort()
+
+    async def collect(self) -> list[Completion]:
+        """Read to the end: one `Completion` a choice, in order."""
+        completions = [Completion(index=choice.index) for choice in self._assembly.choices]
+        async for output in self:
+            completions[output.index].add(output)
+        return completions

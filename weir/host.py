@@ -1,0 +1,125 @@
+"""The engine process: `python -m weir.host`, started by a client, never by hand.
+
+It reads its orders from standard input, makes the engine, says `Ready`, and runs the loop. A second
+thread gives a sign of life however long a step takes, and ends the process when its parent is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import threading
+import time
+import traceback
+import typing
+from importlib import import_module
+from typing import Any
+
+import msgspec
+import zmq
+
+from weir.client.drive import Engine, Loop
+from weir.errors import WeirError
+from weir.wire import Boot, Deltas, Down, Fatal, Ready, Up, decode_up, encode
+
+
+class Link:
+    """A socket to the client, for one thread; its `name` tells it from the other thread's."""
+
+    def __init__(self, boot: Boot, name: str):
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set_hwm(0)
+        self._socket.set(zmq.IDENTITY, f"{boot.token}{name}".encode())
+        self._socket.connect(boot.endpoint)
+
+    def send(self, message: Down) -> None:
+        self._socket.send(encode(message))
+
+    def receive(self, wait: bool) -> list[Up]:
+        """Messages that have arrived; if told to wait, not before there is one."""
+        if wait:
+            self._socket.poll()
+        messages: list[Up] = []
+        while self._socket.poll(0):
+            payload = self._socket.recv()
+            try:
+                messages.append(decode_up(payload))
+            except msgspec.DecodeError as error:
+                print(f"dropped a message that makes no sense: {error}", file=sys.stderr)
+        return messages
+
+    def close(self) -> None:
+        """Return once everything sent is on its way, or after a second."""
+        self._context.destroy(linger=1000)
+
+
+class Pulse(threading.Thread):
+    """Signs of life. It stops if this process does, and the client reads in it how long the step in
+    hand has taken: between them, no way of hanging goes unseen."""
+
+    def __init__(self, boot: Boot):
+        super().__init__(name="weir-pulse", daemon=True)
+        self._boot = boot
+        self.loop: Loop | None = None
+
+    def run(self) -> None:
+        link = Link(self._boot, "pulse")
+        while True:
+            gone, _, _ = select.select([0], [], [], self._boot.silence)
+            if gone and not os.read(0, 4096):  # the client closed the pipe, or is no more
+                os._exit(0)
+            if self.loop is not None:
+                link.send(Deltas([], self.loop.report()))
+
+
+def make_engine(boot: Boot) -> Engine:
+    """Call the factory, with the configuration as the type that its parameter is declared with."""
+    module, _, name = boot.factory.partition(":")
+    factory = getattr(import_module(module), name)
+    kind = typing.get_type_hints(factory).get("config", Any)
+    return typing.cast(Engine, factory(msgspec.convert(boot.config, kind)))
+
+
+def serve(boot: Boot, link: Link) -> None:
+    """Make the engine and run it until told to stop."""
+    began = time.monotonic()
+    pulse = Pulse(boot)
+    pulse.start()
+    engine = make_engine(boot)
+    capacity = engine.capacity
+    link.send(
+        Ready(
+            pages=capacity.pages[min(capacity.pages)],
+            page=capacity.page,
+            tokens=capacity.tokens,
+            requests=capacity.requests,
+            context=capacity.context,
+            info={**engine.info, "pid": os.getpid(), "start_seconds": time.monotonic() - began},
+        )
+    )
+    pulse.loop = Loop(engine, link.receive, link.send)
+    pulse.loop.run()
+    engine.close()
+
+
+def main() -> None:
+    os.dup2(2, 1)  # nothing but the client's own output belongs on standard output
+    stdin = open(0, "rb", buffering=0, closefd=False)  # no byte beyond the line may be taken
+    boot = msgspec.json.decode(stdin.readline(), type=Boot)
+    link, code = Link(boot, "loop"), 0
+    try:
+        serve(boot, link)
+    except Exception as error:
+        if not isinstance(error, WeirError):
+            traceback.print_exc()
+        link.send(Fatal(f"the engine failed: {error}" if str(error) else repr(error)))
+        code = 1
+    link.close()
+    sys.stderr.flush()
+    os._exit(code)  # at once: what a library does at exit must not keep this process
+
+
+if __name__ == "__main__":
+    main()
