@@ -1,0 +1,108 @@
+"""Reads the tokenizer of a Hugging Face model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from weir.errors import ConfigError
+from weir.text.vocabulary import Vocabulary
+
+
+def read_folder(path: Path) -> Vocabulary:
+    """tokenizer.json and what stands beside it. Raises `ConfigError` naming the file at fault."""
+    config = _json(path / "tokenizer_config.json")
+    variables = _special(_json(path / "special_tokens_map.json")) | _special(config)
+    templates = _templates(path, config)
+    if (path / "tokenizer.json").is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the library's only error type
+            raise ConfigError(f"{path / 'tokenizer.json'} cannot be read: {error}") from error
+    else:
+        tokenizer, variables = _convert(path, variables)
+    # A training-time setting that files carry along: it would cut prompts in silence.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    bos = variables.get("bos_token")
+    return Vocabulary(
+        tokenizer=tokenizer,
+        bos=None if bos is None else tokenizer.token_to_id(bos),
+        eos=_eos(path, tokenizer, variables.get("eos_token")),
+        templates=templates,
+        variables=variables,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is no such file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold a JSON object")
+    return value
+
+
+def _special(config: dict[str, Any]) -> dict[str, str]:
+    """bos_token and so on: a string, or an object with the string as its content."""
+    found = {
+        name: value.get("content") if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name.endswith("_token")
+    }
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by name; files of their own win over tokenizer_config.json."""
+    value = _json(path / "chat_template.json").get("chat_template", config.get("chat_template"))
+    if isinstance(value, str):
+        value = [{"name": "default", "template": value}]
+    templates = {
+        entry["name"]: entry["template"]
+        for entry in value or ()
+        if isinstance(entry, dict) and {"name", "template"} <= entry.keys()
+    }
+    named = sorted((path / "additional_chat_templates").glob("*.jinja"))
+    for file in [*named, path / "chat_template.jinja"]:
+        if file.is_file():
+            name = "default" if file.parent == path else file.stem
+            templates[name] = file.read_text(encoding="utf-8")
+    return templates
+
+
+def _eos(path: Path, tokenizer: Tokenizer, token: str | None) -> list[int]:
+    """The tokenizer's EOS, then generation_config.json's (config.json's where that has none)."""
+    found = [] if token is None else [tokenizer.token_to_id(token)]
+    for name in ("generation_config.json", "config.json"):
+        value = _json(path / name).get("eos_token_id")
+        if value is not None:
+            found += value if isinstance(value, list) else [value]
+            break
+    return list(dict.fromkeys(n for n in found if isinstance(n, int)))
+
+
+def _convert(path: Path, variables: dict[str, str]) -> tuple[Tokenizer, dict[str, str]]:
+    """Let transformers build the tokenizer from an older format (tokenizer.model, vocab.json)."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} has no tokenizer.json; install transformers to convert its tokenizer, "
+            "or give another folder with --tokenizer"
+        ) from error
+    try:
+        converted = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = Tokenizer.from_str(converted.backend_tokenizer.to_str())
+    except Exception as error:  # whatever its many converters raise
+        raise ConfigError(
+            f"{path} has no tokenizer.json, and transformers cannot make one: {error}"
+        ) from error
+    return tokenizer, variables | _special(converted.special_tokens_map)

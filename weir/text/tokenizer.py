@@ -1,0 +1,116 @@
+"""`Text`: everything the engine's frontends know of a model's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from weir.errors import BadRequest
+from weir.gguf import GGUF
+from weir.text.detokenize import Detokenizer, Spelling
+from weir.text.folder import read_folder
+from weir.text.ggml import read_gguf
+from weir.text.template import ChatTemplate, read_template
+from weir.text.vocabulary import Vocabulary
+
+
+class Text:
+    """The tokenizer, chat template and special tokens of one model.
+
+    `vocab` is the number of token ids, `bos` the id that begins a text, `eos` the ids that end one,
+    `special` the ids that a reader of the output does not want to see. Safe to use from threads.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, chat_template: str | None = None):
+        """`chat_template`: a jinja file, or a template itself, instead of the model's own."""
+        self.tokenizer: Tokenizer = vocabulary.tokenizer
+        self.bos = vocabulary.bos
+        self.eos = vocabulary.eos
+        self.special = frozenset(
+            token
+            for token, added in self.tokenizer.get_added_tokens_decoder().items()
+            if added.special
+        )
+        self._spelling = Spelling.of(self.tokenizer)
+        self.strips = self._spelling.strips
+        templates: Mapping[str, str] = vocabulary.templates
+        if chat_template is not None:
+            templates = {"default": read_template(chat_template)}
+        self._template = ChatTemplate(templates, vocabulary.variables)
+
+    @classmethod
+    def from_folder(cls, path: str | Path, chat_template: str | None = None) -> Text:
+        """A Hugging Face folder. Raises `ConfigError`."""
+        return cls(read_folder(Path(path)), chat_template)
+
+    @classmethod
+    def from_gguf(cls, gguf: GGUF, chat_template: str | None = None) -> Text:
+        """The tokenizer inside a GGUF file. Raises `ConfigError`."""
+        return cls(read_gguf(gguf), chat_template)
+
+    @cached_property
+    def _all_pieces(self) -> list[bytes]:
+        return self._spelling.pieces(self.tokenizer)
+
+    @cached_property
+    def _shown_pieces(self) -> list[bytes]:
+        return [b"" if n in self.special else piece for n, piece in enumerate(self._all_pieces)]
+
+    def pieces(self, skip_special_tokens: bool) -> list[bytes]:
+        """The bytes of each token id; skipped ones have none. Not to be changed."""
+        return self._shown_pieces if skip_special_tokens else self._all_pieces
+
+    @cached_property
+    def vocab(self) -> int:
+        return len(self._all_pieces)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. The names of special tokens in it become those tokens."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRequest(f"the text is not valid Unicode: {error}") from error
+        [encoded] = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoded.ids
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids` from its beginning. U+FFFD stands for bytes that are no character."""
+        ids = list(ids)
+        for token in ids:
+            if not 0 <= token < self.vocab:
+                raise BadRequest(
+                    f"token ids of this model run from 0 to {self.vocab - 1}, got {token}"
+                )
+        detokenizer = Detokenizer(self, skip_special_tokens, continues=False)
+        return detokenizer.push(ids) + detokenizer.finish()
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; empty beyond the vocabulary."""
+        return self._all_pieces[token] if 0 <= token < self.vocab else b""
+
+    def token(self, token: int) -> str:
+        """One token as text, special ones by name; U+FFFD where it is part of a character."""
+        return self.token_bytes(token).decode("utf-8", "replace")
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt for a conversation, to be encoded with `add_special_tokens=False`.
+
+        `kwargs` are further template variables. `template` is jinja source to use instead of the
+        model's own. Raises `BadRequest`, also when the model has no template.
+        """
+        return self._template.render(
+            messages, tools, add_generation_prompt, continue_final_message, template, kwargs
+        )
