@@ -18,8 +18,8 @@ LEVEL = {
     "engine": 6,
     "client": 7,
     "build": 8, "sim": 8,
-    "llm": 9, "server": 9, "host": 9, "bench": 9, "batch": 10,
-    "doctor": 10, "top": 10, "demo": 10, "cli": 11,
+    "llm": 9, "server": 9, "host": 9, "bench": 10, "batch": 10,
+    "doctor": 11, "top": 11, "demo": 11, "cli": 12,
 }  # fmt: skip
 TORCH = {"ops", "models", "runtime", "build"}
 TORCH_FILES = {"executor/local.py"}

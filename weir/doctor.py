@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,11 @@ LIBRARIES = {
     "transformers": "tokenizers that nothing lighter can read",
     "llguidance": "JSON schemas and grammars",
     "opentelemetry-sdk": "request traces",
-    "opentelemetry-exporter-otlp-proto-http": "request traces",
-    "triton": "kernels on a GPU",
-    "flashinfer-python": "faster attention on a GPU",
 }
 """Distribution → what it is good for; empty: Weir does not run without it."""
+
+GPU_LIBRARIES = {"triton": "kernels", "flashinfer-python": "faster attention"}
+"""The same, where there is a GPU."""
 
 EXTENSIONS = {
     "x86_64": "avx2 fma f16c avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8".split(),
@@ -83,7 +84,7 @@ def examine(measure: bool = True) -> Report:
 def attempt(probe: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return probe()
-    except Exception as error:  # a report with a hole beats no report
+    except Exception as error:  # a report with a hole is better than none
         return [Finding(probe.__name__, f"could not be examined: {error}", "please report this")]
 
 
@@ -127,7 +128,7 @@ def gpus() -> list[Finding]:
         size = f"{total / GIB:.0f} GiB, {free / GIB:.0f} GiB free"
         kind = f"sm_{properties.major}{properties.minor}"
         found.append(Finding(f"GPU {index}", f"{properties.name}, {kind}, {size}"))
-    return found
+    return found + [library(name, purpose) for name, purpose in GPU_LIBRARIES.items()]
 
 
 def libraries() -> list[Finding]:
@@ -227,10 +228,9 @@ def best(work: Callable[[], object], repeats: int = 4) -> float:
 def import_torch() -> Any:
     """PyTorch, or in words why it cannot be imported."""
     try:
-        import torch
+        return import_module("torch")  # here it is the patient: nothing depends on it
     except Exception as error:  # a broken build fails in many ways
         return str(error).splitlines()[0] if str(error) else repr(error)
-    return torch
 
 
 def cpu_info() -> dict[str, str]:

@@ -23,6 +23,7 @@ from weir.bench.http import Http, HttpError
 from weir.bench.http import run as run_loop
 from weir.bench.load import LATE, load
 from weir.bench.progress import progress
+from weir.bench.talk import first_model
 from weir.errors import ConfigError
 from weir.sim.report import METRICS, Record, block, flat, measure
 from weir.sim.workload import Workload, as_text, paced, poisson
@@ -111,7 +112,7 @@ async def bench(options: Namespace) -> tuple[list[Record], float, str]:
     base = options.base_url or f"http://{options.host}:{options.port}"
     headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     http = Http(base.rstrip("/"), headers, options.timeout)
-    model = options.model or await served(http)
+    model = options.model or await first_model(http)
     target = Target(
         http,
         options.backend,
@@ -133,14 +134,6 @@ async def bench(options: Namespace) -> tuple[list[Record], float, str]:
     if lag > LATE:
         print(f"weir bench serve: this client was up to {lag:.2f} s late", file=sys.stderr)
     return records, duration, model
-
-
-async def served(http: Http) -> str:
-    listed = msgspec.json.decode(await http.get("/v1/models"))
-    try:
-        return str(listed["data"][0]["id"])
-    except (KeyError, IndexError, TypeError):
-        raise ConfigError(f"{http.base} does not say what it serves: give --model") from None
 
 
 def prepared(options: Namespace, model: str) -> Workload:

@@ -10,16 +10,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
-from weir.bench.client import Message, decode, words
 from weir.bench.http import Http, HttpError
-from weir.cli.private import private
+from weir.bench.private import private
+from weir.bench.talk import Talk, first_model
 
 USAGE = "weir chat [MODEL] [OPTIONS]"
 
@@ -56,50 +53,6 @@ def run(options: Namespace) -> int:
 def settings(options: Namespace) -> dict[str, Any]:
     names = ("max_tokens", "temperature", "top_p", "seed")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
-async def first_model(http: Http) -> str:
-    listed = msgspec.json.decode(await http.get("/v1/models"))
-    return str(listed["data"][0]["id"])
-
-
-@dataclass(slots=True)
-class Talk:
-    """What has been said so far, and the server that goes on with it."""
-
-    http: Http
-    model: str
-    settings: dict[str, Any]
-    messages: list[dict[str, str]] = field(default_factory=list)
-
-    def reset(self, system: str | None = None) -> None:
-        """Forget what was said; keep the system prompt, or set another."""
-        kept = [message for message in self.messages if message["role"] == "system"]
-        self.messages = [{"role": "system", "content": system}] if system else kept
-
-    async def answer(self, text: str) -> AsyncGenerator[str]:
-        """Say `text`; yields the answer piece by piece. What was heard of it is remembered."""
-        self.messages.append({"role": "user", "content": text})
-        heard: list[str] = []
-        body = {"model": self.model, "messages": self.messages, "stream": True, **self.settings}
-        try:
-            async with aclosing(self.http.stream("/v1/chat/completions", body)) as events:
-                async for event in events:
-                    if piece := said(decode(event.data)):
-                        heard.append(piece)
-                        yield piece
-        finally:
-            if heard:
-                self.messages.append({"role": "assistant", "content": "".join(heard)})
-            else:
-                self.messages.pop()
-
-
-def said(message: Message) -> str:
-    if message.error:
-        raise HttpError(words(message.error))
-    delta = message.choices[0].delta if message.choices else None
-    return (delta.content or "") if delta else ""
 
 
 def converse(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from argparse import ArgumentParser, Namespace
-from importlib.metadata import PackageNotFoundError, version
+
+from weir import __version__
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -12,12 +13,5 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    print(f"weir {installed()} (Python {platform.python_version()}, {platform.machine()})")
+    print(f"weir {__version__} (Python {platform.python_version()}, {platform.machine()})")
     return 0
-
-
-def installed() -> str:
-    try:
-        return version("weir-llm")
-    except PackageNotFoundError:
-        return "0+unknown"
