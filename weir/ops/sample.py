@@ -124,7 +124,7 @@ def _draw_ranked(
     min_p: Tensor,
     u: Tensor,
 ) -> Tensor:
-    """`draw_filtered` looking at the `depth` most likely; -1 where what is kept may reach deeper."""
+    """`draw_filtered` seeing the `depth` most likely alone; -1 where more may be kept than that."""
     vocab = logits.shape[-1]
     ids = ranked(logits, depth)[1]
     best = weight.gather(-1, ids)

@@ -1,0 +1,109 @@
+"""Which tokens each penalised request has seen: counted as they are fed to the model.
+
+Every token of a sequence is fed exactly once before what follows it is sampled, so nothing is
+counted twice, and a token that only the device knows is counted there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weir.core import Chunk
+from weir.runtime.stage import Stage
+
+
+@dataclass(slots=True, eq=False)
+class Feed:
+    """Rows of a lane to count: as prompt, and as output."""
+
+    prompt: tuple[Tensor, Tensor] | None  # rows of the lane, slots; int64
+    output: tuple[Tensor, Tensor] | None
+
+
+class Penalties:
+    """For each penalised uid a slot of `seen` bool [slots, V] (prompt) and `counts` int32 (output).
+
+    A request is penalised if one of its chunks brings `history`; a later one replaces the earlier.
+    """
+
+    def __init__(self, vocab: int, device: torch.device):
+        self.vocab = vocab
+        self.slot: dict[int, int] = {}
+        self.next: dict[int, int] = {}  # the position to be fed next
+        self.free: list[int] = []
+        self.seen = torch.zeros(0, vocab, dtype=torch.bool, device=device)
+        self.counts = torch.zeros(0, vocab, dtype=torch.int32, device=device)
+
+    def forget(self, uids: Iterable[int]) -> None:
+        for uid in uids:
+            if uid in self.slot:
+                self.free.append(self.slot.pop(uid))
+                del self.next[uid]
+
+    def plan(self, chunks: Sequence[Chunk], stage: Stage) -> Feed | None:
+        """What of a lane must be counted; None: nothing. Takes in histories on the way."""
+        for chunk in chunks:
+            if chunk.history is not None:
+                self._begin(chunk, chunk.history)
+        if not self.slot:
+            return None
+        rows: tuple[list[int], list[int]] = ([], [])  # prompt, output
+        slots: tuple[list[int], list[int]] = ([], [])
+        first = 0
+        for chunk in chunks:
+            slot = self.slot.get(chunk.uid)
+            if slot is not None and self.next[chunk.uid] == chunk.start:
+                split = min(max(chunk.prompt - chunk.start, 0), chunk.length)
+                for output, count in ((0, split), (1, chunk.length - split)):
+                    at = first + output * split
+                    rows[output].extend(range(at, at + count))
+                    slots[output].extend([slot] * count)
+                self.next[chunk.uid] += chunk.length
+            first += chunk.length
+        feeds = [
+            (stage.put(np.array(rows[i], np.int64)), stage.put(np.array(slots[i], np.int64)))
+            if rows[i]
+            else None
+            for i in (0, 1)
+        ]
+        return Feed(*feeds)
+
+    def complete(self, chunk: Chunk) -> bool:
+        """Whether all tokens up to the end of a planned chunk are counted."""
+        return self.next.get(chunk.uid) == chunk.start + chunk.length
+
+    def count(self, feed: Feed, ids: Tensor) -> None:
+        """Count the planned rows of a lane's ids [T]."""
+        if feed.prompt is not None:
+            rows, slots = feed.prompt
+            self.seen[slots, ids[rows]] = True
+        if feed.output is not None:
+            rows, slots = feed.output
+            one = torch.ones((), dtype=torch.int32, device=ids.device)
+            self.counts.index_put_((slots, ids[rows]), one, accumulate=True)
+
+    def _begin(self, chunk: Chunk, history: list[int]) -> None:
+        if chunk.uid not in self.slot:
+            if not self.free:
+                self._grow()
+            self.slot[chunk.uid] = self.free.pop()
+        slot = self.slot[chunk.uid]
+        self.next[chunk.uid] = chunk.start
+        prompt, output = (
+            np.bincount([t for t in tokens if 0 <= t < self.vocab], minlength=self.vocab)
+            for tokens in (history[: chunk.prompt], history[chunk.prompt :])
+        )
+        self.seen[slot] = torch.from_numpy(prompt > 0)
+        self.counts[slot] = torch.from_numpy(output)
+
+    def _grow(self) -> None:
+        size = len(self.seen)
+        more = max(4, size)
+        self.free = list(range(size, size + more))
+        self.seen = torch.cat([self.seen, self.seen.new_zeros(more, self.vocab)])
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(more, self.vocab)])

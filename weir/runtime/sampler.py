@@ -1,0 +1,252 @@
+"""Chooses the next token of every chunk that ends in one: plain rows at once, extras row by row.
+
+What a request asks is read once and kept by its row. A row whose logits or wishes are unusable
+fails alone. The arithmetic is in ops/sample.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weir.core import Chunk, Sampling
+from weir.errors import ConfigError
+from weir.ops import sample
+from weir.runtime.penalties import Penalties
+from weir.runtime.stage import Stage
+
+GREEDY, PLAIN, FILTERED = range(3)
+COLDEST = 1e-5
+"""A temperature below this is greedy: dividing by it would overflow."""
+
+WISHES = np.dtype(
+    [
+        ("known", np.bool_),
+        ("edited", np.bool_),  # has an `Edit`
+        ("kind", np.int8),
+        ("temperature", np.float32),
+        ("top_k", np.int64),
+        ("top_p", np.float64),
+        ("min_p", np.float64),
+        ("seed", np.uint64),
+        ("logprobs", np.int32),  # -1: none
+    ]
+)
+
+
+@dataclass(slots=True, eq=False)
+class Edit:
+    """What one request changes in its logits, beside penalties."""
+
+    bias: tuple[Tensor, Tensor] | None  # ids int64, values float32
+    allowed: Tensor | None  # ids int64
+    stops: Tensor | None  # ids int64, suppressed before `until`
+    until: int  # position
+
+    def apply(self, logits: Tensor, position: int) -> None:
+        """Change logits [V], from which the token at `position` is chosen."""
+        if self.allowed is not None:
+            kept = logits[self.allowed]
+            logits.fill_(-torch.inf)[self.allowed] = kept
+        if self.bias is not None:
+            logits.index_add_(0, *self.bias)
+        if self.stops is not None and position < self.until:
+            logits[self.stops] = -torch.inf
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Rows chosen by one call."""
+
+    rows: Tensor | None  # int64 [B]; None: all
+    u: Tensor  # float64 [B]
+    temperature: Tensor  # float32 [B]
+    filters: tuple[Tensor, Tensor, Tensor] | None  # top_k int64 [B], top_p and min_p float64 [B]
+
+
+@dataclass(slots=True, eq=False)
+class Draw:
+    """What it takes to choose one token for each of B chunks."""
+
+    chunks: list[Chunk]
+    target: Tensor  # int64 [B]: rows of Tables that take the tokens
+    greedy: bool  # whether any row is
+    groups: list[Group]  # the others
+    edits: list[tuple[int, int, Edit | None, Tensor | None]]  # row, position, edit, grammar mask
+    penalised: tuple[Tensor, Tensor, Tensor] | None  # rows, slots; penalties float32 [3, rows]
+    scored: tuple[Tensor, list[Chunk], int] | None  # rows that want logprobs; the most wanted
+
+
+@dataclass(slots=True, eq=False)
+class Drawn:
+    tokens: Tensor  # int64 [B]; -1: no token could be chosen
+    logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None  # of Draw.scored, as ops.sample.logprobs
+
+
+class Sampler:
+    """Sampling for the requests of one model; rows are those of Tables."""
+
+    def __init__(self, vocab: int, device: torch.device):
+        if vocab > sample.MAX_VOCAB:
+            raise ConfigError(f"a vocabulary of {vocab} is above the limit of {sample.MAX_VOCAB}")
+        self.vocab = vocab
+        self.device = device
+        self.wishes = np.zeros(0, WISHES)  # by row
+        self.edits: dict[int, Edit] = {}  # by row
+        self.penalties = Penalties(vocab, device)
+
+    def forget(self, uids: Iterable[int], rows: Sequence[int]) -> None:
+        for row in rows:
+            self.edits.pop(row, None)
+            if row < len(self.wishes):
+                self.wishes["known"][row] = False
+        self.penalties.forget(uids)
+
+    def plan(
+        self, chunks: Sequence[Chunk], rows: NDArray[np.int64], failed: dict[int, str], stage: Stage
+    ) -> Draw:
+        """Gather what the chunks, whose requests have these rows, ask for. A request that asks for
+        what cannot be done goes to `failed`, and its row is computed without."""
+        if rows.max() >= len(self.wishes):
+            more = np.zeros(int(rows.max()) + 1, WISHES)
+            self.wishes = np.concatenate([self.wishes, more])
+        for i in np.flatnonzero(~self.wishes["known"][rows]).tolist():
+            self._learn(int(rows[i]), chunks[i], failed)
+        wishes = self.wishes[rows]
+        position = np.array([c.start + c.length for c in chunks], np.int64)
+        edited = wishes["edited"] | np.array([c.mask is not None for c in chunks], np.bool_)
+        scored = np.flatnonzero(wishes["logprobs"] >= 0)
+        return Draw(
+            chunks=list(chunks),
+            target=stage.put(rows),
+            greedy=bool((wishes["kind"] == GREEDY).any()),
+            groups=_groups(wishes, sample.uniform(wishes["seed"], position), stage),
+            edits=[
+                (i, int(position[i]), self.edits.get(int(rows[i])), _mask(chunks[i], stage))
+                for i in np.flatnonzero(edited).tolist()
+            ],
+            penalised=self._penalised(chunks, failed, stage),
+            scored=(
+                (stage.put(scored), [chunks[i] for i in scored], int(wishes["logprobs"].max()))
+                if len(scored)
+                else None
+            ),
+        )
+
+    def draw(self, logits: Tensor, draw: Draw) -> Drawn:
+        """Choose from logits float32 [B, V], which are changed."""
+        raw = logits
+        if draw.scored is not None:
+            raw = logits[draw.scored[0]]
+        for row, position, edit, mask in draw.edits:
+            if mask is not None:
+                logits[row].masked_fill_(~sample.unpack(mask, self.vocab), -torch.inf)
+            if edit is not None:
+                edit.apply(logits[row], position)
+        if draw.penalised is not None:
+            rows, slots, penalties = draw.penalised
+            seen, counts = self.penalties.seen[slots], self.penalties.counts[slots]
+            logits[rows] = sample.penalise(logits[rows], seen, counts, *penalties)
+        tokens = sample.greedy(logits) if draw.greedy else torch.empty_like(draw.target)
+        for group in draw.groups:
+            rows = slice(None) if group.rows is None else group.rows
+            tokens[rows] = _choose(logits[rows], group)
+        if draw.scored is None:
+            return Drawn(tokens, None)
+        chosen = tokens[draw.scored[0]].clamp(min=0)
+        return Drawn(tokens, sample.logprobs(raw, chosen, draw.scored[2]))
+
+    def _learn(self, row: int, chunk: Chunk, failed: dict[int, str]) -> None:
+        s = chunk.sample
+        assert s is not None
+        wish = self.wishes[row]
+        filtered = s.top_k > 0 or s.top_p < 1.0 or s.min_p > 0.0
+        wish["kind"] = FILTERED if filtered else PLAIN
+        if not s.temperature >= COLDEST:
+            wish["kind"] = GREEDY
+        for name in ("temperature", "top_p", "min_p"):
+            wish[name] = getattr(s, name)
+        wish["top_k"] = min(s.top_k, self.vocab)
+        wish["seed"] = s.seed & (2**64 - 1)
+        wish["logprobs"] = -1 if s.logprobs is None else min(s.logprobs, self.vocab)
+        wish["known"] = True
+        try:
+            edit = self._edit(s, chunk.prompt)
+        except ValueError as error:
+            failed[chunk.uid], edit = str(error), None
+        wish["edited"] = edit is not None
+        if edit is not None:
+            self.edits[row] = edit
+
+    def _edit(self, s: Sampling, prompt: int) -> Edit | None:
+        stops = [t for t in s.stops if 0 <= t < self.vocab] if s.min_tokens > 0 else []
+        if not (s.logit_bias or stops or s.allowed is not None):
+            return None
+        values = torch.tensor(list(s.logit_bias.values()), dtype=torch.float32, device=self.device)
+        return Edit(
+            bias=(self._ids(s.logit_bias, "logit_bias"), values) if s.logit_bias else None,
+            allowed=None if s.allowed is None else self._ids(s.allowed, "allowed_token_ids"),
+            stops=self._ids(stops, "stop_token_ids") if stops else None,
+            until=prompt + s.min_tokens,
+        )
+
+    def _ids(self, tokens: Iterable[int], name: str) -> Tensor:
+        tokens = list(tokens)
+        for token in tokens:
+            if not 0 <= token < self.vocab:
+                raise ValueError(f"{name} holds {token}, outside the vocabulary of {self.vocab}")
+        return torch.tensor(tokens, dtype=torch.int64, device=self.device)
+
+    def _penalised(
+        self, chunks: Sequence[Chunk], failed: dict[int, str], stage: Stage
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        rows, slots, penalties = [], [], []
+        for i, c in enumerate(chunks):
+            if c.sample is not None and c.sample.penalised:
+                if not self.penalties.complete(c):
+                    failed[c.uid] = "the tokens before this chunk, to be penalised, are not known"
+                    continue
+                rows.append(i)
+                slots.append(self.penalties.slot[c.uid])
+                s = c.sample
+                penalties.append((s.repetition_penalty, s.presence_penalty, s.frequency_penalty))
+        if not rows:
+            return None
+        values = stage.put(np.array(penalties, np.float32).T)
+        return stage.put(np.array(rows, np.int64)), stage.put(np.array(slots, np.int64)), values
+
+
+def _groups(wishes: NDArray[np.void], u: NDArray[np.float64], stage: Stage) -> list[Group]:
+    groups = []
+    for kind in (PLAIN, FILTERED):
+        rows = np.flatnonzero(wishes["kind"] == kind)
+        if len(rows) == 0:
+            continue
+        mine = wishes[rows]
+        filters = None
+        if kind == FILTERED:
+            filters = tuple(stage.put(mine[name]) for name in ("top_k", "top_p", "min_p"))
+        groups.append(
+            Group(
+                rows=None if len(rows) == len(wishes) else stage.put(rows),
+                u=stage.put(u[rows]),
+                temperature=stage.put(mine["temperature"]),
+                filters=filters,
+            )
+        )
+    return groups
+
+
+def _choose(logits: Tensor, group: Group) -> Tensor:
+    if group.filters is None:
+        return sample.draw(logits, group.temperature, group.u)
+    return sample.draw_filtered(logits, group.temperature, *group.filters, group.u)
+
+
+def _mask(chunk: Chunk, stage: Stage) -> Tensor | None:
+    return None if chunk.mask is None else stage.put(np.frombuffer(chunk.mask, np.uint8).copy())

@@ -1,0 +1,81 @@
+"""Where keys and values live: one tensor a layer and tier, and the copies that move pages.
+
+Sized in pages, addressed by page number. Who owns a page is not known here.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from weir.core import AttentionSpec, Move
+
+
+def page_bytes(layers: Sequence[AttentionSpec], page: int, dtype: torch.dtype) -> int:
+    """Bytes that `page` tokens take over all layers, keys and values."""
+    return sum(2 * layer.kv_heads * page * layer.head_dim for layer in layers) * dtype.itemsize
+
+
+class Store:
+    """The KV pages of each tier, zeroed.
+
+    layers: the attention of each layer. page: tokens a page. pages: how many each tier holds.
+    devices: the device of each tier. dtype: of keys and values.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[AttentionSpec],
+        page: int,
+        pages: Mapping[int, int],
+        devices: Mapping[int, torch.device],
+        dtype: torch.dtype,
+    ):
+        self.page = page
+        self.pages = {tier: pages[tier] for tier in sorted(pages)}  # hottest first
+        self.devices = {tier: devices[tier] for tier in self.pages}
+        self.dtype = dtype
+        self.kv: dict[int, list[Tensor]] = {}  # tier → one a layer: [pages, 2, Hkv, page, D]
+        for tier, count in self.pages.items():
+            memory = _zeros(count * page_bytes(layers, page, dtype), devices[tier]).view(dtype)
+            shapes = [(count, 2, layer.kv_heads, page, layer.head_dim) for layer in layers]
+            parts = memory.split([torch.Size(shape).numel() for shape in shapes])
+            self.kv[tier] = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def move(self, moves: Sequence[Move]) -> None:
+        """Copy pages as if one move followed the other."""
+        for source, target, indices in _runs(moves):
+            src, dst = torch.tensor(indices).unbind(1)
+            for old, new in zip(self.kv[source], self.kv[target], strict=True):
+                pages = old.index_select(0, src.to(old.device))
+                new.index_copy_(0, dst.to(new.device), pages.to(new.device, non_blocking=True))
+
+
+def _zeros(size: int, device: torch.device) -> Tensor:
+    """`size` zero bytes; on the CPU mapped, not written, so that they take memory when used."""
+    if device.type != "cpu" or size == 0:
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _runs(moves: Iterable[Move]) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+    """Moves as (source tier, target tier, [(source page, target page)]): stretches that can be
+    copied at once, since none of their moves touches a page that an earlier one of them wrote."""
+    run: list[tuple[int, int]] = []
+    written: set[tuple[int, int]] = set()
+    direction = (-1, -1)
+    for src, dst in moves:
+        if direction != (src.tier, dst.tier) or src in written or dst in written:
+            if run:
+                yield *direction, run
+            direction, run, written = (src.tier, dst.tier), [], set()
+        run.append((src.index, dst.index))
+        written.add(dst)
+    if run:
+        yield *direction, run
