@@ -1,7 +1,7 @@
 """The referee: a small random model in plain PyTorch, and a decoder that recomputes everything.
 
-`Tiny` follows the Model protocol with none of weir's ops; `dense` runs it over a whole sequence with
-no cache, no pages and no batch.
+`Tiny` follows the Model protocol with none of weir's ops; `dense` runs it over a whole sequence
+with no cache, no pages and no batch.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ WISHES = np.dtype(
         ("min_p", np.float64),
         ("seed", np.uint64),
         ("logprobs", np.int32),  # -1: none
-    ]
+    ],
+    align=True,
 )
 
 
