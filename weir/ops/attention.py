@@ -6,11 +6,17 @@ how tiers are joined is the caller's.
 
 from __future__ import annotations
 
+from ctypes import addressof
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from weir.ops import native
+from weir.ops.dispatch import kernels, packed_heads
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)  # of kv, in the order of the kernel's enum
 
 
 class Attention(Protocol):
@@ -42,7 +48,24 @@ class Batch:
 
 def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     """Store k, v [T, Hkv, D] at `slots` [T] of kv [pages, 2, Hkv, page, D], in its type."""
-    reference_write(kv, k, v, slots)
+    lib = kernels(k)
+    if lib is None:
+        return reference_write(kv, k, v, slots)
+    k, v, slots = packed_heads(k), packed_heads(v), slots.long()
+    _, _, heads, page, size = kv.shape
+    lib.write(
+        kv.data_ptr(),
+        TYPES.index(kv.dtype),
+        k.data_ptr(),
+        k.stride(0),
+        v.data_ptr(),
+        v.stride(0),
+        slots.data_ptr(),
+        k.shape[0],
+        heads,
+        size,
+        page,
+    )
 
 
 def attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor, Tensor]:
@@ -50,7 +73,35 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor
 
     Query head h reads kv head h // (Hq / Hkv). A query that sees no key has o = 0, lse = -inf.
     """
-    return reference_attend(q, kv, batch, spec)
+    lib = kernels(q)
+    if lib is None:
+        return reference_attend(q, kv, batch, spec)
+    q = packed_heads(q)
+    tokens, heads, size = q.shape
+    o, lse = q.new_empty(q.shape), q.new_empty(tokens, heads)
+    call = native.Attend(
+        q.data_ptr(),
+        kv.data_ptr(),
+        batch.q_start.data_ptr(),
+        batch.kv_len.data_ptr(),
+        batch.first.data_ptr() if batch.first is not None else None,
+        batch.table.data_ptr(),
+        o.data_ptr(),
+        lse.data_ptr(),
+        q.stride(0),
+        batch.kv_len.shape[0],
+        batch.table.stride(0),
+        heads,
+        kv.shape[2],
+        size,
+        kv.shape[3],
+        spec.window or 0,
+        spec.scale,
+        spec.softcap or 0.0,
+        TYPES.index(kv.dtype),
+    )
+    lib.attend(addressof(call))
+    return o, lse
 
 
 def reference_write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:

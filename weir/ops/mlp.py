@@ -5,15 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weir.ops.dispatch import kernels
+
+ACTIVATIONS = ("silu", "gelu_tanh", "relu")
+
 
 def gated(gate_up: Tensor, act: str) -> Tensor:
     """act(gate) * up for gate_up [T, 2F], the gate first → [T, F]. `act`: "silu" or "gelu_tanh"."""
-    return reference_gated(gate_up, act)
+    lib = kernels(gate_up)
+    if lib is None:
+        return reference_gated(gate_up, act)
+    gate_up = gate_up.contiguous()
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty(rows, width)
+    lib.gated(gate_up.data_ptr(), rows, width, _code(act), out.data_ptr())
+    return out
 
 
 def activate_(x: Tensor, act: str) -> None:
     """Apply `act` ("relu", "gelu_tanh" or "silu") in place."""
-    x.copy_(reference_activate(x, act))
+    lib = kernels(x)
+    if lib is None or not x.is_contiguous():
+        x.copy_(reference_activate(x, act))
+    else:
+        lib.activate(x.data_ptr(), x.numel(), _code(act))
 
 
 def reference_gated(gate_up: Tensor, act: str) -> Tensor:
@@ -29,4 +44,11 @@ def reference_activate(x: Tensor, act: str) -> Tensor:
             return torch.nn.functional.gelu(x, approximate="tanh")
         case "relu":
             return torch.relu(x)
-    raise ValueError(f"activation {act!r} is unknown: use 'silu', 'gelu_tanh' or 'relu'")
+    raise ValueError(f"activation {act!r} is unknown: use one of {', '.join(ACTIVATIONS)}")
+
+
+def _code(act: str) -> int:
+    """The kernel's number of an activation."""
+    if act not in ACTIVATIONS:
+        raise ValueError(f"activation {act!r} is unknown: use one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS.index(act)

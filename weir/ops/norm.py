@@ -5,15 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weir.ops.dispatch import floats, kernels
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False) -> Tensor:
     """x [T, H] / rms(x) * weight [H]; with `unit_offset` (Gemma) times 1 + weight."""
-    return reference_rms_norm(x, weight, eps, unit_offset)
+    lib = kernels(x)
+    if lib is None:
+        return reference_rms_norm(x, weight, eps, unit_offset)
+    x, weight, out = x.contiguous(), floats(weight), torch.empty_like(x)
+    rows, width = x.shape
+    lib.rms_norm(
+        x.data_ptr(), weight.data_ptr(), rows, width, eps, float(unit_offset), out.data_ptr()
+    )
+    return out
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """(x [T, H] - mean) / sqrt(variance + eps) * weight [H] + bias [H]."""
-    return reference_layer_norm(x, weight, bias, eps)
+    lib = kernels(x)
+    if lib is None:
+        return reference_layer_norm(x, weight, bias, eps)
+    x, weight, bias, out = x.contiguous(), floats(weight), floats(bias), torch.empty_like(x)
+    rows, width = x.shape
+    lib.layer_norm(
+        x.data_ptr(), weight.data_ptr(), bias.data_ptr(), rows, width, eps, out.data_ptr()
+    )
+    return out
 
 
 def reference_rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864), with the per-head norm some models put before it."""
+"""Rotary position embedding (arXiv 2104.09864), and the norm of each head that may precede it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from weir.ops.dispatch import floats, kernels, packed_heads
 
 
 class Rope(Protocol):
@@ -128,25 +130,37 @@ def rope_(
     Element i pairs with i + dim / 2 (rotate-half); elements past `cos_sin.shape[1]` stay. Where
     `q_norm` or `k_norm` [D] is given each head is RMS-normalised first, as in `rms_norm`.
     """
-    reference_rope_(q, k, pos, cos_sin, q_norm, k_norm, eps, unit_offset)
+    lib = kernels(q)
+    for x, norm in ((q, q_norm), (k, k_norm)):
+        tokens, heads, size = x.shape
+        if lib is None or packed_heads(x) is not x:
+            reference_rotate_(x, pos, cos_sin, norm, eps, unit_offset)
+            continue
+        pos = pos.long()
+        norm = floats(norm) if norm is not None else None
+        lib.rope(
+            x.data_ptr(),
+            tokens,
+            x.stride(0),
+            heads,
+            size,
+            pos.data_ptr(),
+            cos_sin.data_ptr(),
+            cos_sin.shape[1],
+            norm.data_ptr() if norm is not None else None,
+            eps,
+            float(unit_offset),
+        )
 
 
-def reference_rope_(
-    q: Tensor,
-    k: Tensor,
-    pos: Tensor,
-    cos_sin: Tensor,
-    q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    eps: float = 1e-6,
-    unit_offset: bool = False,
+def reference_rotate_(
+    x: Tensor, pos: Tensor, cos_sin: Tensor, norm: Tensor | None, eps: float, unit_offset: bool
 ) -> None:
     dim = cos_sin.shape[1]
     cos, sin = cos_sin[pos.long()].unsqueeze(1).chunk(2, dim=-1)
-    for x, norm in ((q, q_norm), (k, k_norm)):
-        y = x.float()
-        if norm is not None:
-            y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
-            y = y * (norm.float() + float(unit_offset))
-        a, b, rest = y[..., : dim // 2], y[..., dim // 2 : dim], y[..., dim:]
-        x.copy_(torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1))
+    y = x.float()
+    if norm is not None:
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+        y = y * (norm.float() + float(unit_offset))
+    a, b, rest = y[..., : dim // 2], y[..., dim // 2 : dim], y[..., dim:]
+    x.copy_(torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1))

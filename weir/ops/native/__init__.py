@@ -1,0 +1,232 @@
+"""The C++ kernels beside this file: compiled on the machine that runs them, called by address.
+
+Nothing here knows tensors; the ops pass pointers and sizes. Where there is no compiler `library()`
+is None, `status()` says so, and every op takes its PyTorch path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
+COMPILERS = ("c++", "g++", "clang++")
+
+log = logging.getLogger(__name__)
+
+
+class Linear(ctypes.Structure):
+    """`Linear` of linear.cpp."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("n", c_int64),
+        ("k", c_int64),
+        ("is_bf16", c_int32),
+    )
+
+
+class Attend(ctypes.Structure):
+    """`Call` of attention.cpp."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("q", "kv", "q_start", "kv_len", "first", "table")),
+        *((name, c_void_p) for name in ("o", "lse")),
+        *((name, c_int64) for name in ("q_stride", "sequences", "table_width", "heads")),
+        *((name, c_int64) for name in ("kv_heads", "dim", "page", "window")),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("type", c_int32),
+    )
+
+
+POINTER, LONG, INT, FLOAT = c_void_p, c_int64, c_int32, c_float
+SIGNATURES = {
+    "set_threads": (None, (INT,)),
+    "read": (FLOAT, (POINTER, LONG)),
+    "packed_bytes": (LONG, (LONG, LONG, INT)),
+    "pack": (None, (POINTER, LONG, LONG, INT, POINTER)),
+    "linear": (None, (POINTER, POINTER, LONG, POINTER, POINTER)),
+    "attend": (None, (POINTER,)),
+    "write": (
+        None,
+        (POINTER, INT, POINTER, LONG, POINTER, LONG, POINTER, LONG, LONG, LONG, LONG),
+    ),
+    "rms_norm": (None, (POINTER, POINTER, LONG, LONG, FLOAT, FLOAT, POINTER)),
+    "layer_norm": (None, (POINTER, POINTER, POINTER, LONG, LONG, FLOAT, POINTER)),
+    "rope": (
+        None,
+        (POINTER, LONG, LONG, LONG, LONG, POINTER, POINTER, LONG, POINTER, FLOAT, FLOAT),
+    ),
+    "gated": (None, (POINTER, LONG, LONG, INT, POINTER)),
+    "activate": (None, (POINTER, LONG, INT)),
+}
+
+
+class Library:
+    """The functions of `SIGNATURES`; calls release the GIL and may come from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        shared = ctypes.CDLL(str(path))
+        for name, (result, arguments) in SIGNATURES.items():
+            function = getattr(shared, f"weir_{name}")
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name, function)
+
+    def __getattr__(self, name: str) -> ctypes._NamedFuncPointer:
+        raise AttributeError(name)  # for the type checker: the functions are set above
+
+
+class _State:
+    """What was loaded, once per process, and why."""
+
+    library: Library | None = None
+    status: str = ""
+    threads: int = 0  # 0: every core this process may use
+    lock = threading.Lock()
+
+
+def library() -> Library | None:
+    """The kernels for this machine, compiled at the first call of the first process that asks."""
+    if not _State.status:
+        with _State.lock:
+            if not _State.status:
+                _State.library, _State.status = _load()
+                _apply_threads()
+    return _State.library
+
+
+def status() -> str:
+    """What the CPU ops run on, and why, in a sentence."""
+    library()
+    return _State.status
+
+
+def set_threads(threads: int) -> None:
+    """Compute with so many threads, the caller's included; 0: every core this process may use."""
+    _State.threads = threads
+    if _State.library is not None:
+        _apply_threads()
+
+
+def read_bandwidth(threads: int = 0, megabytes: int = 256, repeats: int = 5) -> float | None:
+    """Bytes per second that `threads` threads read from memory, the best of `repeats` passes.
+
+    None where there is no native library.
+    """
+    lib = library()
+    if lib is None:
+        return None
+    size = megabytes << 20
+    data = ctypes.create_string_buffer(size)
+    ctypes.memset(data, 1, size)  # pages never written are all the same page of zeros
+    before = _State.threads
+    set_threads(threads)
+    try:
+        return size / min(_seconds(lib, data, size) for _ in range(repeats))
+    finally:
+        set_threads(before)
+
+
+def _seconds(lib: Library, data: ctypes.Array[ctypes.c_char], size: int) -> float:
+    start = time.perf_counter()
+    lib.read(ctypes.addressof(data), size // 4)
+    return time.perf_counter() - start
+
+
+def _apply_threads() -> None:
+    if _State.library is not None:
+        _State.library.set_threads(_State.threads or len(os.sched_getaffinity(0)))
+
+
+def _load() -> tuple[Library | None, str]:
+    if os.environ.get("WEIR_NATIVE", "1") == "0":
+        return None, "PyTorch path: native kernels are turned off by WEIR_NATIVE=0"
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
+    if compiler is None:
+        reason = "no C++ compiler found (install g++ or clang++, or set CXX)"
+    else:
+        reason = ""
+        for target in _targets():
+            try:
+                lib = Library(build(compiler, target))
+                return lib, f"native kernels ({' '.join(target) or 'portable'}, {compiler})"
+            except (OSError, subprocess.SubprocessError, AttributeError) as error:
+                reason = reason or f"{compiler} failed: {_first_line(error)}"
+    log.warning("CPU kernels are slow: %s", reason)
+    return None, f"PyTorch path: {reason}"
+
+
+def build(compiler: str, target: tuple[str, ...]) -> Path:
+    """Path of the library compiled with `target` flags; from the cache where it is there and loads.
+
+    Raises OSError or subprocess.SubprocessError where it cannot be compiled.
+    """
+    sources = sorted(SOURCES.glob("*.cpp"))
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60)
+    key = hashlib.sha256(version.stdout)
+    for part in (compiler, *FLAGS, *target, platform.machine(), _cpu_flags()):
+        key.update(part.encode() + b"\0")
+    for source in (*sources, *sorted(SOURCES.glob("*.h"))):
+        key.update(source.read_bytes())
+    folder = _cache_folder()
+    path = folder / f"ops-{key.hexdigest()[:16]}.so"
+    if path.exists() and _loads(path):
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        out = Path(work) / path.name
+        command = [compiler, *FLAGS, *target, *map(str, sources), "-o", str(out)]
+        subprocess.run(command, capture_output=True, check=True, timeout=300)
+        os.replace(out, path)  # others may be compiling too: the last one wins, all are alike
+    return path
+
+
+def _loads(path: Path) -> bool:
+    try:
+        ctypes.CDLL(str(path))
+    except OSError:
+        return False
+    return True
+
+
+def _targets() -> list[tuple[str, ...]]:
+    targets: list[tuple[str, ...]] = [("-march=native",)]
+    if platform.machine() in ("x86_64", "AMD64") and {"avx2", "fma"} <= set(_cpu_flags().split()):
+        targets.append(("-mavx2", "-mfma"))
+    return [*targets, ()]
+
+
+def _cpu_flags() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _cache_folder() -> Path:
+    home = os.environ.get("WEIR_CACHE")
+    if home:
+        return Path(home) / "native"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "weir" / "native"
+
+
+def _first_line(error: Exception) -> str:
+    stderr = getattr(error, "stderr", None)
+    lines = stderr.decode(errors="replace").splitlines() if stderr else [str(error)]
+    return next((line for line in lines if "error" in line), lines[0] if lines else str(error))

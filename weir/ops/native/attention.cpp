@@ -1,0 +1,378 @@
+// Paged attention for decode and chunked prefill.
+//
+// A query's result depends on its own value and the keys it sees, on nothing else: keys are met in
+// tiles of 32 and spans of 256 cut at absolute positions, each span has its own online softmax, and
+// spans are merged in order. Which queries share a tile, how a prompt was chunked, what else is in the
+// batch, the page size and the number of threads change no bit. Spans are also what is shared out
+// between threads when there are few sequences (flash-decoding).
+//
+// Bytes: every key and value of a sequence once per 32 rows (query x head of its group).
+// FLOP: 4 * queries * heads * head size * keys seen.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "pool.h"
+#include "simd.h"
+
+namespace weir {
+namespace {
+
+constexpr int tile_keys = 32;
+constexpr int64_t span_keys = 256;
+constexpr int64_t tile_rows = 32;
+constexpr float never = -std::numeric_limits<float>::infinity();
+
+enum Type : int32_t { float32, bfloat16, float16 };
+
+// What `weir_attend` gets; equal to ctypes' declaration.
+struct Call {
+  const float* q;  // [T, heads, dim], tokens `q_stride` floats apart
+  const void* kv;  // [pages, 2, kv_heads, page, dim]
+  const int32_t* q_start;
+  const int32_t* kv_len;
+  const int32_t* first;  // or null: kv_len - n
+  const int32_t* table;  // [sequences, table_width]
+  float* o;              // [T, heads, dim]
+  float* lse;            // [T, heads]
+  int64_t q_stride, sequences, table_width, heads, kv_heads, dim, page;
+  int64_t window;  // 0: none
+  float scale;
+  float softcap;  // 0: none
+  int32_t type;
+
+  int64_t group() const { return heads / kv_heads; }
+  int64_t padded() const { return (dim + W - 1) / W * W; }
+};
+
+// Queries of one sequence that meet the same keys together, for one kv head. Its rows are
+// query x head of the group; keys [from, to) are seen by some of them.
+struct Unit {
+  int64_t sequence, token, queries, position, from, to, head;
+  int64_t first_span() const { return from / span_keys; }
+  int64_t spans() const { return to > from ? (to - 1) / span_keys - first_span() + 1 : 0; }
+};
+
+// Running softmax of a unit's rows: o [rows, padded] not yet divided by the sums.
+struct Partial {
+  float *o, *top, *sum;
+  static int64_t floats(int64_t rows, int64_t padded) { return rows * (padded + 2); }
+  Partial(float* memory, int64_t rows, int64_t padded)
+      : o(memory), top(o + rows * padded), sum(top + rows) {}
+  void clear() {
+    std::fill(o, top, 0.0f);
+    std::fill(sum, sum + (sum - top), 0.0f);
+    std::fill(top, sum, never);
+  }
+};
+
+// Lane l of the result: the sum of a over pairs `Block` apart where l's bit `Block` is 0, of b else.
+template <int Block, int... Lane>
+inline F pair_sum(F a, F b, std::integer_sequence<int, Lane...>) {
+  return shuffle<(Lane & Block ? Lane + W : Lane)...>(a, b) +
+         shuffle<(Lane & Block ? Lane + W - Block : Lane + Block)...>(a, b);
+}
+
+// Lane i of the result is the sum of the lanes of a[i].
+template <int Block = 1, int Count = W>
+inline F transpose_sum(F* a) {
+  if constexpr (Count == 1) {
+    return a[0];
+  } else {
+    for (int i = 0; i < Count / 2; ++i)
+      a[i] = pair_sum<Block>(a[2 * i], a[2 * i + 1], std::make_integer_sequence<int, W>());
+    return transpose_sum<2 * Block, Count / 2>(a);
+  }
+}
+
+// Keys of [from, to) in the tile that starts at j, and their values, as float32; the others are zero.
+// k: [padded / W, tile_keys, W], so that one dot product of W keys has constant strides.
+// v: [tile_keys, padded].
+template <class T>
+void gather(const Call& call, const Unit& unit, int64_t j, int64_t from, int64_t to, float* k, float* v) {
+  const int64_t dim = call.dim, padded = call.padded();
+  const int64_t half = call.kv_heads * call.page * dim;  // from a key to its value
+  const int32_t* table = call.table + unit.sequence * call.table_width;
+  for (int64_t i = 0; i < tile_keys; ++i) {
+    if (j + i < from || j + i >= to) {
+      for (int64_t d = 0; d < padded; d += W) {
+        store(k + d * tile_keys + i * W, F{});
+        store(v + i * padded + d, F{});
+      }
+      continue;
+    }
+    const int64_t page = table[(j + i) / call.page], offset = (j + i) % call.page;
+    const T* key = static_cast<const T*>(call.kv) +
+                   ((page * 2 * call.kv_heads + unit.head) * call.page + offset) * dim;
+    for (int64_t d = 0; d < padded; d += W) {
+      store(k + d * tile_keys + i * W, load(key + d, dim - d));
+      store(v + i * padded + d, load(key + half + d, dim - d));
+    }
+  }
+}
+
+// Scores of one row with W keys of a gathered tile.
+inline F scores(const float* q, const float* k, int64_t padded) {
+  F acc[W] = {};
+  for (int64_t d = 0; d < padded; d += W) {
+    const F part = load(q + d);
+    for (int i = 0; i < W; ++i) acc[i] = fma(part, load(k + d * tile_keys + i * W), acc[i]);
+  }
+  return transpose_sum(acc);
+}
+
+// One row of a tile: p [tile_keys] = exp(score - top), and the factor that what was summed before
+// has to be scaled by. Keys outside [lowest, highest] are not seen.
+float softmax_row(const Call& call, const float* q, const float* k, int64_t j, int64_t lowest,
+                  int64_t highest, float& top, float& sum_, float* p) {
+  constexpr int vectors = tile_keys / W;
+  F score[vectors], best = splat(never);
+  for (int v = 0; v < vectors; ++v) {
+    F s = scores(q, k + v * W * W, call.padded());
+    if (call.softcap > 0) s = splat(call.softcap) * tanh(s * splat(1.0f / call.softcap));
+    const I key = lanes() + int32_t(j + v * W);
+    const I seen = (key >= int32_t(lowest)) & (key <= int32_t(highest));
+    score[v] = select(seen, s, splat(never));
+    best = max(best, score[v]);
+  }
+  const float highest_score = max(best);
+  const float now = highest_score > top || highest_score != highest_score ? highest_score : top;
+  F total = {};
+  if (now == never) {  // nothing seen so far
+    for (int v = 0; v < vectors; ++v) store(p + v * W, F{});
+    return 1.0f;
+  }
+  for (int v = 0; v < vectors; ++v) {
+    const F weight = exp(score[v] - splat(now));
+    store(p + v * W, weight);
+    total += weight;
+  }
+  const float factor = now == top ? 1.0f : exp(splat(top - now))[0];
+  top = now;
+  sum_ = sum_ * factor + sum(total);
+  return factor;
+}
+
+// o [Rows, padded] = o * factor + p [Rows, tile_keys] @ v, columns [d, d + Vectors * W).
+template <int Rows, int Vectors>
+inline void accumulate(const float* p, const float* v, const float* factor, int64_t count,
+                       int64_t padded, float* o) {
+  F acc[Rows][Vectors];
+  for (int r = 0; r < Rows; ++r)
+    for (int c = 0; c < Vectors; ++c) acc[r][c] = load(o + r * padded + c * W) * splat(factor[r]);
+  for (int64_t i = 0; i < count; ++i) {
+    F value[Vectors];
+    for (int c = 0; c < Vectors; ++c) value[c] = load(v + i * padded + c * W);
+    for (int r = 0; r < Rows; ++r) {
+      const F weight = splat(p[r * tile_keys + i]);
+      for (int c = 0; c < Vectors; ++c) acc[r][c] = fma(weight, value[c], acc[r][c]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int c = 0; c < Vectors; ++c) store(o + r * padded + c * W, acc[r][c]);
+}
+
+template <int Rows>
+void accumulate_rows(const float* p, const float* v, const float* factor, int64_t count,
+                     int64_t padded, float* o) {
+  int64_t d = 0;
+  for (; d + 4 * W <= padded; d += 4 * W) accumulate<Rows, 4>(p, v + d, factor, count, padded, o + d);
+  for (; d < padded; d += W) accumulate<Rows, 1>(p, v + d, factor, count, padded, o + d);
+}
+
+// The rows' softmax over keys [from, to), all of one span.
+template <class T>
+void attend_span(const Call& call, const Unit& unit, const float* q, int64_t from, int64_t to,
+                 Partial partial) {
+  constexpr int together = W == 16 ? 4 : 2;  // rows whose sums fit in registers
+  static thread_local Scratch scratch;
+  const int64_t padded = call.padded(), group = call.group(), rows = unit.queries * group;
+  float* k = scratch.get(tile_keys * (2 * padded + rows) + rows);
+  float *v = k + tile_keys * padded, *p = v + tile_keys * padded, *factor = p + tile_keys * rows;
+  partial.clear();
+  for (int64_t j = from / tile_keys * tile_keys; j < to; j += tile_keys) {
+    const int64_t count = std::min<int64_t>(tile_keys, to - j);
+    gather<T>(call, unit, j, from, to, k, v);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t position = unit.position + r / group;
+      const int64_t lowest = call.window > 0 ? position - call.window + 1 : 0;
+      factor[r] = softmax_row(call, q + r * padded, k, j, lowest, std::min(position, to - 1),
+                              partial.top[r], partial.sum[r], p + r * tile_keys);
+    }
+    int64_t r = 0;
+    for (; r + together <= rows; r += together)
+      accumulate_rows<together>(p + r * tile_keys, v, factor + r, count, padded, partial.o + r * padded);
+    for (; r < rows; ++r)
+      accumulate_rows<1>(p + r * tile_keys, v, factor + r, count, padded, partial.o + r * padded);
+  }
+}
+
+void attend_span(const Call& call, const Unit& unit, const float* q, int64_t index, Partial partial) {
+  const int64_t start = (unit.first_span() + index) * span_keys;
+  const int64_t from = std::max(unit.from, start), to = std::min(unit.to, start + span_keys);
+  switch (call.type) {
+    case float32: return attend_span<float>(call, unit, q, from, to, partial);
+    case bfloat16: return attend_span<bf16>(call, unit, q, from, to, partial);
+    default: return attend_span<fp16>(call, unit, q, from, to, partial);
+  }
+}
+
+// Add the softmax over more keys to `total`.
+void merge(Partial total, Partial part, int64_t rows, int64_t padded) {
+  for (int64_t r = 0; r < rows; ++r) {
+    if (part.top[r] == never) continue;
+    const float top = std::max(part.top[r], total.top[r]);
+    const F old = exp(splat(total.top[r] - top)), fresh = exp(splat(part.top[r] - top));
+    for (float *a = total.o + r * padded, *b = part.o + r * padded; a < total.o + (r + 1) * padded;
+         a += W, b += W)
+      store(a, fma(load(a), old, load(b) * fresh));
+    total.sum[r] = total.sum[r] * old[0] + part.sum[r] * fresh[0];
+    total.top[r] = top;
+  }
+}
+
+// q of the unit's rows, scaled and padded with zeros: [rows, padded].
+void scale_queries(const Call& call, const Unit& unit, float* out) {
+  const int64_t group = call.group(), padded = call.padded();
+  for (int64_t i = 0; i < unit.queries; ++i)
+    for (int64_t g = 0; g < group; ++g, out += padded) {
+      const float* q = call.q + (unit.token + i) * call.q_stride + (unit.head * group + g) * call.dim;
+      for (int64_t d = 0; d < padded; d += W)
+        store(out + d, load(q + d, call.dim - d) * splat(call.scale));
+    }
+}
+
+void finish(const Call& call, const Unit& unit, Partial total) {
+  const int64_t group = call.group(), padded = call.padded();
+  for (int64_t r = 0; r < unit.queries * group; ++r) {
+    const int64_t at = (unit.token + r / group) * call.heads + unit.head * group + r % group;
+    const bool empty = total.top[r] == never;
+    const F inverse = splat(empty ? 0.0f : 1.0f / total.sum[r]);
+    for (int64_t d = 0; d < call.dim; d += W)
+      store(call.o + at * call.dim + d, load(total.o + r * padded + d) * inverse, call.dim - d);
+    call.lse[at] = empty ? never : total.top[r] + std::log(total.sum[r]);
+  }
+}
+
+std::vector<Unit> cut(const Call& call) {
+  std::vector<Unit> units;
+  const int64_t most = std::max<int64_t>(1, tile_rows / call.group());
+  for (int64_t s = 0; s < call.sequences; ++s) {
+    const int64_t n = call.q_start[s + 1] - call.q_start[s], length = call.kv_len[s];
+    const int64_t first = call.first ? call.first[s] : length - n;
+    for (int64_t i = (n - 1) / most * most; n > 0 && i >= 0; i -= most) {  // the longest first
+      const int64_t queries = std::min(most, n - i), position = first + i;
+      const int64_t from = call.window > 0 ? std::max<int64_t>(0, position - call.window + 1) : 0;
+      const int64_t to = std::min(length, position + queries);
+      for (int64_t head = 0; head < call.kv_heads; ++head)
+        units.push_back({s, call.q_start[s] + i, queries, position, from, to, head});
+    }
+  }
+  return units;
+}
+
+// Enough units for every thread: each goes through its spans alone.
+void attend_units(const Call& call, const std::vector<Unit>& units, int64_t items) {
+  parallel(items, [&](int64_t item) {
+    static thread_local Scratch scratch;
+    for (size_t u = item; u < units.size(); u += items) {
+      const Unit& unit = units[u];
+      const int64_t padded = call.padded(), rows = unit.queries * call.group();
+      const int64_t size = Partial::floats(rows, padded);
+      float* q = scratch.get(rows * padded + 2 * size);
+      Partial total(q + rows * padded, rows, padded), part(q + rows * padded + size, rows, padded);
+      scale_queries(call, unit, q);
+      total.clear();
+      for (int64_t i = 0; i < unit.spans(); ++i) {
+        attend_span(call, unit, q, i, part);
+        merge(total, part, rows, padded);
+      }
+      finish(call, unit, total);
+    }
+  });
+}
+
+// Few units: their spans are shared out, then merged in the same order.
+void attend_spans(const Call& call, const std::vector<Unit>& units) {
+  struct Item { const Unit* unit; int64_t span, at; };
+  static thread_local Scratch scratch;
+  const int64_t padded = call.padded(), group = call.group();
+  std::vector<Item> items;
+  int64_t floats = 0;
+  for (const Unit& unit : units)
+    for (int64_t i = 0; i < unit.spans(); ++i) {
+      items.push_back({&unit, i, floats});
+      floats += Partial::floats(unit.queries * group, padded);
+    }
+  float* memory = scratch.get(floats);
+  parallel(int64_t(items.size()), [&](int64_t n) {
+    static thread_local Scratch queries;
+    const Item& item = items[n];
+    const int64_t rows = item.unit->queries * group;
+    float* q = queries.get(rows * padded);
+    scale_queries(call, *item.unit, q);
+    attend_span(call, *item.unit, q, item.span, Partial(memory + item.at, rows, padded));
+  });
+  static thread_local Scratch totals;
+  const Item* next = items.data();
+  for (const Unit& unit : units) {
+    const int64_t rows = unit.queries * group;
+    Partial total(totals.get(Partial::floats(rows, padded)), rows, padded);
+    total.clear();
+    for (int64_t i = 0; i < unit.spans(); ++i, ++next)
+      merge(total, Partial(memory + next->at, rows, padded), rows, padded);
+    finish(call, unit, total);
+  }
+}
+
+template <class T>
+void write_heads(T* kv, const float* k, const float* v, int64_t k_stride, int64_t v_stride,
+                 const int64_t* slots, int64_t tokens, int64_t heads, int64_t dim, int64_t page) {
+  parallel_ranges(tokens, (1 << 14) / (heads * dim) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t h = 0; h < heads; ++h) {
+        T* key = kv + ((slots[t] / page * 2 * heads + h) * page + slots[t] % page) * dim;
+        T* value = key + heads * page * dim;
+        for (int64_t d = 0; d < dim; d += W) {
+          store(key + d, load(k + t * k_stride + h * dim + d, dim - d), dim - d);
+          store(value + d, load(v + t * v_stride + h * dim + d, dim - d), dim - d);
+        }
+      }
+  });
+}
+
+}  // namespace
+}  // namespace weir
+
+extern "C" {
+
+void weir_attend(const weir::Call* call) {
+  using namespace weir;
+  const std::vector<Unit> units = cut(*call);
+  int64_t keys = 0, spans = 0;
+  for (const Unit& unit : units) keys += std::max<int64_t>(0, unit.to - unit.from), spans += unit.spans();
+  const int64_t wanted = 4 * threads();
+  if (keys * call->dim < 1 << 13)
+    attend_units(*call, units, 1);
+  else if (int64_t(units.size()) >= wanted || int64_t(units.size()) >= spans)
+    attend_units(*call, units, int64_t(units.size()));
+  else
+    attend_spans(*call, units);
+}
+
+// k, v [tokens, heads, dim], tokens `k_stride` and `v_stride` floats apart → kv [pages, 2, heads, page, dim]
+void weir_write(void* kv, int32_t type, const float* k, int64_t k_stride, const float* v,
+                int64_t v_stride, const int64_t* slots, int64_t tokens, int64_t heads, int64_t dim,
+                int64_t page) {
+  using namespace weir;
+  const auto into = [&](auto* store) {
+    write_heads(store, k, v, k_stride, v_stride, slots, tokens, heads, dim, page);
+  };
+  switch (type) {
+    case float32: return into(static_cast<float*>(kv));
+    case bfloat16: return into(static_cast<bf16*>(kv));
+    default: return into(static_cast<fp16*>(kv));
+  }
+}
+}

@@ -1,0 +1,183 @@
+// One vector type for every instruction set: the compiler's vector extensions at the widest width
+// that the target has, and intrinsics only where the extensions cannot say what is meant.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace weir {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;  // floats in a vector
+#elif defined(__AVX__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+#if defined(__AVX512BF16__)
+constexpr bool has_bf16_dot = true;
+#else
+constexpr bool has_bf16_dot = false;
+#endif
+
+typedef float F __attribute__((vector_size(4 * W)));
+typedef int32_t I __attribute__((vector_size(4 * W)));
+typedef uint32_t U __attribute__((vector_size(4 * W)));
+typedef uint16_t U16 __attribute__((vector_size(2 * W)));
+
+template <class V, class T>
+inline V load_as(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline F load(const float* p) { return load_as<F>(p); }
+inline void store(float* p, F v) { std::memcpy(p, &v, sizeof v); }
+
+// The first min(n, W) floats; the rest of the vector is zero.
+inline F load(const float* p, int64_t n) {
+  if (n >= W) return load(p);
+  F v = {};
+  std::memcpy(&v, p, 4 * n);
+  return v;
+}
+
+inline void store(float* p, F v, int64_t n) {
+  std::memcpy(p, &v, n >= W ? sizeof v : 4 * n);
+}
+
+inline F splat(float x) { return x - F{}; }
+inline F as_float(U x) { return (F)x; }
+inline U as_bits(F x) { return (U)x; }
+inline F select(I mask, F a, F b) { return (F)((mask & (I)a) | (~mask & (I)b)); }
+inline F max(F a, F b) { return a > b ? a : b; }  // b where one of them is NaN, as in min
+inline F min(F a, F b) { return a < b ? a : b; }
+
+// One rounding wherever the hardware has it: results must not depend on what the optimiser fuses.
+inline F fma(F a, F b, F c) {
+#if defined(__AVX512F__)
+  return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+  return (F)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+inline I lanes() {  // 0, 1, 2, ...
+  I lane;
+  for (int i = 0; i < W; ++i) lane[i] = i;
+  return lane;
+}
+
+template <int... Lane>
+inline F shuffle(F a, F b) {  // lanes of a are 0 to W - 1, those of b follow
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Lane...);
+#else
+  return __builtin_shuffle(a, b, I{Lane...});
+#endif
+}
+
+template <class Op>
+inline float fold(F v, Op op) {
+  float lane[W];
+  store(lane, v);
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = op(lane[i], lane[i + half]);
+  return lane[0];
+}
+inline float sum(F v) {
+  return fold(v, [](float a, float b) { return a + b; });
+}
+inline float max(F v) {
+  return fold(v, [](float a, float b) { return a > b ? a : b; });
+}
+
+// e^x to about 1 ulp for x <= 88; exactly 0 below -87.3, exactly 1 at 0, NaN for NaN.
+inline F exp(F x) {
+  const F low = splat(-87.3f);
+  const I gone = x < low;
+  const F magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  F y = max(low, min(splat(88.0f), x));
+  F n = fma(y, splat(1.44269504f), magic);
+  I power = (I)n << 23;
+  n -= magic;
+  y = fma(n, splat(-0.693359375f), y);
+  y = fma(n, splat(2.12194440e-4f), y);
+  F p = splat(1.9875691500e-4f);
+  p = fma(p, y, splat(1.3981999507e-3f));
+  p = fma(p, y, splat(8.3334519073e-3f));
+  p = fma(p, y, splat(4.1665795894e-2f));
+  p = fma(p, y, splat(1.6666665459e-1f));
+  p = fma(p, y, splat(5.0000001201e-1f));
+  p = fma(p * y, y, y) + splat(1.0f);
+  return (F)(((I)p + power) & ~gone);
+}
+
+inline F tanh(F x) { return splat(1.0f) - splat(2.0f) / (exp(x + x) + splat(1.0f)); }
+
+// Reduced types in memory. Arithmetic is float32 everywhere but in the bf16 dot product.
+struct bf16 { uint16_t bits; };
+struct fp16 { uint16_t bits; };
+
+inline F load(const bf16* p) {
+  return as_float(__builtin_convertvector(load_as<U16>(p), U) << 16);
+}
+
+inline void store(bf16* p, F v) {  // to nearest, ties to even; a NaN stays one
+  U x = as_bits(v);
+  U rounded = (x + 0x7fff + ((x >> 16) & 1)) >> 16;
+  U nan = (U)(v != v);
+  U16 out = __builtin_convertvector((nan & ((x >> 16) | 0x40)) | (~nan & rounded), U16);
+  std::memcpy(p, &out, sizeof out);
+}
+
+inline F load(const fp16* p) {
+  U h = __builtin_convertvector(load_as<U16>(p), U);
+  U magnitude = (h & 0x7fff) << 13;
+  U finite = as_bits(as_float(magnitude) * splat(0x1p112f));  // right for subnormals too
+  U special = (U)(magnitude >= 0x0f800000u);
+  return as_float(finite | (special & 0x7f800000u) | (special & magnitude) | (h & 0x8000) << 16);
+}
+
+inline void store(fp16* p, F v) {  // to nearest, ties to even; too large becomes infinity
+  U x = as_bits(v);
+  U a = x & 0x7fffffffu;
+  U normal = (a + 0xfff + ((a >> 13) & 1) - (112u << 23)) >> 13;
+  U tiny = as_bits(as_float(a) + splat(0.5f)) - 0x3f000000u;
+  U special = 0x7c00 | ((U)(a > 0x7f800000u) & 0x200);
+  U is_tiny = (U)(a < 0x38800000u), is_special = (U)(a >= 0x47800000u);
+  U h = (is_special & special) | (~is_special & ((is_tiny & tiny) | (~is_tiny & normal)));
+  U16 out = __builtin_convertvector(h | ((x >> 16) & 0x8000), U16);
+  std::memcpy(p, &out, sizeof out);
+}
+
+// As above for the first min(n, W) elements of a reduced type.
+template <class T>
+inline F load(const T* p, int64_t n) {
+  if (n >= W) return load(p);
+  T part[W] = {};
+  std::memcpy(part, p, sizeof(T) * n);
+  return load(part);
+}
+
+template <class T>
+inline void store(T* p, F v, int64_t n) {
+  if (n >= W) return store(p, v);
+  T part[W];
+  store(part, v);
+  std::memcpy(p, part, sizeof(T) * n);
+}
+
+}  // namespace weir
