@@ -10,7 +10,6 @@ import os
 import select
 import sys
 import threading
-import time
 import traceback
 import typing
 from importlib import import_module
@@ -84,7 +83,6 @@ def make_engine(boot: Boot) -> Engine:
 
 def serve(boot: Boot, link: Link) -> None:
     """Make the engine and run it until told to stop."""
-    began = time.monotonic()
     pulse = Pulse(boot)
     pulse.start()
     engine = make_engine(boot)
@@ -96,7 +94,7 @@ def serve(boot: Boot, link: Link) -> None:
             tokens=capacity.tokens,
             requests=capacity.requests,
             context=capacity.context,
-            info={**engine.info, "pid": os.getpid(), "start_seconds": time.monotonic() - began},
+            info={**engine.info, "pid": os.getpid()},
         )
     )
     pulse.loop = Loop(engine, link.receive, link.send)

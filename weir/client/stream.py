@@ -24,7 +24,7 @@ class Stream:
         self.prompt_ids = assembly.prompt_ids
         self.usage: Usage = assembly.usage
         self.timing: Timing = assembly.timing
-        self._assembly = assembly
+        self.assembly = assembly
         self._abort = abort
         self._events: deque[Output] = deque()
         self._arrived = asyncio.Event()
@@ -33,11 +33,11 @@ class Stream:
     @property
     def prompt_logprobs(self) -> list[Logprob | None] | None:
         """One entry a prompt position, whole with the first event; None: not scored."""
-        return self._assembly.prompt_logprobs
+        return self.assembly.prompt_logprobs
 
     @property
     def vector(self) -> list[float] | None:
-        return self._assembly.vector
+        return self.assembly.vector
 
     def put(self, output: Output) -> None:
         self._events.append(output)
@@ -66,7 +66,7 @@ class Stream:
         """The next event. If the engine died during this request, every open choice ends with
         `finish_reason` "error", and `EngineDead` is raised where the iteration would have ended."""
         while not self._events:
-            if self._assembly.finished:
+            if self.assembly.finished:
                 if self._died is not None:
                     raise EngineDead(self._died)
                 raise StopAsyncIteration
@@ -86,14 +86,14 @@ class Stream:
 
     def abort(self) -> None:
         """Stop generating; every choice still open ends with "abort". Harmless once ended."""
-        self._abort(self._assembly)
+        self._abort(self.assembly)
 
     async def aclose(self) -> None:
         self.abort()
 
     async def collect(self) -> list[Completion]:
         """Read to the end: one `Completion` a choice, in order."""
-        completions = [Completion(index=choice.index) for choice in self._assembly.choices]
+        completions = [Completion(index=choice.index) for choice in self.assembly.choices]
         async for output in self:
             completions[output.index].add(output)
         return completions

@@ -1,0 +1,34 @@
+"""From a `Config` to a tokenizer and a client; no torch. `weir.build` makes the engine."""
+
+from __future__ import annotations
+
+from weir import hub
+from weir.client import Limits, Remote
+from weir.config import Config
+from weir.gguf import GGUF
+from weir.text import Text
+
+
+def text(config: Config) -> Text:
+    """Tokenizer and chat template; fetches the model if it is not here. Raises `ConfigError`."""
+    name = config.tokenizer or config.model
+    source = hub.resolve(name, config.revision, config.download_dir)
+    if source.kind == "gguf":
+        return Text.from_gguf(GGUF.open(source.path), config.chat_template)
+    return Text.from_folder(source.path, config.chat_template)
+
+
+def limits(config: Config) -> Limits:
+    return Limits(config.max_num_queued_reqs, config.max_num_queued_tokens)
+
+
+def remote(config: Config) -> Remote:
+    """A client whose engine runs in a process of its own, not started yet. Raises `ConfigError`."""
+    return Remote(
+        config,
+        text(config),
+        config.names,
+        limits=limits(config),
+        step_timeout=config.step_timeout,
+        heartbeat_timeout=config.heartbeat_timeout,
+    )

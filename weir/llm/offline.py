@@ -1,0 +1,235 @@
+"""`LLM`: a model in this process and thread, for batches."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import FrameType, TracebackType
+from typing import Any, Self, cast
+
+from weir import build, connect
+from weir.client import Limits, ModelInfo
+from weir.client.assemble import Assembly
+from weir.client.drive import Engine
+from weir.client.ledger import Event, Ledger
+from weir.config import load
+from weir.core import Request
+from weir.errors import BadRequest, EngineDead
+from weir.llm.outputs import RequestOutput, request_output, update
+from weir.params import SamplingParams
+from weir.progress import progress
+from weir.text import Text
+
+Prompts = str | list[int] | Sequence[str] | Sequence[list[int]]
+Params = SamplingParams | Sequence[SamplingParams] | None
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model in this process and thread.
+
+    ```
+    with weir.LLM("smollm2-135m") as llm:
+        for output in llm.generate(["Hello", "The capital of France is"]):
+            print(output.outputs[0].text)
+    ```
+    `settings` are the fields of `Config`. Raises `ConfigError`. Not for use from several threads.
+    """
+
+    def __init__(self, model: str, **settings: Any):
+        config = load({"model": model, **settings}, {})
+        self._take(build.engine(config), connect.text(config), config.names, config.seed)
+
+    @classmethod
+    def of(cls, engine: Engine, text: Text, name: str = "model", seed: int = 0) -> Self:
+        """Around an engine made elsewhere."""
+        llm = cls.__new__(cls)
+        llm._take(engine, text, [name], seed)
+        return llm
+
+    def _take(self, engine: Engine, text: Text, names: list[str], seed: int) -> None:
+        context = engine.capacity.context
+        vocab = min(text.vocab, engine.info.get("vocab", text.vocab))
+        model = ModelInfo(names[0], names, context, vocab, text.eos, engine.info)
+        self.model = model
+        self.text = text
+        self._engine = engine
+        self._ledger = Ledger(text, model, Limits(requests=0), seed=seed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the memory and the threads of the engine."""
+        self._engine.close()
+
+    def generate(
+        self, prompts: Prompts, params: Params = None, *, progress: bool = True
+    ) -> list[RequestOutput]:
+        """Complete one prompt or many, as text or token ids; results in the order of the prompts.
+
+        `params` is for all, or one each. Raises `BadRequest` before anything is computed if any of
+        them cannot be served. A request that fails alone ends with `finish_reason` "error".
+        """
+        listed = _listed(prompts)
+        return self._run(self._admit(listed, _each(params, len(listed))), progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: Params = None,
+        *,
+        progress: bool = True,
+        **template: Any,
+    ) -> list[RequestOutput]:
+        """The next message of one conversation or many; `template` as for `Text.chat`."""
+        talks = _talks(messages)
+        prompts = [self.text.chat(talk, **template) for talk in talks]
+        admitted = self._admit(prompts, _each(params, len(talks)), add_special_tokens=False)
+        return self._run(admitted, progress)
+
+    def embed(
+        self, prompts: Prompts, pooling: str = "mean", *, progress: bool = True
+    ) -> list[list[float]]:
+        """One vector a prompt, of length 1: the mean of its tokens' hidden states, or the last."""
+        listed = _listed(prompts)
+        params = _each(SamplingParams(max_tokens=0), len(listed))
+        assemblies = self._admit(listed, params, pool=pooling)
+        self._run(assemblies, progress)
+        failed = next((a for a in assemblies if a.vector is None), None)
+        if failed is not None:
+            raise EngineDead(f"request {failed.id} could not be computed: {failed.error}")
+        return [cast(list[float], assembly.vector) for assembly in assemblies]
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self.text.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        return self.text.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def _admit(
+        self,
+        prompts: Sequence[str | list[int]],
+        params: Sequence[SamplingParams],
+        *,
+        pool: str | None = None,
+        add_special_tokens: bool = True,
+    ) -> list[Assembly]:
+        """All of them or, if one is refused, none."""
+        admitted: list[Assembly] = []
+        try:
+            for prompt, chosen in zip(prompts, params, strict=True):
+                assembly = self._ledger.admit(
+                    prompt,
+                    chosen,
+                    now=time.monotonic(),
+                    pool=pool,
+                    add_special_tokens=add_special_tokens,
+                )
+                admitted.append(assembly)
+        except BaseException:
+            for assembly in admitted:
+                self._ledger.end(assembly, "abort")
+            raise
+        return admitted
+
+    def _run(self, assemblies: list[Assembly], shown: bool) -> list[RequestOutput]:
+        """Step the engine until every request has ended and it has nothing left to do."""
+        outputs = {a.id: request_output(a) for a in assemblies}
+        for assembly in assemblies:
+            for s in assembly.submits:
+                self._engine.add(Request(s.uid, s.tokens, s.sampling, s.arrival))
+        with progress(len(assemblies), "generating", hidden=not shown) as bar:
+            self._ledger.listeners = [lambda ended: bar.advance(1, ended.usage.prompt_tokens)]
+            try:
+                with interruptible() as interrupted:
+                    while self._engine.busy and not interrupted.is_set():
+                        for assembly, output in self._step():
+                            outputs[assembly.id].outputs[output.index].add(output)
+                            bar.advance(0, 0, len(output.token_ids))
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+            except EngineDead:
+                raise
+            except BaseException:
+                self._abandon()
+                raise
+        return [update(outputs[assembly.id], assembly) for assembly in assemblies]
+
+    def _step(self) -> list[Event]:
+        try:
+            deltas = self._engine.step()
+        except Exception as error:
+            for assembly in list(self._ledger.live.values()):
+                self._ledger.end(assembly, "error", f"the engine failed: {error!r}")
+            raise EngineDead(f"the engine failed: {error!r}") from error
+        events, aborts = self._ledger.settle(deltas, time.monotonic())
+        for uid in aborts:
+            self._engine.abort(uid)
+        return events
+
+    def _abandon(self) -> None:
+        """Abort what is live and let the engine put everything back."""
+        for assembly in list(self._ledger.live.values()):
+            _, uids = self._ledger.end(assembly, "abort")
+            for uid in uids:
+                self._engine.abort(uid)
+        while self._engine.busy:
+            self._engine.step()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C only sets the event, so that no step is torn; a second one interrupts as usual."""
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    previous = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _listed(prompts: Prompts) -> list[str | list[int]]:
+    """One prompt or many as a list of prompts."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [cast(list[int], list(prompts))]
+    return cast(list[str | list[int]], list(prompts))
+
+
+def _each(params: Params, count: int) -> Sequence[SamplingParams]:
+    """One `SamplingParams` a prompt."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise BadRequest(f"{len(params)} params were given for {count} prompts", param="params")
+    return params
+
+
+def _talks(
+    messages: Sequence[Message] | Sequence[Sequence[Message]],
+) -> Sequence[Sequence[Message]]:
+    """One conversation or many as a list of conversations."""
+    one = bool(messages) and isinstance(messages[0], Mapping)
+    return cast(Sequence[Sequence[Message]], [messages] if one else messages)

@@ -1,0 +1,114 @@
+"""`AsyncLLM`: a model whose answers come as they are made, many at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from weir import build, connect
+from weir.client import Client, Local
+from weir.config import load
+from weir.errors import EngineDead
+from weir.llm.outputs import RequestOutput, copy, request_output, update
+from weir.params import SamplingParams
+
+Message = Mapping[str, Any]
+
+
+class AsyncLLM:
+    """A model whose answers come as they are made, many at once on one event loop.
+
+    ```
+    async with weir.AsyncLLM("smollm2-135m") as llm:
+        async for output in llm.generate("Once upon a time"):
+            print(output.outputs[0].text)
+    ```
+    The engine runs in a process of its own, is restarted if it dies, and does not disturb the event
+    loop; with `in_process` it runs on a thread here. `settings` are the fields of `Config`.
+    """
+
+    def __init__(self, model: str, *, in_process: bool = False, **settings: Any):
+        config = load({"model": model, **settings}, {})
+        if in_process:
+            engine, text = build.engine(config), connect.text(config)
+            self.client: Client = Local(engine, text, config.names, limits=connect.limits(config))
+        else:
+            self.client = connect.remote(config)
+
+    @classmethod
+    def of(cls, client: Client) -> Self:
+        """Around a client made elsewhere."""
+        llm = cls.__new__(cls)
+        llm.client = client
+        return llm
+
+    async def __aenter__(self) -> Self:
+        await self.client.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.client.close()
+
+    async def generate(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        add_special_tokens: bool = True,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """All there is so far, each time there is more; the last one is `finished`.
+
+        Leaving the loop aborts the request. Raises `BadRequest`, `Overloaded`, and `EngineDead` if
+        the engine dies in the middle.
+        """
+        stream = self.client.submit(
+            prompt,
+            params or SamplingParams(),
+            request_id=request_id,
+            priority=priority,
+            add_special_tokens=add_special_tokens,
+        )
+        result = request_output(stream.assembly)
+        async with contextlib.aclosing(aiter(stream)) as events:
+            async for output in events:
+                result.outputs[output.index].add(output)
+                yield copy(update(result, stream.assembly))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        **template: Any,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The next message of a conversation, as `generate`; `template` as for `Text.chat`."""
+        return self.generate(
+            self.client.text.chat(messages, **template),
+            params,
+            request_id=request_id,
+            priority=priority,
+            add_special_tokens=False,
+        )
+
+    async def embed(self, prompt: str | list[int], pooling: str = "mean") -> list[float]:
+        """One vector of length 1: the mean of the tokens' hidden states, or the last."""
+        stream = self.client.submit(prompt, SamplingParams(max_tokens=0), pool=pooling)
+        (completion,) = await stream.collect()
+        if stream.vector is None:
+            raise EngineDead(f"request {stream.id} could not be computed: {completion.error}")
+        return stream.vector
+
+    def abort(self, request_id: str | None) -> int:
+        """Abort one request, or all when None; returns how many were live."""
+        return self.client.abort(request_id)
