@@ -1,0 +1,204 @@
+"""The HTTP application: which routes there are, and what stands in front of all of them."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+
+from weir.client import Client
+from weir.errors import WeirError
+from weir.server import logs, operations
+from weir.server.answers import (
+    ChatChunk,
+    ChatCompletion,
+    Completion,
+    Embeddings,
+    ModelCard,
+    ModelList,
+    Prompt,
+    Tokens,
+)
+from weir.server.chat import chat
+from weir.server.completions import completions
+from weir.server.edge import Edge, explain
+from weir.server.embeddings import embeddings
+from weir.server.endpoint import Endpoint, Serving
+from weir.server.metrics import Metrics
+from weir.server.native import Generated, GenerateRequest, generate
+from weir.server.openai import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
+from weir.server.operations import (
+    Aborted,
+    AbortRequest,
+    Flushed,
+    HealthQuery,
+    Load,
+    ModelFacts,
+    ServerInfo,
+    Version,
+)
+from weir.server.schema import document, page
+from weir.server.service import Options, Service
+from weir.server.tokens import detokenize, tokenize
+from weir.server.tracing import Tracer
+
+GET, BOTH = ("GET",), ("GET", "POST")
+
+ENDPOINTS = (
+    Endpoint(
+        "/v1/chat/completions",
+        chat,
+        "Answer a conversation.",
+        body=ChatRequest,
+        answer=ChatCompletion,
+        chunk=ChatChunk,
+        generates=True,
+    ),
+    Endpoint(
+        "/v1/completions",
+        completions,
+        "Continue one or several prompts.",
+        body=CompletionRequest,
+        answer=Completion,
+        chunk=Completion,
+        generates=True,
+    ),
+    Endpoint(
+        "/v1/embeddings",
+        embeddings,
+        "Hidden states of texts, pooled to one vector each.",
+        body=EmbeddingRequest,
+        answer=Embeddings,
+        generates=True,
+    ),
+    Endpoint(
+        "/generate",
+        generate,
+        "Continue prompts, in SGLang's words.",
+        body=GenerateRequest,
+        answer=Generated | list[Generated],
+        chunk=Generated,
+        generates=True,
+    ),
+    Endpoint("/v1/models", operations.models, "The models served.", GET, answer=ModelList),
+    Endpoint("/v1/models/{model_id:path}", operations.model, "One of them.", GET, answer=ModelCard),
+    Endpoint(
+        "/tokenize",
+        tokenize,
+        "Text or a conversation as token ids.",
+        body=TokenizeRequest,
+        answer=Tokens,
+        aliases=("/v1/tokenize",),
+    ),
+    Endpoint(
+        "/detokenize",
+        detokenize,
+        "Token ids as text.",
+        body=DetokenizeRequest,
+        answer=Prompt,
+        aliases=("/v1/detokenize",),
+    ),
+    Endpoint(
+        "/health",
+        operations.health,
+        "200 while the engine lives; ?deep=1 makes it generate a token.",
+        GET,
+        body=HealthQuery,
+        aliases=("/ping",),
+        open=True,
+    ),
+    Endpoint(
+        "/ready",
+        operations.ready,
+        "200 while requests are taken.",
+        GET,
+        aliases=("/readyz",),
+        open=True,
+    ),
+    Endpoint("/livez", operations.live, "200 unless restarting helps.", GET, open=True),
+    Endpoint("/metrics", operations.metrics, "Prometheus metrics.", GET, media="text/plain"),
+    Endpoint("/version", operations.version, "The version.", GET, answer=Version),
+    Endpoint("/load", operations.load, "Requests in hand.", GET, answer=Load),
+    Endpoint(
+        "/model_info",
+        operations.model_info,
+        "What is served.",
+        GET,
+        answer=ModelFacts,
+        aliases=("/get_model_info",),
+    ),
+    Endpoint(
+        "/server_info",
+        operations.server_info,
+        "Settings and state.",
+        GET,
+        answer=ServerInfo,
+        aliases=("/get_server_info",),
+    ),
+    Endpoint(
+        "/flush_cache",
+        operations.flush_cache,
+        "Drop unused cached prefixes.",
+        BOTH,
+        answer=Flushed,
+        aliases=("/reset_prefix_cache",),
+    ),
+    Endpoint(
+        "/abort_request",
+        operations.abort_request,
+        "End requests early.",
+        BOTH,
+        body=AbortRequest,
+        answer=Aborted,
+        aliases=("/abort_requests",),
+    ),
+    Endpoint("/openapi.json", operations.openapi, "This document.", GET),
+    Endpoint("/docs", operations.docs, "The routes as a page.", GET, media="text/html"),
+)
+
+
+def create_app(client: Client, config: Options) -> Starlette:
+    """The application around a client that its caller starts and closes.
+
+    Raises `ConfigError` when tracing is asked for and its packages are missing.
+    """
+    observers = [Metrics(client, vllm_names=config.vllm_metric_names)]
+    metrics = observers[0]
+    client.listeners.append(metrics)
+    tracer = None
+    if config.otlp_traces_endpoint is not None:
+        tracer = Tracer(config.otlp_traces_endpoint, client.model.name)
+        client.listeners.append(tracer)
+    if config.enable_log_requests:
+        client.listeners.append(logs.log_finished)
+    service = Service(client, config, metrics, tracer)
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=config.allowed_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-Id", "Retry-After"],
+    )
+    app = Starlette(
+        routes=[
+            Route(path, Serving(endpoint, service), methods=endpoint.methods)
+            for endpoint in ENDPOINTS
+            for path in (endpoint.path, *endpoint.aliases)
+        ],
+        middleware=[cors, Middleware(Edge, service)],
+        exception_handlers={WeirError: explain, HTTPException: explain},
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    app.state.openapi = msgspec.json.encode(document(ENDPOINTS, secured=bool(config.api_key)))
+    app.state.docs = page(ENDPOINTS)
+    return app

@@ -1,0 +1,115 @@
+"""POST /v1/chat/completions"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+
+from msgspec import UNSET
+
+from weir.client import Output
+from weir.errors import BadRequest
+from weir.params import SamplingParams
+from weir.server.answers import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    Delta,
+    chat_logprobs,
+    prompt_logprobs,
+    usage,
+)
+from weir.server.endpoint import Call, Reply
+from weir.server.jobs import Job
+from weir.server.openai import ChatRequest
+from weir.server.prompts import render
+from weir.server.sse import DONE, frame
+
+
+async def chat(call: Call, body: ChatRequest) -> Reply:
+    model = call.service.model(body.model)
+    params = _params(body)
+    prompt = render(call.service.client.text, body)
+    job = await call.submit(
+        [prompt], params, body, add_special_tokens=bool(body.add_special_tokens)
+    )
+    identity, created = f"chatcmpl-{job.id}", int(time.time())
+    if body.stream:
+        return _chunks(job, body, identity, created, model)
+    choices = [
+        ChatChoice(
+            index=one.index,
+            message=AssistantMessage(one.text),
+            logprobs=chat_logprobs(one.logprobs or []) if body.logprobs else None,
+            finish_reason=one.finish_reason,
+            stop_reason=one.stop_reason,
+            token_ids=one.token_ids if body.return_token_ids else UNSET,
+        )
+        for one in await job.collect()
+    ]
+    answer = ChatCompletion(identity, created, model, choices, usage(job.usage))
+    stream = job.streams[0]
+    if body.prompt_logprobs is not None:
+        answer.prompt_logprobs = prompt_logprobs(stream.prompt_logprobs or [])
+    if body.return_token_ids:
+        answer.prompt_token_ids = stream.prompt_ids
+    return answer
+
+
+async def _chunks(
+    job: Job, body: ChatRequest, identity: str, created: int, model: str
+) -> AsyncGenerator[bytes, None]:
+    begun: set[int] = set()
+
+    def chunk(output: Output) -> bytes:
+        delta = Delta(output.text)
+        value = ChatChunk(identity, created, model, [_piece(output, delta, body)])
+        if output.index not in begun:
+            begun.add(output.index)
+            delta.role = "assistant"
+            if body.return_token_ids:
+                value.prompt_token_ids = job.streams[0].prompt_ids
+        if body.usage_always:
+            value.usage = usage(job.usage)
+        elif body.usage_wanted:
+            value.usage = None
+        return frame(value)
+
+    async for burst in job.bursts():
+        yield b"".join([chunk(output) for _, output in burst])
+    if body.usage_wanted:
+        yield frame(ChatChunk(identity, created, model, [], usage=usage(job.usage))) + DONE
+    else:
+        yield DONE
+
+
+def _piece(output: Output, delta: Delta, body: ChatRequest) -> ChatChunkChoice:
+    return ChatChunkChoice(
+        index=output.index,
+        delta=delta,
+        logprobs=chat_logprobs(output.logprobs or []) if body.logprobs else None,
+        finish_reason=output.finish_reason,
+        stop_reason=UNSET if output.finish_reason is None else output.stop_reason,
+        token_ids=output.token_ids if body.return_token_ids else UNSET,
+    )
+
+
+def _params(body: ChatRequest) -> SamplingParams:
+    if body.tools and body.tool_choice != "none":
+        raise BadRequest(
+            'tools are not supported by this server: leave them out or set tool_choice to "none"',
+            param="tools",
+        )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+    if body.stream and body.prompt_logprobs is not None:
+        raise BadRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
+    if body.stream_options is not None and not body.stream:
+        raise BadRequest("stream_options needs stream to be true", param="stream_options")
+    new, old = body.max_completion_tokens, body.max_tokens
+    return body.params(
+        max_tokens=old if new is None else new,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )

@@ -1,0 +1,143 @@
+"""POST /v1/completions"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+
+from msgspec import UNSET
+
+from weir.client import Logprob, Output
+from weir.errors import BadRequest
+from weir.params import SamplingParams
+from weir.server.answers import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    prompt_logprobs,
+    usage,
+)
+from weir.server.endpoint import Call, Reply
+from weir.server.jobs import Job
+from weir.server.openai import CompletionRequest
+from weir.server.prompts import split
+from weir.server.sse import DONE, frame
+from weir.text import Text
+
+
+async def completions(call: Call, body: CompletionRequest) -> Reply:
+    service = call.service
+    model = service.model(body.model)
+    params = _params(body)
+    prompts = split(body.prompt, "prompt")
+    special = body.add_special_tokens is not False
+    job = await call.submit(prompts, params, body, add_special_tokens=special)
+    identity, created = f"cmpl-{job.id}", int(time.time())
+    writer = Writer(job, body, prompts, service.client.text)
+    if body.stream:
+        return _chunks(job, body, writer, Completion(identity, created, model, []))
+    choices = [
+        writer.choice(one.index // job.choices, one.index % job.choices, one)
+        for one in await job.collect()
+    ]
+    return Completion(identity, created, model, choices, usage=usage(job.usage))
+
+
+async def _chunks(
+    job: Job, body: CompletionRequest, writer: Writer, chunk: Completion
+) -> AsyncGenerator[bytes, None]:
+    """`chunk` is filled anew for each event."""
+
+    def write(prompt: int, output: Output) -> bytes:
+        chunk.choices = [writer.choice(prompt, output.index, output)]
+        if body.usage_always:
+            chunk.usage = usage(job.usage)
+        elif body.usage_wanted:
+            chunk.usage = None
+        return frame(chunk)
+
+    async for burst in job.bursts():
+        yield b"".join([write(prompt, output) for prompt, output in burst])
+    if body.usage_wanted:
+        chunk.choices, chunk.usage = [], usage(job.usage)
+        yield frame(chunk) + DONE
+    else:
+        yield DONE
+
+
+class Writer:
+    """Events as choices. The first event of a choice brings the prompt along, where wanted."""
+
+    def __init__(
+        self, job: Job, body: CompletionRequest, prompts: list[str | list[int]], text: Text
+    ):
+        self._job = job
+        self._body = body
+        self._prompts = prompts
+        self._text = text
+        self._offsets: dict[int, int] = {}  # characters of logprob tokens so far, by choice
+
+    def choice(self, prompt: int, index: int, output: Output) -> CompletionChoice:
+        """An event of choice `index` of prompt `prompt`."""
+        body, stream = self._body, self._job.streams[prompt]
+        number = prompt * self._job.choices + index
+        first = number not in self._offsets
+        offset = self._offsets.setdefault(number, 0)
+        choice = CompletionChoice(number, output.text, finish_reason=output.finish_reason)
+        if output.finish_reason is not None:
+            choice.stop_reason = output.stop_reason
+        if first and body.echo:
+            choice.text = self._echo(prompt) + choice.text
+        if first and body.prompt_logprobs is not None:
+            choice.prompt_logprobs = prompt_logprobs(stream.prompt_logprobs or [])
+        if body.return_token_ids:
+            choice.token_ids = output.token_ids
+            choice.prompt_token_ids = stream.prompt_ids if first else UNSET
+        if body.logprobs is not None:
+            scored: list[Logprob | None] = list(output.logprobs or [])
+            ids = output.token_ids
+            if first and body.echo:
+                scored = [*(stream.prompt_logprobs or []), *scored]
+                ids = [*stream.prompt_ids, *ids]
+            choice.logprobs, self._offsets[number] = self._logprobs(scored, ids, offset)
+        return choice
+
+    def _echo(self, prompt: int) -> str:
+        given = self._prompts[prompt]
+        if isinstance(given, str) and self._body.truncate_prompt_tokens is None:
+            return given
+        skip = self._body.skip_special_tokens is not False
+        return self._text.decode(self._job.streams[prompt].prompt_ids, skip)
+
+    def _logprobs(
+        self, scored: list[Logprob | None], ids: list[int], offset: int
+    ) -> tuple[CompletionLogprobs, int]:
+        """OpenAI's four lists; `top_logprobs` always holds the token itself too."""
+        limit = self._body.logprobs or 0
+        answer = CompletionLogprobs([], [], [], [])
+        for token_id, one in zip(ids, scored, strict=True):
+            token = self._text.token(token_id) if one is None else one.token
+            answer.tokens.append(token)
+            answer.token_logprobs.append(None if one is None else one.logprob)
+            answer.text_offset.append(offset)
+            offset += len(token)
+            if one is None:
+                answer.top_logprobs.append(None)
+                continue
+            top: dict[str, float] = {}
+            for entry in (*one.top[:limit], one):
+                top.setdefault(entry.token, entry.logprob)  # of equal texts, the likeliest
+            answer.top_logprobs.append(top)
+        return answer, offset
+
+
+def _params(body: CompletionRequest) -> SamplingParams:
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise BadRequest("best_of is not supported beyond n: leave it out", param="best_of")
+    if body.stream and body.prompt_logprobs is not None:
+        raise BadRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
+    if body.stream_options is not None and not body.stream:
+        raise BadRequest("stream_options needs stream to be true", param="stream_options")
+    echoed = body.logprobs if body.echo else None
+    wanted = [top for top in (echoed, body.prompt_logprobs) if top is not None]
+    return body.params(logprobs=body.logprobs, prompt_logprobs=max(wanted, default=None))

@@ -1,0 +1,38 @@
+"""POST /v1/embeddings"""
+
+from __future__ import annotations
+
+import base64
+import struct
+
+from weir.errors import EngineDead
+from weir.params import SamplingParams
+from weir.server.answers import Embedding, Embeddings, EmbeddingUsage
+from weir.server.endpoint import Call, Reply
+from weir.server.openai import EmbeddingRequest
+from weir.server.prompts import split
+
+
+async def embeddings(call: Call, body: EmbeddingRequest) -> Reply:
+    model = call.service.model(body.model)
+    job = await call.submit(
+        split(body.input, "input"),
+        SamplingParams(max_tokens=0),
+        body,
+        pool=body.pooling or "mean",
+        add_special_tokens=body.add_special_tokens is not False,
+    )
+    await job.collect()
+    data = []
+    for index, stream in enumerate(job.streams):
+        if stream.vector is None:
+            raise EngineDead("The request was aborted before its vector was computed.")
+        packed = body.encoding_format == "base64"
+        data.append(Embedding(index, _pack(stream.vector) if packed else stream.vector))
+    tokens = sum(part.prompt_tokens for part in job.usage)
+    return Embeddings(data, model, EmbeddingUsage(tokens, tokens))
+
+
+def _pack(vector: list[float]) -> str:
+    """Base64 of little-endian float32, as OpenAI's clients unpack it."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,172 @@
+"""The server process: an engine in its own process, the application, signals, and the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from weir import hub
+from weir.client import Client, Limits, Remote
+from weir.config import Config
+from weir.errors import ConfigError
+from weir.gguf import GGUF
+from weir.server import logs
+from weir.server.app import create_app
+from weir.server.service import Options, Service
+from weir.text import Text
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 2048
+GRACE = 5  # seconds that answers get to leave once the engine has nothing more to do
+
+
+def serve(config: Config) -> None:
+    """Serve until a signal ends it: SIGTERM or SIGINT drains, a second one stops at once.
+
+    Raises `ConfigError` for an address or model that cannot be had, and `EngineDead`, saying why,
+    when the engine cannot start.
+    """
+    logs.configure(config.log_level, config.log_format)
+    listening = listen(config.host, config.port)
+    text = load_text(config)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(config, text, listening))
+
+
+async def _serve(config: Config, text: Text, listening: socket.socket) -> None:
+    client = Remote(
+        config,
+        text,
+        config.names,
+        limits=Limits(config.max_num_queued_reqs, config.max_num_queued_tokens),
+        seed=config.seed,
+        step_timeout=config.step_timeout,
+        heartbeat_timeout=config.heartbeat_timeout,
+    )
+    await run(client, config, listening)
+
+
+def load_text(config: Config) -> Text:
+    """The tokenizer and chat template of a model, read without anything the weights need."""
+    source = hub.resolve(config.tokenizer or config.model, config.revision, config.download_dir)
+    if source.kind == "gguf":
+        return Text.from_gguf(GGUF.open(source.path), config.chat_template)
+    return Text.from_folder(source.path, config.chat_template)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, taken before anything slow begins so that a clash shows at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another --host or --port"
+        ) from None
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with our way out: the first signal drains, the next one ends all work in hand."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+        self._drain_task: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        service = self._service
+        if service.draining:
+            log.warning("stopping now")
+            service.client.abort(None)
+            self.should_exit = self.force_exit = True
+            return
+        service.draining = True
+        limit = service.options.shutdown_timeout
+        log.info("shutting down: %d requests get up to %g s", len(service.jobs), limit)
+        self._drain_task = asyncio.create_task(self._drain(limit))
+
+    async def _drain(self, limit: float) -> None:
+        deadline = time.monotonic() + limit
+        while self._service.jobs and time.monotonic() < deadline and not self.should_exit:
+            await asyncio.sleep(0.02)
+        if lost := self._service.client.abort(None):
+            log.warning("%d requests were not done in %g s and are aborted", lost, limit)
+        self.should_exit = True
+
+
+async def run(client: Client, options: Options, listening: socket.socket) -> None:
+    """Serve a client that has not been started, and close it in the end.
+
+    The port answers from the start: 503 until the engine is ready. Raises what `client.start` does.
+    """
+    began = time.monotonic()
+    app = create_app(client, options)
+    service: Service = app.state.service
+    server = Server(
+        uvicorn.Config(
+            app,
+            root_path=options.root_path,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=GRACE,
+            backlog=BACKLOG,
+        ),
+        service,
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    starting = asyncio.create_task(client.start())
+    try:
+        await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done() and not serving.done():
+            starting.result()  # raises why the engine cannot start
+            host, port = listening.getsockname()[:2]
+            log.info(
+                "ready after %.1f s: %s on http://%s:%d",
+                time.monotonic() - began,
+                client.model.name,
+                f"[{host}]" if ":" in host else host,
+                port,
+            )
+            gc.collect()
+            gc.freeze()  # what lives as long as the server is not walked again
+        await serving
+    finally:
+        starting.cancel()
+        server.should_exit = True
+        await asyncio.gather(serving, starting, return_exceptions=True)
+        await client.close()
+        if service.tracer is not None:
+            service.tracer.close()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,232 @@
+"""Prometheus metrics: what requests that ended say of themselves, and the engine's own counters.
+
+A registry of this server's own. Requests are observed once, when they end; the engine's counters
+are read at scrape time. Names are `weir_*`; `Mirror` repeats those vLLM has under its names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from weir.client import Client, Finished
+
+SHORT = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3),
+    *(0.5, 0.75, 1.0, 2.5, 5.0, 10.0),
+)  # between tokens
+FIRST = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
+    *(10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)  # to the first token: vLLM's
+WHOLE = (
+    *(0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0),
+    *(50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)  # of a request
+TOKENS = tuple(float(base * 10**power) for power in range(6) for base in (1, 2, 5))
+CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+
+VLLM = {
+    "weir_requests_running": "vllm:num_requests_running",
+    "weir_requests_waiting": "vllm:num_requests_waiting",
+    "weir_cache_usage_ratio": "vllm:kv_cache_usage_perc",
+    "weir_prefix_cache_query_tokens": "vllm:prefix_cache_queries",
+    "weir_prefix_cache_hit_tokens": "vllm:prefix_cache_hits",
+    "weir_prompt_tokens": "vllm:prompt_tokens",
+    "weir_generation_tokens": "vllm:generation_tokens",
+    "weir_preemptions": "vllm:num_preemptions",
+    "weir_request_success": "vllm:request_success",
+    "weir_admission_rejections": "vllm:admission_rejections",
+    "weir_time_to_first_token_seconds": "vllm:time_to_first_token_seconds",
+    "weir_inter_token_latency_seconds": "vllm:inter_token_latency_seconds",
+    "weir_time_per_output_token_seconds": "vllm:request_time_per_output_token_seconds",
+    "weir_e2e_request_latency_seconds": "vllm:e2e_request_latency_seconds",
+    "weir_request_queue_time_seconds": "vllm:request_queue_time_seconds",
+    "weir_request_inference_time_seconds": "vllm:request_inference_time_seconds",
+    "weir_request_prefill_time_seconds": "vllm:request_prefill_time_seconds",
+    "weir_request_decode_time_seconds": "vllm:request_decode_time_seconds",
+    "weir_request_prompt_tokens": "vllm:request_prompt_tokens",
+    "weir_request_generation_tokens": "vllm:request_generation_tokens",
+    "weir_request_params_n": "vllm:request_params_n",
+    "weir_request_params_max_tokens": "vllm:request_params_max_tokens",
+}
+"""Metric families that mean the same in vLLM."""
+
+
+class Metrics:
+    """Add an instance to `client.listeners`; `text()` is a scrape."""
+
+    def __init__(self, client: Client, *, vllm_names: bool = False):
+        self.registry = CollectorRegistry()
+        self._model = {"model_name": client.model.name}
+        self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token", FIRST)
+        self._itl = self._histogram("inter_token_latency_seconds", "Between tokens", SHORT)
+        self._tpot = self._histogram(
+            "time_per_output_token_seconds", "A request's mean time between tokens", SHORT
+        )
+        self._e2e = self._histogram("e2e_request_latency_seconds", "Arrival to last token", WHOLE)
+        self._queue = self._histogram("request_queue_time_seconds", "Arrival to admission", WHOLE)
+        self._inference = self._histogram(
+            "request_inference_time_seconds", "Admission to last token", WHOLE
+        )
+        self._prefill = self._histogram(
+            "request_prefill_time_seconds", "Admission to first token", WHOLE
+        )
+        self._decode = self._histogram("request_decode_time_seconds", "First to last token", WHOLE)
+        self._prompt = self._histogram("request_prompt_tokens", "Prompt tokens", TOKENS)
+        self._generation = self._histogram("request_generation_tokens", "Output tokens", TOKENS)
+        self._n = self._histogram("request_params_n", "The parameter n", CHOICES)
+        self._max_tokens = self._histogram(
+            "request_params_max_tokens", "The parameter max_tokens, where given", TOKENS
+        )
+        self._preempted = self._histogram(
+            "request_preemptions", "Times a request was preempted", (0.0, 1.0, 2.0, 5.0, 10.0)
+        )
+        self._success = self._counter(
+            "request_success", "Choices that ended, by why", "finished_reason"
+        )
+        self._replays = self._counter("request_replays", "Requests given to a restarted engine")
+        self._http = self._counter(
+            "http_requests", "Answers, by route and status", "route", "status"
+        )
+        self.registry.register(EngineCollector(client))
+        self._mirror = Mirror(self.registry, VLLM if vllm_names else {})
+
+    def __call__(self, finished: Finished) -> None:
+        """Observe a request that has ended. Times are seconds; -1 marks one that never came."""
+        name, timing = self._model["model_name"], finished.timing
+        for reason in finished.finish_reasons:
+            self._success.labels(name, reason).inc()
+        self._n.labels(name).observe(len(finished.finish_reasons))
+        self._prompt.labels(name).observe(finished.usage.prompt_tokens)
+        self._generation.labels(name).observe(finished.usage.completion_tokens)
+        self._preempted.labels(name).observe(finished.preempted)
+        if finished.max_tokens is not None:
+            self._max_tokens.labels(name).observe(finished.max_tokens)
+        if finished.replays:
+            self._replays.labels(name).inc(finished.replays)
+        gap = self._itl.labels(name)
+        for seconds in finished.gaps:
+            gap.observe(seconds)
+        if finished.gaps:
+            self._tpot.labels(name).observe(sum(finished.gaps) / len(finished.gaps))
+        for histogram, start, end in (
+            (self._queue, timing.arrival, timing.started),
+            (self._ttft, timing.arrival, timing.first),
+            (self._e2e, timing.arrival, timing.last),
+            (self._prefill, timing.started, timing.first),
+            (self._inference, timing.started, timing.last),
+            (self._decode, timing.first, timing.last),
+        ):
+            if start >= 0 and end >= 0:
+                histogram.labels(name).observe(max(0.0, end - start))
+
+    def answered(self, route: str, status: int) -> None:
+        self._http.labels(self._model["model_name"], route, str(status)).inc()
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry) + generate_latest(self._mirror)
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(
+            f"weir_{name}", help, ["model_name"], buckets=buckets, registry=self.registry
+        )
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"weir_{name}", help, ["model_name", *labels], registry=self.registry)
+
+
+class EngineCollector(Collector):
+    """The engine's latest `Stats` and the client's refusals, as metrics."""
+
+    def __init__(self, client: Client):
+        self._client = client
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._client.stats
+        pages = stats.pages_total or 1
+        for name, help, value in (
+            ("engine_ready", "1 while the engine takes requests", self._client.health == "ready"),
+            ("requests_running", "Requests that hold KV pages", stats.running),
+            ("requests_waiting", "Requests that wait for admission", stats.waiting),
+            ("cache_usage_ratio", "KV pages held by requests, of all", stats.pages_used / pages),
+            ("cache_cached_ratio", "KV pages only cached, of all", stats.pages_cached / pages),
+            ("cache_pages", "KV pages", stats.pages_total),
+            ("step_seconds", "Duration of the last step", stats.step_seconds),
+            ("step_host_seconds", "The scheduler's share of it", stats.host_seconds),
+            ("step_requests", "Requests in the last step", stats.step_requests),
+        ):
+            yield self._gauge(name, help, {(): value})
+        yield self._gauge(
+            "step_tokens",
+            "Tokens computed in the last step",
+            {
+                ("prefill",): stats.step_prefill,
+                ("decode",): max(0, stats.step_tokens - stats.step_prefill),
+            },
+            "kind",
+        )
+        computed = max(0, stats.prompt_tokens - stats.hit_tokens)
+        for name, help, value in (
+            ("steps", "Steps of the engine", stats.step),
+            ("prompt_tokens", "Prompt tokens served", stats.prompt_tokens),
+            ("generation_tokens", "Tokens generated", stats.generated_tokens),
+            ("prefix_cache_query_tokens", "Prompt tokens looked up", stats.prompt_tokens),
+            ("prefix_cache_hit_tokens", "Prompt tokens found in the cache", stats.hit_tokens),
+            ("preemptions", "Requests set back to waiting", stats.preemptions),
+            ("recomputed_tokens", "Tokens computed again for that", stats.recomputed_tokens),
+        ):
+            yield self._counter(name, help, {(): value})
+        yield self._counter(
+            "prompt_tokens_by_source",
+            "Prompt tokens served, by where their KV came from",
+            {("computed",): computed, ("cache_hit",): stats.hit_tokens},
+            "source",
+        )
+        yield self._counter(
+            "admission_rejections",
+            "Requests turned away, by reason",
+            {(reason,): count for reason, count in self._client.rejected.items()},
+            "reason",
+        )
+
+    def _gauge(
+        self, name: str, help: str, values: Mapping[tuple[str, ...], float], *labels: str
+    ) -> Metric:
+        family = GaugeMetricFamily(f"weir_{name}", help, labels=["model_name", *labels])
+        for key, value in values.items():
+            family.add_metric([self._client.model.name, *key], float(value))
+        return family
+
+    def _counter(
+        self, name: str, help: str, values: Mapping[tuple[str, ...], float], *labels: str
+    ) -> Metric:
+        family = CounterMetricFamily(f"weir_{name}", help, labels=["model_name", *labels])
+        for key, value in values.items():
+            family.add_metric([self._client.model.name, *key], float(value))
+        return family
+
+
+class Mirror(Collector):
+    """The families of a registry that `names` lists, under the other name."""
+
+    def __init__(self, registry: CollectorRegistry, names: Mapping[str, str]):
+        self._registry = registry
+        self._names = names
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            other = self._names.get(metric.name)
+            if other is None:
+                continue
+            copy = Metric(other, metric.documentation, metric.type)
+            copy.samples = [
+                Sample(other + s.name[len(metric.name) :], s.labels | {"engine": "0"}, s.value)
+                for s in metric.samples
+            ]
+            yield copy

@@ -1,0 +1,239 @@
+"""POST /generate, in SGLang's words: texts or ids in, cumulative texts and `meta_info` out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+from starlette.responses import Response
+
+from weir.client import Completion, Logprob, Stream
+from weir.errors import BadRequest
+from weir.params import MAX_N, MAX_STOPS, SamplingParams
+from weir.server.endpoint import Call, Reply
+from weir.server.jobs import Job
+from weir.server.openai import (
+    MAX_PROMPTS,
+    SMALL,
+    Count,
+    Logprobs,
+    Penalty,
+    RequestId,
+    StopString,
+    TokenId,
+    Unserved,
+)
+from weir.server.prompts import split
+from weir.server.sse import DONE, frame
+
+TokenTuple = tuple[float | None, int, str | None]
+"""logprob, token id, token text where asked for"""
+
+
+class NativeSampling(Struct, kw_only=True, forbid_unknown_fields=True):
+    max_new_tokens: Count | None = 128  # None: what fits
+    min_new_tokens: Count = 0
+    n: Annotated[int, Meta(ge=1, le=MAX_N)] = 1
+    temperature: Annotated[float, Meta(ge=0, le=100)] = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=-1, le=SMALL)] = -1
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOPS)] | None = None
+    no_stop_trim: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logit_bias: dict[TokenId, float] | None = None
+    sampling_seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop_regex: Unserved = None
+    regex: Unserved = None
+    ebnf: Unserved = None
+    json_schema: Unserved = None
+    structural_tag: Unserved = None
+    beam_width: Unserved = None
+    custom_params: Unserved = None
+
+    def params(self, **logprobs: Any) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=self.max_new_tokens,
+            min_tokens=self.min_new_tokens,
+            n=self.n,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            repetition_penalty=self.repetition_penalty,
+            stop=self.stop or [],
+            stop_token_ids=self.stop_token_ids or [],
+            include_stop_str_in_output=self.no_stop_trim,
+            ignore_eos=self.ignore_eos,
+            skip_special_tokens=self.skip_special_tokens,
+            logit_bias=self.logit_bias or {},
+            seed=self.sampling_seed,
+            **logprobs,
+        )
+
+
+class GenerateRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /generate: exactly one of `text` and `input_ids`, one prompt or a list."""
+
+    text: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_PROMPTS)] | None = None
+    input_ids: Annotated[list[TokenId | list[TokenId]], Meta(min_length=1)] | None = None
+    sampling_params: NativeSampling | list[NativeSampling] | None = None
+    stream: bool = False
+    return_logprob: bool = False
+    logprob_start_len: Annotated[int, Meta(ge=-1, le=SMALL)] = -1  # -1: of the output alone
+    top_logprobs_num: Logprobs = 0
+    return_text_in_logprobs: bool = False
+    rid: RequestId | None = None
+    priority: Annotated[int, Meta(ge=-SMALL, le=SMALL)] = 0
+    token_ids_logprob: Unserved = None
+    input_embeds: Unserved = None
+    image_data: Unserved = None
+    audio_data: Unserved = None
+    video_data: Unserved = None
+    lora_path: Unserved = None
+    session_params: Unserved = None
+    return_hidden_states: Annotated[bool, Meta(extra_json_schema={"const": False})] = False
+
+
+class MetaInfo(Struct, kw_only=True):
+    id: str
+    finish_reason: dict[str, Any] | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    e2e_latency: float  # seconds
+    input_token_logprobs: list[TokenTuple] | UnsetType = UNSET
+    output_token_logprobs: list[TokenTuple] | UnsetType = UNSET
+    input_top_logprobs: list[list[TokenTuple] | None] | UnsetType = UNSET
+    output_top_logprobs: list[list[TokenTuple] | None] | UnsetType = UNSET
+
+
+class Generated(Struct):
+    text: str
+    output_ids: list[int]
+    meta_info: MetaInfo
+    index: int | UnsetType = UNSET  # in a stream of several sequences: whose this is
+
+
+async def generate(call: Call, body: GenerateRequest) -> Reply:
+    if (body.text is None) == (body.input_ids is None):
+        raise BadRequest("give either text or input_ids", param="text")
+    if body.return_hidden_states:
+        raise BadRequest("hidden states are not returned here", param="return_hidden_states")
+    given: Any = body.input_ids if body.text is None else body.text
+    prompts = split(given, "text" if body.input_ids is None else "input_ids")
+    job = await call.start(
+        prompts, _params(body, len(prompts)), request_id=body.rid, priority=body.priority
+    )
+    if body.stream:
+        return _chunks(job, body)
+    answers = [_generated(job, body, one) for one in await job.collect()]
+    several = job.choices > 1 or (isinstance(given, list) and not isinstance(given[0], int))
+    reply = answers if several else answers[0]
+    return Response(msgspec.json.encode(reply), media_type="application/json")
+
+
+async def _chunks(job: Job, body: GenerateRequest) -> AsyncGenerator[bytes, None]:
+    """Each event repeats all that came before it, as SGLang's clients expect."""
+    several = len(job.streams) * job.choices > 1
+    so_far: dict[int, Completion] = {}
+    async for burst in job.bursts():
+        touched = []
+        for prompt, output in burst:
+            index = prompt * job.choices + output.index
+            whole = so_far.setdefault(index, Completion(index=index))
+            whole.add(output)
+            if whole not in touched:
+                touched.append(whole)
+        for whole in touched:
+            answer = _generated(job, body, whole)
+            answer.index = whole.index if several else UNSET
+            yield frame(answer)
+    yield DONE
+
+
+def _params(body: GenerateRequest, prompts: int) -> list[SamplingParams]:
+    given = body.sampling_params or NativeSampling()
+    each = given if isinstance(given, list) else [given] * prompts
+    if len(each) != prompts:
+        raise BadRequest(
+            f"sampling_params has {len(each)} entries for {prompts} prompts",
+            param="sampling_params",
+        )
+    if len({one.n for one in each}) > 1:
+        raise BadRequest("n must be the same for all prompts", param="sampling_params")
+    logprobs: dict[str, int] = {}
+    if body.return_logprob:
+        logprobs["logprobs"] = body.top_logprobs_num
+        if body.logprob_start_len >= 0:
+            logprobs["prompt_logprobs"] = body.top_logprobs_num
+            logprobs["score_from"] = body.logprob_start_len + 1
+    return [one.params(**logprobs) for one in each]
+
+
+def _generated(job: Job, body: GenerateRequest, whole: Completion) -> Generated:
+    stream = job.streams[whole.index // job.choices]
+    latency = (
+        stream.timing.last if whole.finish_reason else time.monotonic()
+    ) - stream.timing.arrival
+    meta = MetaInfo(
+        id=stream.id,
+        finish_reason=_finish(whole),
+        prompt_tokens=stream.usage.prompt_tokens,
+        completion_tokens=len(whole.token_ids),
+        cached_tokens=stream.usage.cached_tokens,
+        e2e_latency=max(0.0, latency),
+    )
+    if body.return_logprob:
+        named = body.return_text_in_logprobs
+        inputs = _inputs(stream, body)
+        outputs = whole.logprobs or []
+        meta.input_token_logprobs = [
+            (None, token, None) if one is None else _tuple(one, named) for token, one in inputs
+        ]
+        meta.output_token_logprobs = [_tuple(one, named) for one in outputs]
+        if body.top_logprobs_num:
+            meta.input_top_logprobs = [
+                None if one is None else _top(one, named) for _, one in inputs
+            ]
+            meta.output_top_logprobs = [_top(one, named) for one in outputs]
+    return Generated(whole.text, whole.token_ids, meta)
+
+
+def _inputs(stream: Stream, body: GenerateRequest) -> list[tuple[int, Logprob | None]]:
+    """Prompt positions from `logprob_start_len` on; the first has no logprob, in SGLang either."""
+    if stream.prompt_logprobs is None:
+        return []
+    start = body.logprob_start_len
+    pairs = list(zip(stream.prompt_ids, stream.prompt_logprobs, strict=True))
+    return pairs[start:]
+
+
+def _tuple(one: Logprob, named: bool) -> TokenTuple:
+    return one.logprob, one.token_id, one.token if named else None
+
+
+def _top(one: Logprob, named: bool) -> list[TokenTuple]:
+    return [_tuple(entry, named) for entry in one.top]
+
+
+def _finish(whole: Completion) -> dict[str, Any] | None:
+    reason = whole.finish_reason
+    if reason is None:
+        return None
+    if reason == "length":
+        return {"type": "length", "length": len(whole.token_ids)}
+    if reason == "stop":
+        last = whole.token_ids[-1] if whole.token_ids else None
+        return {"type": "stop", "matched": last if whole.stop_reason is None else whole.stop_reason}
+    return {"type": "abort", "message": whole.error or "aborted"}

@@ -1,0 +1,207 @@
+"""OpenAI's requests, with vLLM's extra fields, as they come over the wire.
+
+What a field's type admits is what we serve: a field typed `Unserved` takes only null, one typed
+`Ignored` changes nothing we do, and any other name is refused. Answers are in `answers`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from weir.params import MAX_LOGPROBS, MAX_N, MAX_STOPS, SamplingParams
+
+MAX_PROMPTS = 2048
+SMALL = 2**31 - 1  # every integer that reaches the engine fits 32 bits, a seed 64
+
+Unserved = Annotated[None, Meta(description="not served here: null or left out")]
+Ignored = Annotated[Any, Meta(description="accepted and ignored: it cannot change the answer")]
+Count = Annotated[int, Meta(ge=0, le=SMALL)]
+TokenId = Annotated[int, Meta(ge=0, le=SMALL)]
+Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/@-]{1,128}$")]
+Prompts = (
+    str
+    | Annotated[
+        list[str | TokenId | list[TokenId]],
+        Meta(min_length=1, description="of one kind throughout"),
+    ]
+)
+"""One text, several, the token ids of one prompt, or of several. See `jobs.split`."""
+
+
+class OpenAIRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What every OpenAI request may hold."""
+
+    model: str | None = None  # None: the model that is served
+    user: Annotated[str, Meta(max_length=1024)] | None = None
+    request_id: RequestId | None = None
+    priority: Annotated[int, Meta(ge=-SMALL, le=SMALL)] | None = None  # smaller goes first
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=SMALL)] | None = None  # -1: what fits
+    store: Ignored = None
+    metadata: Ignored = None
+    service_tier: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+    cache_salt: Unserved = None
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: Ignored = None
+
+
+class Generation(OpenAIRequest, kw_only=True):
+    """What both completion routes may hold. Names shared with `SamplingParams` mean the same."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    max_tokens: Count | None = None
+    min_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=SMALL)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    logit_bias: dict[TokenId, float] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOPS)] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: Logprobs | None = None
+    add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    prediction: Ignored = None  # a hint for speed
+    bad_words: Unserved = None
+    spaces_between_special_tokens: Unserved = None
+    guided_json: Unserved = None
+    guided_regex: Unserved = None
+    guided_choice: Unserved = None
+    guided_grammar: Unserved = None
+    structured_outputs: Unserved = None
+    return_tokens_as_token_ids: Unserved = None
+    kv_transfer_params: Unserved = None
+    vllm_xargs: Unserved = None
+
+    @property
+    def usage_wanted(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def usage_always(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+
+    def params(self, **changes: Any) -> SamplingParams:
+        """The sampling parameters asked for; `changes` are those that a route words differently."""
+        given = {name: getattr(self, name) for name in SHARED}
+        return SamplingParams(
+            **({name: value for name, value in given.items() if value is not None} | changes)
+        )
+
+
+SHARED = sorted(set(Generation.__struct_fields__) & set(SamplingParams.__struct_fields__))
+
+
+class ResponseFormat(Struct, forbid_unknown_fields=True):
+    type: Literal["text"]
+
+
+class TextPart(Struct, forbid_unknown_fields=True):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Struct, forbid_unknown_fields=True):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    annotations: Ignored = None
+    audio: Unserved = None
+    function_call: Unserved = None
+
+
+class ChatRequest(Generation, kw_only=True):
+    """POST /v1/chat/completions"""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template: Unserved = None  # a client's template is not run
+    max_completion_tokens: Count | None = None  # the new name of max_tokens
+    logprobs: bool | None = None
+    top_logprobs: Logprobs | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None  # none of them unless tool_choice is "none"
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: Ignored = None
+    modalities: list[Literal["text"]] | None = None
+    echo: Unserved = None
+    audio: Unserved = None
+    functions: Unserved = None
+    function_call: Unserved = None
+    documents: Unserved = None
+    mm_processor_kwargs: Unserved = None
+    reasoning_effort: Unserved = None
+    thinking_token_budget: Unserved = None
+    verbosity: Unserved = None
+    web_search_options: Unserved = None
+
+
+class CompletionRequest(Generation, kw_only=True):
+    """POST /v1/completions"""
+
+    prompt: Prompts
+    echo: bool | None = None
+    logprobs: Logprobs | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None  # only n itself
+    response_format: ResponseFormat | None = None
+    suffix: Unserved = None
+    prompt_embeds: Unserved = None
+
+
+class EmbeddingRequest(OpenAIRequest, kw_only=True):
+    """POST /v1/embeddings"""
+
+    input: Prompts
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last"] | None = None  # over the hidden states; mean by default
+    add_special_tokens: bool | None = None
+    dimensions: Unserved = None
+
+
+class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /tokenize: a `prompt`, or `messages` through the chat template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    add_special_tokens: bool | None = None  # true for a prompt, false for messages
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template: Unserved = None
+    tools: Unserved = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /detokenize"""
+
+    model: str | None = None
+    tokens: list[TokenId]

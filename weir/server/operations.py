@@ -1,0 +1,197 @@
+"""Health, metrics, and what an operator asks or orders: nothing here generates for a user."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.responses import HTMLResponse, Response
+
+from weir import __version__
+from weir.client import Client
+from weir.errors import BadRequest, EngineDead, Overloaded
+from weir.params import SamplingParams
+from weir.server.answers import ModelCard, ModelList
+from weir.server.endpoint import Call, Reply
+
+FIRST = -(2**31) + 1  # a priority before any client's
+
+
+class HealthQuery(Struct, kw_only=True):
+    deep: bool = False  # generate one token
+    timeout: Annotated[float, Meta(gt=0, le=600)] = 10.0  # seconds that may take
+
+
+class AbortRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """`rid` or `request_ids`, or everything."""
+
+    rid: str | None = None
+    request_ids: list[str] = []
+    abort_all: bool = False
+
+
+class Aborted(Struct):
+    aborted: int
+
+
+class Version(Struct):
+    version: str
+
+
+class Load(Struct):
+    server_load: int  # jobs in hand, under the name vLLM gives it
+    running: int
+    waiting: int
+
+
+class Flushed(Struct):
+    message: str = "Every cached prefix that is not in use is being dropped."
+
+
+class ModelFacts(Struct):
+    """SGLang's names."""
+
+    model_path: str
+    tokenizer_path: str
+    is_generation: bool
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: list[int]
+
+
+class ServerInfo(Struct):
+    version: str
+    health: str
+    model: str
+    names: list[str]
+    max_model_len: int
+    max_total_num_tokens: int  # that the KV cache holds
+    config: dict[str, Any]
+    engine: dict[str, Any]
+    stats: dict[str, Any]
+
+
+async def health(call: Call, query: HealthQuery) -> Reply:
+    client = call.service.client
+    if client.health not in ("ready", "draining"):
+        raise EngineDead(f"The engine is {client.health}.")
+    if query.deep:
+        await probe(client, query.timeout)
+    return Response()
+
+
+async def ready(call: Call, _: None) -> Reply:
+    """Like `health`, but no longer once the server drains."""
+    client = call.service.client
+    state = "draining" if call.service.draining else client.health
+    if state != "ready":
+        raise Overloaded(f"The server is {state}.", retry_after=5.0)
+    return Response()
+
+
+async def live(call: Call, _: None) -> Reply:
+    """The server process answers; only an engine that is dead for good makes it unhealthy."""
+    state = call.service.client.health
+    if state.startswith("dead"):
+        raise EngineDead(f"The engine is {state}.")
+    return Response()
+
+
+async def probe(client: Client, limit: float) -> None:
+    """Let the engine generate one token within `limit` seconds, or raise `EngineDead`.
+
+    An engine too busy to begin is well as long as its steps go on.
+    """
+    before = client.stats.step
+    token = next((t for t in range(client.model.vocab) if t not in client.model.eos), 0)
+    params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    try:
+        async with asyncio.timeout(limit):
+            stream = client.submit([token], params, priority=FIRST)
+            try:
+                outcome = (await stream.collect())[0]
+            finally:
+                stream.abort()
+        if outcome.finish_reason == "error":
+            raise EngineDead(f"The engine failed to generate a token: {outcome.error}")
+    except (TimeoutError, Overloaded) as error:
+        if isinstance(error, Overloaded):
+            await asyncio.sleep(min(1.0, limit))
+        if client.stats.step == before:
+            reason = f"The engine made no step while a token was due in {limit:g} s."
+            raise EngineDead(reason) from None
+
+
+async def models(call: Call, _: None) -> Reply:
+    return ModelList([_card(call, name) for name in call.service.client.model.names])
+
+
+async def model(call: Call, _: None) -> Reply:
+    return _card(call, call.service.model(call.request.path_params["model_id"]))
+
+
+def _card(call: Call, name: str) -> ModelCard:
+    served = call.service.client.model
+    return ModelCard(name, call.service.created, served.name, served.context)
+
+
+async def metrics(call: Call, _: None) -> Reply:
+    text = call.service.metrics.text()
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def version(call: Call, _: None) -> Reply:
+    return Version(__version__)
+
+
+async def load(call: Call, _: None) -> Reply:
+    stats = call.service.client.stats
+    return Load(len(call.service.jobs), stats.running, stats.waiting)
+
+
+async def model_info(call: Call, _: None) -> Reply:
+    served, config = call.service.client.model, call.service.options.public()
+    path = str(config.get("model", served.name))
+    tokenizer = str(config.get("tokenizer") or path)
+    return ModelFacts(path, tokenizer, True, served.context, served.vocab, served.eos)
+
+
+async def server_info(call: Call, _: None) -> Reply:
+    client = call.service.client
+    served = client.model
+    return ServerInfo(
+        version=__version__,
+        health="draining" if call.service.draining else client.health,
+        model=served.name,
+        names=served.names,
+        max_model_len=served.context,
+        max_total_num_tokens=int(served.info.get("kv_tokens", 0)),
+        config=call.service.options.public(),
+        engine=served.info,
+        stats=msgspec.to_builtins(client.stats),
+    )
+
+
+async def flush_cache(call: Call, _: None) -> Reply:
+    call.service.client.flush()
+    return Flushed()
+
+
+async def abort_request(call: Call, body: AbortRequest) -> Reply:
+    if body.abort_all:
+        return Aborted(call.service.abort(None))
+    wanted = [*([body.rid] if body.rid else []), *body.request_ids]
+    if not wanted:
+        raise BadRequest("name a request in rid, or set abort_all to true", param="rid")
+    return Aborted(sum(call.service.abort(identity) for identity in wanted))
+
+
+async def openapi(call: Call, _: None) -> Reply:
+    return Response(call.request.app.state.openapi, media_type="application/json")
+
+
+async def docs(call: Call, _: None) -> Reply:
+    """The OpenAPI document as a plain page, without any script or foreign resource."""
+    return HTMLResponse(call.request.app.state.docs)

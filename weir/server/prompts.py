@@ -1,0 +1,57 @@
+"""From the prompt fields of requests to what `Client.submit` takes: a text or token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import msgspec
+
+from weir.errors import BadRequest
+from weir.server.openai import ChatRequest, Message, TokenizeRequest
+from weir.text import Text
+
+RESERVED = frozenset(
+    ("messages", "tools", "template", "add_generation_prompt", "continue_final_message", "self")
+)
+
+
+def split(prompts: str | Sequence[str | int | list[int]], param: str) -> list[str | list[int]]:
+    """The prompts in OpenAI's `prompt` or `input` field: a text, ids, or a list of either."""
+    if isinstance(prompts, str):
+        return [prompts]
+    kinds = {type(prompt) for prompt in prompts}
+    if len(kinds) > 1:
+        raise BadRequest(f"{param} must not mix texts, token ids and lists of ids", param=param)
+    if kinds == {int}:
+        return [cast(list[int], list(prompts))]
+    return cast(list[str | list[int]], list(prompts))
+
+
+def render(text: Text, body: ChatRequest | TokenizeRequest) -> str:
+    """The messages of a request through the model's chat template."""
+    extra = body.chat_template_kwargs or {}
+    if clash := sorted(RESERVED & extra.keys()):
+        raise BadRequest(
+            f"chat_template_kwargs must not hold {clash[0]}", param="chat_template_kwargs"
+        )
+    go_on = bool(body.continue_final_message)
+    start = not go_on if body.add_generation_prompt is None else body.add_generation_prompt
+    if start and go_on:
+        raise BadRequest(
+            "continue_final_message and add_generation_prompt exclude each other: set one of them",
+            param="continue_final_message",
+        )
+    return text.chat(
+        [_plain(message) for message in body.messages or []],
+        add_generation_prompt=start,
+        continue_final_message=go_on,
+        **extra,
+    )
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """As templates expect it: absent fields are missing, not null; content is always there."""
+    fields = msgspec.to_builtins(message)
+    fields.pop("annotations", None)
+    return {"content": ""} | {name: value for name, value in fields.items() if value is not None}

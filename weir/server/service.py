@@ -1,0 +1,148 @@
+"""What the server's routes share: the client, the jobs in hand, whether new ones are taken."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from weir.client import Client
+from weir.errors import BadRequest, Overloaded
+from weir.params import SamplingParams
+from weir.server.jobs import Job
+from weir.server.metrics import Metrics
+from weir.server.tracing import Tracer
+
+LONG = 16384  # characters from which a prompt is encoded on a thread, so that streams go on
+
+
+class Options(Protocol):
+    """The settings the server reads; `weir.config.Config` has them."""
+
+    @property
+    def api_key(self) -> list[str]: ...
+    @property
+    def allowed_origins(self) -> list[str]: ...
+    @property
+    def root_path(self) -> str: ...
+    @property
+    def max_body_bytes(self) -> int: ...
+    @property
+    def shutdown_timeout(self) -> float: ...
+    @property
+    def enable_log_requests(self) -> bool: ...
+    @property
+    def vllm_metric_names(self) -> bool: ...
+    @property
+    def otlp_traces_endpoint(self) -> str | None: ...
+    def public(self) -> dict[str, Any]: ...
+
+
+class Service:
+    def __init__(self, client: Client, options: Options, metrics: Metrics, tracer: Tracer | None):
+        self.client = client
+        self.options = options
+        self.metrics = metrics
+        self.tracer = tracer
+        self.jobs: dict[str, Job] = {}
+        self.open = 0  # HTTP requests being answered
+        self.draining = False
+        self.created = int(time.time())
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in options.api_key]
+
+    def authorise(self, header: str) -> None:
+        """Check an Authorization header, in a time that tells nothing about the keys."""
+        if not self._keys:
+            return
+        scheme, _, key = header.partition(" ")
+        given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        matches = [hmac.compare_digest(given, known) for known in self._keys]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise BadRequest(
+                "This server needs an API key: send it as 'Authorization: Bearer <key>'.",
+                code="invalid_api_key",
+                status=401,
+            )
+
+    def model(self, name: str | None) -> str:
+        """The model's name to answer with; 404 for one that is not served."""
+        served = self.client.model
+        if name is None or name in served.names:
+            return name or served.name
+        raise BadRequest(
+            f"The model {name[:200]!r} is not served here; available: {', '.join(served.names)}.",
+            param="model",
+            code="model_not_found",
+            status=404,
+        )
+
+    async def submit(
+        self,
+        prompts: Sequence[str | list[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        request_id: str,
+        traceparent: str | None = None,
+        priority: int = 0,
+        user: str = "",
+        pool: str | None = None,
+        add_special_tokens: bool = True,
+        truncate: int | None = None,
+    ) -> Job:
+        """Hand prompts to the engine as one job: all of them, or none and an error.
+
+        `truncate` keeps that many of the last tokens of each prompt, -1 as many as fit.
+        """
+        if self.draining:
+            raise Overloaded("The server is shutting down.", retry_after=5.0)
+        if request_id in self.jobs:
+            raise BadRequest(f"request_id {request_id!r} is in use", param="request_id")
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        job = self.jobs[request_id] = Job(request_id, each[0].n)
+        try:
+            for index, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
+                if isinstance(prompt, str) and (truncate is not None or len(prompt) > LONG):
+                    prompt = await self.encode(prompt, add_special_tokens)
+                if truncate is not None:
+                    keep = truncate if truncate >= 0 else self._room(param)
+                    prompt = prompt[len(prompt) - keep :] if keep < len(prompt) else prompt
+                stream = self.client.submit(
+                    prompt,
+                    param,
+                    request_id=request_id if len(prompts) == 1 else f"{request_id}-{index}",
+                    priority=priority,
+                    user=user,
+                    pool=pool,
+                    add_special_tokens=add_special_tokens,
+                )
+                job.streams.append(stream)
+                if self.tracer is not None:
+                    self.tracer.begin(stream.id, traceparent)
+        except BaseException:
+            self.finish(job)
+            raise
+        return job
+
+    def finish(self, job: Job) -> None:
+        """End a job, whatever is left of it."""
+        job.abort()
+        self.jobs.pop(job.id, None)
+
+    def abort(self, request_id: str | None) -> int:
+        """Abort the prompts of one request, or of all; returns how many were live."""
+        if request_id in self.jobs:
+            return sum(self.client.abort(stream.id) for stream in self.jobs[request_id].streams)
+        return self.client.abort(request_id)
+
+    async def encode(self, prompt: str, add_special_tokens: bool) -> list[int]:
+        encode = self.client.text.encode
+        if len(prompt) <= LONG:
+            return list(encode(prompt, add_special_tokens))
+        return list(await asyncio.to_thread(encode, prompt, add_special_tokens))
+
+    def _room(self, params: SamplingParams) -> int:
+        answer = 1 if params.max_tokens is None else params.max_tokens
+        return max(1, self.client.model.context - answer)
