@@ -8,12 +8,17 @@ import math
 import msgspec
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.models.families import FAMILIES, SIZES
+from tests.models.families import FAMILIES, LLAMA3, SIZES
 from tests.models.write_gguf import write_gguf
+from weir.core import Spec
 from weir.errors import ConfigError
-from weir.models.config import from_config
+from weir.gguf import GGUF
+from weir.models.config import CONFIGS, from_config
 from weir.models.load import read_spec
+from weir.models.metadata import from_gguf
 
 LLAMA = SIZES | {"model_type": "llama"}
 QWEN = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}
@@ -97,8 +102,7 @@ def test_context_is_stretched_where_the_scaling_does_it():
     assert from_config(LLAMA | {"rope_scaling": yarn}).context == 512
     extended = LLAMA | {"max_position_embeddings": 512}
     assert from_config(extended | {"rope_scaling": yarn}).context == 512
-    llama3 = {"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 32}
-    assert from_config(LLAMA | {"rope_scaling": llama3}).context == 128
+    assert from_config(LLAMA | {"rope_parameters": LLAMA3}).context == 128
 
 
 def test_partial_rotation():
@@ -112,11 +116,15 @@ def test_partial_rotation():
     [
         ({"model_type": "gpt2"}, "gpt2.*gemma3.*llama.*mistral.*opt.*qwen2.*qwen3"),
         ({"model_type": None}, "not supported; supported"),
+        ({"model_type": ["llama"]}, "not supported; supported"),
         ({"hidden_size": "64"}, r"hidden_size"),
         ({"num_attention_heads": 0}, r"num_attention_heads"),
         ({"rope_theta": -1.0}, r"rope_theta"),
         ({"hidden_act": "gelu"}, "activation 'gelu'.*silu"),
         ({"rope_scaling": {"rope_type": "mrope"}}, "rope type 'mrope'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor of a rope must be a number, not None"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": "1"}}, "low_freq_factor"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "must list 8 numbers"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
         ({"quantization_config": {"quant_method": "awq"}}, "GGUF"),
         (
@@ -124,7 +132,7 @@ def test_partial_rotation():
             "1",
         ),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "bidirectional"),
-        ({"head_dim": 15}, "even head size"),
+        ({"head_dim": 15}, "cannot rotate 15 of the 15"),
     ],
 )
 def test_refusals_name_what_is_wrong(change, says):
@@ -154,3 +162,67 @@ def test_files_that_are_not_there_or_not_json(tmp_path):
         read_spec(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     assert read_spec(tmp_path / "config.json") == read_spec(tmp_path)
+
+
+ROPE = st.dictionaries(
+    st.sampled_from(
+        ["type", "rope_type", "rope_theta", "factor", "short_factor", "full_attention"]
+    ),
+    st.sampled_from(
+        ["linear", "yarn", "longrope", None, 0, -1, 8.0, float("nan"), [], [1.0] * 8, {}]
+    ),
+)
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63),
+    st.integers(0, 64),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.sampled_from(["full_attention", "sliding_attention", 1, None]), max_size=3),
+    ROPE,
+)
+KEYS = sorted(
+    {field.encode_name for kind in CONFIGS.values() for field in msgspec.structs.fields(kind)}
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(sorted(CONFIGS)),
+    st.dictionaries(st.sampled_from([*KEYS, "text_config"]), ANYTHING, max_size=4),
+    st.one_of(st.none(), st.dictionaries(st.just("eos_token_id"), ANYTHING)),
+)
+def test_any_config_is_a_spec_or_a_config_error(kind, change, generation):
+    whole = config(kind, ffn_dim=96) | change
+    try:
+        spec = from_config(whole, generation)
+    except ConfigError as error:
+        assert len(str(error)) > 10
+    else:
+        assert isinstance(spec, Spec)
+        assert len(spec.attention) == spec.layers
+        assert spec.heads % spec.kv_heads == 0
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    write_gguf(FAMILIES["gemma3"].make(), "gemma3", path)
+    return GGUF.open(path)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_metadata_is_a_spec_or_a_config_error(written, data):
+    keys = [*written.metadata, "gemma3.rope.scaling.type", "gemma3.rope.scaling.factor"]
+    change = data.draw(st.dictionaries(st.sampled_from(keys), ANYTHING, max_size=4))
+    view = memoryview(b"")
+    forged = GGUF(written.path, view, written.metadata | change, written.tensors)
+    try:
+        spec = from_gguf(forged)
+    except ConfigError as error:
+        assert len(str(error)) > 10
+    else:
+        assert isinstance(spec, Spec)
+        assert len(spec.attention) == spec.layers

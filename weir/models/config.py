@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from weir.core import AttentionSpec, RopeSpec, Spec
+from weir.core import AttentionSpec, Spec
 from weir.errors import ConfigError
+from weir.models.scaling import rope_spec, stretched
 
 Positive = Annotated[int, Meta(gt=0)]
 
@@ -25,7 +26,7 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
 }
-ROPE_TYPES = {"default", "linear", "dynamic", "llama3", "yarn", "longrope"}
+MAX_LAYERS = 10_000
 
 
 class Decoder(Struct, kw_only=True):
@@ -33,7 +34,7 @@ class Decoder(Struct, kw_only=True):
 
     vocab_size: Positive
     hidden_size: Positive
-    num_hidden_layers: Positive
+    num_hidden_layers: Annotated[int, Meta(gt=0, le=MAX_LAYERS)]
     num_attention_heads: Positive
     max_position_embeddings: Positive = 2048
     tie_word_embeddings: bool = False
@@ -82,7 +83,7 @@ class Gemma3(Llama, kw_only=True):
     vocab_size: Positive = 262208
     hidden_size: Positive = 2304
     intermediate_size: Positive = 9216
-    num_hidden_layers: Positive = 26
+    num_hidden_layers: Annotated[int, Meta(gt=0, le=MAX_LAYERS)] = 26
     num_attention_heads: Positive = 8
     num_key_value_heads: Positive | None = 4
     head_dim: Positive | None = 256
@@ -133,7 +134,7 @@ def from_config(config: dict[str, Any], generation: dict[str, Any] | None = None
     of the wrong type or range, which it names.
     """
     kind = config.get("model_type")
-    if kind not in CONFIGS:
+    if not isinstance(kind, str) or kind not in CONFIGS:
         raise unsupported(kind, CONFIGS)
     if config.get("quantization_config"):
         raise ConfigError(
@@ -158,7 +159,7 @@ def from_config(config: dict[str, Any], generation: dict[str, Any] | None = None
 
 def _llama(architecture: str, c: Llama) -> Spec:
     """RMS norms, a gated MLP, rotary positions; Gemma 3 adds to it."""
-    head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
+    head_dim = c.head_dim or _head_size(c)
     kv_heads = c.num_key_value_heads or c.num_attention_heads
     attention = AttentionSpec(c.num_attention_heads, kv_heads, head_dim, head_dim**-0.5)
     windowed = msgspec.structs.replace(attention, window=c.sliding_window)
@@ -228,7 +229,7 @@ def _gemma3(c: Gemma3) -> Spec:
 def _opt(c: OPT) -> Spec:
     if not c.layer_norm_elementwise_affine:
         raise ConfigError("OPT without layer norm weights is not supported")
-    heads, head_dim = c.num_attention_heads, c.hidden_size // c.num_attention_heads
+    heads, head_dim = c.num_attention_heads, _head_size(c)
     embed_dim = c.word_embed_proj_dim or c.hidden_size
     return Spec(
         architecture="opt",
@@ -250,6 +251,14 @@ def _opt(c: OPT) -> Spec:
         norm_after=not c.do_layer_norm_before,
         final_norm=c.do_layer_norm_before and not c.remove_final_layer_norm,
     )
+
+
+def _head_size(c: Decoder) -> int:
+    if c.hidden_size % c.num_attention_heads:
+        raise ConfigError(
+            f"hidden size {c.hidden_size} does not divide into {c.num_attention_heads} heads"
+        )
+    return c.hidden_size // c.num_attention_heads
 
 
 def _local(c: Llama) -> list[bool]:
@@ -275,43 +284,13 @@ def _activation(name: str) -> str:
     return ACTIVATIONS[name]
 
 
-def rope_spec(parameters: dict[str, Any], head_dim: int, context: int) -> RopeSpec:
-    """One rope from its parameters, `rope_theta` among them; `context`: the length trained for."""
-    scaling = {k: v for k, v in parameters.items() if v is not None}
-    theta = scaling.pop("rope_theta")
-    rotated = int(head_dim * scaling.pop("partial_rotary_factor", 1.0))
-    kind = scaling.pop("rope_type", None) or scaling.get("type", "default")
-    scaling.pop("type", None)
-    if kind not in ROPE_TYPES:
-        raise ConfigError(
-            f"rope type {kind!r} is not supported; supported: {', '.join(sorted(ROPE_TYPES))}"
-        )
-    if kind == "default":
-        scaling = {}
-    else:
-        scaling.setdefault("original_max_position_embeddings", context)
-    dim = 0 if rotated == head_dim else rotated
-    return RopeSpec(theta=float(theta), dim=dim, scaling={"rope_type": kind, **scaling})
-
-
-def stretched(context: int, rope: RopeSpec) -> int:
-    """The longest sequence: scalings that keep the trained length in the config stretch it."""
-    kind, factor = rope.scaling["rope_type"], float(rope.scaling.get("factor", 1.0))
-    if kind in ("linear", "dynamic"):
-        return int(context * factor)
-    if kind == "yarn":
-        return max(context, int(rope.scaling["original_max_position_embeddings"] * factor))
-    return context
-
-
 def checked(spec: Spec) -> Spec:
     """The Spec, if its numbers fit together."""
+    ends = [*spec.eos, *([] if spec.bos is None else [spec.bos])]
+    if not all(isinstance(token, int) for token in ends):
+        raise ConfigError(f"the begin and end of a text must be token ids, not {ends}")
     if spec.heads % spec.kv_heads:
         raise ConfigError(f"{spec.heads} heads cannot share {spec.kv_heads} key-value heads evenly")
-    if spec.head_dim % 2 and spec.rope:
-        raise ConfigError(f"rotary positions need an even head size, not {spec.head_dim}")
-    if spec.architecture == "opt" and spec.hidden % spec.heads:
-        raise ConfigError(f"hidden size {spec.hidden} does not divide into {spec.heads} heads")
     return spec
 
 

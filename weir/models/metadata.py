@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from weir.core import AttentionSpec, RopeSpec, Spec
 from weir.errors import ConfigError
 from weir.gguf import GGUF
-from weir.models.config import checked, rope_spec, stretched, unsupported
+from weir.models.config import checked, unsupported
+from weir.models.scaling import rope_spec, stretched
 
 ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3")
 GEMMA3_27B = 62  # layers; the one size whose scale is not that of its head size
@@ -34,6 +35,8 @@ def from_gguf(gguf: GGUF) -> Spec:
     heads = _read(gguf, "attention.head_count", int)
     head_dim = _read(gguf, "attention.key_length", int, hidden // heads)
     layers = _read(gguf, "block_count", int)
+    if layers > len(gguf.tensors):
+        raise ConfigError(f"{gguf.path} has {len(gguf.tensors)} tensors for {layers} layers")
     context = _read(gguf, "context_length", int)
     attention = AttentionSpec(
         heads=heads,
@@ -78,16 +81,17 @@ def from_gguf(gguf: GGUF) -> Spec:
 
 
 def _read(gguf: GGUF, key: str, kind: type[T], default: T | None = None) -> T:
-    """A number of this architecture; a list of one a layer must hold the same for all."""
+    """A number of this architecture, positive unless its default is 0; a list of one a layer must
+    hold the same for all."""
     full = f"{gguf.metadata['general.architecture']}.{key}"
     value: Any = gguf.metadata.get(full, default)
     if isinstance(value, list) and value and all(v == value[0] for v in value):
         value = value[0]
-    if value is None or isinstance(value, list | str | bool):
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         raise ConfigError(
             f"{gguf.path}: metadata {full} is {value!r}, not one number for all layers"
         )
-    if value < 0 or (default is None and value == 0):
+    if not 0 <= value < math.inf or (value == 0 and default != 0):
         raise ConfigError(f"{gguf.path}: metadata {full} is {value!r}, not a positive number")
     return kind(value)
 
@@ -135,5 +139,4 @@ def _floats(gguf: GGUF, name: str) -> list[float]:
 def _eos(gguf: GGUF) -> list[int]:
     """Every token that ends a text: of the document, of a turn, of a message."""
     keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
-    found = (gguf.metadata.get(key) for key in keys)
-    return sorted({token for token in found if token is not None})
+    return [gguf.metadata[key] for key in keys if key in gguf.metadata]
