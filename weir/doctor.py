@@ -20,6 +20,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from weir import hub
 from weir.ops import native
 
 GIB = 2**30
@@ -171,7 +172,7 @@ def use() -> list[Finding]:
 
 
 def cache() -> list[Finding]:
-    root = cache_folder()
+    root = hub.cache_folder().parent
     if not root.is_dir():
         return [Finding("folder", f"{root} (not made yet)")]
     parts = sorted(path for path in root.iterdir() if path.is_dir())
@@ -263,12 +264,6 @@ def memory() -> tuple[int, int]:
     except (OSError, ValueError):
         return total, free
     return min(total, limit), min(free, max(0, limit - used))
-
-
-def cache_folder() -> Path:
-    if folder := os.environ.get("WEIR_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weir"
 
 
 def folder_size(folder: Path) -> int:

@@ -7,7 +7,6 @@ with the role and its last with the usage do not. Token counts are the server's 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,24 +85,20 @@ class Target:
             raise ConfigError(f"--backend must be one of {', '.join(ENDPOINTS)}")
         self.endpoint = self.endpoint or ENDPOINTS[self.backend]
 
-    async def converse(
-        self, item: Item, on_event: Callable[[], None] = lambda: None
-    ) -> list[Record]:
+    async def converse(self, item: Item) -> list[Record]:
         """All turns of a conversation, one after another; stops after a turn that fails."""
         prompt: Any = item.prompt
         if self.backend == "openai-chat":
             prompt = [{"role": "user", "content": item.prompt}]
-        records = [await self.request(prompt, item.output, on_event)]
+        records = [await self.request(prompt, item.output)]
         for turn in item.turns:
             if records[-1].error:
                 break
             prompt = self._continued(prompt, records[-1].text, turn)
-            records.append(await self.request(prompt, item.output, on_event))
+            records.append(await self.request(prompt, item.output))
         return records
 
-    async def request(
-        self, prompt: Any, output: int, on_event: Callable[[], None] = lambda: None
-    ) -> Record:
+    async def request(self, prompt: Any, output: int) -> Record:
         """Send one request and read its stream. A failure is in the record, not raised."""
         record = Record(time.perf_counter())
         pieces: list[str] = []
@@ -112,8 +107,7 @@ class Target:
                 self.http.stream(self.endpoint, self.body(prompt, output))
             ) as events:
                 async for event in events:
-                    if self._read(decode(event.data), event.arrival, record, pieces):
-                        on_event()
+                    self._read(decode(event.data), event.arrival, record, pieces)
             if not record.arrivals:
                 record.error = "the server ended the stream without a token"
         except (HttpError, msgspec.DecodeError) as error:
@@ -147,29 +141,28 @@ class Target:
             return [*prompt, *said]
         return f"{prompt}{answer}\n\n{turn}\n\n"
 
-    def _read(self, message: Message, arrival: float, record: Record, pieces: list[str]) -> bool:
-        """Take one event into the record; whether it carried tokens."""
+    def _read(self, message: Message, arrival: float, record: Record, pieces: list[str]) -> None:
+        """Take one event into the record and its text."""
         if message.error:
             raise HttpError(words(message.error))
+        fresh = False
         if message.usage is not None:
             details = message.usage.prompt_tokens_details
             record.prompt_tokens = message.usage.prompt_tokens
             record.output_tokens = message.usage.completion_tokens or record.output_tokens
             record.cached_tokens = (details.cached_tokens if details else None) or 0
         if message.meta_info is not None:
-            meta, grown = message.meta_info, message.meta_info.completion_tokens
-            text, fresh = message.text, grown > record.output_tokens
-            record.prompt_tokens, record.output_tokens = meta.prompt_tokens, grown
+            meta = message.meta_info
+            fresh = meta.completion_tokens > record.output_tokens
+            record.prompt_tokens = meta.prompt_tokens
+            record.output_tokens = meta.completion_tokens
             record.cached_tokens = meta.cached_tokens
-            pieces[:] = [text or ""]
+            pieces[:] = [message.text or ""]
         elif message.choices:
             text, fresh = heard(message.choices[0])
             pieces.append(text)
-        else:
-            return False
         if fresh:
             record.arrivals.append(arrival)
-        return fresh
 
 
 def heard(choice: Choice) -> tuple[str, bool]:

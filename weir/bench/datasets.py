@@ -7,9 +7,9 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from weir import hub
+from weir import connect
+from weir.config import Config
 from weir.errors import ConfigError
-from weir.gguf import GGUF
 from weir.sim import workload
 from weir.sim.workload import Tokenizer, Words, Workload
 from weir.text import Text
@@ -63,10 +63,7 @@ def add_arguments(parser: ArgumentParser, count: int) -> None:
 
 def tokenizer(model: str) -> Text:
     """The tokenizer of a model by its folder, file or name. Raises `ConfigError`."""
-    source = hub.resolve(model)
-    if source.kind == "gguf":
-        return Text.from_gguf(GGUF.open(source.path))
-    return Text.from_folder(source.path)
+    return connect.text(Config(model=model))
 
 
 def positive(text: str) -> int:

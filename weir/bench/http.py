@@ -170,9 +170,12 @@ class Http:
         async with asyncio.timeout(self.timeout):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.split("\r\n")[:-2]
+        version, _, status = first.partition(" ")
+        if not version.startswith("HTTP/1."):
+            raise ValueError(f"this is not HTTP/1.1: {first[:80]!r}")
         pairs = (line.partition(":") for line in lines)
         headers = {key.strip().lower(): value.strip() for key, _, value in pairs}
-        return Response(int(first.split()[1]), headers, reader, self.timeout)
+        return Response(int(status[:3]), headers, reader, self.timeout)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

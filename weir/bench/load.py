@@ -18,11 +18,11 @@ async def load(
     target: Target,
     workload: Workload,
     concurrency: int | None = None,
-    on_done: Callable[[list[Record]], None] = lambda _: None,
-    on_event: Callable[[], None] = lambda: None,
+    on_done: Callable[[int, int, int], None] = lambda done, read, written: None,
 ) -> tuple[list[Record], float, float]:
     """Send every item when it is due; returns the records, the seconds it took, the worst lag.
 
+    `on_done` hears of each conversation that ended: one, its prompt tokens, its output tokens.
     Under a cap a request's clock starts when it is sent, not when it was due. The lag is how late
     this client itself was: where it is large, the client and not the server was measured.
     """
@@ -32,8 +32,8 @@ async def load(
         async with AsyncExitStack() as stack:
             if cap is not None:
                 await stack.enter_async_context(cap)
-            records = await target.converse(item, on_event)
-        on_done(records)
+            records = await target.converse(item)
+        on_done(1, sum(r.prompt_tokens for r in records), sum(r.output_tokens for r in records))
         return records
 
     begin, lag = time.perf_counter(), 0.0

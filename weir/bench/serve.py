@@ -22,9 +22,9 @@ from weir.bench.client import ENDPOINTS, Target
 from weir.bench.http import Http, HttpError
 from weir.bench.http import run as run_loop
 from weir.bench.load import LATE, load
-from weir.bench.progress import progress
 from weir.bench.talk import first_model
 from weir.errors import ConfigError
+from weir.progress import progress
 from weir.sim.report import METRICS, Record, block, flat, measure
 from weir.sim.workload import Workload, as_text, paced, poisson
 
@@ -128,9 +128,7 @@ async def bench(options: Namespace) -> tuple[list[Record], float, str]:
         if warm.error:
             raise HttpError(f"the first request failed: {warm.error}")
     with progress(len(workload.items), "requests", hidden=options.disable_tqdm) as bar:
-        records, duration, lag = await load(
-            target, workload, options.max_concurrency, lambda done: bar.advance(done)
-        )
+        records, duration, lag = await load(target, workload, options.max_concurrency, bar.advance)
     if lag > LATE:
         print(f"weir bench serve: this client was up to {lag:.2f} s late", file=sys.stderr)
     return records, duration, model

@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import asdict
 
-from weir.cli.options import add_config, config
 from weir.errors import ConfigError
 from weir.llm import LLM, RequestOutput
+from weir.options import add_config, config
 from weir.params import SamplingParams
 
 USAGE = "weir generate MODEL [--prompt TEXT | --file FILE] [OPTIONS]"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from weir.cli.options import add_config, config
+from weir.options import add_config, config
 from weir.server.main import serve
 
 USAGE = "weir serve [MODEL] [OPTIONS]"

@@ -1,0 +1,89 @@
+"""The HTTP client: framing however it is cut, errors in words, nothing hung."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.bench.fake_server import Fake
+from weir.bench.http import Chunks, Http, HttpError
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=8), st.data())
+def test_chunked_bodies_are_the_same_however_reads_cut_them(parts: list[bytes], data) -> None:
+    wire = b"".join(b"%x;ext=1\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=12)))
+    chunks, got = Chunks(), b""
+    for low, high in zip([0, *cuts], [*cuts, len(wire)], strict=True):
+        got += chunks.feed(wire[low:high])
+    assert got == b"".join(parts)
+    assert chunks.done
+
+
+def test_a_silent_server_is_an_error_not_a_hang() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # until the client has had enough
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(HttpError, match=r"silent for 0\.1 s"):
+            await Http(f"http://127.0.0.1:{port}", timeout=0.1).get("/")
+        server.close()
+        await asyncio.sleep(0.05)  # for the handler to see that the client has left
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nab",
+    ],
+)
+def test_broken_answers_are_errors(answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(HttpError):
+            await Http(f"http://127.0.0.1:{port}", timeout=5).get("/")
+        server.close()
+
+    asyncio.run(main())
+
+
+def test_no_server_is_said_in_a_sentence() -> None:
+    with pytest.raises(HttpError, match=r"no server answers at http://127\.0\.0\.1:9"):
+        asyncio.run(Http("http://127.0.0.1:9").get("/"))
+
+
+def test_error_bodies_are_quoted(server: Fake) -> None:
+    body = {"prompt": json.dumps({"status": 503}), "max_tokens": 1}
+    with pytest.raises(HttpError, match="HTTP 503: told to refuse") as caught:
+        asyncio.run(Http(server.url).post("/v1/completions", body))
+    assert caught.value.status == 503
+    with pytest.raises(HttpError, match="HTTP 404"):
+        asyncio.run(Http(server.url).get("/nothing"))
+
+
+def test_headers_and_body_arrive(server: Fake) -> None:
+    http = Http(server.url, {"Authorization": "Bearer k"})
+    asyncio.run(http.post("/v1/completions", {"prompt": "é", "max_tokens": 1}))
+    assert server.headers[0]["authorization"] == "Bearer k"
+    assert server.bodies[0]["prompt"] == "é"
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", server.headers[0]["host"])

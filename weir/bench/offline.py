@@ -1,0 +1,114 @@
+"""Measure the engine alone, in this process, without a server.
+
+Everything is asked at once. The prefix cache is off unless --enable-prefix-caching is given; while
+it is off, prefill and decode are told apart by a second run that stops at the first token.
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from weir.bench import datasets
+from weir.errors import EngineDead
+from weir.llm import LLM, RequestOutput
+from weir.options import add_config, config
+from weir.params import SamplingParams
+from weir.sim.workload import Workload
+
+USAGE = "weir bench offline [MODEL] [OPTIONS]"
+
+
+class Result(Struct):
+    """Tokens, and seconds of the whole run and of prefill alone (None: the cache was on)."""
+
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    elapsed: float
+    prefill: float | None
+    engine: dict[str, Any]
+
+    def lines(self) -> list[str]:
+        total = self.prompt_tokens + self.output_tokens
+        said = [
+            f"Throughput: {self.requests / self.elapsed:.2f} requests/s, "
+            f"{total / self.elapsed:.2f} total tokens/s, "
+            f"{self.output_tokens / self.elapsed:.2f} output tokens/s",
+            f"Total num prompt tokens:  {self.prompt_tokens}",
+            f"Total num output tokens:  {self.output_tokens}",
+        ]
+        if self.prefill is None:
+            return [
+                *said,
+                f"Prefix cache hit rate:    {self.cached_tokens / self.prompt_tokens:.1%}",
+            ]
+        decoded = self.output_tokens - self.requests  # prefill gives each its first token
+        decode = self.elapsed - self.prefill
+        said.append(f"Prefill: {self.prompt_tokens / self.prefill:.2f} tokens/s")
+        if decoded > 0 and decode > 0:
+            said.append(f"Decode:  {decoded / decode:.2f} tokens/s")
+        return said
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    datasets.add_arguments(parser, 16)
+    parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_config(parser)
+
+
+def run(options: Namespace) -> int:
+    cached = getattr(options, "enable_prefix_caching", False)
+    settings = config(options, enable_prefix_caching=cached)
+    with LLM(**asdict(settings)) as llm:
+        workload = datasets.make(options, lambda: llm.text)
+        result = measure(llm, workload, cached, not options.quiet)
+    print("\n".join(result.lines()))
+    if options.output_json:
+        options.output_json.write_bytes(msgspec.json.encode(result) + b"\n")
+    return 0
+
+
+def measure(llm: LLM, workload: Workload, cached: bool, shown: bool) -> Result:
+    """Run once whole and, without a cache, once for the prefill. Raises if a request fails."""
+    generate(llm, Workload("warm-up", workload.items[:1]), 2, False)
+    prefill = None if cached else generate(llm, workload, 1, shown)[0]
+    elapsed, outputs = generate(llm, workload, None, shown)
+    return Result(
+        requests=len(outputs),
+        prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
+        output_tokens=sum(len(output.outputs[0].token_ids) for output in outputs),
+        cached_tokens=sum(output.num_cached_tokens for output in outputs),
+        elapsed=elapsed,
+        prefill=prefill,
+        engine=llm.model.info,
+    )
+
+
+def generate(
+    llm: LLM, workload: Workload, limit: int | None, shown: bool
+) -> tuple[float, list[RequestOutput]]:
+    """Seconds and outputs of the workload, each answer cut at `limit` tokens."""
+    prompts = [
+        llm.encode(item.prompt) if isinstance(item.prompt, str) else item.prompt
+        for item in workload.items
+    ]
+    params = [
+        SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=limit or item.output)
+        for item in workload.items
+    ]
+    begin = time.perf_counter()
+    outputs = llm.generate(prompts, params, progress=shown)
+    elapsed = time.perf_counter() - begin
+    failed = [choice.error for output in outputs for choice in output.outputs if choice.error]
+    if failed:
+        raise EngineDead(f"{len(failed)} requests failed: {failed[0]}")
+    return elapsed, outputs
