@@ -91,20 +91,26 @@ class Service:
         pool: str | None = None,
         add_special_tokens: bool = True,
         truncate: int | None = None,
+        field: str = "prompt",
     ) -> Job:
         """Hand prompts to the engine as one job: all of them, or none and an error.
 
+        `field` is what the client calls the prompt, for errors about it.
         `truncate` keeps that many of the last tokens of each prompt, -1 as many as fit.
         """
         if self.draining:
             raise Overloaded("The server is shutting down.", retry_after=5.0)
         if request_id in self.jobs:
-            raise BadRequest(f"request_id {request_id!r} is in use", param="request_id")
+            raise BadRequest(
+                f"request_id {request_id!r} belongs to a request that is still running.",
+                param="request_id",
+                code="duplicate_request_id",
+            )
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         job = self.jobs[request_id] = Job(request_id, each[0].n)
         try:
             for index, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
-                if isinstance(prompt, str) and (truncate is not None or len(prompt) > LONG):
+                if isinstance(prompt, str) and (truncate is not None or self._slow(prompt)):
                     prompt = await self.encode(prompt, add_special_tokens)
                 if truncate is not None:
                     keep = truncate if truncate >= 0 else self._room(param)
@@ -121,8 +127,10 @@ class Service:
                 job.streams.append(stream)
                 if self.tracer is not None:
                     self.tracer.begin(stream.id, traceparent)
-        except BaseException:
+        except BaseException as error:
             self.finish(job)
+            if isinstance(error, BadRequest) and error.param == "prompt":
+                error.param = field
             raise
         return job
 
@@ -132,16 +140,26 @@ class Service:
         self.jobs.pop(job.id, None)
 
     def abort(self, request_id: str | None) -> int:
-        """Abort the prompts of one request, or of all; returns how many were live."""
-        if request_id in self.jobs:
-            return sum(self.client.abort(stream.id) for stream in self.jobs[request_id].streams)
-        return self.client.abort(request_id)
+        """Abort the prompts of one request, or of all; returns how many were live.
+
+        An answer's id, such as chatcmpl-X, names the request X as well.
+        """
+        if request_id is None:
+            return self.client.abort(None)
+        job = self.jobs.get(request_id) or self.jobs.get(request_id.partition("-")[2])
+        if job is None:
+            return self.client.abort(request_id)
+        return sum(self.client.abort(stream.id) for stream in job.streams)
 
     async def encode(self, prompt: str, add_special_tokens: bool) -> list[int]:
         encode = self.client.text.encode
         if len(prompt) <= LONG:
             return list(encode(prompt, add_special_tokens))
         return list(await asyncio.to_thread(encode, prompt, add_special_tokens))
+
+    def _slow(self, prompt: str) -> bool:
+        """Worth a thread to encode? What is far too long the client refuses without encoding it."""
+        return LONG < len(prompt) <= 16 * self.client.model.context
 
     def _room(self, params: SamplingParams) -> int:
         answer = 1 if params.max_tokens is None else params.max_tokens
