@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 from weir.core import Capacity, Delta, Plan, Request
 from weir.executor.base import Executor, Handle
@@ -27,7 +27,16 @@ class MonotonicClock:
 
 
 class Engine:
-    def __init__(self, scheduler: Scheduler, executor: Executor, clock: Clock | None = None):
+    """The control loop over one scheduler and one executor. `info` is for people: what it runs on."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Clock | None = None,
+        info: dict[str, Any] | None = None,
+    ):
+        self.info = info or {}
         self.scheduler = scheduler
         self.executor = executor
         self.clock = clock or MonotonicClock()
