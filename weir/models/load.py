@@ -65,7 +65,7 @@ def load(
     else:
         checkpoint = Quantised(gguf, spec) if gguf else Safetensors(path, spec)
     verify(checkpoint.shapes, shapes)
-    threads = threads or min(THREADS, len(os.sched_getaffinity(0)))
+    threads = threads or min(THREADS, os.cpu_count() or 1)
     with Weights(checkpoint, dtype, device, threads) as weights:
         return kind(_shortened(spec, context), weights)
 
