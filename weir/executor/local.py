@@ -76,8 +76,8 @@ class Local:
     def _work(self, threads: int) -> None:
         if threads:
             torch.set_num_threads(threads)  # counts for the thread that calls it
-        if self.runner.device.type == "cuda":
-            torch.cuda.set_device(self.runner.device)
+        if self.runner.device.index is not None:
+            torch.cuda.set_device(self.runner.device)  # likewise
         while (item := self.queue.get()) is not None:
             plan, handle = item
             if self.error is None:
