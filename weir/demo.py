@@ -76,7 +76,7 @@ def demonstrate(console: Console) -> None:
 def show(console: Console, server: Private, workload: Workload) -> None:
     http = Http(server.url, server.headers, timeout=120.0)
     console.print(f"[bold]2. Server[/] ready in {server.seconds:.1f} s at {server.url}")
-    console.print(f"   {asyncio.run(described(http))}")
+    console.print(f"   {asyncio.run(described(http))}", soft_wrap=True)
     console.print(f"[bold]3. A chat[/] {QUESTION}")
     asyncio.run(chat(http, console))
     console.print(f"[bold]4. {len(workload.items)} prompts at once[/] sharing a few-shot prefix")
@@ -88,8 +88,7 @@ async def described(http: Http) -> str:
     """Where the model runs, in the server's own words."""
     info: dict[str, Any] = msgspec.json.decode(await http.get("/server_info"))
     engine = info.get("engine", info)
-    names = ("device", "dtype", "kernels")
-    return ", ".join(f"{name}: {engine[name]}" for name in names if engine.get(name))
+    return ", ".join(str(engine[name]) for name in ("device", "dtype", "kernels") if name in engine)
 
 
 async def chat(http: Http, console: Console) -> None:

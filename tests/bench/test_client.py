@@ -47,6 +47,12 @@ def test_a_token_without_text_yet_is_a_token(server: Fake) -> None:
     assert record.output_tokens == 4  # the server's count
 
 
+def test_an_empty_answer_is_an_answer(server: Fake) -> None:
+    record = asyncio.run(target(server).request(script(empty=True), 1))
+    assert record.error == ""
+    assert len(record.arrivals) == 1
+
+
 def test_events_packed_into_one_write_are_all_counted(server: Fake) -> None:
     record = asyncio.run(target(server).request(script(pack=True), 50))
     assert len(record.arrivals) == 50

@@ -109,7 +109,7 @@ class Target:
                 async for event in events:
                     self._read(decode(event.data), event.arrival, record, pieces)
             if not record.arrivals:
-                record.error = "the server ended the stream without a token"
+                record.error = "the server ended the stream without an answer"
         except (HttpError, msgspec.DecodeError) as error:
             record.error = str(error)
         record.end = time.perf_counter()
@@ -161,6 +161,8 @@ class Target:
         elif message.choices:
             text, fresh = heard(message.choices[0])
             pieces.append(text)
+            if message.choices[0].finish_reason is not None and not record.arrivals:
+                fresh = True  # an empty answer: its end is all there is to wait for
         if fresh:
             record.arrivals.append(arrival)
 
