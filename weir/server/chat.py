@@ -32,9 +32,8 @@ async def chat(call: Call, body: ChatRequest) -> Reply:
     model = call.service.model(body.model)
     params = _params(body)
     prompt = render(call.service.client.text, body)
-    job = await call.submit(
-        [prompt], params, body, add_special_tokens=bool(body.add_special_tokens)
-    )
+    special = bool(body.add_special_tokens)
+    job = await call.submit([prompt], params, body, field="messages", add_special_tokens=special)
     identity, created = f"chatcmpl-{job.id}", int(time.time())
     if body.stream:
         return _chunks(job, body, identity, created, model)

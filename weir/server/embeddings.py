@@ -19,6 +19,7 @@ async def embeddings(call: Call, body: EmbeddingRequest) -> Reply:
         split(body.input, "input"),
         SamplingParams(max_tokens=0),
         body,
+        field="input",
         pool=body.pooling or "mean",
         add_special_tokens=body.add_special_tokens is not False,
     )

@@ -54,6 +54,7 @@ def configure(level: str, format: str) -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level.upper())
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger("weir").level))
 
 
 def log_finished(finished: Finished) -> None:

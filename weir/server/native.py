@@ -16,7 +16,6 @@ from weir.params import MAX_N, MAX_STOPS, SamplingParams
 from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
 from weir.server.openai import (
-    MAX_PROMPTS,
     SMALL,
     Count,
     Logprobs,
@@ -28,6 +27,7 @@ from weir.server.openai import (
 )
 from weir.server.prompts import split
 from weir.server.sse import DONE, frame
+from weir.text import Text
 
 TokenTuple = tuple[float | None, int, str | None]
 """logprob, token id, token text where asked for"""
@@ -85,7 +85,7 @@ class NativeSampling(Struct, kw_only=True, forbid_unknown_fields=True):
 class GenerateRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """POST /generate: exactly one of `text` and `input_ids`, one prompt or a list."""
 
-    text: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_PROMPTS)] | None = None
+    text: str | Annotated[list[str], Meta(min_length=1)] | None = None
     input_ids: Annotated[list[TokenId | list[TokenId]], Meta(min_length=1)] | None = None
     sampling_params: NativeSampling | list[NativeSampling] | None = None
     stream: bool = False
@@ -133,17 +133,22 @@ async def generate(call: Call, body: GenerateRequest) -> Reply:
     given: Any = body.input_ids if body.text is None else body.text
     prompts = split(given, "text" if body.input_ids is None else "input_ids")
     job = await call.start(
-        prompts, _params(body, len(prompts)), request_id=body.rid, priority=body.priority
+        prompts,
+        _params(body, len(prompts)),
+        request_id=body.rid,
+        priority=body.priority,
+        field="text" if body.input_ids is None else "input_ids",
     )
+    text = call.service.client.text
     if body.stream:
-        return _chunks(job, body)
-    answers = [_generated(job, body, one) for one in await job.collect()]
+        return _chunks(job, body, text)
+    answers = [_generated(job, body, text, one) for one in await job.collect()]
     several = job.choices > 1 or (isinstance(given, list) and not isinstance(given[0], int))
     reply = answers if several else answers[0]
     return Response(msgspec.json.encode(reply), media_type="application/json")
 
 
-async def _chunks(job: Job, body: GenerateRequest) -> AsyncGenerator[bytes, None]:
+async def _chunks(job: Job, body: GenerateRequest, text: Text) -> AsyncGenerator[bytes, None]:
     """Each event repeats all that came before it, as SGLang's clients expect."""
     several = len(job.streams) * job.choices > 1
     so_far: dict[int, Completion] = {}
@@ -156,7 +161,7 @@ async def _chunks(job: Job, body: GenerateRequest) -> AsyncGenerator[bytes, None
             if whole not in touched:
                 touched.append(whole)
         for whole in touched:
-            answer = _generated(job, body, whole)
+            answer = _generated(job, body, text, whole)
             answer.index = whole.index if several else UNSET
             yield frame(answer)
     yield DONE
@@ -181,7 +186,7 @@ def _params(body: GenerateRequest, prompts: int) -> list[SamplingParams]:
     return [one.params(**logprobs) for one in each]
 
 
-def _generated(job: Job, body: GenerateRequest, whole: Completion) -> Generated:
+def _generated(job: Job, body: GenerateRequest, text: Text, whole: Completion) -> Generated:
     stream = job.streams[whole.index // job.choices]
     latency = (
         stream.timing.last if whole.finish_reason else time.monotonic()
@@ -199,7 +204,10 @@ def _generated(job: Job, body: GenerateRequest, whole: Completion) -> Generated:
         inputs = _inputs(stream, body)
         outputs = whole.logprobs or []
         meta.input_token_logprobs = [
-            (None, token, None) if one is None else _tuple(one, named) for token, one in inputs
+            (None, token, text.token(token) if named else None)
+            if one is None
+            else _tuple(one, named)
+            for token, one in inputs
         ]
         meta.output_token_logprobs = [_tuple(one, named) for one in outputs]
         if body.top_logprobs_num:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from weir.errors import BadRequest
-from weir.server.openai import ChatRequest, Message, TokenizeRequest
+from weir.server.openai import MAX_PROMPTS, ChatRequest, Message, TokenizeRequest
 from weir.text import Text
 
 RESERVED = frozenset(
@@ -25,6 +25,11 @@ def split(prompts: str | Sequence[str | int | list[int]], param: str) -> list[st
         raise BadRequest(f"{param} must not mix texts, token ids and lists of ids", param=param)
     if kinds == {int}:
         return [cast(list[int], list(prompts))]
+    if len(prompts) > MAX_PROMPTS:
+        raise BadRequest(
+            f"{param} holds {len(prompts)} prompts, but {MAX_PROMPTS} are the most at once",
+            param=param,
+        )
     return cast(list[str | list[int]], list(prompts))
 
 
