@@ -29,6 +29,7 @@ def remote(config: Config) -> Remote:
         text(config),
         config.names,
         limits=limits(config),
+        seed=config.seed,
         step_timeout=config.step_timeout,
         heartbeat_timeout=config.heartbeat_timeout,
     )

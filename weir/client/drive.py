@@ -28,6 +28,19 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+def request(submit: Submit) -> Request:
+    """What the engine is given. The tokens are copied: a request's list grows, and choices of one
+    prompt share theirs."""
+    return Request(
+        uid=submit.uid,
+        tokens=list(submit.tokens),
+        sampling=submit.sampling,
+        arrival=submit.arrival,
+        priority=submit.priority,
+        user=submit.user,
+    )
+
+
 class Loop:
     """Take messages in, step, send what came of it.
 
@@ -77,16 +90,8 @@ class Loop:
         elif isinstance(message, Flush):
             self._engine.flush()
         else:
-            request = Request(
-                uid=message.uid,
-                tokens=message.tokens,
-                sampling=message.sampling,
-                arrival=message.arrival,
-                priority=message.priority,
-                user=message.user,
-            )
             try:
-                self._engine.add(request)
+                self._engine.add(request(message))
             except Exception as error:
                 reason = f"the engine could not take this request: {error!r}"
                 deltas.append(Delta(message.uid, done="error", error=reason))

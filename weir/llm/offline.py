@@ -13,10 +13,9 @@ from typing import Any, Self, cast
 from weir import build, connect
 from weir.client import Limits, ModelInfo
 from weir.client.assemble import Assembly
-from weir.client.drive import Engine
+from weir.client.drive import Engine, request
 from weir.client.ledger import Event, Ledger
 from weir.config import load
-from weir.core import Request
 from weir.errors import BadRequest, EngineDead
 from weir.llm.outputs import RequestOutput, request_output, update
 from weir.params import SamplingParams
@@ -148,8 +147,8 @@ class LLM:
         """Step the engine until every request has ended and it has nothing left to do."""
         outputs = {a.id: request_output(a) for a in assemblies}
         for assembly in assemblies:
-            for s in assembly.submits:
-                self._engine.add(Request(s.uid, s.tokens, s.sampling, s.arrival))
+            for submit in assembly.submits:
+                self._engine.add(request(submit))
         with progress(len(assemblies), "generating", hidden=not shown) as bar:
             self._ledger.listeners = [lambda ended: bar.advance(1, ended.usage.prompt_tokens)]
             try:
