@@ -33,8 +33,6 @@ QUESTION = "Why is the sky blue? Answer in two sentences."
 ANSWER = 64  # tokens a prompt, at most
 
 SNIPPET = f"""\
-weir serve {MODEL}
-
 from openai import OpenAI
 
 client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
@@ -69,7 +67,7 @@ def demonstrate(console: Console) -> None:
         with private(MODEL, on_wait=waiting) as server:
             status.stop()
             show(console, server, workload)
-    console.print("\n[bold]Next[/] start a server, and use it with any OpenAI client:\n")
+    console.print(f"\n[bold]Next[/]  weir serve {MODEL}\n\nand, with any OpenAI client:\n")
     console.print(Syntax(SNIPPET, "python", background_color="default"))
 
 

@@ -155,9 +155,9 @@ def frame(now: View, title: str, history: list[float]) -> Panel:
             "last step",
             duration(now.step),
             f"host {duration(now.host)}",
-            f"{now.step_requests:.0f} requests, {now.step_prefill:.0f} prompt + "
-            f"{now.step_decode:.0f} output tokens",
+            f"{now.step_requests:.0f} requests",
         ),
+        ("its tokens", f"{now.step_prefill:.0f} prompt", f"{now.step_decode:.0f} output", ""),
         ("since start", f"{now.preemptions:.0f} preempted", f"{now.rejections:.0f} rejected", ""),
     ]
     for name, *cells in rows:

@@ -34,7 +34,6 @@ def add_arguments(parser: ArgumentParser, count: int) -> None:
     add("--dataset-name", choices=NAMES, default="random", help="kind of workload")
     add("--dataset-path", type=Path, metavar="PATH", help="file of it; gsm8k: or folder")
     add("--num-prompts", type=positive, default=count, metavar="N", help=f"at most ({count})")
-    add("--seed", type=int, default=0, metavar="SEED", help="of prompts, lengths and arrivals (0)")
     add(
         "--output-len", "--sharegpt-output-len", "--custom-output-len",
         type=positive, metavar="N", help="tokens to generate, whatever the data set says",
@@ -78,7 +77,7 @@ def natural(text: str) -> int:
     return value
 
 
-def make(options: Namespace, tokenizer: Callable[[], Tokenizer]) -> Workload:
+def make(options: Namespace, tokenizer: Callable[[], Tokenizer], seed: int) -> Workload:
     """The workload that the flags describe; `tokenizer` is called only if it is needed."""
     name, path, count, output = (
         options.dataset_name,
@@ -97,8 +96,8 @@ def make(options: Namespace, tokenizer: Callable[[], Tokenizer]) -> Workload:
     if name == "custom":
         return workload.custom(path, count, output or 256)
     if name == "sharegpt":
-        return workload.sharegpt(path, tokenizer(), count, options.seed, output)
-    made = synthetic(options, Words(tokenizer(), options.seed))
+        return workload.sharegpt(path, tokenizer(), count, seed, output)
+    made = synthetic(options, Words(tokenizer(), seed))
     return workload.lengthened(made, output) if output else made
 
 

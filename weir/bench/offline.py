@@ -69,7 +69,7 @@ def run(options: Namespace) -> int:
     cached = getattr(options, "enable_prefix_caching", False)
     settings = config(options, enable_prefix_caching=cached)
     with LLM(**asdict(settings)) as llm:
-        workload = datasets.make(options, lambda: llm.text)
+        workload = datasets.make(options, lambda: llm.text, settings.seed)
         result = measure(llm, workload, cached, not options.quiet)
     print("\n".join(result.lines()))
     if options.output_json:

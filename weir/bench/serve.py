@@ -49,6 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     datasets.add_arguments(parser, 1000)
     group = parser.add_argument_group("load")
     add = group.add_argument
+    add("--seed", type=int, default=0, metavar="SEED", help="of prompts, lengths and arrivals (0)")
     add(
         "--request-rate", type=float, metavar="R",
         help="requests a second, or inf for all at once; default: inf, or a trace's own times",
@@ -143,7 +144,7 @@ def prepared(options: Namespace, model: str) -> Workload:
             loaded.append(datasets.tokenizer(options.tokenizer or model))
         return loaded[0]
 
-    workload = datasets.make(options, tokenizer)
+    workload = datasets.make(options, tokenizer, options.seed)
     conversation = any(item.turns for item in workload.items)
     if options.backend == "openai-chat" or conversation:
         return as_text(workload, lambda ids: tokenizer().decode(ids))

@@ -46,7 +46,7 @@ def run(options: Namespace) -> int:
         model = options.model or asyncio.run(first_model(http))
         talk = Talk(http, model, settings(options))
         talk.reset(options.system)
-        converse(talk)
+        converse(talk, input, show_at_once)
     return 0
 
 
@@ -55,11 +55,12 @@ def settings(options: Namespace) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
-def converse(
-    talk: Talk, listen: Callable[[str], str] = input, show: Callable[[str], None] | None = None
-) -> None:
+def show_at_once(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def converse(talk: Talk, listen: Callable[[str], str], show: Callable[[str], None]) -> None:
     """Read, answer, repeat until /quit or the end of input."""
-    show = show or (lambda text: print(text, end="", flush=True))
     show(f"{talk.model} · /reset /system TEXT /quit · Ctrl-C stops an answer\n")
     while True:
         try:

@@ -1,0 +1,56 @@
+"""The doctor sees a machine as it is, and works where things are missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from weir import doctor
+from weir.cli import main
+
+
+def test_json_has_every_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json", "--quick"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report) == ["machine", "gpu", "libraries", "kernels", "use", "cache"]
+    machine = {line["name"]: line["value"] for line in report["machine"]}
+    assert machine["cores"].startswith(str(len(os.sched_getaffinity(0))))
+    assert "GiB" in machine["memory"]
+    versions = {line["name"]: line["value"] for line in report["libraries"]}
+    assert versions["msgspec"][0].isdigit()
+
+
+def test_what_is_missing_is_named_with_the_way_to_get_it() -> None:
+    assert doctor.library("no-such-thing", "").advice == "pip install no-such-thing"
+    assert "(optional)" in doctor.library("no-such-thing", "music").value
+
+
+def test_a_probe_that_fails_is_one_line_of_the_report() -> None:
+    def broken() -> list[doctor.Finding]:
+        raise OSError("no such file")
+
+    assert "no such file" in doctor.attempt(broken)[0].value
+
+
+def test_rates_are_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1e8 < doctor.copy_rate(2**22) < 1e13
+    assert doctor.best(lambda: None) < 0.1
+
+
+def test_without_pytorch_and_without_a_compiler(tmp_path: Path) -> None:
+    """It still reports, and says what to install."""
+    (tmp_path / "torch.py").write_text("raise ImportError('this PyTorch is broken')")
+    environ = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"}
+    environ |= {"WEIR_CACHE": str(tmp_path / "cache")}
+    environ.pop("CXX", None)
+    command = [sys.executable, "-m", "weir.cli", "doctor", "--json", "--quick"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    report = json.loads(done.stdout)
+    advice = [line["advice"] for section in report.values() for line in section]
+    assert any("this PyTorch is broken" in text for text in advice)
+    assert any("install a C++ compiler" in text for text in advice)

@@ -1,0 +1,104 @@
+"""The command itself: fast, helpful, one line for an error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+
+import pytest
+
+from weir.cli import BENCHMARKS, COMMANDS, dashed, main
+from weir.config import FIELDS, NEUTRAL, OPPOSITES, Config
+from weir.errors import ConfigError
+from weir.options import add_config, config, flags, reference
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "weir.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_is_fast_and_names_every_command() -> None:
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = run("--help")
+        seconds.append(time.perf_counter() - begin)
+    assert done.returncode == 0
+    assert all(f"  {name}" in done.stdout for name in COMMANDS)
+    assert min(seconds) <= 0.3
+
+
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["top", "--help"], ["version"]])
+def test_no_torch_for_a_server_or_a_word_of_help(words: list[str]) -> None:
+    script = (
+        f"import sys; from weir.cli import main\ntry: main({words})\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'transformers'} & sys.modules.keys(), 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True)
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"bench {name}" for name in BENCHMARKS)])
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "bench":
+        assert main(["bench", "--help"]) == 0
+    elif name != "version":
+        with pytest.raises(SystemExit) as ended:
+            main([*name.split(), "--help"])
+        assert ended.value.code == 0
+    else:
+        assert main(["version"]) == 0
+    assert "weir" in capsys.readouterr().out
+
+
+def test_a_wrong_word_is_met_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serv"]) == 2
+    assert "did you mean `weir serve`?" in capsys.readouterr().err
+    assert main(["bench", "online"]) == 2
+    assert "weir bench: no such command: online" in capsys.readouterr().err
+
+
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--block-size", "many"]) == 1
+    assert capsys.readouterr().err == "weir serve: --block-size: expected `int`, got 'many'\n"
+    assert main(["top", "--url", "http://127.0.0.1:9", "--once"]) == 1
+    assert capsys.readouterr().err.startswith("weir top: no server answers at http://127.0.0.1:9")
+
+
+def test_underscores_are_dashes() -> None:
+    assert dashed("--max_num_seqs=4_0") == "--max-num-seqs=4_0"
+    assert dashed("model_name") == "model_name"
+    assert dashed("-p") == "-p"
+
+
+def parsed(*words: str) -> Config:
+    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    add_config(parser)
+    return config(parser.parse_args([dashed(word) for word in words]))
+
+
+def test_every_setting_has_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEIR_CONFIG", raising=False)
+    assert parsed() == Config()
+    assert parsed("m", "--page_size=8", "--tp-size", "1") == Config(model="m", block_size=8)
+    assert parsed("--model-path", "m", "--disable-radix-cache").enable_prefix_caching is False
+    assert parsed("--no-overlap", "--api-key", "a", "b").api_key == ["a", "b"]
+    assert parsed("--enforce-eager") == Config()
+    with pytest.raises(ConfigError, match="--tensor-parallel-size: only 1"):
+        parsed("--tensor-parallel-size", "2")
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIR_BLOCK_SIZE", "4")
+    assert parsed().block_size == 4
+    assert parsed("--block-size", "8").block_size == 8
+
+
+def test_the_reference_lists_every_flag_once() -> None:
+    text = reference()
+    for name in FIELDS:
+        assert text.count(f"`WEIR_{name.upper()}`") == 1
+        assert all(f"`{spelling}`" in text for spelling in flags(name))
+    assert not any(f"`--{name}`" in text for name in (*OPPOSITES, *NEUTRAL))

@@ -1,0 +1,98 @@
+"""The live view: what two scrapes of /metrics come to."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from rich.console import Console
+
+from tests.bench.fake_server import Fake
+from weir.cli import main
+from weir.top import frame, graph, parse, percentile, view
+
+BUCKETS = (0.1, 0.2, 0.5, 1.0)
+
+
+SECONDS = st.floats(0, 1.0)
+
+
+@given(st.lists(SECONDS, max_size=30), st.lists(SECONDS, min_size=1, max_size=30))
+def test_a_percentile_lies_in_the_bucket_of_the_true_one(old, new) -> None:
+    def cumulative(values: list[float]) -> dict[float, float]:
+        return {b: float(sum(v <= b for v in values)) for b in (*BUCKETS, math.inf)}
+
+    before, after = cumulative(old), cumulative(old + new)
+    for share in (0.5, 0.99):
+        true = sorted(new)[math.ceil(share * len(new)) - 1]
+        low = max((b for b in (0.0, *BUCKETS) if b < true), default=0.0)
+        high = min(b for b in BUCKETS if b >= true)
+        assert low - 1e-9 <= percentile(before, after, share) <= high + 1e-9
+
+
+def test_nothing_new_has_no_percentile() -> None:
+    assert math.isnan(percentile({1.0: 3.0}, {1.0: 3.0}, 0.5))
+    assert math.isnan(percentile({}, {}, 0.5))
+
+
+def metrics(scale: float) -> str:
+    """What a server publishes after `scale` seconds of a steady load."""
+    registry = CollectorRegistry()
+    labels = {"labelnames": ["model_name"], "registry": registry}
+
+    def counter(name: str, value: float) -> None:
+        Counter(f"weir_{name}", "x", **labels).labels('a "model"').inc(value)
+
+    Gauge("weir_requests_running", "x", **labels).labels('a "model"').set(7)
+    Gauge("weir_requests_waiting", "x", **labels).labels('a "model"').set(3)
+    Gauge("weir_cache_usage_ratio", "x", **labels).labels('a "model"').set(0.25)
+    Gauge("weir_step_seconds", "x", **labels).labels('a "model"').set(0.0123)
+    step = Gauge("weir_step_tokens", "x", ["model_name", "kind"], registry=registry)
+    step.labels("a", "prefill").set(100)
+    step.labels("a", "decode").set(7)
+    counter("generation_tokens", 1000 * scale)
+    counter("prompt_tokens", 4000 * scale)
+    counter("prefix_cache_query_tokens", 4000 * scale)
+    counter("prefix_cache_hit_tokens", 3000 * scale)
+    counter("preemptions", 2)
+    ttft = Histogram("weir_time_to_first_token_seconds", "x", buckets=BUCKETS, **labels)
+    for _ in range(int(10 * scale)):
+        ttft.labels("a").observe(0.15)
+    return generate_latest(registry).decode()
+
+
+def test_a_view_is_what_happened_in_between() -> None:
+    now = view(parse(metrics(1.0), 100.0), parse(metrics(3.0), 102.0))
+    assert (now.running, now.waiting, now.cache) == (7, 3, 0.25)
+    assert (now.tokens_in, now.tokens_out) == (4000, 1000)
+    assert now.hit_rate == 0.75
+    assert now.preemptions == 2
+    assert 0.1 < now.ttft[0] < now.ttft[1] <= 0.2
+    assert math.isnan(now.itl[0])
+    assert (now.step_prefill, now.step_decode) == (100, 7)
+
+
+def test_a_restarted_server_counts_from_zero() -> None:
+    now = view(parse(metrics(9.0), 0.0), parse(metrics(1.0), 1.0))
+    assert now.tokens_out == 1000
+    assert 0.1 < now.ttft[0] <= 0.2
+
+
+def test_a_server_that_publishes_nothing_is_shown_as_idle() -> None:
+    console = Console(width=60, record=True)
+    console.print(frame(view(parse("", 0.0), parse("# x\nrubbish\n", 1.0)), "t", [0.0, 1.0]))
+    assert "0 running" in console.export_text()
+    assert graph([0, 1, 2]) == " ▄█"
+
+
+def test_one_frame_of_a_server(server: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    server.metrics = metrics(2.0)
+    assert main(["top", "--url", server.url, "--once", "--interval", "0.1"]) == 0
+    shown = capsys.readouterr().out
+    assert "fake · cpu · bfloat16" in shown
+    assert "7 running" in shown
+    assert "3 waiting" in shown
+    assert "12.3 ms" in shown
