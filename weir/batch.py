@@ -1,0 +1,336 @@
+"""OpenAI batch files: one JSON request a line in, one JSON answer a line out.
+
+A run that was killed goes on where it stopped: every line of the output names its line of the
+input, so none is lost and none done twice. The requests go through the HTTP application, in this
+process or on a server elsewhere, so that a batch means what the same requests online would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import msgspec
+from msgspec import Struct
+
+from weir import connect
+from weir.config import Config
+from weir.errors import ConfigError, EngineDead
+from weir.progress import Bar, progress
+from weir.server.app import create_app
+
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+PATIENCE = 300.0
+"""Seconds that a request is sent again while the server is busy or cannot be reached."""
+RETRIES = 3
+"""Times a request is sent again after the server failed on it."""
+
+
+class Line(Struct):
+    """One line of the input."""
+
+    custom_id: str
+    url: str
+    body: dict[str, Any]
+    method: str = "POST"
+
+
+class Trouble(Struct):
+    code: str
+    message: str
+
+
+class Response(Struct):
+    status_code: int
+    request_id: str
+    body: Any
+
+
+class Answer(Struct):
+    """One line of the output. `id` is "line-N", N the number of the line of the input."""
+
+    id: str
+    custom_id: str | None = None
+    response: Response | None = None
+    error: Trouble | None = None
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run did; `earlier` lines were done by runs before it."""
+
+    total: int = 0
+    earlier: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    problems: Counter[str] = field(default_factory=Counter)  # error codes of what failed
+
+
+def run_batch(
+    source: Path,
+    target: Path,
+    config: Config | None = None,
+    *,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    concurrency: int = 256,
+    hidden: bool = False,
+) -> Summary:
+    """Answer every line of `source` that `target` has no answer for yet.
+
+    The model is that of `config`, in a process of its own, or the one a server at `base_url` has.
+    `concurrency` requests are in hand at once. `hidden`: no progress bar. Raises `ConfigError` if
+    the files do not fit together, and `EngineDead` when nobody answers any more; what was done is
+    kept.
+    """
+    if (config is None) == (base_url is None):
+        raise ConfigError("a batch needs either a model or the URL of a server")
+    return asyncio.run(_run(source, target, config, base_url, api_key, concurrency, hidden))
+
+
+async def _run(
+    source: Path,
+    target: Path,
+    config: Config | None,
+    base_url: str | None,
+    api_key: str | None,
+    concurrency: int,
+    hidden: bool,
+) -> Summary:
+    async with contextlib.AsyncExitStack() as stack:
+        if config is not None:
+            transport: httpx.AsyncBaseTransport = await stack.enter_async_context(_serve(config))
+            base_url, api_key = "http://weir", next(iter(config.api_key), None)
+        else:
+            transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=concurrency))
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(
+                transport=transport, base_url=base_url or "", headers=headers, timeout=None
+            )
+        )
+        return await process(source, target, http, concurrency=concurrency, hidden=hidden)
+
+
+@contextlib.asynccontextmanager
+async def _serve(config: Config) -> AsyncGenerator[httpx.AsyncBaseTransport, None]:
+    """The HTTP application of a model, without a network."""
+    client = connect.remote(config)
+    await client.start()
+    try:
+        yield httpx.ASGITransport(create_app(client, config))
+    finally:
+        await client.close()
+
+
+async def process(
+    source: Path,
+    target: Path,
+    http: httpx.AsyncClient,
+    *,
+    concurrency: int = 256,
+    hidden: bool = False,
+) -> Summary:
+    """See `run_batch`."""
+    with _opened(target) as output:
+        done = _done(output, target)
+        ids = _identities(source)
+        _check_resumable(target, ids, done)
+        first: dict[str, int] = {}
+        for number, custom_id in ids.items():
+            if custom_id is not None:
+                first.setdefault(custom_id, number)
+        summary = Summary(total=len(ids), earlier=len(done))
+        with (
+            progress(len(ids), "answering", done=len(done), hidden=hidden) as bar,
+            open(source, "rb") as lines,
+        ):
+            todo = ((n, line) for n, line in _numbered(lines) if n not in done)
+            workers = _Workers(http, output, first, summary, bar)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(concurrency, len(ids) - len(done))):
+                        group.create_task(workers.work(todo))
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
+    return summary
+
+
+class _Workers:
+    """Tasks that share one iterator of lines and one output file."""
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        output: IO[bytes],
+        first: dict[str, int],
+        summary: Summary,
+        bar: Bar,
+    ):
+        self._http = http
+        self._output = output
+        self._first = first
+        self._summary = summary
+        self._bar = bar
+
+    async def work(self, todo: Iterator[tuple[int, bytes]]) -> None:
+        for number, line in todo:
+            self._write(await self._answer(number, line))
+
+    def _write(self, answer: Answer) -> None:
+        """One whole line at a time: a run that is killed tears at most the last one."""
+        self._output.write(msgspec.json.encode(answer) + b"\n")
+        self._output.flush()
+        response, summary = answer.response, self._summary
+        if response is not None and response.status_code < 400:
+            summary.succeeded += 1
+        else:
+            summary.failed += 1
+            summary.problems[answer.error.code if answer.error else _code(response)] += 1
+        usage = response.body.get("usage") if response and isinstance(response.body, dict) else None
+        usage = usage or {}
+        self._bar.advance(1, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+
+    async def _answer(self, number: int, raw: bytes) -> Answer:
+        answer = Answer(id=f"line-{number}", custom_id=_identity(raw))
+        try:
+            line = msgspec.json.decode(raw, type=Line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            answer.error = Trouble("invalid_line", f"line {number}: {error}")
+            return answer
+        first = self._first[line.custom_id]
+        if first != number:
+            answer.error = Trouble(
+                "duplicate_custom_id",
+                f"line {number}: custom_id {line.custom_id!r} was used in line {first}",
+            )
+        elif line.method != "POST" or line.url not in ROUTES:
+            answer.error = Trouble(
+                "invalid_url",
+                f"line {number}: {line.method} {line.url} is not POST to {', '.join(ROUTES)}",
+            )
+        elif line.body.get("stream"):
+            answer.error = Trouble("invalid_body", f"line {number}: a batch cannot stream")
+        else:
+            answer.response = await self._request(line)
+        return answer
+
+    async def _request(self, line: Line) -> Response:
+        """Send one request until there is an answer that will not change by asking again."""
+        waited, failures = 0.0, 0
+        while True:
+            pause, why = 1.0, ""
+            try:
+                reply = await self._http.post(line.url, json=line.body)
+            except httpx.TransportError as error:
+                why = f"the server cannot be reached: {error!r}"
+            else:
+                failures += reply.status_code >= 500
+                if reply.status_code == 503:
+                    why = f"the server takes no requests: {reply.text[:500]}"
+                    pause = _retry_after(reply)
+                elif reply.status_code < 500 or failures > RETRIES:
+                    return _response(reply)
+            if waited >= PATIENCE:
+                raise EngineDead(f"{why}. What was answered is kept: run again to go on")
+            waited += pause
+            await asyncio.sleep(pause)
+
+
+def _response(reply: httpx.Response) -> Response:
+    try:
+        body = msgspec.json.decode(reply.content)
+    except msgspec.DecodeError:
+        body = reply.text
+    return Response(reply.status_code, reply.headers.get("x-request-id", ""), body)
+
+
+def _retry_after(reply: httpx.Response) -> float:
+    try:
+        return min(30.0, max(0.1, float(reply.headers["retry-after"])))
+    except (KeyError, ValueError):
+        return 1.0
+
+
+def _code(response: Response | None) -> str:
+    body = response.body if response is not None else None
+    error = body.get("error") if isinstance(body, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return str(code or (response.status_code if response is not None else "unknown"))
+
+
+def _numbered(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Lines from 1, blank ones left out."""
+    return ((n, line) for n, line in enumerate(lines, 1) if line.strip())
+
+
+class _Identity(Struct):
+    custom_id: str
+
+
+def _identity(raw: bytes) -> str | None:
+    """The custom_id of a line of the input, if it can be read."""
+    try:
+        return msgspec.json.decode(raw, type=_Identity).custom_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _identities(source: Path) -> dict[int, str | None]:
+    """The custom_id of every line that is not blank."""
+    try:
+        with open(source, "rb") as lines:
+            return {number: _identity(raw) for number, raw in _numbered(lines)}
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read: {error.strerror}") from None
+
+
+def _opened(target: Path) -> IO[bytes]:
+    """The output, for this run alone."""
+    try:
+        output = open(target, "a+b")
+        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        output.close()
+        raise ConfigError(f"another run is writing to {target}: wait for it") from None
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
+    return output
+
+
+def _done(output: IO[bytes], target: Path) -> dict[int, str | None]:
+    """The lines answered by earlier runs, with their custom_ids. A torn last line is cut off."""
+    done: dict[int, str | None] = {}
+    whole = 0
+    output.seek(0)
+    for raw in output:
+        if not raw.endswith(b"\n"):
+            break
+        try:
+            answer = msgspec.json.decode(raw, type=Answer)
+            number = int(answer.id.removeprefix("line-"))
+        except (msgspec.DecodeError, ValueError):
+            raise ConfigError(
+                f"{target} holds something other than answers of a batch: choose another output"
+            ) from None
+        done[number] = answer.custom_id
+        whole += len(raw)
+    output.truncate(whole)
+    return done
+
+
+def _check_resumable(target: Path, ids: dict[int, str | None], done: dict[int, str | None]) -> None:
+    """Raise `ConfigError` if the answers in `target` belong to another input."""
+    for number, custom_id in done.items():
+        if number not in ids or ids[number] != custom_id:
+            raise ConfigError(
+                f"{target} answers {custom_id!r} in line {number}, which the input does not have "
+                "there: choose another output, or the input that it belongs to"
+            )
