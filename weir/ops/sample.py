@@ -7,15 +7,20 @@ device changes a sum, and equal logits are ranked by token id. Knows no request 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ONE = 2.0**40
-"""Weight of the most likely token. A row of 2^20 tokens sums to at most 2^60, exact in int64."""
+ONE = 2.0**30
+"""Weight of the most likely token. What is less likely by more than this weighs nothing."""
 
-MAX_VOCAB = 2**20
+CACHED = 2**18
+"""Logits that a CPU works on at a time, so that what it makes of them stays in its cache."""
+
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -40,39 +45,49 @@ def uniform(seed: NDArray[np.uint64], position: NDArray[np.int64]) -> NDArray[np
 def greedy(logits: Tensor) -> Tensor:
     """logits [B, V] → int64 [B]: the most likely token, the lowest id among equals; -1 where the
     row holds NaN or +inf, or nothing but -inf."""
-    best, token = logits.max(dim=-1)
+    size = next((n for n in (64, 32) if logits.shape[-1] % n == 0), None)
+    if size is None:
+        best, token = logits.max(dim=-1)
+    else:  # the best of each block is found with vectors, the best place in a row is not
+        blocks = logits.unflatten(-1, (-1, size))
+        best, block = blocks.amax(dim=-1).max(dim=-1)
+        inside = blocks.gather(1, block.view(-1, 1, 1).expand(-1, 1, size)).squeeze(1)
+        token = block * size + inside.argmax(dim=-1)
     return torch.where(best.isfinite(), token, -1)
 
 
-def weights(logits: Tensor, temperature: Tensor | None = None) -> Tensor:
-    """logits float32 [B, V] → int64 [B, V]: probabilities relative to the row's best, times `ONE`.
+def weights(logits: Tensor, temperature: Tensor) -> Tensor:
+    """logits float32 [B, V] → int32 [B, V]: probabilities relative to the row's best, times `ONE`.
 
-    `temperature` is float32 [B] and positive; None means 1.
+    `temperature` is float32 [B] and positive.
     """
     relative = logits - logits.amax(dim=-1, keepdim=True)
-    if temperature is not None:
-        relative /= temperature.unsqueeze(-1)
-    return relative.exp_().mul_(ONE).long()
+    return relative.div_(temperature.unsqueeze(-1)).exp_().mul_(ONE).int()
 
 
 def ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of float32 [B, V], largest first, equals by id: values and ids."""
-    # as integers, floats order like their bits once the negative ones are flipped; + 0.0 makes
-    # -0.0 equal 0.0. The low 20 bits hold the id, so that no two keys of a row are equal.
-    bits = (logits + 0.0).view(torch.int32).long()
-    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    keys = bits * MAX_VOCAB + (MAX_VOCAB - 1 - ids)
-    best = keys.topk(k, dim=-1).values
-    index = MAX_VOCAB - 1 - best % MAX_VOCAB
-    return logits.gather(-1, index), index
+    """The k largest of each row [B, V], largest first, equals by id: values and ids, [B, k].
+
+    Of those equal to the last of the k, any.
+    """
+    values, ids = logits.topk(k, dim=-1)
+    ids, order = ids.sort(dim=-1)
+    values, order = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, order)
 
 
 def _choose(cumulative: Tensor, total: Tensor, u: Tensor) -> Tensor:
-    """The first index whose cumulative weight [B, N] exceeds u [B] of the total [B]: [B, 1]."""
+    """The first index whose cumulative weight [B, N] exceeds u [B] of the total [B]: [B]."""
     target = torch.minimum((u * total.double()).long(), total - 1)
     index = torch.searchsorted(cumulative, target.unsqueeze(-1), right=True)
-    return index.clamp_(max=cumulative.shape[-1] - 1)
+    return index.squeeze(-1).clamp_(max=cumulative.shape[-1] - 1)
+
+
+def _slices(logits: Tensor) -> Iterator[slice]:
+    """Rows to work on at a time."""
+    step = len(logits) if logits.is_cuda else max(1, CACHED // logits.shape[-1])
+    for first in range(0, len(logits), step):
+        yield slice(first, first + step)
 
 
 def draw(logits: Tensor, temperature: Tensor, u: Tensor) -> Tensor:
@@ -81,66 +96,79 @@ def draw(logits: Tensor, temperature: Tensor, u: Tensor) -> Tensor:
     logits float32 [B, V], temperature float32 [B], u float64 [B] in [0, 1) → int64 [B]; -1 where
     the row cannot be sampled (see `greedy`).
     """
-    cumulative = weights(logits, temperature).cumsum(dim=-1)
-    token = _choose(cumulative, cumulative[:, -1], u).squeeze(-1)
-    return torch.where(logits.amax(dim=-1).isfinite(), token, -1)
+    tokens = []
+    for rows in _slices(logits):
+        cumulative = weights(logits[rows], temperature[rows]).cumsum(dim=-1)
+        tokens.append(_choose(cumulative, cumulative[:, -1], u[rows]))
+    return torch.where(logits.amax(dim=-1).isfinite(), torch.cat(tokens), -1)
 
 
-def draw_filtered(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor
-) -> Tensor:
-    """As `draw`, by inverse CDF over what the filters keep, most likely first.
+@dataclass(slots=True, eq=False)
+class Filters:
+    """What the rows of a draw keep of their tokens, most likely first: each filter keeps a prefix.
 
-    top_k int64 [B] (0: off), top_p and min_p float64 [B]. Each keeps a prefix of the ranked tokens:
-    min-p those with at least `min_p` of the best's probability, top-k the first k, and top-p the
-    fewest that reach `top_p` of the mass the other two keep. A row is ranked only as deep as
-    needed; on a GPU, where looking would cost a wait, in full.
+    min-p keeps the tokens with at least `min_p` of the best's probability, top-k the first k, and
+    top-p the fewest that reach `top_p` of the mass the other two keep (Holtzman et al., arXiv
+    1904.09751; Minh et al., arXiv 2407.01082). One value a row, [B].
     """
+
+    top_k: Tensor  # int64; 0: off
+    top_p: Tensor  # float64
+    min_p: Tensor  # float64
+
+    def __getitem__(self, rows: slice | Tensor) -> Filters:
+        return Filters(self.top_k[rows], self.top_p[rows], self.min_p[rows])
+
+
+def draw_filtered(logits: Tensor, temperature: Tensor, filters: Filters, u: Tensor) -> Tensor:
+    """As `draw`, by inverse CDF over what the filters keep, most likely first."""
+    tokens = [
+        _draw_rows(logits[rows], temperature[rows], filters[rows], u[rows])
+        for rows in _slices(logits)
+    ]
+    return torch.where(logits.amax(dim=-1).isfinite(), torch.cat(tokens), -1)
+
+
+def _draw_rows(logits: Tensor, temperature: Tensor, filters: Filters, u: Tensor) -> Tensor:
+    """Rank a row only as deep as its filters reach; on a GPU, where to look is to wait, in full."""
     vocab = logits.shape[-1]
-    token = torch.full_like(top_k, -1)
-    left = torch.arange(len(logits), device=logits.device)
-    weight = weights(logits, temperature)
-    depth = min(vocab, 128 if logits.device.type == "cpu" else vocab)
-    while True:
-        found = _draw_ranked(
-            logits[left], weight[left], depth, top_k[left], top_p[left], min_p[left], u[left]
-        )
-        token[left] = found
-        if depth == vocab:
-            break
-        left = left[found < 0]
+    depth = vocab if logits.is_cuda else min(vocab, 128)
+    tokens = _draw_ranked(logits, temperature, filters, u, depth)
+    while depth < vocab:
+        left = (tokens < 0).nonzero().squeeze(-1)
         if len(left) == 0:
             break
         depth = min(vocab, depth * 16)
-    return torch.where(logits.amax(dim=-1).isfinite(), token, -1)
+        tokens[left] = _draw_ranked(logits[left], temperature[left], filters[left], u[left], depth)
+    return tokens
 
 
 def _draw_ranked(
-    logits: Tensor,
-    weight: Tensor,
-    depth: int,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    u: Tensor,
+    logits: Tensor, temperature: Tensor, filters: Filters, u: Tensor, depth: int
 ) -> Tensor:
-    """`draw_filtered` seeing the `depth` most likely alone; -1 where more may be kept than that."""
+    """A draw that looks at the `depth` most likely tokens; -1 where more of them may be kept."""
     vocab = logits.shape[-1]
-    ids = ranked(logits, depth)[1]
-    best = weight.gather(-1, ids)
-    cumulative = best.cumsum(dim=-1)
-    floor = (min_p * ONE).ceil().long().unsqueeze(-1)
-    limit = torch.where(top_k > 0, top_k, vocab).unsqueeze(-1)
-    within = (best >= floor) & (torch.arange(depth, device=ids.device) < limit)
-    seen = (best * within).sum(dim=-1)  # mass of what min-p and top-k keep, as far as we look
-    whole = (within.sum(dim=-1) < depth) | (limit.squeeze(-1) <= depth) | (depth == vocab)
-    unseen = (weight * (weight >= floor)).sum(dim=-1)
-    mass = torch.where(whole, seen, unseen)
-    need = torch.minimum((top_p * mass.double()).ceil().long(), mass)
-    kept = within & (cumulative - best < need.unsqueeze(-1))
-    known = whole | ((limit.squeeze(-1) >= vocab) & (seen >= need))
-    index = _choose(cumulative, (best * kept).sum(dim=-1), u)
-    return torch.where(known, ids.gather(-1, index).squeeze(-1), -1)
+    values, ids = ranked(logits, depth)
+    weight = weights(values, temperature)
+    cumulative = weight.cumsum(dim=-1)
+    floor = (filters.min_p * ONE).ceil().int().unsqueeze(-1)
+    limit = torch.where(filters.top_k > 0, filters.top_k, vocab)
+    within = (weight >= floor) & (torch.arange(depth, device=ids.device) < limit.unsqueeze(-1))
+    seen = mass = (weight * within).sum(dim=-1)  # of what min-p and top-k keep
+    known = torch.ones_like(seen, dtype=torch.bool)
+    if depth < vocab:
+        known = (within.sum(dim=-1) < depth) | (limit <= depth)
+        deeper = (~known & (filters.top_p < 1) & (limit == vocab)).nonzero().squeeze(-1)
+        every = weights(logits[deeper], temperature[deeper])
+        mass = mass.index_copy(0, deeper, (every * (every >= floor[deeper])).sum(dim=-1))
+    need = torch.minimum((filters.top_p * mass.double()).ceil().long(), mass)
+    kept = within & (cumulative - weight < need.unsqueeze(-1))
+    if depth < vocab:
+        known[deeper] = (seen >= need)[deeper]
+        # which of the tokens equal to the last one are seen is not defined
+        known &= ~(kept & (values == values[:, -1:])).any(dim=-1)
+    index = _choose(cumulative, (weight * kept).sum(dim=-1), u)
+    return torch.where(known, ids.gather(-1, index.unsqueeze(-1)).squeeze(-1), -1)
 
 
 def penalise(
@@ -176,9 +204,11 @@ def logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor, Te
     → logprob float64 [B] and rank int64 [B] (1: the most likely) of the tokens; ids int64 [B, n]
     and logprobs float64 [B, n] of the n most likely.
     """
-    best = logits.amax(dim=-1)
-    norm = best.double() + torch.log(weights(logits).sum(dim=-1).double() / ONE)
+    best = logits.amax(dim=-1, keepdim=True)
+    norm = (
+        best.double() + (logits - best).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64).log()
+    )
     chosen = logits.gather(-1, tokens.unsqueeze(-1))
     rank = (logits > chosen).sum(dim=-1) + 1
     values, ids = ranked(logits, n)
-    return chosen.squeeze(-1).double() - norm, rank, ids, values.double() - norm.unsqueeze(-1)
+    return (chosen.double() - norm).squeeze(-1), rank, ids, values.double() - norm

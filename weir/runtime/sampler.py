@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weir.core import Chunk, Sampling
-from weir.errors import ConfigError
 from weir.ops import sample
 from weir.runtime.penalties import Penalties
 from weir.runtime.stage import Stage
@@ -67,7 +66,7 @@ class Group:
     rows: Tensor | None  # int64 [B]; None: all
     u: Tensor  # float64 [B]
     temperature: Tensor  # float32 [B]
-    filters: tuple[Tensor, Tensor, Tensor] | None  # top_k int64 [B], top_p and min_p float64 [B]
+    filters: sample.Filters | None
 
 
 @dataclass(slots=True, eq=False)
@@ -93,8 +92,6 @@ class Sampler:
     """Sampling for the requests of one model; rows are those of Tables."""
 
     def __init__(self, vocab: int, device: torch.device):
-        if vocab > sample.MAX_VOCAB:
-            raise ConfigError(f"a vocabulary of {vocab} is above the limit of {sample.MAX_VOCAB}")
         self.vocab = vocab
         self.device = device
         self.wishes = np.zeros(0, WISHES)  # by row
@@ -231,7 +228,7 @@ def _groups(wishes: NDArray[np.void], u: NDArray[np.float64], stage: Stage) -> l
         mine = wishes[rows]
         filters = None
         if kind == FILTERED:
-            filters = tuple(stage.put(mine[name]) for name in ("top_k", "top_p", "min_p"))
+            filters = sample.Filters(*(stage.put(mine[n]) for n in ("top_k", "top_p", "min_p")))
         groups.append(
             Group(
                 rows=None if len(rows) == len(wishes) else stage.put(rows),
@@ -246,7 +243,7 @@ def _groups(wishes: NDArray[np.void], u: NDArray[np.float64], stage: Stage) -> l
 def _choose(logits: Tensor, group: Group) -> Tensor:
     if group.filters is None:
         return sample.draw(logits, group.temperature, group.u)
-    return sample.draw_filtered(logits, group.temperature, *group.filters, group.u)
+    return sample.draw_filtered(logits, group.temperature, group.filters, group.u)
 
 
 def _mask(chunk: Chunk, stage: Stage) -> Tensor | None:
