@@ -64,12 +64,12 @@ class _Fields:
         self.path = gguf.path
         self.metadata = gguf.metadata
         self.tokens: list[str] = [
-            token or f"[EMPTY_{n}]" for n, token in enumerate(self.get("tokens", list))
+            token or f"[EMPTY_{n}]" for n, token in enumerate(self.array("tokens", str))
         ]
         self.ids = {token: n for n, token in enumerate(self.tokens)}
         if len(self.ids) != len(self.tokens):
             raise self.bad("two tokens have the same text")
-        types = self.get("token_type", list, [1] * len(self.tokens))
+        types = self.array("token_type", int, [1] * len(self.tokens))
         if len(types) < len(self.tokens):
             raise self.bad(f"{len(self.tokens)} tokens, but only {len(types)} token types")
         self.types: list[int] = types
@@ -81,6 +81,13 @@ class _Fields:
         value = self.metadata.get(f"tokenizer.ggml.{name}", default)
         if not isinstance(value, kind):
             raise self.bad(f"tokenizer.ggml.{name} is missing or not a {kind.__name__}")
+        return value
+
+    def array(self, name: str, of: type, default: Any = None) -> list[Any]:
+        """All elements of a GGUF array have the type of the first."""
+        value: list[Any] = self.get(name, list, default)
+        if value and not isinstance(value[0], of):
+            raise self.bad(f"tokenizer.ggml.{name} does not hold {of.__name__} values")
         return value
 
     def token(self, name: str) -> int | None:
@@ -133,7 +140,7 @@ def _bpe(fields: _Fields, merges: Sequence[tuple[str, str]], **options: Any) -> 
 
 def _byte_level(fields: _Fields) -> Tokenizer:
     how = fields.pretokenizer
-    merges = [tuple(merge.split(" ")) for merge in fields.get("merges", list)]
+    merges = [tuple(merge.split(" ")) for merge in fields.array("merges", str)]
     if any(len(pair) != 2 for pair in merges):
         raise fields.bad("a merge is not a pair of tokens")
     tokenizer = _bpe(fields, merges, ignore_merges=how.ignore_merges)
@@ -157,7 +164,7 @@ def _sentencepiece(fields: _Fields) -> Tokenizer:
     takes the leftmost and merge ranks the first listed; real vocabularies never come to that.
     """
     ids = fields.ids
-    scores = fields.get("scores", list)
+    scores = fields.array("scores", float)
     if len(scores) < len(ids):
         raise fields.bad(f"{len(ids)} tokens, but only {len(scores)} scores")
     merges = []
