@@ -20,7 +20,7 @@ from weir.errors import EngineDead
 from weir.llm import LLM, RequestOutput
 from weir.options import add_config, config
 from weir.params import SamplingParams
-from weir.sim.workload import Workload
+from weir.sim.workload import Item, Workload
 
 USAGE = "weir bench offline [MODEL] [OPTIONS]"
 
@@ -78,9 +78,13 @@ def run(options: Namespace) -> int:
 
 
 def measure(llm: LLM, workload: Workload, cached: bool, shown: bool) -> Result:
-    """Run once whole and, without a cache, once for the prefill. Raises if a request fails."""
-    generate(llm, Workload("warm-up", workload.items[:1]), 2, False)
-    prefill = None if cached else generate(llm, workload, 1, shown)[0]
+    """Run once whole and, without a cache, for the prefill alone. Raises if a request fails."""
+    if cached:
+        generate(llm, Workload("warm-up", [Item([0] * 64, 2)]), None, False)
+        prefill = None
+    else:
+        generate(llm, workload, 1, False)  # touches every page of memory that the runs will use
+        prefill = generate(llm, workload, 1, shown)[0]
     elapsed, outputs = generate(llm, workload, None, shown)
     return Result(
         requests=len(outputs),

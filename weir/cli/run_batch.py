@@ -1,0 +1,53 @@
+"""Answer a file of OpenAI batch requests.
+
+Each input line is a request to /v1/chat/completions, /v1/completions or /v1/embeddings; each output
+line its answer. A run that was stopped goes on where it was when it is started again.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from weir.batch import Summary, run_batch
+from weir.bench.datasets import positive
+from weir.options import add_config, config
+
+USAGE = "weir run-batch -i INPUT.jsonl -o OUTPUT.jsonl [--model MODEL | --url URL] [OPTIONS]"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--input-file", "-i", type=Path, required=True, metavar="FILE", help="requests, JSON lines")
+    add("--output-file", "-o", type=Path, required=True, metavar="FILE", help="answers, JSON lines")
+    add("--url", metavar="URL", help="a running server, instead of a model of this run's own")
+    add("--concurrency", type=positive, default=256, metavar="N", help="requests at once (256)")
+    add("--quiet", action="store_true", help="no progress bar")
+    add_config(parser, positional=False)
+
+
+def run(options: Namespace) -> int:
+    """0 if every line of the input now has an answer that is not an error."""
+    settings = config(options)
+    summary = run_batch(
+        options.input_file,
+        options.output_file,
+        settings if options.url is None else None,
+        base_url=options.url,
+        api_key=next(iter(settings.api_key), None),
+        concurrency=options.concurrency,
+        hidden=options.quiet,
+    )
+    print(told(summary), file=sys.stderr)
+    return 1 if summary.failed else 0
+
+
+def told(summary: Summary) -> str:
+    text = f"{summary.total} requests: {summary.succeeded} answered, {summary.failed} failed"
+    if summary.earlier:
+        text += f", {summary.earlier} done by an earlier run"
+    if summary.problems:
+        counts = ", ".join(f"{code} ({n})" for code, n in summary.problems.most_common(5))
+        text += f"; {counts}"
+    return text
