@@ -30,7 +30,8 @@ from weir.sim.workload import Workload, fewshot
 MODEL = "smollm2-135m"
 PROMPTS = Path(__file__).parent / "data" / "demo_prompts.jsonl"
 QUESTION = "Why is the sky blue? Answer in two sentences."
-ANSWER = 64  # tokens a prompt, at most
+COUNT = 64  # prompts
+ANSWER = 64  # tokens each, at most
 
 SNIPPET = f"""\
 from openai import OpenAI
@@ -58,7 +59,7 @@ def demonstrate(console: Console) -> None:
     """Raises `WeirError` at the first thing that does not work."""
     source = hub.pull(MODEL, progress=True)
     console.print(f"[bold]1. Model[/] {MODEL}, licence {source.licence}\n   {source.path}")
-    workload = fewshot(PROMPTS, 64, ANSWER)
+    workload = fewshot(PROMPTS, COUNT, ANSWER)
     with console.status("") as status:
 
         def waiting(seconds: float) -> None:

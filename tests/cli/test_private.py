@@ -1,0 +1,83 @@
+"""A command's own server: ready, guarded, and gone afterwards, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from weir.bench.http import Http, HttpError
+from weir.bench.private import last_words, private, stop
+from weir.errors import ConfigError
+
+
+def test_a_server_that_cannot_start_says_why() -> None:
+    with pytest.raises(ConfigError, match=r"did not start: weir serve: .*no model '/absent'"):
+        with private("/absent"):
+            pytest.fail("there is no such model")
+
+
+def test_a_server_that_is_never_ready_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The interpreter stands in for a server that hangs, and for what that has started."""
+    hung = tmp_path / "hung"
+    hung.write_text('#!/bin/sh\nsleep 61 &\necho $! > "$0.child"\nexec sleep 61\n')
+    hung.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hung))
+    waits: list[float] = []
+    with pytest.raises(ConfigError, match="did not start"), private("m", (), {}, waits.append, 0.3):
+        pytest.fail("it is not ready")
+    assert waits
+    child = int((tmp_path / "hung.child").read_text())
+    deadline = time.monotonic() + 5
+    while running(child):
+        assert time.monotonic() < deadline, "the child outlived its server"
+        time.sleep(0.01)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_process_that_ignores_being_asked_is_killed() -> None:
+    script = "import signal, time; signal.signal(15, 1); print(1, flush=True); time.sleep(61)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdout.read(1)
+    stop(process, patience=0.1)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_last_words() -> None:
+    assert last_words(b"a\n\nb\n\xff\n", 2) == "b\n�"
+    assert last_words(b" \n") == "it said nothing"
+
+
+def test_a_real_server_is_guarded_by_a_key_and_leaves_nothing(model: Path) -> None:
+    async def refused(url: str) -> int:
+        with pytest.raises(HttpError) as caught:
+            await Http(url).get("/v1/models")
+        return caught.value.status
+
+    environ = {"WEIR_API_KEY": "another", "WEIR_PORT": "1"}
+    with private(str(model), ["--max-num-seqs", "2"], environ) as server:
+        assert asyncio.run(refused(server.url)) == 401
+        listed = asyncio.run(Http(server.url, server.headers).get("/v1/models"))
+        assert str(model).encode() in listed
+        pid = server.process.pid
+    assert not running(pid)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(pid, 0)
