@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from weir import hub
-from weir.client import Client, Limits, Remote
+from weir import connect
+from weir.client import Client
 from weir.config import Config
 from weir.errors import ConfigError
-from weir.gguf import GGUF
 from weir.server import logs
 from weir.server.app import create_app
 from weir.server.service import Options, Service
-from weir.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -37,30 +35,9 @@ def serve(config: Config) -> None:
     """
     logs.configure(config.log_level, config.log_format)
     listening = listen(config.host, config.port)
-    text = load_text(config)
+    client = connect.remote(config)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(config, text, listening))
-
-
-async def _serve(config: Config, text: Text, listening: socket.socket) -> None:
-    client = Remote(
-        config,
-        text,
-        config.names,
-        limits=Limits(config.max_num_queued_reqs, config.max_num_queued_tokens),
-        seed=config.seed,
-        step_timeout=config.step_timeout,
-        heartbeat_timeout=config.heartbeat_timeout,
-    )
-    await run(client, config, listening)
-
-
-def load_text(config: Config) -> Text:
-    """The tokenizer and chat template of a model, read without anything the weights need."""
-    source = hub.resolve(config.tokenizer or config.model, config.revision, config.download_dir)
-    if source.kind == "gguf":
-        return Text.from_gguf(GGUF.open(source.path), config.chat_template)
-    return Text.from_folder(source.path, config.chat_template)
+        runner.run(run(client, config, listening))
 
 
 def listen(host: str, port: int) -> socket.socket:

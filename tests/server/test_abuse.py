@@ -1,0 +1,227 @@
+"""No request of any kind makes a 5xx, and each refusal says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec import json as msgjson
+
+from tests.server.conftest import CHAT, Running, events
+from weir.server.app import ENDPOINTS
+from weir.server.openai import ChatRequest, CompletionRequest, EmbeddingRequest
+
+POSTS = [endpoint for endpoint in ENDPOINTS if "POST" in endpoint.methods and endpoint.body]
+LIMIT = 2**20
+
+MALFORMED = {
+    "nothing": b"",
+    "half an object": b'{"prompt": "a"',
+    "an array": b"[]",
+    "a number": b"1",
+    "null": b"null",
+    "no JSON": b"prompt=a",
+    "two values": b"{} {}",
+    "NaN": b'{"prompt": "a", "temperature": NaN}',
+    "Infinity": b'{"prompt": "a", "temperature": Infinity}',
+    "1e999": b'{"prompt": "a", "temperature": 1e999}',
+    "invalid UTF-8": b'{"prompt": "\xff\xfe"}',
+    "invalid UTF-8 in a key": b'{"\xff": 1}',
+    "UTF-16": '{"prompt": "a"}'.encode("utf-16"),
+    "a byte order mark": b'\xef\xbb\xbf{"prompt": "a"}',
+    "a lone surrogate": b'{"prompt": "\\ud800"}',
+    "depth": b'{"tools": ' + b"[" * 100_000,
+    "closed depth": b'{"metadata": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "zero bytes": b"\0" * 100,
+    "a huge integer": b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED.keys())
+@pytest.mark.parametrize("endpoint", POSTS, ids=lambda endpoint: endpoint.path)
+def test_malformed_bodies(http, endpoint, content):
+    answer = http.post(endpoint.path, content=content)
+    if not content and "GET" in endpoint.methods:
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "rid"
+        return
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+
+
+ABSURD = [
+    {"temperature": -0.1},
+    {"temperature": 1e308},
+    {"temperature": "hot"},
+    {"temperature": True},
+    {"top_p": 0},
+    {"top_p": 1.1},
+    {"top_k": -2},
+    {"top_k": 2**40},
+    {"min_p": 2},
+    {"n": 0},
+    {"n": 10**9},
+    {"max_tokens": -1},
+    {"max_tokens": 2**63},
+    {"max_tokens": 10**30},
+    {"max_tokens": 1.5},
+    {"presence_penalty": 3},
+    {"repetition_penalty": 0},
+    {"logit_bias": {"a": 1}},
+    {"logit_bias": {"-1": 1}},
+    {"logit_bias": {"257": 1}},
+    {"logit_bias": {"1": "x"}},
+    {"logit_bias": [1]},
+    {"allowed_token_ids": []},
+    {"allowed_token_ids": [257]},
+    {"seed": 2**63},
+    {"seed": 0.5},
+    {"stop": ["x"] * 65},
+    {"stop": ["x"] * 100_000},
+    {"stop": [""]},
+    {"stop": ""},
+    {"stop": 5},
+    {"stop": "x" * 1025},
+    {"stop_token_ids": [10**9]},
+    {"stop_token_ids": list(range(100))},
+    {"priority": 2**40},
+    {"request_id": "a\nb"},
+    {"request_id": ""},
+    {"user": "x" * 5000},
+    {"truncate_prompt_tokens": -2},
+    {"prompt_logprobs": 1000},
+    {"stream": "yes"},
+    {"stream_options": 1},
+    {"model": 1},
+    {"guided_regex": "(a+)+"},
+    {"structured_outputs": {}},
+]
+
+
+@pytest.mark.parametrize("change", ABSURD, ids=lambda change: json.dumps(change)[:40])
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "a"})]
+)
+def test_absurd_values_name_their_field(http, path, body, change):
+    answer = http.post(path, json=body | change)
+    assert answer.status_code == 400, answer.text
+    (field,) = change
+    assert answer.json()["error"]["param"].startswith(field), answer.text
+
+
+def _bytes(total: int) -> Iterator[bytes]:
+    yield b'{"prompt": "'
+    for _ in range(total // 65536):
+        yield b"x" * 65536
+
+
+def test_a_body_of_100_mb_is_refused_as_it_comes(server: Running):
+    """Chunked, so that no Content-Length tells: the server must count."""
+    sent = 0
+
+    def content() -> Iterator[bytes]:
+        nonlocal sent
+        for part in _bytes(100 * 2**20):
+            sent += len(part)
+            yield part
+
+    try:
+        answer = httpx.post(server.url + "/v1/completions", content=content(), timeout=30)
+    except (httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadError):
+        pass  # the server had answered and hung up before everything was written
+    else:
+        assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
+    assert httpx.get(server.url + "/health").status_code == 200
+
+
+@pytest.mark.parametrize("length", ["1048577", "99999999999", "9" * 400])
+def test_a_declared_length_is_refused_before_the_body_comes(server: Running, length):
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        connection.sendall(head.encode() + b"{")
+        answer = connection.recv(65536).decode()
+    assert " 413 " in answer.split("\r\n")[0] or " 400 " in answer.split("\r\n")[0]
+
+
+def test_a_body_of_the_limit_is_read(http):
+    body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+    padded = body + b" " * (LIMIT - len(body))
+    assert http.post("/v1/completions", content=padded).status_code == 200
+    assert http.post("/v1/completions", content=padded + b" ").status_code == 413
+
+
+def test_stop_strings_until_the_body_is_full(http):
+    content = b'{"prompt": "a", "stop": [' + b'"s",' * 250_000 + b'"s"]}'
+    answer = http.post("/v1/completions", content=content)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "stop"
+
+
+def test_a_prompt_far_beyond_the_context(http):
+    answer = http.post("/v1/completions", json={"prompt": "x" * 1_000_000})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+FIELDS = [
+    (path, base, field)
+    for path, base, kind in (
+        ("/v1/chat/completions", CHAT | {"max_tokens": 1}, ChatRequest),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1}, CompletionRequest),
+        ("/v1/embeddings", {"input": "a"}, EmbeddingRequest),
+    )
+    for field in kind.__struct_fields__
+]
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+@given(st.sampled_from(FIELDS), anything)
+def test_any_value_at_any_field(http, place, value):
+    path, base, field = place
+    content = json.dumps(base | {field: value}, default=str).encode("utf-8", "surrogatepass")
+    answer = http.post(path, content=content)
+    assert answer.status_code in (200, 400, 404), answer.text
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        assert events(answer.text)[-1] == "[DONE]"
+    elif answer.status_code != 200:
+        error = answer.json()["error"]
+        assert error["message"] and error["type"] == "invalid_request_error"
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+@given(st.sampled_from(POSTS), st.binary(max_size=64) | anything.map(msgjson.encode))
+def test_any_body_at_any_route(http, endpoint, content):
+    answer = http.post(endpoint.path, content=content)
+    assert answer.status_code in (200, 400), answer.text
+
+
+def test_what_is_no_http(server: Running):
+    host, port = server.url.removeprefix("http://").split(":")
+    for junk in (b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\0" * 1000, b"POST / HTTP/9.9\r\n\r\n"):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(junk)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
+    assert httpx.get(server.url + "/health").status_code == 200
+
+
+def test_paths_and_queries(http):
+    for path in ("//", "/v1//models", "/v1/models/%ff%00", "/health?%ff=%ff", "/%2e%2e/etc/passwd"):
+        assert http.get(path).status_code in (200, 404)
+    assert http.get("/abort_request?rid=%00%ff").json() == {"aborted": 0}

@@ -1,0 +1,233 @@
+"""Health, information, orders, ids, CORS, keys, overload: what operators and proxies meet."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.fakes import FakeEngine
+from tests.server.conftest import CHAT, events, serving
+from weir.client import Limits
+from weir.server.operations import probe
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/ready", "/readyz", "/livez"])
+def test_a_healthy_server_answers_nothing_but_200(http, path):
+    answer = http.get(path)
+    assert answer.status_code == 200 and answer.content == b""
+
+
+def test_deep_health_generates_a_token(http, server):
+    before = server.engine.counters.generated_tokens
+    assert http.get("/health", params={"deep": "1"}).status_code == 200
+    assert server.engine.counters.generated_tokens == before + 1
+    assert http.get("/health?deep=perhaps").status_code == 400
+    assert http.get("/health?timeout=nan&deep=1").status_code == 400
+
+
+def test_a_dead_engine_is_said_so_everywhere():
+    with serving() as running, httpx.Client(base_url=running.url) as http:
+        stream = http.post("/v1/chat/completions", json=CHAT | {"user": "raise", "stream": True})
+        assert stream.status_code == 503, "nothing was streamed yet, so the status can still tell"
+        for path in ("/health", "/ping", "/ready", "/livez", "/health?deep=1"):
+            answer = http.get(path)
+            assert (
+                answer.status_code == 503 and "device is lost" in answer.json()["error"]["message"]
+            )
+        answer = http.post("/v1/chat/completions", json=CHAT)
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
+
+
+def test_an_engine_that_hangs_fails_the_deep_check_in_time():
+    engine = FakeEngine(step_seconds=1.5)
+    with serving(engine=engine) as running, httpx.Client(base_url=running.url) as http:
+        began = time.monotonic()
+        answer = http.get("/health?deep=1&timeout=0.2")
+        assert answer.status_code == 503 and time.monotonic() - began < 1.0
+        assert "no step" in answer.json()["error"]["message"]
+        assert http.get("/health").status_code == 200
+
+
+def test_a_busy_engine_is_not_a_sick_one():
+    """The queue is full, so the probe is refused; but steps go on."""
+    engine = FakeEngine(step_seconds=0.01, requests=1, context=4000)
+    with serving(engine=engine, limits=Limits(requests=1)) as running:
+        body = CHAT | {"n": 1}
+        threads = [
+            threading.Thread(
+                target=httpx.post,
+                args=(running.url + "/v1/chat/completions",),
+                kwargs={"json": body, "timeout": 60},
+            )
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.1)
+        try:
+            refused = httpx.post(running.url + "/v1/chat/completions", json=CHAT)
+            assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+            assert refused.json()["error"]["code"] == "overloaded"
+            future = asyncio.run_coroutine_threadsafe(probe(running.client, 0.3), running.loop)
+            assert future.result(5) is None
+        finally:
+            httpx.post(running.url + "/abort_request", json={"abort_all": True})
+            for thread in threads:
+                thread.join()
+
+
+def test_information(http, server):
+    assert http.get("/version").json()["version"]
+    info = http.get("/server_info").json()
+    assert info["engine"] == {"device": "none"} and info["config"]["model"] == "fake"
+    assert info == http.get("/get_server_info").json() | {"stats": info["stats"]}
+    facts = http.get("/model_info").json()
+    assert facts == http.get("/get_model_info").json()
+    assert facts["max_model_len"] == 256 and facts["vocab_size"] == 257
+    assert http.get("/load").json() == {"server_load": 0, "running": 0, "waiting": 0}
+    models = http.get("/v1/models").json()
+    assert models["object"] == "list" and models["data"][0]["max_model_len"] == 256
+
+
+def test_secrets_stay_secret():
+    with serving(api_key=["sesame"], served_model_name=["a", "b/c"]) as running:
+        with httpx.Client(base_url=running.url) as http:
+            key = {"Authorization": "Bearer sesame"}
+            assert "sesame" not in http.get("/server_info", headers=key).text
+            assert http.get("/v1/models/b/c", headers=key).json()["root"] == "a"
+            for path in ("/health", "/ready", "/livez", "/ping"):
+                assert http.get(path).status_code == 200
+            for path in ("/metrics", "/v1/models", "/openapi.json", "/flush_cache", "/docs"):
+                answer = http.get(path)
+                assert answer.status_code == 401
+                assert answer.headers["www-authenticate"] == "Bearer"
+            for given in ("sesame", "Basic sesame", "Bearer", "Bearer \xff\xfe", "bearer sesame x"):
+                headers = [(b"authorization", given.encode("latin-1"))]
+                assert http.get("/v1/models", headers=headers).status_code == 401
+            assert http.get("/v1/models", headers={"Authorization": "bearer sesame"}).is_success
+            preflight = http.options(
+                "/v1/models", headers={"Origin": "http://a", "Access-Control-Request-Method": "GET"}
+            )
+            assert preflight.status_code == 200, "a browser sends no key with it"
+
+
+def test_cors(http):
+    headers = {
+        "Origin": "http://page.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    preflight = http.options("/v1/chat/completions", headers=headers)
+    assert preflight.status_code == 200
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    for answer in (
+        http.get("/v1/models", headers={"Origin": "http://page.example"}),
+        http.post("/v1/completions", json={}, headers={"Origin": "http://page.example"}),
+    ):
+        assert answer.headers["access-control-allow-origin"] == "*", "errors too"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("abc-1.2_3:4/5@6", True), ("", False), ("a b", False), ("x" * 129, False), ("é", False)],
+)
+def test_request_ids(http, given, kept):
+    headers = [(b"x-request-id", given.encode())]
+    for path in ("/version", "/nowhere"):
+        answer = http.get(path, headers=headers)
+        assert (answer.headers["x-request-id"] == given) == kept
+        assert len(answer.headers.get_list("x-request-id")) == 1
+    answer = http.post("/v1/completions", json={"prompt": "a"}, headers=headers)
+    assert answer.json()["id"] == "cmpl-" + answer.headers["x-request-id"]
+
+
+def test_errors_have_one_shape(http):
+    for answer, status in (
+        (http.get("/nowhere"), 404),
+        (http.delete("/v1/models"), 405),
+        (http.get("/v1/chat/completions"), 405),
+        (http.post("/v1/chat/completions", content=b"{"), 400),
+        (http.get("/v1/models/x"), 404),
+    ):
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("path", ["/flush_cache", "/reset_prefix_cache"])
+def test_flushing(http, server, path):
+    before = server.engine.flushed
+    assert http.get(path).status_code == http.post(path).status_code == 200
+    http.post("/v1/completions", json={"prompt": "a"})  # orders are taken in turn
+    assert server.engine.flushed == before + 2
+
+
+@pytest.fixture(scope="module")
+def slow():
+    with serving(engine=FakeEngine(step_seconds=0.005, context=100_000)) as running:
+        with httpx.Client(base_url=running.url, timeout=30) as http:
+            yield http
+
+
+@pytest.mark.parametrize("how", ["rid", "answer id", "query", "request_ids", "all"])
+@pytest.mark.parametrize("prompt", ["abc", ["abc", "de"]])
+def test_aborting(slow, how, prompt):
+    body = {"prompt": prompt, "max_tokens": 90_000, "stream": True, "request_id": "one"}
+    with slow.stream("POST", "/v1/completions", json=body) as answer:
+        chunks = answer.iter_text()
+        text = next(chunks)
+        url = "/abort_request"
+        number = len(prompt) if isinstance(prompt, list) else 1
+        aborted = {
+            "rid": lambda: slow.post(url, json={"rid": "one"}),
+            "answer id": lambda: slow.post(url, json={"rid": "cmpl-one"}),
+            "query": lambda: slow.get(url, params={"rid": "one"}),
+            "request_ids": lambda: slow.post("/abort_requests", json={"request_ids": ["one", "x"]}),
+            "all": lambda: slow.post(url, json={"abort_all": True}),
+        }[how]()
+        assert aborted.json() == {"aborted": number}
+        text += "".join(chunks)
+    frames = events(text)
+    assert frames.pop() == "[DONE]"
+    reasons = [json.loads(frame)["choices"][0]["finish_reason"] for frame in frames]
+    assert reasons.count("abort") == number
+    assert slow.post(url, json={"rid": "one"}).json() == {"aborted": 0}
+
+
+def test_a_duplicate_id_in_the_body_is_refused_but_not_one_in_the_header(slow):
+    body = {"prompt": "a", "max_tokens": 90_000, "stream": True, "request_id": "twice"}
+    with slow.stream("POST", "/v1/completions", json=body) as answer:
+        chunks = answer.iter_text()
+        next(chunks)
+        short = {"prompt": "a", "max_tokens": 1}
+        again = slow.post("/v1/completions", json=short | {"request_id": "twice"})
+        assert again.status_code == 400 and again.json()["error"]["param"] == "request_id"
+        proxied = slow.post("/v1/completions", json=short, headers={"X-Request-Id": "twice"})
+        assert proxied.status_code == 200
+        assert proxied.headers["x-request-id"] == "twice"
+        assert proxied.json()["id"].startswith("cmpl-twice-")
+
+
+def test_a_draining_server_finishes_and_takes_nothing_new():
+    with serving(engine=FakeEngine(step_seconds=0.01)) as running:
+        with httpx.Client(base_url=running.url) as http:
+            body = {"prompt": "abc", "max_tokens": 30, "stream": True}
+            with http.stream("POST", "/v1/completions", json=body) as answer:
+                chunks = answer.iter_text()
+                text = next(chunks)
+                running.app.state.service.draining = True
+                refused = http.post("/v1/completions", json={"prompt": "a"})
+                assert refused.status_code == 503 and "retry-after" in refused.headers
+                assert http.get("/ready").status_code == 503
+                assert http.get("/health").status_code == 200
+                text += "".join(chunks)
+            assert len(events(text)) == 31
+
+
+def test_docs_need_nothing_from_outside(http):
+    page = http.get("/docs").text
+    assert "/v1/chat/completions" in page and "http" not in page.replace("HTTP", "")
