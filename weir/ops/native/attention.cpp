@@ -54,12 +54,13 @@ struct Unit {
   int64_t spans() const { return to > from ? (to - 1) / span_keys - first_span() + 1 : 0; }
 };
 
-// Running softmax of a unit's rows: o [rows, padded] not yet divided by the sums.
+// Running softmax of a unit's rows. `o` is not yet divided by the sum of the weights, which lies
+// over the lanes of `sum`; `top` is the highest score, in every lane.
 struct Partial {
-  float *o, *top, *sum;
-  static int64_t floats(int64_t rows, int64_t padded) { return rows * (padded + 2); }
+  float *o, *top, *sum;  // [rows, padded], [rows, W], [rows, W]
+  static int64_t floats(int64_t rows, int64_t padded) { return rows * (padded + 2 * W); }
   Partial(float* memory, int64_t rows, int64_t padded)
-      : o(memory), top(o + rows * padded), sum(top + rows) {}
+      : o(memory), top(o + rows * padded), sum(top + rows * W) {}
   void clear() {
     std::fill(o, top, 0.0f);
     std::fill(sum, sum + (sum - top), 0.0f);
@@ -86,30 +87,46 @@ inline F transpose_sum(F* a) {
   }
 }
 
+// body(j, pointer to key j) for every key in [from, to); its value lies `value_offset` after it.
+template <class T, class Body>
+inline void each_key(const Call& call, const Unit& unit, int64_t from, int64_t to, const Body& body) {
+  const int32_t* table = call.table + unit.sequence * call.table_width;
+  for (int64_t j = from; j < to;) {
+    const int64_t index = j / call.page, end = std::min(to, (index + 1) * call.page);
+    const int64_t start = (table[index] * 2 * call.kv_heads + unit.head) * call.page;
+    const T* key = static_cast<const T*>(call.kv) + (start + j - index * call.page) * call.dim;
+    for (; j < end; ++j, key += call.dim) body(j, key);
+  }
+}
+
+inline int64_t value_offset(const Call& call) { return call.kv_heads * call.page * call.dim; }
+
+template <class T>
+void prefetch(const Call& call, const Unit& unit, int64_t from, int64_t to) {
+  constexpr int64_t line = 64 / sizeof(T);
+  const int64_t value = value_offset(call);
+  each_key<T>(call, unit, from, to, [&](int64_t, const T* key) {
+    for (int64_t d = 0; d < call.dim; d += line) {
+      __builtin_prefetch(key + d);
+      __builtin_prefetch(key + value + d);
+    }
+  });
+}
+
 // Keys of [from, to) in the tile that starts at j, and their values, as float32; the others are zero.
 // k: [padded / W, tile_keys, W], so that one dot product of W keys has constant strides.
 // v: [tile_keys, padded].
 template <class T>
 void gather(const Call& call, const Unit& unit, int64_t j, int64_t from, int64_t to, float* k, float* v) {
-  const int64_t dim = call.dim, padded = call.padded();
-  const int64_t half = call.kv_heads * call.page * dim;  // from a key to its value
-  const int32_t* table = call.table + unit.sequence * call.table_width;
-  for (int64_t i = 0; i < tile_keys; ++i) {
-    if (j + i < from || j + i >= to) {
-      for (int64_t d = 0; d < padded; d += W) {
-        store(k + d * tile_keys + i * W, F{});
-        store(v + i * padded + d, F{});
-      }
-      continue;
-    }
-    const int64_t page = table[(j + i) / call.page], offset = (j + i) % call.page;
-    const T* key = static_cast<const T*>(call.kv) +
-                   ((page * 2 * call.kv_heads + unit.head) * call.page + offset) * dim;
+  const int64_t dim = call.dim, padded = call.padded(), value = value_offset(call);
+  if (from > j || to < j + tile_keys) std::fill(k, k + 2 * tile_keys * padded, 0.0f);
+  each_key<T>(call, unit, std::max(from, j), std::min(to, j + tile_keys), [&](int64_t at, const T* key) {
+    const int64_t i = at - j;
     for (int64_t d = 0; d < padded; d += W) {
       store(k + d * tile_keys + i * W, load(key + d, dim - d));
-      store(v + i * padded + d, load(key + half + d, dim - d));
+      store(v + i * padded + d, load(key + value + d, dim - d));
     }
-  }
+  });
 }
 
 // Scores of one row with W keys of a gathered tile.
@@ -122,10 +139,10 @@ inline F scores(const float* q, const float* k, int64_t padded) {
   return transpose_sum(acc);
 }
 
-// One row of a tile: p [tile_keys] = exp(score - top), and the factor that what was summed before
-// has to be scaled by. Keys outside [lowest, highest] are not seen.
-float softmax_row(const Call& call, const float* q, const float* k, int64_t j, int64_t lowest,
-                  int64_t highest, float& top, float& sum_, float* p) {
+// Row r of a tile: p [tile_keys] = exp(score - top); returns the factor by which what was summed
+// before has to be scaled, in every lane. Keys outside [lowest, highest] are not seen.
+F softmax_row(const Call& call, const float* q, const float* k, int64_t j, int64_t lowest,
+              int64_t highest, Partial partial, int64_t r, float* p) {
   constexpr int vectors = tile_keys / W;
   F score[vectors], best = splat(never);
   for (int v = 0; v < vectors; ++v) {
@@ -136,21 +153,18 @@ float softmax_row(const Call& call, const float* q, const float* k, int64_t j, i
     score[v] = select(seen, s, splat(never));
     best = max(best, score[v]);
   }
-  const float highest_score = max(best);
-  const float now = highest_score > top || highest_score != highest_score ? highest_score : top;
-  F total = {};
-  if (now == never) {  // nothing seen so far
-    for (int v = 0; v < vectors; ++v) store(p + v * W, F{});
-    return 1.0f;
-  }
+  const F before = load(partial.top + r * W), top = max(before, max_lanes(best));
+  // nothing seen yet: any finite number keeps -inf - top from being NaN
+  const F base = select(top == splat(never), F{}, top);
+  const F factor = exp(before - base);
+  F total = load(partial.sum + r * W) * factor;
   for (int v = 0; v < vectors; ++v) {
-    const F weight = exp(score[v] - splat(now));
+    const F weight = exp(score[v] - base);
     store(p + v * W, weight);
     total += weight;
   }
-  const float factor = now == top ? 1.0f : exp(splat(top - now))[0];
-  top = now;
-  sum_ = sum_ * factor + sum(total);
+  store(partial.top + r * W, top);
+  store(partial.sum + r * W, total);
   return factor;
 }
 
@@ -194,11 +208,12 @@ void attend_span(const Call& call, const Unit& unit, const float* q, int64_t fro
   for (int64_t j = from / tile_keys * tile_keys; j < to; j += tile_keys) {
     const int64_t count = std::min<int64_t>(tile_keys, to - j);
     gather<T>(call, unit, j, from, to, k, v);
+    prefetch<T>(call, unit, j + tile_keys, std::min(unit.to, j + 2 * tile_keys));
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t position = unit.position + r / group;
       const int64_t lowest = call.window > 0 ? position - call.window + 1 : 0;
       factor[r] = softmax_row(call, q + r * padded, k, j, lowest, std::min(position, to - 1),
-                              partial.top[r], partial.sum[r], p + r * tile_keys);
+                              partial, r, p + r * tile_keys)[0];
     }
     int64_t r = 0;
     for (; r + together <= rows; r += together)
@@ -221,14 +236,13 @@ void attend_span(const Call& call, const Unit& unit, const float* q, int64_t ind
 // Add the softmax over more keys to `total`.
 void merge(Partial total, Partial part, int64_t rows, int64_t padded) {
   for (int64_t r = 0; r < rows; ++r) {
-    if (part.top[r] == never) continue;
-    const float top = std::max(part.top[r], total.top[r]);
-    const F old = exp(splat(total.top[r] - top)), fresh = exp(splat(part.top[r] - top));
-    for (float *a = total.o + r * padded, *b = part.o + r * padded; a < total.o + (r + 1) * padded;
-         a += W, b += W)
-      store(a, fma(load(a), old, load(b) * fresh));
-    total.sum[r] = total.sum[r] * old[0] + part.sum[r] * fresh[0];
-    total.top[r] = top;
+    if (sum_lanes(load(part.sum + r * W))[0] == 0) continue;  // saw no key
+    const F before = load(total.top + r * W), other = load(part.top + r * W);
+    const F top = max(before, other), old = exp(before - top), fresh = exp(other - top);
+    for (int64_t d = r * padded; d < (r + 1) * padded; d += W)
+      store(total.o + d, fma(load(total.o + d), old, load(part.o + d) * fresh));
+    store(total.sum + r * W, load(total.sum + r * W) * old + load(part.sum + r * W) * fresh);
+    store(total.top + r * W, top);
   }
 }
 
@@ -247,11 +261,11 @@ void finish(const Call& call, const Unit& unit, Partial total) {
   const int64_t group = call.group(), padded = call.padded();
   for (int64_t r = 0; r < unit.queries * group; ++r) {
     const int64_t at = (unit.token + r / group) * call.heads + unit.head * group + r % group;
-    const bool empty = total.top[r] == never;
-    const F inverse = splat(empty ? 0.0f : 1.0f / total.sum[r]);
+    const float top = total.top[r * W], sum = sum_lanes(load(total.sum + r * W))[0];
+    const F inverse = splat(sum == 0 ? 0.0f : 1.0f / sum);
     for (int64_t d = 0; d < call.dim; d += W)
       store(call.o + at * call.dim + d, load(total.o + r * padded + d) * inverse, call.dim - d);
-    call.lse[at] = empty ? never : total.top[r] + std::log(total.sum[r]);
+    call.lse[at] = sum == 0 ? never : top + std::log(sum);
   }
 }
 

@@ -23,6 +23,7 @@ constexpr int wide = W == 4 ? 2 : panel / W;       // vectors of a tile of few r
 constexpr int block_rows = 96;                     // of x that one item computes: they stay in L2
 constexpr int pass_rows = 768;                     // of x that are converted at once
 constexpr int64_t block_steps = 1024;              // of a panel that one item keeps in L2
+constexpr int64_t ahead = 48;                      // steps of a panel that are fetched early
 constexpr int64_t item_bytes = 32 << 10;           // of weight that are worth an item
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -107,8 +108,8 @@ struct Call {
 // Outputs [row, row + Rows) x [column, column + Vectors * W) over steps [from, to). Between blocks of
 // steps the sums rest in `out`; bias and residual come with the last.
 template <class Kind, int Rows, int Vectors>
-void tile(const Call& call, const uint32_t* x, const uint32_t* w, int64_t row, int64_t column,
-          int64_t from, int64_t to) {
+void tile(const Call& call, const uint32_t* x, const uint32_t* w, const uint32_t* soon, int64_t row,
+          int64_t column, int64_t from, int64_t to) {
   const int64_t n = call.w.n;
   F acc[Rows][Vectors] = {};
   if (from > 0)
@@ -117,8 +118,10 @@ void tile(const Call& call, const uint32_t* x, const uint32_t* w, int64_t row, i
         const int64_t c = column + v * W;
         if (c < n) acc[r][v] = load(call.out + (row + r) * n + c, n - c);
       }
-  for (int64_t s = from; s < to; ++s)
+  for (int64_t s = from; s < to; ++s) {
+    for (int v = 0; v < Vectors * W; v += 16) __builtin_prefetch(soon + s * panel + v);
     Kind::step(x + s * Rows * Kind::dwords, w + s * panel, acc);
+  }
   const bool last = to == call.steps;
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vectors; ++v) {
@@ -133,17 +136,16 @@ void tile(const Call& call, const uint32_t* x, const uint32_t* w, int64_t row, i
 
 // All 32 outputs of a panel, in as many vectors at once as the registers hold.
 template <class Kind, int Rows>
-void tile_panel(const Call& call, const uint32_t* x, const uint32_t* w, int64_t row, int64_t column,
-                int64_t from, int64_t to) {
+void tile_panel(const Call& call, const uint32_t* x, const uint32_t* w, const uint32_t* soon,
+                int64_t row, int64_t column, int64_t from, int64_t to) {
   constexpr int Vectors = 2 * Rows <= max_rows ? wide : 2;
   for (int v = 0; v < panel / W; v += Vectors)
-    tile<Kind, Rows, Vectors>(call, x, w + v * W, row, column + v * W, from, to);
+    tile<Kind, Rows, Vectors>(call, x, w + v * W, soon + v * W, row, column + v * W, from, to);
 }
 
 template <class Kind, int... Rows>
 constexpr auto tiles(std::integer_sequence<int, Rows...>) {
-  using Tile = void (*)(const Call&, const uint32_t*, const uint32_t*, int64_t, int64_t, int64_t, int64_t);
-  struct Table { Tile of[sizeof...(Rows)]; };
+  struct Table { decltype(&tile_panel<Kind, 1>) of[sizeof...(Rows)]; };
   return Table{{tile_panel<Kind, Rows + 1>...}};
 }
 
@@ -198,7 +200,10 @@ void multiply(const Linear& w, const float* x, int64_t m, const float* residual,
       for (int64_t p = panels * group / groups; p < panels * (group + 1) / groups; ++p)
         for (int64_t t = first; t < last; ++t) {
           const int64_t row = tiling.start(t), rows = tiling.start(t + 1) - row;
-          table.of[rows - 1](call, rows_at(t), weight + p * steps * panel, row, p * panel, from, to);
+          const uint32_t* at = weight + p * steps * panel;
+          // the first tile meets the panel in memory; the last has time to fetch the next panel
+          const uint32_t* soon = at + panel * (t > first && t == last - 1 ? steps : ahead);
+          table.of[rows - 1](call, rows_at(t), at, soon, row, p * panel, from, to);
         }
     }
   });

@@ -25,7 +25,7 @@ void normalise(const float* x, const float* weight, int64_t n, float eps, float 
     const F v = load(x + i, n - i);
     squares = fma(v, v, squares);
   }
-  const F inverse = splat(1.0f / std::sqrt(sum(squares) / float(n) + eps));
+  const F inverse = splat(1.0f / std::sqrt(sum_lanes(squares)[0] / float(n) + eps));
   for (int64_t i = 0; i < n; i += W)
     store(out + i, load(x + i, n - i) * inverse * (load(weight + i, n - i) + splat(offset)), n - i);
 }
@@ -71,12 +71,12 @@ void weir_layer_norm(const float* x, const float* weight, const float* bias, int
     const float* in = x + r * n;
     F total = {}, squares = {};
     for (int64_t i = 0; i < n; i += W) total += load(in + i, n - i);
-    const float mean = sum(total) / float(n);
+    const float mean = sum_lanes(total)[0] / float(n);
     for (int64_t i = 0; i < n; i += W) {
       const F v = select(lanes() < int32_t(n - i), load(in + i, n - i) - splat(mean), F{});
       squares = fma(v, v, squares);
     }
-    const F inverse = splat(1.0f / std::sqrt(sum(squares) / float(n) + eps));
+    const F inverse = splat(1.0f / std::sqrt(sum_lanes(squares)[0] / float(n) + eps));
     for (int64_t i = 0; i < n; i += W) {
       const F v = (load(in + i, n - i) - splat(mean)) * inverse;
       store(out + r * n + i, fma(v, load(weight + i, n - i), load(bias + i, n - i)), n - i);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -89,19 +90,19 @@ inline F shuffle(F a, F b) {  // lanes of a are 0 to W - 1, those of b follow
 #endif
 }
 
-template <class Op>
-inline float fold(F v, Op op) {
-  float lane[W];
-  store(lane, v);
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] = op(lane[i], lane[i + half]);
-  return lane[0];
+// In every lane, what `op` makes of all lanes of v.
+template <int Step = W / 2, class Op, int... Lane>
+inline F fold(F v, Op op, std::integer_sequence<int, Lane...> lanes) {
+  if constexpr (Step == 0)
+    return v;
+  else
+    return fold<Step / 2>(op(v, shuffle<((Lane + Step) % W)...>(v, v)), op, lanes);
 }
-inline float sum(F v) {
-  return fold(v, [](float a, float b) { return a + b; });
+inline F sum_lanes(F v) {
+  return fold(v, [](F a, F b) { return a + b; }, std::make_integer_sequence<int, W>());
 }
-inline float max(F v) {
-  return fold(v, [](float a, float b) { return a > b ? a : b; });
+inline F max_lanes(F v) {
+  return fold(v, [](F a, F b) { return max(a, b); }, std::make_integer_sequence<int, W>());
 }
 
 // e^x to about 1 ulp for x <= 88; exactly 0 below -87.3, exactly 1 at 0, NaN for NaN.
