@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from tests import fakes
 from weir.client import Limits, Local
 from weir.config import Config
 from weir.server.app import create_app
+from weir.server.main import listen
 
 TEXT = fakes.text()
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -29,7 +29,7 @@ class Running:
         self.config = config
         self.engine = engine
         self.limits = limits
-        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.socket = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         self.up = threading.Event()
         self.thread = threading.Thread(target=lambda: asyncio.run(self._run()))

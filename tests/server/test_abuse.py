@@ -186,7 +186,7 @@ FIELDS = [
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 @given(st.sampled_from(FIELDS), anything)
 def test_any_value_at_any_field(http, place, value):
@@ -202,7 +202,7 @@ def test_any_value_at_any_field(http, place, value):
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 @given(st.sampled_from(POSTS), st.binary(max_size=64) | anything.map(msgjson.encode))
 def test_any_body_at_any_route(http, endpoint, content):

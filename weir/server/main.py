@@ -42,13 +42,22 @@ def serve(config: Config) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, taken before anything slow begins so that a clash shows at once."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # asyncio turns Nagle's delay off only where the protocol is named
+        with contextlib.ExitStack() as undo:
+            listening = undo.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(BACKLOG)
+            undo.pop_all()
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host}:{port} ({error.strerror}): choose another --host or --port"
         ) from None
+    return listening
 
 
 class Server(uvicorn.Server):

@@ -66,10 +66,7 @@ def _operation(
     elif endpoint.media != "application/json":
         content[endpoint.media] = {"schema": {"type": "string"}}
     if endpoint.chunk is not None:
-        content["text/event-stream"] = {
-            "schema": {"type": "string"},
-            "x-event": schema[endpoint.chunk],
-        }
+        content["text/event-stream"] = {"schema": _event(schema[endpoint.chunk])}
     success: dict[str, Any] = {"description": "Done.", "headers": _headers()}
     if content:
         success["content"] = content
@@ -98,6 +95,12 @@ def _operation(
     if endpoint.open:
         operation["security"] = []
     return operation
+
+
+def _event(chunk: dict[str, Any]) -> dict[str, Any]:
+    """Server-sent events whose data are `chunk` in JSON, or an error, or at the end `[DONE]`."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _codes(endpoint: Endpoint) -> list[int]:
