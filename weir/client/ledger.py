@@ -274,16 +274,6 @@ class Ledger:
         self._leave(assembly)
         return events, uids
 
-    def replayable(self, attempts: int) -> tuple[list[Assembly], list[Assembly]]:
-        """The live requests after their engine was lost: those to give to the next one, and those
-        that have shown part of an answer or been through `attempts` engines, and must end."""
-        again: list[Assembly] = []
-        lost: list[Assembly] = []
-        for assembly in self.live.values():
-            fresh = not assembly.streamed and assembly.attempts < attempts
-            (again if fresh else lost).append(assembly)
-        return again, lost
-
     def _leave(self, assembly: Assembly) -> None:
         if not assembly.finished:
             return

@@ -10,8 +10,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from weir.client.assemble import Assembly
 from weir.client.dispatch import CLOSED, Dispatcher
-from weir.client.ledger import Limits
+from weir.client.ledger import Event, Limits
 from weir.client.process import EngineProcess
 from weir.errors import EngineDead
 from weir.text import Text
@@ -19,8 +20,8 @@ from weir.wire import Deltas, Ready, Stats, Up
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3
-"""Engines a request may be given to: what has seen two of them die may well be the cause."""
+SUSPECT = 2
+"""Engines a request has seen die before it may be taken for the cause."""
 
 FAILURES, WINDOW = 5, 60.0
 """So many engines that died within so many seconds without completing a request: give up."""
@@ -41,7 +42,8 @@ class Remote(Dispatcher):
 
     When the process dies or hangs, another is started. Requests that have shown nothing yet are
     given to it in their old order and with their old seeds, so nobody notices but for the time it
-    took; the others end with `finish_reason` "error".
+    took; the others end with `finish_reason` "error". If the next engine dies of it too, the
+    requests it had are suspects: they are tried one by one, and the one that kills is told so.
 
     config: what the engine's factory is called with: plain data, or a Struct.
     factory: "module:function"; imported in the engine process alone.
@@ -72,6 +74,7 @@ class Remote(Dispatcher):
         self._engine: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._failures: deque[float] = deque(maxlen=FAILURES)
+        self._suspects: deque[Assembly] = deque()  # the first is on trial, the others wait
         self._past = Stats()  # what engines now gone have counted
         self.restarts = 0
 
@@ -133,8 +136,17 @@ class Remote(Dispatcher):
                     log.error("the engine could not be restarted: %s", reason)
                     self._failures.append(time.monotonic())
             self.restarts += 1
-            for assembly in list(self._ledger.live.values()):
+            self._replay()
+
+    def _replay(self) -> None:
+        """Give a new engine what the one before it had shown nothing of."""
+        for assembly in self._ledger.live.values():
+            if assembly.attempts > SUSPECT:
+                self._suspects.append(assembly)
+            else:
                 self._hand_over(assembly)
+        if self._suspects:
+            self._hand_over(self._suspects[0])
 
     def _mourn(self, engine: EngineProcess, reason: str) -> None:
         """Settle what a dead engine leaves: who is replayed, who is lost, what was counted."""
@@ -145,12 +157,18 @@ class Remote(Dispatcher):
             self._failures.clear()
         else:
             self._failures.append(time.monotonic())
-        again, lost = self._ledger.replayable(ATTEMPTS)
-        log.error("%s; %d requests are replayed, %d lost", reason, len(again), len(lost))
-        for assembly in again:
-            assembly.restart()
-        for assembly in lost:
-            self._lose(assembly, f"{reason}. The request was in it; send it again")
+        tried, *untried = self._suspects or [None]
+        self._suspects.clear()
+        live = list(self._ledger.live.values())
+        lost = [assembly for assembly in live if assembly.streamed or assembly is tried]
+        log.error("%s; %d requests are replayed, %d lost", reason, len(live) - len(lost), len(lost))
+        for assembly in live:
+            if assembly is tried and not assembly.streamed:
+                self._lose(assembly, f"{reason}, as others did that were given this request")
+            elif assembly.streamed:
+                self._lose(assembly, f"{reason}. This request was in it: send it again")
+            elif assembly not in untried:
+                assembly.restart()
         self._past = replace(Stats(), **{name: getattr(self._stats, name) for name in COUNTERS})
         self._stats = self._past
         self._ledger.running = 0
@@ -161,6 +179,13 @@ class Remote(Dispatcher):
         self._lose_all(reason)
 
     # -- messages ------------------------------------------------------------------------------
+
+    def _publish(self, events: list[Event], aborts: list[int]) -> None:
+        super()._publish(events, aborts)
+        while self._suspects and self._suspects[0].streamed:  # acquitted
+            self._suspects.popleft()
+            if self._suspects:
+                self._hand_over(self._suspects[0])
 
     def _post(self, message: Up) -> None:
         if self._engine is not None:

@@ -1,0 +1,75 @@
+"""Coroutines with a time limit, and proof that nothing was left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from tests import fakes
+from weir.client import ModelInfo
+from weir.client.ledger import Ledger, Limits
+from weir.text import Text
+
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as once:
+    once.run(asyncio.sleep(0))  # uvloop's first loop keeps two descriptors for all later ones
+
+
+@pytest.fixture(scope="session")
+def text() -> Text:
+    return fakes.text()
+
+
+@pytest.fixture
+def ledger(text: Text) -> Ledger:
+    return make_ledger(text)
+
+
+def make_ledger(text: Text, limits: Limits | None = None, context: int = 256) -> Ledger:
+    return Ledger(text, ModelInfo("m", ["m"], context, text.vocab, text.eos), limits, seed=1)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable:
+    """Runs a coroutine function on either event loop, for at most a minute."""
+
+    def runner(function: Callable[..., Awaitable], *arguments):
+        async def limited():
+            async with asyncio.timeout(60):
+                return await function(*arguments)
+
+        factory = uvloop.new_event_loop if request.param == "uvloop" else None
+        with asyncio.Runner(loop_factory=factory) as loop:
+            return loop.run(limited())
+
+    return runner
+
+
+def left_behind() -> tuple[int, list[int], int, list[str]]:
+    """What this process holds: descriptors, children, threads, and folders of engines."""
+    children = [
+        int(pid)
+        for task in Path("/proc/self/task").iterdir()
+        for pid in (task / "children").read_text().split()
+    ]
+    folders = [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("weir-")]
+    return len(os.listdir("/proc/self/fd")), children, threading.active_count(), folders
+
+
+@pytest.fixture
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails if the test leaves descriptors, processes, threads or files behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = left_behind()
+    yield
+    deadline = time.monotonic() + 3
+    while left_behind() != before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left_behind() == before

@@ -1,0 +1,293 @@
+"""An engine process that dies, hangs or cannot start: everybody is answered and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.client.conftest import left_behind
+from weir.client import Remote
+from weir.client import remote as remote_module
+from weir.errors import EngineDead, Overloaded
+from weir.params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8)
+SEEDED = SamplingParams(max_tokens=8, seed=5)
+
+
+@pytest.fixture
+def make(text, clean):
+    def maker(config=None, factory="engine", **options):
+        return Remote(config or {}, text, ["m"], factory=f"tests.fakes:{factory}", **options)
+
+    return maker
+
+
+async def ready(client):
+    while client.health != "ready":
+        await asyncio.sleep(0.01)
+
+
+async def answers(streams):
+    return await asyncio.gather(*(s.collect() for s in streams), return_exceptions=True)
+
+
+def test_what_showed_nothing_is_replayed_and_the_rest_told(run, make, tmp_path):
+    """The killer is replayed too: it kills once. Tokens are those an engine that lives makes."""
+
+    async def main():
+        client = make({"requests": 4, "step_seconds": 0.01})
+        await client.start()
+        (wanted,) = await client.submit("q", SEEDED).collect()
+        counted = client.stats.generated_tokens
+        ended = []
+        client.listeners.append(ended.append)
+        begun = client.submit("x", SamplingParams(max_tokens=250))
+        await anext(begun)
+        killer = client.submit("k", GREEDY, user=f"die:{tmp_path / 'died'}", request_id="killer")
+        queued = [client.submit("q", SEEDED, request_id=str(at)) for at in range(6)]
+        with pytest.raises(EngineDead, match="SIGKILL"):
+            await begun.collect()
+        assert client.health == "starting"
+        with pytest.raises(Overloaded, match="starting"):
+            client.submit("x", GREEDY)
+        assert [c.text for (c,) in await answers([killer])] == ["k" * 8]
+        assert [c.token_ids for (c,) in await answers(queued)] == [wanted.token_ids] * 6
+        assert client.health == "ready" and client.restarts == 1
+        told = {finished.id: finished for finished in ended}
+        assert told[begun.id].finish_reasons == ["error"] and "SIGKILL" in told[begun.id].error
+        assert [told[str(at)].replays for at in range(6)] == [1] * 6
+        order = [f.id for f in ended if f.id in "012345"]
+        assert order == sorted(order)
+        assert client.stats.generated_tokens >= counted + 7 * 8  # counters go on across engines
+        await client.close()
+
+    run(main)
+
+
+def test_an_error_event_comes_before_the_exception(run, make):
+    async def main():
+        client = make({"step_seconds": 0.01})
+        await client.start()
+        stream = client.submit("x", SamplingParams(max_tokens=250, n=2))
+        await anext(stream)
+        os.kill(client.model.info["pid"], signal.SIGKILL)
+        outputs = []
+        with pytest.raises(EngineDead):
+            async for output in stream:
+                outputs.append(output)
+        reasons = [o.finish_reason for o in outputs if o.finish_reason is not None]
+        assert reasons == ["error", "error"] and "send it again" in outputs[-1].error
+        await client.close()
+
+    run(main)
+
+
+def test_a_request_that_kills_every_engine_is_given_up(run, make):
+    """The others are served all the same, and the engine is not taken for broken."""
+
+    async def main():
+        client = make({"requests": 2})
+        await client.start()
+        users = {"a": "", "b": "", "k": "die", "c": "", "d": ""}
+        streams = {name: client.submit(name, GREEDY, user=user) for name, user in users.items()}
+        ends = dict(zip(streams, await answers(streams.values()), strict=True))
+        assert isinstance(ends["k"], EngineDead) and "given this request" in str(ends["k"])
+        assert [ends[name][0].text for name in "abcd"] == [name * 8 for name in "abcd"]
+        assert client.restarts == 3 and client.health == "ready"
+        await client.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["hang", "stop"])
+def test_a_hung_engine_is_noticed_and_replaced(run, make, how):
+    """A step that does not end, and a process that gives no sign of life."""
+
+    async def main():
+        client = make(step_timeout=0.6, heartbeat_timeout=1.2)
+        await client.start()
+        pid = client.model.info["pid"]
+        if how == "hang":
+            stuck = client.submit("x", GREEDY, user="hang")
+            while client.health == "ready":
+                await asyncio.sleep(0.01)
+            client.abort(stuck.id)
+        else:
+            os.kill(pid, signal.SIGSTOP)
+        waiting = client.submit("y", GREEDY) if how == "stop" else None
+        while client.restarts == 0:
+            await asyncio.sleep(0.01)
+        assert client.model.info["pid"] != pid
+        if waiting is not None:
+            assert (await waiting.collect())[0].text == "y" * 8
+        assert (await client.submit("z", GREEDY).collect())[0].text == "z" * 8
+        await client.close()
+
+    run(main)
+
+
+def test_a_long_step_below_the_limit_is_left_alone(run, make):
+    async def main():
+        client = make({"step_seconds": 1.5}, step_timeout=5.0, heartbeat_timeout=1.0)
+        await client.start()
+        (completion,) = await client.submit("x", SamplingParams(max_tokens=1)).collect()
+        assert completion.finish_reason == "length" and client.restarts == 0
+        await client.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("factory", "config", "why"),
+    [
+        ("broken_engine", {"how": "raise"}, "the weights are not there"),
+        ("broken_engine", {"how": "exit"}, "exit code 3: out of luck"),
+        ("engine", {"no_such_setting": 1}, "no_such_setting"),
+        ("no_such_factory", {}, "no_such_factory"),
+    ],
+)
+def test_an_engine_that_cannot_start_says_why(run, make, factory, config, why):
+    async def main():
+        client = make(config, factory)
+        with pytest.raises(EngineDead, match=why):
+            await client.start()
+        assert client.health.startswith("dead: ") and why in client.health
+        with pytest.raises(Overloaded, match="dead"):
+            client.submit("x", GREEDY)
+        await client.close()
+
+    run(main)
+
+
+def test_an_engine_that_takes_too_long_to_start(run, make):
+    async def main():
+        client = make(start_timeout=0.01)
+        with pytest.raises(EngineDead, match=r"not ready after 0\.01 s"):
+            await client.start()
+        await client.close()
+
+    run(main)
+
+
+def test_a_start_can_be_cancelled(run, make):
+    async def main():
+        client = make()
+        starting = asyncio.create_task(client.start())
+        await asyncio.sleep(0.03)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await client.close()
+
+    run(main)
+
+
+def test_an_engine_that_keeps_dying_is_given_up(run, make, tmp_path, monkeypatch):
+    """After so many in a row that did no work, the client is dead and says why."""
+    monkeypatch.setattr(remote_module, "SUSPECT", 100)
+
+    async def main():
+        client = make()
+        await client.start()
+        stream = client.submit("x", GREEDY, user="raise")
+        with pytest.raises(EngineDead, match="the device is lost"):
+            await stream.collect()
+        assert client.health.startswith("dead: ") and "the device is lost" in client.health
+        assert client.restarts == remote_module.FAILURES - 1
+        with pytest.raises(Overloaded, match="the device is lost"):
+            client.submit("x", GREEDY)
+        await client.close()
+
+    monkeypatch.setattr(asyncio, "sleep", _hurried(asyncio.sleep))
+    run(main)
+
+
+def _hurried(sleep):
+    return lambda seconds, *rest: sleep(min(seconds, 0.05), *rest)
+
+
+def test_killed_again_and_again_under_load(run, make):
+    """Twenty engines are killed while forty callers keep asking: every request is answered, and
+    nothing has been left behind when the last engine stands."""
+
+    async def main():
+        client = make({"requests": 16, "step_seconds": 0.001})
+        await client.start()
+        held = None
+        finished = []
+        client.listeners.append(finished.append)
+        counts = {"length": 0, "error": 0, "refused": 0}
+        stop = asyncio.Event()
+
+        async def caller(at):
+            while not stop.is_set():
+                try:
+                    stream = client.submit([97 + at % 26] * 3, SamplingParams(max_tokens=1 + at))
+                    (completion,) = await stream.collect()
+                    assert completion.finish_reason == "length"
+                    assert len(completion.token_ids) == 1 + at
+                    counts["length"] += 1
+                except EngineDead:
+                    counts["error"] += 1
+                except Overloaded as error:
+                    assert error.retry_after > 0
+                    counts["refused"] += 1
+                    await asyncio.sleep(0.02)
+
+        callers = [asyncio.create_task(caller(at)) for at in range(40)]
+        for kill in range(20):
+            await ready(client)
+            if kill == 1:
+                held = left_behind()[0]
+            await asyncio.sleep(0.05)
+            os.kill(client.model.info["pid"], signal.SIGKILL)
+            while client.restarts == kill:
+                await asyncio.sleep(0.01)
+        await ready(client)
+        stop.set()
+        await asyncio.gather(*callers)
+        assert client.restarts == 20 and counts["length"] > 40
+        assert len(finished) == counts["length"] + counts["error"]
+        descriptors, children, _, folders = left_behind()
+        assert len(children) == 1 and len(folders) == 1 and descriptors <= held + 2
+        await client.close()
+
+    run(main)
+
+
+def test_the_engine_leaves_when_its_client_is_killed(tmp_path):
+    """kill -9 of the server: no engine stays behind with the memory of the machine."""
+    program = f"""
+import asyncio, os, tempfile
+tempfile.tempdir = {str(tmp_path)!r}
+from tests import fakes
+from weir.client import Remote
+async def main():
+    client = Remote({{}}, fakes.text(), ["m"], factory="tests.fakes:engine")
+    await client.start()
+    print(client.model.info["pid"], flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as server:
+        engine = int(server.stdout.readline())
+        os.kill(engine, 0)
+        server.kill()
+    deadline = time.monotonic() + 5
+    while _alive(engine):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
