@@ -1,0 +1,148 @@
+"""Offline use: batches in this thread, streams beside others, and what happens on Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import weir
+from tests import fakes
+from weir import AsyncLLM, SamplingParams
+from weir.client import Local
+from weir.errors import BadRequest, EngineDead
+from weir.llm import LLM
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8)
+
+
+@pytest.fixture
+def engine():
+    return fakes.FakeEngine()
+
+
+@pytest.fixture
+def llm(engine, text):
+    with LLM.of(engine, text) as llm:
+        yield llm
+    assert engine.closed and not engine.busy
+
+
+def texts(outputs):
+    return [output.outputs[0].text for output in outputs]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ("hello", ["hellohel"]),
+        ([104, 105], ["hihihihi"]),
+        (["a", "bc"], ["aaaaaaaa", "bcbcbcbc"]),
+        ([[97], [98, 99]], ["aaaaaaaa", "bcbcbcbc"]),
+        ([], []),
+    ],
+)
+def test_prompts_of_every_kind(llm, prompts, expected):
+    assert texts(llm.generate(prompts, GREEDY)) == expected
+
+
+def test_results_are_in_order_and_whole(llm):
+    """Shorter ones end first, yet stay in their places."""
+    params = [SamplingParams(temperature=0, max_tokens=30 - at) for at in range(30)]
+    outputs = llm.generate(["ab"] * 30, params)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [30 - at for at in range(30)]
+    assert all(
+        output.finished and output.outputs[0].finish_reason == "length" for output in outputs
+    )
+    assert outputs[0].prompt == "ab" and outputs[0].prompt_token_ids == list(b"ab")
+    assert 0 < outputs[0].metrics.arrival <= outputs[0].metrics.first <= outputs[0].metrics.last
+
+
+def test_choices_logprobs_and_stops(llm, engine):
+    params = SamplingParams(
+        temperature=0, max_tokens=9, n=2, stop="lo", logprobs=1, prompt_logprobs=0
+    )
+    (output,) = llm.generate("hello", params)
+    for choice in output.outputs:
+        assert (choice.text, choice.finish_reason, choice.stop_reason) == ("hel", "stop", "lo")
+        assert [list(entry) for entry in choice.logprobs] == [[t] for t in b"hello"]
+        assert choice.logprobs[0][ord("h")].token == "h"
+        assert choice.cumulative_logprob == -0.5 * 5
+    first, *rest = output.prompt_logprobs
+    assert first is None and [list(entry) for entry in rest] == [[t] for t in b"ello"]
+    assert not engine.live  # a stop string ends the engine's half too
+
+
+def test_chat_and_embed(llm):
+    talk = [{"role": "user", "content": "hi"}]
+    (one,) = llm.chat(talk, GREEDY)
+    assert one.outputs[0].text == "user: hi"
+    assert texts(llm.chat([talk, talk], GREEDY)) == ["user: hi"] * 2
+    assert llm.embed(["a", "abc"]) == [[1.0, 1.0], [1.0, 3.0]]
+    assert llm.decode(llm.encode("é")) == "é"
+
+
+def test_one_bad_prompt_refuses_all_before_any_is_run(llm, engine):
+    with pytest.raises(BadRequest):
+        llm.generate(["good", "bad" * 200], GREEDY)
+    assert not engine.busy and engine.counters.prompt_tokens == 0
+    with pytest.raises(BadRequest):
+        llm.generate(["a", "b"], [GREEDY])
+    assert texts(llm.generate("a", GREEDY)) == ["a" * 8]
+
+
+def test_an_engine_that_is_lost(text, monkeypatch):
+    engine = fakes.FakeEngine()
+    llm = LLM.of(engine, text)
+    with monkeypatch.context() as patch:
+        patch.setattr(fakes.FakeEngine, "step", lambda self: 1 / 0)
+        with pytest.raises(EngineDead, match="ZeroDivisionError"):
+            llm.generate("a", GREEDY)
+
+
+def test_interrupted_between_steps(llm, engine):
+    """Ctrl-C aborts what is live, the engine puts everything back, and it can be used again."""
+    engine.step_seconds = 0.01
+    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["a"] * 20, SamplingParams(max_tokens=250, ignore_eos=True))
+    timer.join()
+    assert not engine.busy
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert texts(llm.generate("a", GREEDY)) == ["a" * 8]
+
+
+def test_async_outputs_grow_and_stay_as_they_were(run, text):
+    async def main():
+        async with AsyncLLM.of(Local(fakes.FakeEngine(), text, ["m"])) as llm:
+            seen = [output async for output in llm.generate("hello", GREEDY)]
+            assert [output.outputs[0].text for output in seen] == [
+                "hellohel"[:at] for at in range(1, 9)
+            ]
+            assert [output.finished for output in seen] == [False] * 7 + [True]
+            talk = [{"role": "user", "content": "hi"}]
+            chat = [output async for output in llm.chat(talk, GREEDY)]
+            assert chat[-1].outputs[0].text == "user: hi"
+            assert await llm.embed("abc") == [1.0, 3.0]
+            async for _ in llm.generate("a", SamplingParams(max_tokens=200), request_id="left"):
+                break
+            assert llm.abort("unknown") == 0
+            with pytest.raises(BadRequest):
+                await anext(llm.generate("a" * 1000))
+
+    run(main)
+
+
+def test_the_package_is_light_until_it_is_used():
+    program = (
+        "import sys, weir; weir.SamplingParams; import weir.connect; print('torch' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert output.stdout.strip() == b"False"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        weir.nothing  # noqa: B018
