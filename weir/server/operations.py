@@ -21,7 +21,7 @@ FIRST = -(2**31) + 1  # a priority before any client's
 
 class HealthQuery(Struct, kw_only=True):
     deep: bool = False  # generate one token
-    timeout: Annotated[float, Meta(gt=0, le=600)] = 10.0  # seconds that may take
+    timeout: Annotated[float, Meta(ge=0.1, le=600)] = 10.0  # seconds that may take
 
 
 class AbortRequest(Struct, kw_only=True, forbid_unknown_fields=True):

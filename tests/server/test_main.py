@@ -1,0 +1,157 @@
+"""The server as a process: its start, its signals, its way out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.server.conftest import events
+from weir.errors import ConfigError
+from weir.server.main import listen
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def process(engine: dict, factory: str = "tests.fakes:engine", **config) -> Iterator[tuple]:
+    settings = json.dumps({"engine": engine, "config": config, "factory": factory})
+    running = subprocess.Popen(
+        [sys.executable, "-m", "tests.server.serve_fake", settings],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = f"http://127.0.0.1:{running.stdout.readline().strip()}"
+        with httpx.Client(base_url=url, timeout=20) as http:
+            yield running, http
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def wait_ready(http: httpx.Client) -> list[int]:
+    """Status codes of /health until it says 200."""
+    codes = []
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.ConnectError):
+            codes.append(http.get("/health").status_code)
+        if codes[-1:] == [200]:
+            return codes
+        time.sleep(0.02)
+    raise AssertionError(f"never ready: {codes}")
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def test_start_and_a_quiet_end():
+    with process({"context": 64}) as (running, http):
+        codes = wait_ready(http)
+        assert set(codes[:-1]) <= {503}, "not ready is said, not hidden"
+        assert http.post("/v1/completions", json={"prompt": "a"}).status_code == 200
+        (engine,) = children(running.pid)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(10) == 0
+        assert not Path(f"/proc/{engine}").exists()
+        lines = [json.loads(line) for line in running.stderr]
+        assert any("ready after" in line["message"] for line in lines)
+        assert all(line["level"] == "info" for line in lines), lines
+
+
+def test_sigterm_lets_streams_finish_and_refuses_new_requests():
+    with process({"context": 400, "step_seconds": 0.01}) as (running, http):
+        wait_ready(http)
+        body = {"prompt": "abc", "max_tokens": 80, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            chunks = answer.iter_text()
+            text = next(chunks)
+            running.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 5
+            while (refused := http.post("/v1/completions", json={"prompt": "a"})).is_success:
+                assert time.monotonic() < deadline
+            assert refused.status_code == 503 and "retry-after" in refused.headers
+            text += "".join(chunks)
+        assert len(events(text)) == 81 and "[DONE]" in text
+        assert running.wait(10) == 0
+
+
+def test_the_drain_has_a_bound():
+    engine = {"context": 100_000, "step_seconds": 0.01}
+    with process(engine, shutdown_timeout=0.5) as (running, http):
+        wait_ready(http)
+        body = {"prompt": "abc", "max_tokens": 90_000, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            chunks = answer.iter_text()
+            text = next(chunks)
+            signalled = time.monotonic()
+            running.send_signal(signal.SIGTERM)
+            text += "".join(chunks)
+        *_, last, done = events(text)
+        assert json.loads(last)["choices"][0]["finish_reason"] == "abort" and done == "[DONE]"
+        assert running.wait(10) == 0
+        assert 0.4 < time.monotonic() - signalled < 5
+
+
+def test_a_second_signal_ends_it_now():
+    with process({"context": 100_000, "step_seconds": 0.01}) as (running, http):
+        wait_ready(http)
+        body = {"prompt": "abc", "max_tokens": 90_000, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            next(chunks := answer.iter_text())
+            running.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            assert running.poll() is None, "the first signal waits"
+            running.send_signal(signal.SIGINT)
+            with contextlib.suppress(httpx.RemoteProtocolError):
+                list(chunks)
+        assert running.wait(5) == 0
+
+
+def test_an_engine_that_is_killed_comes_back_and_its_stream_says_why():
+    with process({"context": 100_000, "step_seconds": 0.01}) as (running, http):
+        wait_ready(http)
+        body = {"prompt": "abc", "max_tokens": 90_000, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            chunks = answer.iter_text()
+            text = next(chunks)
+            os.kill(children(running.pid)[0], signal.SIGKILL)
+            text += "".join(chunks)
+        last = json.loads(events(text)[-1])
+        assert last["error"]["code"] == "engine_error" and last["error"]["message"]
+        wait_ready(http)
+        assert http.post("/v1/completions", json={"prompt": "a"}).status_code == 200
+
+
+def test_an_engine_that_cannot_start_ends_the_server_saying_why():
+    with process({"how": "raise"}, factory="tests.fakes:broken_engine") as (running, _):
+        assert running.wait(20) != 0
+        assert "the weights are not there" in running.stderr.read()
+
+
+def test_an_address_in_use_is_said_before_anything_slow():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(ConfigError, match="--port"):
+            listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(ConfigError, match="cannot listen on"):
+        listen("no.such.host.invalid", 0)
+
+
+def test_the_server_does_not_import_torch():
+    code = "import sys, weir.server.main; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
