@@ -2,10 +2,10 @@
 
     python bench/correctness.py [--model smollm2-135m] [--prompts 200] [--tokens 64]
 
-Every mode below generates for all prompts. transformers, which reads the same GGUF by its own means,
-then scores each distinct answer in one forward pass: at every position our token must be its argmax.
-Where it is not, the gap between the two logits is shown; below 1e-4 it is a tie. Prompts are real ones
-(WEIR_DATA/prefix, else the committed sample).
+Every mode below generates for all prompts. transformers, which reads the same GGUF by its own
+means, then scores each distinct answer in one forward pass: at every position our token must be its
+argmax. Where it is not, the gap between the two logits is shown; below 1e-4 it is a tie. Prompts are
+real ones (WEIR_DATA/prefix, else the committed sample).
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def prompts(text: Text, count: int) -> list[list[int]]:
     if folder:
         base = Path(folder) / "prefix"
         questions = [json.loads(line)["question"] for line in gzip.open(base / "gsm8k.jsonl.gz")]
-        questions += [json.loads(line)["turns"][0] for line in gzip.open(base / "mt_bench.jsonl.gz")]
+        questions += [
+            json.loads(line)["turns"][0] for line in gzip.open(base / "mt_bench.jsonl.gz")
+        ]
         code = [json.loads(line)["prompt"] for line in gzip.open(base / "humaneval.jsonl.gz")]
         texts = [*questions[: count // 2], *questions[-60:], *code][:count]
         head = questions[-1] + "\n\n" + questions[3] + "\n\n"
@@ -105,8 +107,10 @@ def main() -> int:
     source = hub.resolve(args.model)
     text = Text.from_gguf(GGUF.open(source.path))
     work = prompts(text, args.prompts)
-    print(f"{args.model}, float32, {len(work)} prompts of {min(map(len, work))} to "
-          f"{max(map(len, work))} tokens, {args.tokens} tokens each")
+    print(
+        f"{args.model}, float32, {len(work)} prompts of {min(map(len, work))} to "
+        f"{max(map(len, work))} tokens, {args.tokens} tokens each"
+    )
     runs = {}
     for name, mode in MODES.items():
         began = time.perf_counter()
@@ -130,8 +134,10 @@ def main() -> int:
             same += not gaps
             for position, gap in gaps:
                 print(f"    prompt {i}, token {position}: gap {gap:.2e}")
-        print(f"{name}: {same} identical, {ties} by a tie below {TIE:g}, "
-              f"{len(answers) - same - ties} different")
+        print(
+            f"{name}: {same} identical, {ties} by a tie below {TIE:g}, "
+            f"{len(answers) - same - ties} different"
+        )
     return 1 if wrong else 0
 
 

@@ -49,7 +49,7 @@ def install_torch(python: Path) -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  # this file runs before anything is checked
         raise SystemExit("[install] Weir needs Python 3.11 or later: make PYTHON=python3.12 ...")
     folder, extra = Path(sys.argv[1]), sys.argv[2:3]
     python = folder / "bin" / "python"

@@ -74,7 +74,7 @@ class Shadow:
         return state
 
     def _check_prefix(self, chunk: Chunk, table: list[Page], state: int) -> None:
-        """The hashes up to `start` must be one unbroken chain of the tokens this uid is known by."""
+        """The hashes up to `start` must be one unbroken chain of this uid's tokens."""
         tokens = self.requests[chunk.uid]
         expected = 0
         for position in range(chunk.start):

@@ -1,4 +1,4 @@
-"""From a `Config` to an `Engine`: the only file that knows every class, and the last to see Config."""
+"""From a `Config` to an `Engine`: the one file that knows every class, the last to see Config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.local import Local
 from weir.kv.cache import Cache
-from weir.models.base import Model
 from weir.models.load import load
 from weir.ops import native
 from weir.runtime.runner import Runner
@@ -36,7 +35,7 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a device is given where the configuration leaves the choice. Measured: docs/design.md."""
+    """What a device is given where the configuration leaves the choice (docs/results.md)."""
 
     page: int
     tokens: int
@@ -147,9 +146,7 @@ def _dtype(name: str, device: torch.device, kernels: bool) -> torch.dtype:
     return DTYPES[name]
 
 
-def _pages(
-    config: Config, spec: Spec, page: int, dtype: torch.dtype, device: torch.device
-) -> int:
+def _pages(config: Config, spec: Spec, page: int, dtype: torch.dtype, device: torch.device) -> int:
     """Pages of the KV cache: what the configuration says, or a share of what is free."""
     one = page_bytes(spec.attention, page, dtype)
     room = config.kv_cache_memory or _free(config, device)

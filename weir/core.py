@@ -17,7 +17,7 @@ PENDING = -1
 
 
 class Tier(IntEnum):
-    """A place KV pages can live, hottest first. Walking down the radix tree, tiers only get colder."""
+    """A place KV pages can live, hottest first. Down the radix tree, tiers only get colder."""
 
     GPU = 0
     CPU = 1
@@ -211,7 +211,7 @@ class Result(Struct):
 
 
 class Delta(Struct, omit_defaults=True):
-    """What one step adds to one request. A request ends with exactly one Delta whose `done` is set."""
+    """What one step adds to one request. Exactly one Delta of a request, its last, has `done`."""
 
     uid: int
     tokens: list[int] = []
@@ -236,7 +236,7 @@ class Capacity(Struct, frozen=True):
 
 
 class AttentionSpec(Struct, frozen=True):
-    """The attention of one layer. `window`: each query sees itself and window − 1 tokens before."""
+    """The attention of one layer. `window`: each query sees itself and window - 1 tokens before."""
 
     heads: int
     kv_heads: int
@@ -249,7 +249,7 @@ class AttentionSpec(Struct, frozen=True):
 class RopeSpec(Struct, frozen=True):
     theta: float = 10000.0
     dim: int = 0  # rotated part of a head; 0: all of it
-    scaling: dict[str, Any] = {}  # as config.json's rope_scaling, {"rope_type": "default"} when none
+    scaling: dict[str, Any] = {}  # as config.json's rope_scaling
 
 
 class Spec(Struct, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ class MonotonicClock:
 
 
 class Engine:
-    """The control loop over one scheduler and one executor. `info` is for people: what it runs on."""
+    """The control loop over a scheduler and an executor. `info` tells people what it runs on."""
 
     def __init__(
         self,

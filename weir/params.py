@@ -48,7 +48,7 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     def check(self, vocab: int) -> None:
-        """Raise `BadRequest` naming the first field that is out of range for a vocabulary of `vocab`."""
+        """Raise `BadRequest` naming the first field out of range; `vocab` is the model's."""
 
         def need(ok: bool, param: str, rule: str) -> None:
             if not ok:
@@ -118,7 +118,7 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
     def sampling(
         self, *, index: int, seed: int, eos: list[int], max_tokens: int, pool: str | None = None
     ) -> Sampling:
-        """The engine's half for choice `index`. `seed` is this request's, `max_tokens` what fits."""
+        """The engine's half of choice `index`. `seed`: the request's; `max_tokens`: what fits."""
         stops = list(self.stop_token_ids) if self.ignore_eos else [*self.stop_token_ids, *eos]
         return Sampling(
             temperature=self.temperature,

@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
+import zmq
 
 from tests.client.conftest import left_behind
 from weir.client import Remote
+from weir.client import process as process_module
 from weir.client import remote as remote_module
 from weir.errors import EngineDead, Overloaded
 from weir.params import SamplingParams
+from weir.wire import Fatal, encode
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 SEEDED = SamplingParams(max_tokens=8, seed=5)
@@ -261,6 +265,58 @@ def test_killed_again_and_again_under_load(run, make):
     run(main)
 
 
+def test_a_message_that_makes_no_sense_is_dropped(run, make):
+    async def main():
+        client = make()
+        await client.start()
+        process = client._engine
+        for garbage in (b"", b"\xff\x00", msgspec.msgpack.encode({"type": "Submit", "uid": "x"})):
+            process._socket.send_multipart([process._identity, garbage])
+        assert (await client.submit("x", GREEDY).collect())[0].text == "x" * 8
+        assert client.restarts == 0
+        await client.close()
+
+    run(main)
+
+
+def test_where_no_unix_socket_can_be(run, make, monkeypatch):
+    """Over loopback; messages of anyone who does not know the token count for nothing."""
+    monkeypatch.setattr(process_module, "LONGEST_PATH", 0)
+
+    async def main():
+        client = make()
+        await client.start()
+        endpoint = client._engine._socket.get_string(zmq.LAST_ENDPOINT)
+        assert endpoint.startswith("tcp://127.0.0.1:")
+        with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+            stranger.connect(endpoint)
+            stranger.send(encode(Fatal("says a stranger")), zmq.NOBLOCK)
+            assert (await client.submit("x", GREEDY).collect())[0].text == "x" * 8
+            await asyncio.sleep(0.3)
+        assert client.health == "ready" and client.restarts == 0
+        await client.close()
+
+    run(main)
+
+
+def test_closing_while_the_engine_is_being_replaced(run, make):
+    """What waits for the new engine gets its time to drain too; nothing new is taken."""
+
+    async def main():
+        client = make()
+        await client.start()
+        os.kill(client.model.info["pid"], signal.SIGKILL)
+        waiting = client.submit("x", GREEDY)
+        while client.health == "ready":
+            await asyncio.sleep(0.001)
+        closing = asyncio.create_task(client.close(drain=20))
+        (completion,) = await waiting.collect()
+        assert completion.text == "x" * 8 and client.health == "draining"
+        await closing
+
+    run(main)
+
+
 def test_the_engine_leaves_when_its_client_is_killed(tmp_path):
     """kill -9 of the server: no engine stays behind with the memory of the machine."""
     program = f"""
@@ -268,6 +324,7 @@ import asyncio, os, tempfile
 tempfile.tempdir = {str(tmp_path)!r}
 from tests import fakes
 from weir.client import Remote
+from weir.client import process as process_module
 async def main():
     client = Remote({{}}, fakes.text(), ["m"], factory="tests.fakes:engine")
     await client.start()

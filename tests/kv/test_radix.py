@@ -1,4 +1,4 @@
-"""The radix tree and the cache on their own: what is found, what is given up first, who owns what."""
+"""The radix tree and the cache alone: what is found, what goes first, who owns what."""
 
 from __future__ import annotations
 

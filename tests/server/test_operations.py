@@ -53,6 +53,17 @@ def test_an_engine_that_hangs_fails_the_deep_check_in_time():
         assert http.get("/health").status_code == 200
 
 
+def test_deep_checks_share_one_probe(server):
+    async def many() -> list[int]:
+        async with httpx.AsyncClient(base_url=server.url) as http:
+            answers = await asyncio.gather(*(http.get("/health?deep=1") for _ in range(30)))
+            return [answer.status_code for answer in answers]
+
+    before = server.engine.counters.generated_tokens
+    assert asyncio.run(many()) == [200] * 30
+    assert 0 < server.engine.counters.generated_tokens - before < 15
+
+
 def test_a_busy_engine_is_not_a_sick_one():
     """The queue is full, so the probe is refused; but steps go on."""
     engine = FakeEngine(step_seconds=0.01, requests=1, context=4000)

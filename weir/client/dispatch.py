@@ -97,7 +97,7 @@ class Dispatcher:
 
     async def _drain(self, seconds: float) -> None:
         """Take no more requests, wait for those in hand, and abort what is left after `seconds`."""
-        if self._health == "ready":
+        if not self._health.startswith("dead"):
             self._health = "draining"
         deadline = time.monotonic() + seconds
         while self._ledger.live and time.monotonic() < deadline:

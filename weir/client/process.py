@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -25,6 +26,8 @@ import zmq.asyncio
 
 from weir.errors import EngineDead
 from weir.wire import Boot, Deltas, Ready, Stop, Up, decode_down, encode
+
+log = logging.getLogger(__name__)
 
 INTERVAL = 0.25
 """Seconds between looks at the clock."""
@@ -88,12 +91,12 @@ class EngineProcess:
     async def _launch(self) -> Ready | None:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.set_hwm(0)
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "weir.host",
+            *(sys.executable, "-P", "-m", "weir.host"),
             stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path},  # the very modules that this process has
             start_new_session=True,  # Ctrl-C is for this process to handle
         )
         self._tasks = [
@@ -129,7 +132,7 @@ class EngineProcess:
             await asyncio.wait({exited}, timeout=INTERVAL)
             now = time.monotonic()
             if now - before > 4 * INTERVAL:  # it is this process that was stopped: no verdict
-                self._heard = now
+                self._heard, self._busy_since = now, 0.0
             self._fatal = self._fatal or self._hangs(now)
         exited.cancel()
         return await self._bury()
@@ -172,8 +175,10 @@ class EngineProcess:
         code = self._process.returncode if self._process is not None else None
         if self._fatal:
             return self._fatal
-        if code is not None and code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how = "was killed by SIGKILL, as happens when memory runs out"
+        elif code is not None and code < 0:
+            how = f"was killed by signal {-code} ({signal.strsignal(-code)})"
         else:
             how = f"ended with exit code {code}"
         lines = self._words.decode(errors="replace").strip().splitlines()[-5:]
@@ -206,7 +211,10 @@ class EngineProcess:
                 self._busy_since = message.stats.busy_since
                 if any(delta.done in ("stop", "length") for delta in message.deltas):
                     self.worked = True
-                self._receive(message)
+                try:
+                    self._receive(message)
+                except Exception:  # ours, not the engine's: it must not be taken for hung
+                    log.exception("a step's results could not be delivered")
             elif isinstance(message, Ready):
                 self._ready.set_result(message)
             else:

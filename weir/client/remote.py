@@ -148,6 +148,13 @@ class Remote(Dispatcher):
         if self._suspects:
             self._hand_over(self._suspects[0])
 
+    def _acquit(self) -> None:
+        """Once the request on trial shows something, or is aborted, it is the next one's turn."""
+        while self._suspects and self._suspects[0].streamed:
+            self._suspects.popleft()
+            if self._suspects and not self._suspects[0].streamed:
+                self._hand_over(self._suspects[0])
+
     def _mourn(self, engine: EngineProcess, reason: str) -> None:
         """Settle what a dead engine leaves: who is replayed, who is lost, what was counted."""
         self._engine = None
@@ -182,10 +189,7 @@ class Remote(Dispatcher):
 
     def _publish(self, events: list[Event], aborts: list[int]) -> None:
         super()._publish(events, aborts)
-        while self._suspects and self._suspects[0].streamed:  # acquitted
-            self._suspects.popleft()
-            if self._suspects:
-                self._hand_over(self._suspects[0])
+        self._acquit()
 
     def _post(self, message: Up) -> None:
         if self._engine is not None:

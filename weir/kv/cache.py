@@ -1,8 +1,8 @@
 """Who owns which page. Integers only: the cache never sees a tensor.
 
 Cached prefixes and running requests share one pool a tier. Letting go of a request hands its full
-pages to the radix tree, so preemption, finishing and caching are one code path; finding them again is
-a prefix hit; without a colder tier what is evicted is recomputed, with one it is moved and moved back.
+pages to the radix tree, so preemption, finishing and caching are one code path. Finding them again
+is a prefix hit. What is evicted is recomputed or, given a colder tier, moved and moved back.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Cache:
         full = upto // self.page
         if not self.reuse or full <= r.shared:
             return
-        node, at = self.tree.walk(r.tokens, full * self.page, r.lease, r.shared * self.page)
-        if node is not r.lease:  # computed twice (a whole prompt found, say): ours stays private
+        node, _ = self.tree.walk(r.tokens, full * self.page, r.lease, r.shared * self.page)
+        if node is not r.lease:  # computed twice (a whole prompt found): ours stays private
             return
         node, upto = self._adopt(r, node, r.shared, full)
         self.tree.lock(node)
@@ -102,7 +102,7 @@ class Cache:
         return True
 
     def release(self, r: Request) -> None:
-        """Let go: settled full pages go to the tree, the rest is free. For finish and preemption."""
+        """Let go, at the end or to make room: full pages go to the tree, the rest is free."""
         if r.lease is None:
             return
         keep = r.shared
@@ -135,7 +135,7 @@ class Cache:
 
     def _adopt(self, r: Request, node: Node, first: int, full: int) -> tuple[Node, int]:
         """Hang `r.pages[first:full]` below `node`, one child for each run of one tier. Stops where
-        a page is hotter than what is above it. Returns the deepest node and where it ends, in pages."""
+        a page is hotter than what is above it. Returns the deepest node and its end, in pages."""
         page = self.page
         while first < full:
             tier, end = r.pages[first].tier, first + 1
@@ -167,7 +167,7 @@ class Cache:
         return pool.take(count)
 
     def _evict(self, tier: Tier, count: int, moves: list[Move]) -> None:
-        """Free `count` pages of `tier`: the least recently used go one tier down, or are dropped."""
+        """Free `count` pages of `tier`: the least recently used go a tier down, or are dropped."""
         pool = self.pools[tier]
         colder = next((t for t in self.tiers if t > tier), None)
         while len(pool.free) < count:
@@ -187,8 +187,8 @@ class Cache:
     # -- invariants ----------------------------------------------------------------------------
 
     def check(self, live: Iterable[Request]) -> None:
-        """Assert that every page is owned exactly once, that locks are exactly the leases of `live`,
-        that tiers only get colder, and that the counts agree. Walks everything: for tests."""
+        """Assert that every page is owned once, that locks are exactly the leases of `live`, that
+        tiers only get colder, and that the counts agree. Walks everything: for tests."""
         tree, live = self.tree, list(live)
         owned: dict[int, list[int]] = {tier: list(p.free) for tier, p in self.pools.items()}
         for r in live:

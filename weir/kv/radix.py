@@ -1,8 +1,8 @@
 """A radix tree from token prefixes to KV pages (SGLang section 3, with whole pages on the edges).
 
-A node covers one or more whole pages; children are found by the tokens of their first page. A locked
-node neither moves nor goes, and whoever locks a node locks its whole path, so below an unlocked node
-everything is unlocked. Walking down from the root, tiers only get colder.
+A node covers one or more whole pages; children are found by the tokens of their first page. A
+locked node neither moves nor goes, and whoever locks a node locks its whole path, so below an
+unlocked node everything is unlocked. Walking down from the root, tiers only get colder.
 
 The tree knows nothing of requests or of room; it keeps each tier's evictable leaves in a heap by
 last use, so that giving up a page never walks the tree.
@@ -107,7 +107,7 @@ class Radix:
     # -- changing ------------------------------------------------------------------------------
 
     def insert(self, parent: Node, key: tuple[int, ...], pages: list[Page]) -> Node:
-        """A new unlocked child. The caller has walked: no child starts with the key's first page."""
+        """A new unlocked child. The caller has walked: no child starts with that first page."""
         node = Node(key, pages, parent)
         self.touch(node)
         parent.children[key[: self.page]] = node

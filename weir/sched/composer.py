@@ -30,8 +30,8 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Chunked:
-    """Sarathi-Serve: stall-free batches. Every decode runs in every iteration, and prompts, cut into
-    chunks, fill what the decodes still to come do not need (Algorithm 3)."""
+    """Sarathi-Serve: stall-free batches. Every decode runs in every iteration, and prompts, cut
+    into chunks, fill what the decodes still to come do not need (Algorithm 3)."""
 
     def compose(self, ranked: Iterable[Request], budget: Budget) -> Iterator[Pick]:
         for r in ranked:

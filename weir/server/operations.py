@@ -15,6 +15,7 @@ from weir.errors import BadRequest, EngineDead, Overloaded
 from weir.params import SamplingParams
 from weir.server.answers import ModelCard, ModelList
 from weir.server.endpoint import Call, Reply
+from weir.server.service import Service
 
 FIRST = -(2**31) + 1  # a priority before any client's
 
@@ -78,7 +79,7 @@ async def health(call: Call, query: HealthQuery) -> Reply:
     if client.health not in ("ready", "draining"):
         raise EngineDead(f"The engine is {client.health}.")
     if query.deep:
-        await probe(client, query.timeout)
+        await _shared_probe(call.service, query.timeout)
     return Response()
 
 
@@ -97,6 +98,13 @@ async def live(call: Call, _: None) -> Reply:
     if state.startswith("dead"):
         raise EngineDead(f"The engine is {state}.")
     return Response()
+
+
+async def _shared_probe(service: Service, limit: float) -> None:
+    """Join the probe that is under way, if one is: probes must not pile up on a busy engine."""
+    if service.probe is None or service.probe.done():
+        service.probe = asyncio.create_task(probe(service.client, limit))
+    await asyncio.shield(service.probe)
 
 
 async def probe(client: Client, limit: float) -> None:

@@ -17,6 +17,7 @@ from weir.server.metrics import Metrics
 from weir.server.tracing import Tracer
 
 LONG = 16384  # characters from which a prompt is encoded on a thread, so that streams go on
+YIELD = 16  # prompts of one job that are submitted before others get a turn
 
 
 class Options(Protocol):
@@ -50,6 +51,7 @@ class Service:
         self.jobs: dict[str, Job] = {}
         self.open = 0  # HTTP requests being answered
         self.draining = False
+        self.probe: asyncio.Task[None] | None = None  # the latest deep health check
         self.created = int(time.time())
         self._keys = [hashlib.sha256(key.encode()).digest() for key in options.api_key]
 
@@ -125,6 +127,8 @@ class Service:
                     add_special_tokens=add_special_tokens,
                 )
                 job.streams.append(stream)
+                if index % YIELD == YIELD - 1:
+                    await asyncio.sleep(0)
                 if self.tracer is not None:
                     self.tracer.begin(stream.id, traceparent)
         except BaseException as error:
