@@ -291,6 +291,7 @@ def test_where_no_unix_socket_can_be(run, make, monkeypatch):
         with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
             stranger.connect(endpoint)
             stranger.send(encode(Fatal("says a stranger")), zmq.NOBLOCK)
+            stranger.send_multipart([b"several", b"frames"], zmq.NOBLOCK)
             assert (await client.submit("x", GREEDY).collect())[0].text == "x" * 8
             await asyncio.sleep(0.3)
         assert client.health == "ready" and client.restarts == 0

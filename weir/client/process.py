@@ -202,10 +202,10 @@ class EngineProcess:
 
     async def _read_messages(self) -> None:
         while True:
-            identity, payload = await self._socket.recv_multipart()
+            identity, *frames = await self._socket.recv_multipart()
             if not identity.startswith(self._token.encode()):
-                continue
-            message = decode_down(payload)
+                continue  # a stranger
+            message = decode_down(frames[0])
             self._heard = time.monotonic()
             if isinstance(message, Deltas):
                 self._busy_since = message.stats.busy_since
