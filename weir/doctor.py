@@ -166,9 +166,14 @@ def use() -> list[Finding]:
     if isinstance(torch, str):
         return [Finding("device", "none", "Weir cannot compute without PyTorch")]
     if torch.cuda.is_available():
-        return [Finding("device", f"cuda ({torch.cuda.get_device_name(0)})")]
-    attention = "C++ kernels" if native.library() is not None else "PyTorch"
-    return [Finding("device", "cpu"), Finding("attention and linears", attention)]
+        name = torch.cuda.get_device_name(0)
+        return [Finding("device", f"cuda ({name})"), Finding("weights", "bfloat16")]
+    compiled = native.library() is not None
+    return [
+        Finding("device", "cpu"),
+        Finding("weights", "bfloat16" if compiled else "float32"),
+        Finding("attention and linears", "C++ kernels" if compiled else "PyTorch"),
+    ]
 
 
 def cache() -> list[Finding]:
