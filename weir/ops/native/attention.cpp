@@ -129,8 +129,8 @@ void gather(const Call& call, const Unit& unit, int64_t j, int64_t from, int64_t
   });
 }
 
-// Scores of one row with W keys of a gathered tile.
-inline F scores(const float* q, const float* k, int64_t padded) {
+// Dot products of one row with W keys of a gathered tile.
+__attribute__((always_inline)) inline F dots(const float* q, const float* k, int64_t padded) {
   F acc[W] = {};
   for (int64_t d = 0; d < padded; d += W) {
     const F part = load(q + d);
@@ -139,33 +139,40 @@ inline F scores(const float* q, const float* k, int64_t padded) {
   return transpose_sum(acc);
 }
 
-// Row r of a tile: p [tile_keys] = exp(score - top); returns the factor by which what was summed
-// before has to be scaled, in every lane. Keys outside [lowest, highest] are not seen.
-F softmax_row(const Call& call, const float* q, const float* k, int64_t j, int64_t lowest,
-              int64_t highest, Partial partial, int64_t r, float* p) {
-  constexpr int vectors = tile_keys / W;
-  F score[vectors], best = splat(never);
-  for (int v = 0; v < vectors; ++v) {
-    F s = scores(q, k + v * W * W, call.padded());
+// Scores of one row with the tile that starts at key j: p [tile_keys], -inf for keys outside
+// [lowest, highest].
+inline void score_row(const Call& call, const float* q, const float* k, int64_t j, int64_t lowest,
+                      int64_t highest, float* p) {
+  const bool whole = lowest <= j && j + tile_keys - 1 <= highest;
+  for (int i = 0; i < tile_keys; i += W) {
+    F s = dots(q, k + i * W, call.padded());
     if (call.softcap > 0) s = splat(call.softcap) * tanh(s * splat(1.0f / call.softcap));
-    const I key = lanes() + int32_t(j + v * W);
-    const I seen = (key >= int32_t(lowest)) & (key <= int32_t(highest));
-    score[v] = select(seen, s, splat(never));
-    best = max(best, score[v]);
+    if (!whole) {
+      const I key = lanes() + int32_t(j + i);
+      s = select((key >= int32_t(lowest)) & (key <= int32_t(highest)), s, splat(never));
+    }
+    store(p + i, s);
   }
-  const F before = load(partial.top + r * W), top = max(before, max_lanes(best));
+}
+
+// Scores of one row become weights exp(score - top); returns the factor by which what was summed
+// before has to be scaled.
+inline float softmax_row(float* p, float* top_, float* sum) {
+  F best = load(p);
+  for (int i = W; i < tile_keys; i += W) best = max(best, load(p + i));
+  const F before = load(top_), top = max(before, max_lanes(best));
   // nothing seen yet: any finite number keeps -inf - top from being NaN
   const F base = select(top == splat(never), F{}, top);
-  const F factor = exp(before - base);
-  F total = load(partial.sum + r * W) * factor;
-  for (int v = 0; v < vectors; ++v) {
-    const F weight = exp(score[v] - base);
-    store(p + v * W, weight);
+  const F factor = top[0] == before[0] ? splat(1.0f) : exp(before - base);
+  F total = load(sum) * factor;
+  for (int i = 0; i < tile_keys; i += W) {
+    const F weight = exp(load(p + i) - base);
+    store(p + i, weight);
     total += weight;
   }
-  store(partial.top + r * W, top);
-  store(partial.sum + r * W, total);
-  return factor;
+  store(top_, top);
+  store(sum, total);
+  return factor[0];
 }
 
 // o [Rows, padded] = o * factor + p [Rows, tile_keys] @ v, columns [d, d + Vectors * W).
@@ -187,19 +194,27 @@ inline void accumulate(const float* p, const float* v, const float* factor, int6
     for (int c = 0; c < Vectors; ++c) store(o + r * padded + c * W, acc[r][c]);
 }
 
-template <int Rows>
-void accumulate_rows(const float* p, const float* v, const float* factor, int64_t count,
+// The same for all rows and columns, as many at once as the registers hold.
+template <int Most>
+void accumulate_rows(const float* p, const float* v, const float* factor, int64_t rows, int64_t count,
                      int64_t padded, float* o) {
-  int64_t d = 0;
-  for (; d + 4 * W <= padded; d += 4 * W) accumulate<Rows, 4>(p, v + d, factor, count, padded, o + d);
-  for (; d < padded; d += W) accumulate<Rows, 1>(p, v + d, factor, count, padded, o + d);
+  int64_t r = 0;
+  for (; r + Most <= rows; r += Most) {
+    int64_t d = 0;
+    for (; d + 4 * W <= padded; d += 4 * W)
+      accumulate<Most, 4>(p + r * tile_keys, v + d, factor + r, count, padded, o + r * padded + d);
+    for (; d < padded; d += W)
+      accumulate<Most, 1>(p + r * tile_keys, v + d, factor + r, count, padded, o + r * padded + d);
+  }
+  if constexpr (Most > 1)
+    if (r < rows)
+      accumulate_rows<Most - 1>(p + r * tile_keys, v, factor + r, rows - r, count, padded, o + r * padded);
 }
 
 // The rows' softmax over keys [from, to), all of one span.
 template <class T>
 void attend_span(const Call& call, const Unit& unit, const float* q, int64_t from, int64_t to,
                  Partial partial) {
-  constexpr int together = W == 16 ? 4 : 2;  // rows whose sums fit in registers
   static thread_local Scratch scratch;
   const int64_t padded = call.padded(), group = call.group(), rows = unit.queries * group;
   float* k = scratch.get(tile_keys * (2 * padded + rows) + rows);
@@ -209,17 +224,15 @@ void attend_span(const Call& call, const Unit& unit, const float* q, int64_t fro
     const int64_t count = std::min<int64_t>(tile_keys, to - j);
     gather<T>(call, unit, j, from, to, k, v);
     prefetch<T>(call, unit, j + tile_keys, std::min(unit.to, j + 2 * tile_keys));
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t position = unit.position + r / group;
+    for (int64_t i = 0; i < unit.queries; ++i) {
+      const int64_t position = unit.position + i, highest = std::min(position, to - 1);
       const int64_t lowest = call.window > 0 ? position - call.window + 1 : 0;
-      factor[r] = softmax_row(call, q + r * padded, k, j, lowest, std::min(position, to - 1),
-                              partial, r, p + r * tile_keys)[0];
+      for (int64_t r = i * group; r < (i + 1) * group; ++r)
+        score_row(call, q + r * padded, k, j, lowest, highest, p + r * tile_keys);
     }
-    int64_t r = 0;
-    for (; r + together <= rows; r += together)
-      accumulate_rows<together>(p + r * tile_keys, v, factor + r, count, padded, partial.o + r * padded);
-    for (; r < rows; ++r)
-      accumulate_rows<1>(p + r * tile_keys, v, factor + r, count, padded, partial.o + r * padded);
+    for (int64_t r = 0; r < rows; ++r)
+      factor[r] = softmax_row(p + r * tile_keys, partial.top + r * W, partial.sum + r * W);
+    accumulate_rows<W == 16 ? 4 : 2>(p, v, factor, rows, count, padded, partial.o);
   }
 }
 

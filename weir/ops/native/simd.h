@@ -132,9 +132,17 @@ inline F tanh(F x) { return splat(1.0f) - splat(2.0f) / (exp(x + x) + splat(1.0f
 struct bf16 { uint16_t bits; };
 struct fp16 { uint16_t bits; };
 
-inline F load(const bf16* p) {
-  return as_float(__builtin_convertvector(load_as<U16>(p), U) << 16);
+inline U widen(U16 x) {
+#if defined(__AVX512F__)
+  return (U)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+  return (U)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+  return __builtin_convertvector(x, U);
+#endif
 }
+
+inline F load(const bf16* p) { return as_float(widen(load_as<U16>(p)) << 16); }
 
 inline void store(bf16* p, F v) {  // to nearest, ties to even; a NaN stays one
   U x = as_bits(v);
@@ -145,7 +153,7 @@ inline void store(bf16* p, F v) {  // to nearest, ties to even; a NaN stays one
 }
 
 inline F load(const fp16* p) {
-  U h = __builtin_convertvector(load_as<U16>(p), U);
+  U h = widen(load_as<U16>(p));
   U magnitude = (h & 0x7fff) << 13;
   U finite = as_bits(as_float(magnitude) * splat(0x1p112f));  // right for subnormals too
   U special = (U)(magnitude >= 0x0f800000u);
