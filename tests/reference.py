@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import embedding, linear, rms_norm, silu
 
 from weir.core import AttentionSpec, Spec
 
@@ -68,7 +68,7 @@ class Tiny:
         return self
 
     def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
-        return self.embedding[ids] + self.position[pos]
+        return embedding(ids, self.embedding) + self.position[pos]
 
     def qkv(self, layer: Layer, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         s = self.spec

@@ -130,6 +130,7 @@ def _borderline(row: Tensor, temperature: float, k: int, p: float, least: float)
         (1.0, 0, 1.0, 0.1),
         (2.0, 20, 0.9, 0.02),
         (1.0, 0, 0.999, 0.0),
+        (1.0, 200, 0.6, 0.0),
     ],
 )
 def test_draws_have_the_right_distribution(temperature, k, p, least):
@@ -207,6 +208,23 @@ def test_rows_that_cannot_be_sampled_are_told():
         sample.draw_filtered(logits, ones, sample.Filters(k, half, half * 0), half),
     ):
         assert got[0] >= 0 and got[1:].tolist() == [-1, -1, -1]
+
+
+def test_equals_are_cut_by_id_however_many_there_are():
+    """All but one token are equal, so every cut, however deep, falls among equals."""
+    logits = torch.zeros(4, 5000)
+    logits[:, 4000] = 1.0
+    one = torch.ones(4, dtype=torch.float64)
+    top_k = torch.tensor([3, 128, 129, 2500])
+    filters = sample.Filters(top_k, one, one * 0)
+    last = sample.draw_filtered(logits, torch.ones(4), filters, one * (1 - 2**-53))
+    assert last.tolist() == [1, 126, 127, 2498]  # after the best one
+    top_p = torch.tensor([0.001, 0.1, 0.5, 1.0], dtype=torch.float64)
+    mass = 4999 + math.e
+    fewest = [math.ceil(p * mass - math.e) for p in top_p.tolist()]  # beside the best one
+    filters = sample.Filters(top_k * 0, top_p, one * 0)
+    last = sample.draw_filtered(logits, torch.ones(4), filters, one * (1 - 2**-53))
+    assert last.tolist() == [n - 1 for n in fewest[:3]] + [4999]
 
 
 def test_excluded_tokens_are_never_drawn():

@@ -130,9 +130,9 @@ def test_penalties_counted_on_the_way_equal_penalties_recomputed(data):
     """Whatever is chunked, decoded on the device, preempted and resumed from whatever prefix."""
     sampling = Sampling(
         temperature=0,
-        repetition_penalty=data.draw(st.sampled_from([1.0, 1.4])),
-        presence_penalty=data.draw(st.sampled_from([0.0, 0.6])),
-        frequency_penalty=0.9,
+        repetition_penalty=data.draw(st.sampled_from([1.0, 1.4, 8.0])),
+        presence_penalty=data.draw(st.sampled_from([0.0, 2.0])),
+        frequency_penalty=data.draw(st.sampled_from([0.5, 2.0])),
     )
     drive, tokens, n = Drive(runner(MODEL, page=1)), list(TEXT), len(TEXT)
     at, fresh, linked = 0, True, False
@@ -163,6 +163,10 @@ def test_penalties_counted_on_the_way_equal_penalties_recomputed(data):
         at, fresh = at + length, False
         if final:
             assert result.tokens[1] == int(penalised(tokens, n, sampling).argmax())
+            table = drive.run.sampler.penalties
+            slot = table.slot[1]
+            assert table.seen[slot].tolist() == [t in tokens[:n] for t in range(V)]
+            assert table.counts[slot].tolist() == [tokens[n:].count(t) for t in range(V)]
             tokens.append(result.tokens[1])
             linked = True
 
@@ -175,6 +179,31 @@ def penalised(tokens: list[int], prompt: int, sampling: Sampling) -> torch.Tenso
         logits[t] = logits[t] / r if logits[t] > 0 else logits[t] * r
         logits[t] -= sampling.frequency_penalty * count + sampling.presence_penalty * (count > 0)
     return logits
+
+
+def test_a_history_replaces_what_its_place_counted_before():
+    drive = Drive(runner(MODEL))
+    sampling = Sampling(temperature=0, presence_penalty=1.0)
+    for round_ in range(3):
+        uids = list(range(6))
+        random.Random(round_).shuffle(uids)
+        chunks = []
+        for uid in uids:
+            history = [uid, 10 + uid, 20 + uid, 20 + uid]
+            pages = drive.take(1, 1)
+            drive.pages.pop(uid, None)
+            chunks.append(
+                drive.chunk(
+                    uid, 4, [30 + uid], pages=pages, sample=sampling, prompt=2, history=history
+                )
+            )
+        drive.go(chunks, forget=list(range(6)) if round_ else [])
+        table = drive.run.sampler.penalties
+        for uid in uids:
+            slot = table.slot[uid]
+            assert table.seen[slot].nonzero().flatten().tolist() == [uid, 10 + uid]
+            assert table.counts[slot].nonzero().flatten().tolist() == [20 + uid, 30 + uid]
+            assert table.counts[slot].sum() == 3
 
 
 def test_wishes_that_cannot_be_met_fail_alone():

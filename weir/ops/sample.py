@@ -154,21 +154,22 @@ def _draw_ranked(
     floor = (filters.min_p * ONE).ceil().int().unsqueeze(-1)
     limit = torch.where(filters.top_k > 0, filters.top_k, vocab)
     within = (weight >= floor) & (torch.arange(depth, device=ids.device) < limit.unsqueeze(-1))
-    seen = mass = (weight * within).sum(dim=-1)  # of what min-p and top-k keep
-    known = torch.ones_like(seen, dtype=torch.bool)
+    mass = (weight * within).sum(dim=-1)  # of what min-p and top-k keep
     if depth < vocab:
-        known = (within.sum(dim=-1) < depth) | (limit <= depth)
-        deeper = (~known & (filters.top_p < 1) & (limit == vocab)).nonzero().squeeze(-1)
+        more = within.all(dim=-1)  # they may keep some that we do not look at
+        deeper = (more & (filters.top_p < 1) & (limit == vocab)).nonzero().squeeze(-1)
         every = weights(logits[deeper], temperature[deeper])
         mass = mass.index_copy(0, deeper, (every * (every >= floor[deeper])).sum(dim=-1))
     need = torch.minimum((filters.top_p * mass.double()).ceil().long(), mass)
     kept = within & (cumulative - weight < need.unsqueeze(-1))
-    if depth < vocab:
-        known[deeper] = (seen >= need)[deeper]
-        # which of the tokens equal to the last one are seen is not defined
-        known &= ~(kept & (values == values[:, -1:])).any(dim=-1)
     index = _choose(cumulative, (weight * kept).sum(dim=-1), u)
-    return torch.where(known, ids.gather(-1, index.unsqueeze(-1)).squeeze(-1), -1)
+    token = ids.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    if depth == vocab:
+        return token
+    # a mass that we do not know, or a cut among equals of which we may not see all
+    unknown = more & (depth < limit) & (limit < vocab)
+    unknown |= (kept & (values == values[:, -1:])).any(dim=-1)
+    return torch.where(unknown, -1, token)
 
 
 def penalise(

@@ -38,8 +38,9 @@ class Tables:
     def forget(self, uids: Iterable[int]) -> list[int]:
         """Drop requests; unknown ones are ignored. Returns the rows that became free."""
         rows = [self.row.pop(uid) for uid in uids if uid in self.row]
-        self.upto[rows] = 0
-        self.free += rows
+        if rows:
+            self.upto[rows] = 0
+            self.free += rows
         return rows
 
     def rows(self, uids: Sequence[int]) -> NDArray[np.int64]:

@@ -1,0 +1,50 @@
+"""Pages keep their content through any moves."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.runtime.drive import CPU
+from weir.core import AttentionSpec, Move, Page
+from weir.runtime.store import Store, page_bytes
+
+LAYERS = [
+    AttentionSpec(4, 2, 8, scale=1.0),
+    AttentionSpec(4, 1, 16, scale=1.0, window=3),
+    AttentionSpec(4, 4, 4, scale=1.0),
+]
+SIZES = {0: 3, 1: 4, 2: 2}
+PAGES = [Page(tier, index) for tier, size in SIZES.items() for index in range(size)]
+
+
+def store(dtype=torch.float32) -> Store:
+    return Store(LAYERS, 4, SIZES, dict.fromkeys(SIZES, CPU), dtype)
+
+
+def test_layers_share_one_allocation_of_the_size_asked_for():
+    made = store(torch.bfloat16)
+    assert page_bytes(LAYERS, 4, torch.bfloat16) == 2 * 2 * 4 * (16 + 16 + 16)
+    for tier, size in SIZES.items():
+        kv = made.kv[tier]
+        assert [t.shape[1:] for t in kv] == [(2, 2, 4, 8), (2, 1, 4, 16), (2, 4, 4, 4)]
+        assert all(len(t) == size and t.is_contiguous() and not t.any() for t in kv)
+        assert len({t.untyped_storage().data_ptr() for t in kv}) == 1
+        assert kv[0].untyped_storage().nbytes() == size * page_bytes(LAYERS, 4, torch.bfloat16)
+        for i, t in enumerate(kv):
+            t.fill_(i + 1)
+        assert [int(t.float().mean()) for t in kv] == [1, 2, 3]
+
+
+@given(st.lists(st.tuples(st.sampled_from(PAGES), st.sampled_from(PAGES)), max_size=12))
+def test_moves_follow_one_another(pairs):
+    made, want = store(), {page: n + 1 for n, page in enumerate(PAGES)}
+    for page, mark in want.items():
+        for kv in made.kv[page.tier]:
+            kv[page.index] = mark
+    for src, dst in pairs:
+        want[dst] = want[src]
+    made.move([Move(src, dst) for src, dst in pairs])
+    for page, mark in want.items():
+        assert all((kv[page.index] == mark).all() for kv in made.kv[page.tier])
