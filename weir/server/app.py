@@ -171,8 +171,7 @@ def create_app(client: Client, config: Options) -> Starlette:
 
     Raises `ConfigError` when tracing is asked for and its packages are missing.
     """
-    observers = [Metrics(client, vllm_names=config.vllm_metric_names)]
-    metrics = observers[0]
+    metrics = Metrics(client, vllm_names=config.vllm_metric_names)
     client.listeners.append(metrics)
     tracer = None
     if config.otlp_traces_endpoint is not None:

@@ -26,10 +26,10 @@ ERRORS = {
 
 def document(endpoints: Sequence[Endpoint], *, secured: bool) -> dict[str, Any]:
     """OpenAPI 3.1. secured: whether the server asks for an API key."""
-    named = [endpoint.body for endpoint in endpoints if endpoint.body is not None]
+    bodies = [endpoint.body for endpoint in endpoints if endpoint.body is not None]
     answers = [endpoint.answer for endpoint in endpoints if endpoint.answer is not None]
     chunks = [endpoint.chunk for endpoint in endpoints if endpoint.chunk is not None]
-    kinds = list(dict.fromkeys([ErrorBody, *named, *answers, *chunks]))
+    kinds = list(dict.fromkeys([ErrorBody, *bodies, *answers, *chunks]))
     schemas, components = msgspec.json.schema_components(kinds, ref_template=REF)
     schema = dict(zip(kinds, schemas, strict=True))
     paths: dict[str, Any] = {}

@@ -112,13 +112,8 @@ class Service:
         job = self.jobs[request_id] = Job(request_id, each[0].n)
         try:
             for index, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
-                if isinstance(prompt, str) and (truncate is not None or self._slow(prompt)):
-                    prompt = await self.encode(prompt, add_special_tokens)
-                if truncate is not None:
-                    keep = truncate if truncate >= 0 else self._room(param)
-                    prompt = prompt[len(prompt) - keep :] if keep < len(prompt) else prompt
                 stream = self.client.submit(
-                    prompt,
+                    await self._prepare(prompt, param, add_special_tokens, truncate),
                     param,
                     request_id=request_id if len(prompts) == 1 else f"{request_id}-{index}",
                     priority=priority,
@@ -127,10 +122,10 @@ class Service:
                     add_special_tokens=add_special_tokens,
                 )
                 job.streams.append(stream)
-                if index % YIELD == YIELD - 1:
-                    await asyncio.sleep(0)
                 if self.tracer is not None:
                     self.tracer.begin(stream.id, traceparent)
+                if index % YIELD == YIELD - 1:
+                    await asyncio.sleep(0)
         except BaseException as error:
             self.finish(job)
             if isinstance(error, BadRequest) and error.param == "prompt":
@@ -161,10 +156,18 @@ class Service:
             return list(encode(prompt, add_special_tokens))
         return list(await asyncio.to_thread(encode, prompt, add_special_tokens))
 
-    def _slow(self, prompt: str) -> bool:
-        """Worth a thread to encode? What is far too long the client refuses without encoding it."""
-        return LONG < len(prompt) <= 16 * self.client.model.context
-
-    def _room(self, params: SamplingParams) -> int:
+    async def _prepare(
+        self, prompt: str | list[int], params: SamplingParams, special: bool, truncate: int | None
+    ) -> str | list[int]:
+        """The prompt as the client gets it: encoded where that takes long or it is to be cut."""
+        context = self.client.model.context
+        if isinstance(prompt, str):
+            # a text that is far too long, the client refuses without encoding it
+            if truncate is None and not LONG < len(prompt) <= 16 * context:
+                return prompt
+            prompt = await self.encode(prompt, special)
+        if truncate is None:
+            return prompt
         answer = 1 if params.max_tokens is None else params.max_tokens
-        return max(1, self.client.model.context - answer)
+        keep = truncate if truncate >= 0 else max(1, context - answer)
+        return prompt[max(0, len(prompt) - keep) :]
