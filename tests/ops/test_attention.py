@@ -149,7 +149,7 @@ def test_keys_that_left_the_window_are_never_read() -> None:
 def test_a_query_depends_only_on_the_keys_it_sees(
     context: int, chunks: list[int], window: int | None, pages: tuple[int, int], threads: int
 ) -> None:
-    """Whole prompt at once or in any chunks, other pages, beside others, other threads: same bits."""
+    """A prompt at once or in chunks, other pages, beside others, other threads: the same bits."""
     options = {"size": 32, "window": window, "dtype": torch.bfloat16, "seed": 5}
     whole = make([(context, context)], page=pages[0], **options)
     o, lse = attend(whole.q, whole.kv, whole.batch, whole.spec)
