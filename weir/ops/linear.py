@@ -12,6 +12,13 @@ from weir.ops import native
 from weir.ops.dispatch import floats, kernels
 
 
+FLOAT32, BFLOAT16, CODES4, CODES8 = range(4)
+"""How a native weight is stored; `Kind` of linear.cpp."""
+
+GROUP = 32
+"""Neighbours along K that share a scale and an offset."""
+
+
 @dataclass(slots=True, eq=False)
 class Linear:
     """A weight [n, k] in the layout its device computes fastest, made by `pack`."""
@@ -33,14 +40,51 @@ def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
     lib = native.library() if weight.is_cpu else None
     if lib is None:
         return Linear(n, k, weight.dtype, weight.contiguous(), bias)
-    is_bf16 = weight.dtype == torch.bfloat16
-    weight = weight.contiguous() if is_bf16 else floats(weight)
-    packed = torch.empty(lib.packed_bytes(n, k, is_bf16), dtype=torch.uint8)
-    lib.pack(weight.data_ptr(), n, k, is_bf16, packed.data_ptr())
+    kind = BFLOAT16 if weight.dtype == torch.bfloat16 else FLOAT32
+    weight = weight.contiguous() if kind == BFLOAT16 else floats(weight)
+    packed = torch.empty(lib.packed_bytes(n, k, kind), dtype=torch.uint8)
+    lib.pack(weight.data_ptr(), n, k, kind, packed.data_ptr())
+    return _native(n, k, weight.dtype, packed, bias, kind)
+
+
+def takes_codes() -> bool:
+    """Whether this CPU multiplies bytes, so that `pack_codes` is worth its while."""
+    lib = native.library()
+    return lib is not None and bool(lib.has_byte_products())
+
+
+def pack_codes(codes: Tensor, pairs: Tensor, bits: int, bias: Tensor | None = None) -> Linear:
+    """Lay out a quantised weight: w = scale * code + offset, groups of 32 along K.
+
+    codes uint8 [N, K], below 2^bits; pairs float16 [N, K / 32, 2]: scale and offset; bits 4 or 8.
+    Only where `takes_codes`.
+    """
+    (n, k), lib = codes.shape, native.library()
+    kind = CODES4 if bits == 4 else CODES8
+    assert lib is not None and pairs.shape == (n, k // GROUP, 2) and pairs.dtype == torch.float16
+    codes, pairs = codes.contiguous(), pairs.contiguous()
+    packed = torch.empty(lib.packed_bytes(n, k, kind), dtype=torch.uint8)
+    lib.pack_codes(codes.data_ptr(), pairs.data_ptr(), n, k, kind, packed.data_ptr())
+    return _native(n, k, torch.uint8, packed, bias, kind)
+
+
+def _native(
+    n: int, k: int, dtype: torch.dtype, packed: Tensor, bias: Tensor | None, kind: int
+) -> Linear:
     bias = floats(bias) if bias is not None else None
     add = bias.data_ptr() if bias is not None else None
-    record = native.Linear(packed.data_ptr(), add, n, k, is_bf16)
-    return Linear(n, k, weight.dtype, packed, bias, record)
+    return Linear(n, k, dtype, packed, bias, native.Linear(packed.data_ptr(), add, n, k, kind))
+
+
+def rows(w: Linear, ids: Tensor) -> Tensor:
+    """Rows `ids` int64 [T] of a weight: an embedding. [T, K], float32 on the CPU."""
+    if w.record is None:
+        found = torch.nn.functional.embedding(ids, w.weight)
+        return found.float() if found.is_cpu else found
+    out = torch.empty(len(ids), w.k)
+    ids = ids.contiguous()
+    native.library().rows(addressof(w.record), ids.data_ptr(), len(ids), out.data_ptr())
+    return out
 
 
 def linear(x: Tensor, w: Linear, residual: Tensor | None = None) -> Tensor:
@@ -48,7 +92,8 @@ def linear(x: Tensor, w: Linear, residual: Tensor | None = None) -> Tensor:
 
     Reads the weight, 2 or 4 bytes an element, once per 96 rows; 2 M N K FLOP. With the native
     kernel a row of the result is the same to the last bit whatever M is. bfloat16 weights meet x
-    rounded to bfloat16 where the CPU multiplies such pairs (AVX512-BF16), and x as it is elsewhere.
+    rounded to bfloat16 where the CPU multiplies such pairs (AVX512-BF16), and x as it is elsewhere;
+    codes meet x rounded to 8 bits in groups of 32, at 5 or 9 bits an element.
     """
     if w.record is None:
         return reference_linear(x, w.weight, w.bias, residual)

@@ -34,7 +34,7 @@ class Linear(ctypes.Structure):
         ("bias", c_void_p),
         ("n", c_int64),
         ("k", c_int64),
-        ("is_bf16", c_int32),
+        ("kind", c_int32),
     )
 
 
@@ -58,6 +58,9 @@ SIGNATURES = {
     "read": (FLOAT, (POINTER, LONG)),
     "packed_bytes": (LONG, (LONG, LONG, INT)),
     "pack": (None, (POINTER, LONG, LONG, INT, POINTER)),
+    "pack_codes": (None, (POINTER, POINTER, LONG, LONG, INT, POINTER)),
+    "rows": (None, (POINTER, POINTER, LONG, POINTER)),
+    "has_byte_products": (INT, ()),
     "linear": (None, (POINTER, POINTER, LONG, POINTER, POINTER)),
     "attend": (None, (POINTER,)),
     "write": (

@@ -32,6 +32,7 @@ typedef float F __attribute__((vector_size(4 * W)));
 typedef int32_t I __attribute__((vector_size(4 * W)));
 typedef uint32_t U __attribute__((vector_size(4 * W)));
 typedef uint16_t U16 __attribute__((vector_size(2 * W)));
+typedef int8_t S8 __attribute__((vector_size(W)));
 
 template <class V, class T>
 inline V load_as(const T* p) {
@@ -152,13 +153,19 @@ inline void store(bf16* p, F v) {  // to nearest, ties to even; a NaN stays one
   std::memcpy(p, &out, sizeof out);
 }
 
-inline F load(const fp16* p) {
-  U h = widen(load_as<U16>(p));
+inline U splat_bits(uint32_t x) { return x - U{}; }
+
+inline F from_fp16(U h) {  // float16 bits in the lower halves
+#if defined(__AVX512F__)
+  return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)h));
+#endif
   U magnitude = (h & 0x7fff) << 13;
   U finite = as_bits(as_float(magnitude) * splat(0x1p112f));  // right for subnormals too
   U special = (U)(magnitude >= 0x0f800000u);
   return as_float(finite | (special & 0x7f800000u) | (special & magnitude) | (h & 0x8000) << 16);
 }
+
+inline F load(const fp16* p) { return from_fp16(widen(load_as<U16>(p))); }
 
 inline void store(fp16* p, F v) {  // to nearest, ties to even; too large becomes infinity
   U x = as_bits(v);
