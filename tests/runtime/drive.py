@@ -15,11 +15,18 @@ CPU = torch.device("cpu")
 EVERY = Sampling(temperature=0.0, logprobs=61)  # greedy, with the whole distribution
 
 
-def runner(model: Tiny, page: int = 4, pages: dict[int, int] | None = None, context=128) -> Runner:
+def runner(
+    model: Tiny,
+    page: int = 4,
+    pages: dict[int, int] | None = None,
+    context: int = 128,
+    device: torch.device = CPU,
+) -> Runner:
+    """Tier 0 is where the model is, the others are on the CPU."""
     pages = pages or {1: 256}
-    layers = model.spec.attention
-    store = Store(layers, page, pages, dict.fromkeys(pages, CPU), torch.float32)
-    return Runner(model, store, context, CPU)
+    devices = {tier: CPU if tier else device for tier in pages}
+    store = Store(model.spec.attention, page, pages, devices, torch.float32)
+    return Runner(model, store, context, device)
 
 
 class Drive:

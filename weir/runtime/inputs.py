@@ -166,6 +166,7 @@ def _parts(
                 table=stage.put(table, device),
                 slots=stage.put(slots if alone else slots[here], device),
                 first=None if alone else stage.put((start - begin)[mine].astype(np.int32), device),
+                lengths=(int(length[mine].min()), int(length[mine].max())),
             )
             parts.append(
                 Part(
