@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import sys
 import threading
 import traceback
 import typing
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -68,9 +70,16 @@ class Pulse(threading.Thread):
         while True:
             gone, _, _ = select.select([0], [], [], self._boot.silence)
             if gone and not os.read(0, 4096):  # the client closed the pipe, or is no more
-                os._exit(0)
+                self._leave()
             if self.loop is not None:
                 link.send(Deltas([], self.loop.report()))
+
+    def _leave(self) -> None:
+        """Remove the socket's folder, which a client that was killed could not, and be gone."""
+        kind, _, path = self._boot.endpoint.partition("://")
+        if kind == "ipc":
+            shutil.rmtree(Path(path).parent, ignore_errors=True)
+        os._exit(0)
 
 
 def make_engine(boot: Boot) -> Engine:

@@ -341,6 +341,7 @@ asyncio.run(main())
     while _alive(engine):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    assert list(tmp_path.iterdir()) == []
 
 
 def _alive(pid: int) -> bool:
