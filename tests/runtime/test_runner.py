@@ -292,6 +292,12 @@ def test_a_plan_that_names_no_page_is_refused(pages, why):
         drive.go([drive.chunk(1, 0, [1], pages=pages)])
 
 
+def test_a_plan_that_goes_on_from_an_unknown_token_is_refused():
+    drive = Drive(runner(MODEL))
+    with pytest.raises(RuntimeError, match="never sampled"):
+        drive.go([drive.chunk(1, 0, [])])
+
+
 def test_a_plan_that_reaches_past_its_pages_is_refused():
     drive = Drive(runner(MODEL))
     drive.pages[1] = drive.take(1, 1)  # never told

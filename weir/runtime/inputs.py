@@ -56,6 +56,8 @@ class Lane:
 
 def build(chunks: Sequence[Chunk], tables: Tables, store: Store, vocab: int, stage: Stage) -> Lane:
     """Tensors of one lane. Adds the chunks' new pages to `tables` on the way."""
+    if any(not c.ids and c.uid not in tables.row for c in chunks):
+        raise RuntimeError("a chunk goes on from a token that was never sampled here")
     rows = tables.rows([c.uid for c in chunks])
     for row, chunk in zip(rows.tolist(), chunks, strict=True):
         if chunk.pages:
