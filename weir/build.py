@@ -77,7 +77,7 @@ def engine(config: Config) -> Engine:
     phases.done("files")
     model = load(
         source.path,
-        dtype=dtype,
+        dtype=None if config.dtype == "auto" and kernels else dtype,
         device=device,
         format=config.load_format,
         context=config.max_model_len,

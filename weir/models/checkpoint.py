@@ -20,8 +20,11 @@ from torch import Tensor
 from weir.core import Spec
 from weir.errors import ConfigError
 from weir.gguf import GGUF
+from weir.models import codes
 from weir.models.base import Shapes
-from weir.models.dequant import dequantize
+from weir.models.codes import Codes
+from weir.models.dequant import PLAIN, dequantize
+from weir.ops.linear import GROUP
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 PREFIX = re.compile(r"^(model\.|language_model\.|decoder\.)+")
@@ -62,6 +65,9 @@ class Safetensors:
         out.copy_(shard.get_slice(key)[row : row + len(out)])
         if self.unit_offset and name.endswith("norm.weight"):
             out.add_(1.0)
+
+    def codes(self, name: str) -> Codes | None:
+        return None
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -130,18 +136,36 @@ class Quantised:
         self.interleaved = spec.architecture == "llama"
         self.heads = {"self_attn.q_proj": spec.heads, "self_attn.k_proj": spec.kv_heads}
 
+    def codes(self, name: str) -> Codes | None:
+        """The quantised weight as it is; None where it holds plain floats or odd groups."""
+        kind, shape = self.gguf.tensors[self.sources[name]].type, self.shapes[name]
+        if kind in PLAIN or len(shape) != 2 or shape[1] % GROUP:
+            return None
+        found = codes.read(kind, self.bytes[name], *shape)
+        heads = self._heads(name)
+        return found.shuffle(_halved(torch.arange(shape[0]), heads)) if heads else found
+
     def read(self, name: str, out: Tensor, row: int = 0) -> None:
         data, rows = self.bytes[name], self.shapes[name][0]
         part = data.view(rows, -1)[row : row + len(out)] if len(out) != rows else data
         kind = self.gguf.tensors[self.sources[name]].type
-        heads = self.heads.get(name.removesuffix(".weight").removesuffix(".bias").split(".", 2)[-1])
-        if not self.interleaved or heads is None:
+        heads = self._heads(name)
+        if not heads:
             dequantize(kind, part.reshape(-1), out)
             return
         mixed = torch.empty_like(out)
         dequantize(kind, part, mixed)
-        halves = mixed.view(heads, rows // heads // 2, 2, -1).transpose(1, 2)
-        out.copy_(halves.reshape(out.shape))
+        out.copy_(_halved(mixed, heads))
+
+    def _heads(self, name: str) -> int:
+        """How many heads of a tensor are interleaved; 0: none."""
+        part = name.removesuffix(".weight").removesuffix(".bias").split(".", 2)[-1]
+        return self.heads.get(part, 0) if self.interleaved else 0
+
+
+def _halved(x: Tensor, heads: int) -> Tensor:
+    """Rows of x [heads · D, …], whose pairs rotate, ordered so that halves of each head do."""
+    return x.view(heads, len(x) // heads // 2, 2, -1).transpose(1, 2).reshape(x.shape)
 
 
 def _ours(key: str, names: dict[str, str]) -> str:
@@ -180,3 +204,6 @@ class Dummy:
             length = min(len(flat), self.POOL - start)
             torch.mul(self.pool[start : start + length], gain, out=flat[:length])
             flat, start = flat[length:], 0
+
+    def codes(self, name: str) -> Codes | None:
+        return None

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from weir.core import Spec
 from weir.models.base import Ropes, Shapes, split_heads
 from weir.models.llama import layer_tensors
 from weir.models.weights import Weights
-from weir.ops.linear import Linear, linear
+from weir.ops.linear import Linear, linear, rows
 from weir.ops.mlp import gated
 from weir.ops.norm import rms_norm
 from weir.ops.rope import rope_
@@ -74,7 +73,7 @@ class Gemma3:
         )
 
     def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
-        x = torch.nn.functional.embedding(ids, self.embedding).to(self.dtype)
+        x = rows(self.embedding, ids).to(self.dtype)
         return x.mul_(self.spec.embed_scale)
 
     def qkv(self, layer: Layer, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from weir.core import Spec
 from weir.models.base import Ropes, Shapes, shape, split_heads
 from weir.models.weights import Weights
-from weir.ops.linear import Linear, linear
+from weir.ops.linear import Linear, linear, rows
 from weir.ops.mlp import gated
 from weir.ops.norm import rms_norm
 from weir.ops.rope import rope_
@@ -68,7 +67,7 @@ class Llama:
         )
 
     def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
-        return torch.nn.functional.embedding(ids, self.embedding).to(self.dtype)
+        return rows(self.embedding, ids).to(self.dtype)
 
     def qkv(self, layer: Layer, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         eps = self.spec.eps

@@ -37,14 +37,15 @@ THREADS = 4  # readers beyond this many wait for memory
 def load(
     path: str | Path,
     *,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     format: str = "auto",
     context: int | None = None,
     seed: int = 0,
     threads: int = 0,
 ) -> Model:
-    """The model at `path`, its weights of type `dtype` packed for `device`.
+    """The model at `path`, its weights of type `dtype` packed for `device`; None: bfloat16, and
+    quantised weights as they are where `device` multiplies them.
 
     `format` is "auto", "safetensors", "gguf", or "dummy" for random weights (by `seed`) from the
     configuration alone. `context` shortens the longest sequence; `threads` read and pack (0: all
@@ -66,7 +67,8 @@ def load(
         checkpoint = Quantised(gguf, spec) if gguf else Safetensors(path, spec)
     verify(checkpoint.shapes, shapes)
     threads = threads or min(THREADS, os.cpu_count() or 1)
-    with Weights(checkpoint, dtype, device, threads) as weights:
+    keep = dtype is None
+    with Weights(checkpoint, dtype or torch.bfloat16, device, threads, keep) as weights:
         return kind(_shortened(spec, context), weights)
 
 

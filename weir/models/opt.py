@@ -13,7 +13,7 @@ from torch import Tensor
 from weir.core import Spec
 from weir.models.base import Shapes, shape, split_heads
 from weir.models.weights import Weights
-from weir.ops.linear import Linear, linear
+from weir.ops.linear import Linear, linear, rows
 from weir.ops.mlp import activate_
 from weir.ops.norm import layer_norm
 
@@ -88,7 +88,7 @@ class OPT:
         )
 
     def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
-        x = torch.nn.functional.embedding(ids, self.embedding).to(self.dtype)
+        x = rows(self.embedding, ids).to(self.dtype)
         if self.project_in is not None:
             x = linear(x, self.project_in)
         return x + torch.nn.functional.embedding(pos + FIRST_POSITION, self.positions)

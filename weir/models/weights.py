@@ -15,7 +15,8 @@ from torch import Tensor
 
 from weir.errors import ConfigError
 from weir.models.base import Shapes
-from weir.ops.linear import Linear, pack
+from weir.models.codes import Codes
+from weir.ops.linear import Linear, pack, pack_codes, takes_codes
 
 SLICE = 4096  # rows of an embedding read at a time
 NAMED = 5  # tensors named in an error
@@ -37,11 +38,23 @@ class Checkpoint(Protocol):
         """Fill `out`, contiguous on `device`, with a tensor, or with its rows from `row` on."""
         ...
 
+    def codes(self, name: str) -> Codes | None:
+        """A quantised weight [N, K] as it is kept; None where it is not."""
+        ...
+
 
 class Weights:
+    """keep_codes: leave quantised weights as they are, where the device multiplies them."""
+
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, threads: int
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        threads: int,
+        keep_codes: bool = False,
     ):
+        self.keep_codes = keep_codes and device.type == "cpu" and takes_codes()
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
@@ -78,20 +91,32 @@ class Weights:
 
     def linear(self, *names: str) -> Linear:
         """The named layers as one, their outputs side by side."""
+        bias = None
+        if f"{names[0]}.bias" in self.checkpoint.shapes:
+            bias = torch.cat([self.vector(f"{name}.bias") for name in names])
+        if self.keep_codes:
+            parts = [self.checkpoint.codes(f"{name}.weight") for name in names]
+            if all(parts):
+                whole = Codes.join([part for part in parts if part is not None])
+                return pack_codes(whole.codes, whole.pairs, whole.bits, bias)
         shapes = [self.checkpoint.shapes[f"{name}.weight"] for name in names]
         rows = [shape[0] for shape in shapes]
         weight = self._empty((sum(rows), shapes[0][1]), self.dtype)
         for name, part in zip(names, weight.split(rows), strict=True):
             self.checkpoint.read(f"{name}.weight", part)
-        if f"{names[0]}.bias" not in self.checkpoint.shapes:
-            return pack(weight.to(self.device))
-        bias = torch.cat([self.vector(f"{name}.bias") for name in names])
         return pack(weight.to(self.device), bias)
 
-    def embedding(self, tied: bool) -> tuple[Tensor, Linear]:
-        """The embedding [V, H] and the output layer, packed from the same weight where tied."""
-        matrix = self.matrix("embed_tokens.weight")
-        return matrix, pack(matrix if tied else self.matrix("lm_head.weight"))
+    def table(self, name: str) -> Linear:
+        """A weight [V, H] of which rows are taken, or that all of V are multiplied by."""
+        codes = self.checkpoint.codes(f"{name}.weight") if self.keep_codes else None
+        if codes is not None:
+            return pack_codes(codes.codes, codes.pairs, codes.bits)
+        return pack(self.matrix(f"{name}.weight"))
+
+    def embedding(self, tied: bool) -> tuple[Linear, Linear]:
+        """The embedding [V, H] and the output layer: the same where tied."""
+        table = self.table("embed_tokens")
+        return table, table if tied else self.table("lm_head")
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.checkpoint.device)
