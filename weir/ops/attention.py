@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weir.ops import native
-from weir.ops.dispatch import kernels, packed_heads
+from weir.ops.dispatch import gpu_kernels, kernels, packed_heads
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)  # of kv, in the order of the kernel's enum
 
@@ -36,7 +36,8 @@ class Batch:
 
     Query i of a chunk of length n sits at position kv_len - n + i and sees keys 0 to its own
     position. `first` says otherwise where a tier holds only part of the context: the position of
-    each chunk's first query, counted from the first key that this tier holds.
+    each chunk's first query, counted from the first key that this tier holds. `lengths` spares a
+    GPU what it need not look for: it says no more than q_start does.
     """
 
     q_start: Tensor  # int32 [S + 1]: row of q where each chunk starts, and T
@@ -44,10 +45,14 @@ class Batch:
     table: Tensor  # int32 [S, P]: page index in the store
     slots: Tensor  # int64 [T]: page * page_size + offset where each token's k, v go
     first: Tensor | None = None  # int32 [S]
+    lengths: tuple[int, int] | None = None  # tokens of the shortest and of the longest chunk
 
 
 def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     """Store k, v [T, Hkv, D] at `slots` [T] of kv [pages, 2, Hkv, page, D], in its type."""
+    gpu = gpu_kernels(k)
+    if gpu is not None:
+        return gpu.write(kv, packed_heads(k), packed_heads(v), slots)
     lib = kernels(k)
     if lib is None:
         return reference_write(kv, k, v, slots)
@@ -73,6 +78,20 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor
 
     Query head h reads kv head h // (Hq / Hkv). A query that sees no key has o = 0, lse = -inf.
     """
+    gpu = gpu_kernels(q)
+    if gpu is not None:
+        return gpu.attend(
+            packed_heads(q),
+            kv,
+            batch.q_start,
+            batch.kv_len,
+            batch.first,
+            batch.table,
+            batch.lengths,
+            spec.scale,
+            spec.window,
+            spec.softcap,
+        )
     lib = kernels(q)
     if lib is None:
         return reference_attend(q, kv, batch, spec)

@@ -39,6 +39,8 @@ def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
     n, k = weight.shape
     lib = native.library() if weight.is_cpu else None
     if lib is None:
+        if bias is not None and weight.is_cuda:
+            bias = bias.to(weight.dtype)  # cuBLAS adds it in the epilogue
         return Linear(n, k, weight.dtype, weight.contiguous(), bias)
     kind = BFLOAT16 if weight.dtype == torch.bfloat16 else FLOAT32
     weight = weight.contiguous() if kind == BFLOAT16 else floats(weight)
@@ -95,6 +97,8 @@ def linear(x: Tensor, w: Linear, residual: Tensor | None = None) -> Tensor:
     rounded to bfloat16 where the CPU multiplies such pairs (AVX512-BF16), and x as it is elsewhere;
     codes meet x rounded to 8 bits in groups of 32, at 5 or 9 bits an element.
     """
+    if x.is_cuda and residual is not None and w.bias is None:
+        return torch.addmm(residual, x, w.weight.t())
     if w.record is None:
         return reference_linear(x, w.weight, w.bias, residual)
     lib = kernels(x)
@@ -112,7 +116,10 @@ def reference_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
     """Multiplies in the weight's type; bias and residual are added in the type of `x`."""
-    y = torch.nn.functional.linear(x.to(weight.dtype), weight).to(x.dtype)
+    if bias is not None and bias.dtype == weight.dtype == x.dtype:
+        y, bias = torch.nn.functional.linear(x, weight, bias), None
+    else:
+        y = torch.nn.functional.linear(x.to(weight.dtype), weight).to(x.dtype)
     if bias is not None:
         y += bias
     if residual is not None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weir.ops.dispatch import kernels
+from weir.ops.dispatch import gpu_kernels, kernels
 
 ACTIVATIONS = ("silu", "gelu_tanh", "relu")
 
 
 def gated(gate_up: Tensor, act: str) -> Tensor:
     """act(gate) * up for gate_up [T, 2F], the gate first → [T, F]. `act`: "silu" or "gelu_tanh"."""
+    code = _code(act)
+    gpu = gpu_kernels(gate_up)
+    if gpu is not None:
+        return gpu.gated(gate_up, act)
     lib = kernels(gate_up)
     if lib is None:
         return reference_gated(gate_up, act)
     gate_up = gate_up.contiguous()
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, width)
-    lib.gated(gate_up.data_ptr(), rows, width, _code(act), out.data_ptr())
+    lib.gated(gate_up.data_ptr(), rows, width, code, out.data_ptr())
     return out
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weir.ops.dispatch import floats, kernels
+from weir.ops.dispatch import floats, gpu_kernels, kernels
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False) -> Tensor:
     """x [T, H] / rms(x) * weight [H]; with `unit_offset` (Gemma) times 1 + weight."""
+    gpu = gpu_kernels(x)
+    if gpu is not None:
+        return gpu.rms_norm(x, weight, eps, unit_offset)
     lib = kernels(x)
     if lib is None:
         return reference_rms_norm(x, weight, eps, unit_offset)
@@ -23,6 +26,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False) -
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """(x [T, H] - mean) / sqrt(variance + eps) * weight [H] + bias [H]."""
+    gpu = gpu_kernels(x)
+    if gpu is not None:
+        return gpu.layer_norm(x, weight, bias, eps)
     lib = kernels(x)
     if lib is None:
         return reference_layer_norm(x, weight, bias, eps)

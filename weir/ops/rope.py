@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from weir.ops.dispatch import floats, kernels, packed_heads
+from weir.ops.dispatch import floats, gpu_kernels, kernels, packed_heads
 
 
 class Rope(Protocol):
@@ -130,6 +130,9 @@ def rope_(
     Element i pairs with i + dim / 2 (rotate-half); elements past `cos_sin.shape[1]` stay. Where
     `q_norm` or `k_norm` [D] is given each head is RMS-normalised first, as in `rms_norm`.
     """
+    gpu = gpu_kernels(q)
+    if gpu is not None and packed_heads(q) is q and packed_heads(k) is k:
+        return gpu.rope_(q, k, pos, cos_sin, q_norm, k_norm, eps, unit_offset)
     lib = kernels(q)
     for x, norm in ((q, q_norm), (k, k_norm)):
         tokens, heads, size = x.shape

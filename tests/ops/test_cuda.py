@@ -1,0 +1,225 @@
+"""The Triton kernels against their references: on a GPU, or in Triton's interpreter without one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.ops.test_attention import RAGGED, Case, dense, make
+from weir.core import RopeSpec
+from weir.ops import mlp, norm, rope
+from weir.ops.attention import Batch, reference_write
+from weir.ops.merge import merge
+
+pytest.importorskip("triton")
+
+from weir.ops import triton as gpu
+from weir.ops.triton.attention import SPLIT, SPLITS
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: exp of -inf
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# the interpreter rounds to bfloat16 in its own way
+HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+QUERIES = sorted({torch.float32, torch.float16, HALF}, key=str)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}  # of the output's type
+
+
+def attend(case: Case, batch: Batch | None = None, dtype=torch.float32) -> tuple[Tensor, Tensor]:
+    b, spec = batch or case.batch, case.spec
+    tensors = [b.q_start, b.kv_len, b.first, b.table]
+    fields = [None if x is None else x.to(DEVICE) for x in tensors]
+    q = case.q.to(DEVICE, dtype)
+    o, lse = gpu.attend(
+        q, case.kv.to(DEVICE), *fields, b.lengths, spec.scale, spec.window, spec.softcap
+    )
+    assert o.dtype == dtype and lse.dtype == torch.float32
+    return o.cpu(), lse.cpu()
+
+
+def check(case: Case, dtype: torch.dtype = torch.float32) -> None:
+    case.q = case.q.to(dtype).float()
+    want_o, want_lse = dense(case)
+    o, lse = attend(case, dtype=dtype)
+    assert (o - want_o).abs().max() < TOLERANCE[dtype]
+    assert (lse - want_lse).abs().max() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("page", [1, 16, 32])
+@pytest.mark.parametrize("dtype", QUERIES)
+def test_ragged_batches(page: int, dtype: torch.dtype) -> None:
+    check(make(RAGGED, page=page, dtype=dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_cache_may_be_of_another_type_than_the_queries(dtype: torch.dtype) -> None:
+    check(make(RAGGED, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "heads, kv_heads, size",
+    [(9, 3, 64), (8, 8, 80), (4, 2, 128), (4, 1, 256), (5, 1, 8), (40, 1, 20), (14, 2, 96)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_heads_and_sizes(heads: int, kv_heads: int, size: int, dtype: torch.dtype) -> None:
+    check(make(RAGGED, heads, kv_heads, size, dtype=torch.bfloat16), dtype)
+
+
+@pytest.mark.parametrize("window", [1, 7, 32, 256, 1000])
+def test_windows(window: int) -> None:
+    check(make(RAGGED, window=window))
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_softcap(window: int | None) -> None:
+    check(make(RAGGED, softcap=5.0, window=window))
+
+
+def test_decodes_are_split_and_more_evenly_than_pages_allow() -> None:
+    longest = SPLIT * SPLITS + 777
+    check(make([(longest, 1), (SPLIT, 1), (SPLIT + 1, 1), (1, 1), (longest, 2)], 4, 2, 16))
+
+
+@settings(max_examples=40 if DEVICE == "cuda" else 6, deadline=None)
+@given(
+    sequences=st.lists(
+        st.tuples(st.integers(1, 500), st.integers(1, 300)).map(lambda x: (max(x), min(x))),
+        min_size=1,
+        max_size=6,
+    ),
+    window=st.sampled_from([None, 1, 50, 300]),
+    page=st.sampled_from([1, 16]),
+    known=st.booleans(),
+)
+def test_any_batch(
+    sequences: list[tuple[int, int]], window: int | None, page: int, known: bool
+) -> None:
+    """Known lengths of chunks leave launches out, and nothing else."""
+    case = make(sequences, 4, 2, 16, page, window=window)
+    if known:
+        chunks = [chunk for _, chunk in sequences]
+        case.batch = replace(case.batch, lengths=(min(chunks), max(chunks)))
+    check(case)
+
+
+def test_a_decode_does_not_depend_on_the_rest_of_the_batch() -> None:
+    alone = make([(700, 1)], dtype=torch.bfloat16, seed=3)
+    beside = make([(700, 1), (90, 40), (1200, 1)], dtype=torch.bfloat16, seed=3)
+    at = torch.arange(700)
+    page = beside.batch.table[0, at // 16].long()
+    for x, kind in ((alone.k[0], 0), (alone.v[0], 1)):
+        beside.kv[page, kind, :, at % 16] = x.bfloat16()
+    beside.q[0] = alone.q[0]
+    for a, b in zip(attend(alone), attend(beside), strict=True):
+        assert torch.equal(a[0], b[0])
+
+
+@pytest.mark.parametrize("window", [None, 30])
+def test_two_parts_of_a_context_merge_into_the_whole(window: int | None) -> None:
+    case = make([(200, 6), (100, 100), (150, 1)], window=window)
+    want, want_lse = attend(case)
+    split = torch.tensor([128, 0, 48], dtype=torch.int32)  # keys in the first part
+    position = torch.tensor([194, 0, 149], dtype=torch.int32)
+    b = case.batch
+    tables = [torch.roll(row, -int(keys) // 16) for row, keys in zip(b.table, split, strict=True)]
+    head = Batch(b.q_start, split, b.table, b.slots, first=position)
+    tail = Batch(b.q_start, b.kv_len - split, torch.stack(tables), b.slots, first=position - split)
+    first, second = attend(case, head), attend(case, tail)
+    assert first[1][6:106].eq(-torch.inf).all() and first[0][6:106].eq(0).all()  # saw no key
+    o, lse = merge(*first, *second)
+    assert torch.allclose(o, want, atol=1e-5) and torch.allclose(lse, want_lse, atol=1e-5)
+
+
+def test_no_sequences() -> None:
+    case = make([(5, 5)])
+    none = torch.zeros(0, dtype=torch.int32)
+    case.q = case.q[:0]
+    o, lse = attend(case, Batch(torch.zeros(1, dtype=torch.int32), none, none.view(0, 1), none))
+    assert o.shape == (0, 6, 64) and lse.shape == (0, 6)
+
+
+def test_not_a_number_stays_one() -> None:
+    case = make([(40, 2), (300, 1)])
+    case.q[1, 3] = case.q[2, 0] = torch.nan
+    o, lse = attend(case)
+    for row, head in ((1, 3), (2, 0)):
+        assert o[row, head].isnan().all() and lse[row, head].isnan()
+        lse[row, head], o[row, head] = 0.0, 0.0
+    assert o.isfinite().all() and lse.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", QUERIES)
+@pytest.mark.parametrize("size, page", [(64, 16), (80, 1), (6, 32)])
+def test_write_rounds_as_pytorch_does(size: int, page: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    fused = torch.randn(50, 12, size) * torch.logspace(-6, 4, 50).view(50, 1, 1)
+    k, v = fused[:, 4:7], fused[:, 8:11]
+    slots = torch.randperm(4 * 32 // page * page)[:50]
+    got, want = (torch.zeros(128 // page, 2, 3, page, size, dtype=dtype) for _ in "ab")
+    reference_write(want, k, v, slots)
+    got, fused, slots = got.to(DEVICE), fused.to(DEVICE), slots.to(DEVICE)
+    gpu.write(got, fused[:, 4:7], fused[:, 8:11], slots)
+    assert torch.equal(got.cpu(), want)
+
+
+def close(got: Tensor, want: Tensor, dtype: torch.dtype) -> bool:
+    return bool(((got.cpu() - want).abs() <= TOLERANCE[dtype] * (1 + want.abs())).all())
+
+
+SHAPES = [(1, 8), (3, 33), (7, 576), (2, 1), (5, 1640)]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norms(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(shape[0], 2 * shape[1]) * 3 + 1).to(dtype)[:, : shape[1]]  # rows lie apart
+    w, b = torch.randn(shape[1]), torch.randn(shape[1])
+    there = [t.to(DEVICE) for t in (x, w, b)]
+    for offset in (False, True):
+        want = norm.reference_rms_norm(x.double().float(), w, 1e-5, offset)
+        assert close(gpu.rms_norm(there[0], there[1], 1e-5, offset), want, dtype)
+    want = norm.reference_layer_norm(x.float(), w, b, 1e-5)
+    assert close(gpu.layer_norm(*there, 1e-5), want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("act", mlp.ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gated(shape: tuple[int, int], act: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(shape[0], 2 * shape[1]) * 6).to(dtype)
+    x[0, 0], x[0, -1] = 90.0, -90.0
+    want = mlp.reference_gated(x.double(), act)
+    assert close(gpu.gated(x.to(DEVICE), act), want, dtype)
+    assert gpu.gated(torch.full_like(x, torch.nan).to(DEVICE), act).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(
+    "heads, kv_heads, size, dim", [(9, 3, 64, 0), (4, 4, 80, 32), (2, 1, 6, 0), (16, 2, 128, 0)]
+)
+def test_rope(
+    heads: int, kv_heads: int, size: int, dim: int, normed: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    pos = torch.tensor([0, 3, 77, 5, 1])
+    table = rope.tables(RopeSpec(theta=1e4, dim=dim), size, 128)
+    fused = torch.randn(5, heads + 2 * kv_heads, size).to(dtype)  # as a fused projection leaves it
+    norms = [torch.randn(size) if normed else None for _ in "qk"]
+    parts = (heads, kv_heads, kv_heads)
+    want = fused.float()
+    for x, weight in zip(want.split(parts, dim=1), norms, strict=False):
+        rope.reference_rotate_(x, pos, table, weight, 1e-6, normed)
+    got = fused.to(DEVICE)
+    q, k, _ = got.split(parts, dim=1)
+    weights = [None if w is None else w.to(DEVICE) for w in norms]
+    gpu.rope_(q, k, pos.to(DEVICE), table.to(DEVICE), *weights, 1e-6, normed)
+    assert close(got, want, dtype)
+    assert torch.equal(got[:, heads + kv_heads :].cpu(), fused[:, heads + kv_heads :])

@@ -1,0 +1,10 @@
+"""The ops' kernels for GPUs, in Triton: CUDA tensors in, CUDA tensors out, nothing waited for.
+
+Importing this needs Triton, which PyTorch's CUDA build brings along. Callers are the dispatchers of
+weir.ops, which check and document the arguments; nothing else may import it.
+"""
+
+from weir.ops.triton.attention import attend, write
+from weir.ops.triton.rows import gated, layer_norm, rms_norm, rope_
+
+__all__ = ["attend", "gated", "layer_norm", "rms_norm", "rope_", "write"]
