@@ -72,12 +72,13 @@ def engine(config: Config) -> Engine:
     else:
         kernels = False
     dtype = _dtype(config.dtype, device, kernels)
+    as_kept = kernels and config.dtype == "auto"  # quantised weights stay so
     phases.done("kernels")
     source = hub.resolve(config.model, config.revision, config.download_dir)
     phases.done("files")
     model = load(
         source.path,
-        dtype=None if config.dtype == "auto" and kernels else dtype,
+        dtype=None if as_kept else dtype,
         device=device,
         format=config.load_format,
         context=config.max_model_len,
@@ -117,7 +118,7 @@ def engine(config: Config) -> Engine:
     gc.freeze()  # what lives as long as the engine is not walked again while it serves
     info = {
         "device": _name(device),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": "codes" if model.head.dtype == torch.uint8 else str(dtype).removeprefix("torch."),
         "kv_dtype": str(kv_dtype).removeprefix("torch."),
         "kernels": native.status() if device.type == "cpu" else "CUDA",
         "threads": threads,

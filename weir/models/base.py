@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weir.core import Spec
 from weir.ops import rope
+from weir.ops.linear import Linear
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -24,6 +25,8 @@ class Model(Protocol):
     """T tokens, B rows, H hidden, V vocabulary, Hq and Hkv heads of size D."""
 
     spec: Spec
+    head: Linear
+    """The output layer; of dtype uint8 where quantised weights are kept as they are."""
     layers: list[Any]
     """One a layer: a plain dataclass of packed weights, which nothing but this model reads."""
 
