@@ -70,6 +70,8 @@ def ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Of those equal to the last of the k, any.
     """
+    if k == logits.shape[-1]:
+        return logits.sort(dim=-1, descending=True, stable=True)
     values, ids = logits.topk(k, dim=-1)
     ids, order = ids.sort(dim=-1)
     values, order = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)

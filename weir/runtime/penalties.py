@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weir.core import Chunk
-from weir.runtime.stage import Stage
+from weir.runtime.stage import Stage, upload
 
 
 @dataclass(slots=True, eq=False)
@@ -98,8 +98,8 @@ class Penalties:
             np.bincount([t for t in tokens if 0 <= t < self.vocab], minlength=self.vocab)
             for tokens in (history[: chunk.prompt], history[chunk.prompt :])
         )
-        self.seen[slot] = torch.from_numpy(prompt > 0)
-        self.counts[slot] = torch.from_numpy(output)
+        self.seen[slot] = upload(torch.from_numpy(prompt > 0), self.seen.device)
+        self.counts[slot] = upload(torch.from_numpy(output).int(), self.seen.device)
 
     def _grow(self) -> None:
         size = len(self.seen)

@@ -17,7 +17,7 @@ from torch import Tensor
 from weir.core import Chunk, Sampling
 from weir.ops import sample
 from weir.runtime.penalties import Penalties
-from weir.runtime.stage import Stage
+from weir.runtime.stage import Stage, upload
 
 GREEDY, PLAIN, FILTERED = range(3)
 COLDEST = 1e-5
@@ -185,9 +185,13 @@ class Sampler:
         stops = [t for t in s.stops if 0 <= t < self.vocab] if s.min_tokens > 0 else []
         if not (s.logit_bias or stops or s.allowed is not None):
             return None
-        values = torch.tensor(list(s.logit_bias.values()), dtype=torch.float32, device=self.device)
+        values = torch.tensor(list(s.logit_bias.values()), dtype=torch.float32)
         return Edit(
-            bias=(self._ids(s.logit_bias, "logit_bias"), values) if s.logit_bias else None,
+            bias=(
+                (self._ids(s.logit_bias, "logit_bias"), upload(values, self.device))
+                if s.logit_bias
+                else None
+            ),
             allowed=None if s.allowed is None else self._ids(s.allowed, "allowed_token_ids"),
             stops=self._ids(stops, "stop_token_ids") if stops else None,
             until=prompt + s.min_tokens,
@@ -198,7 +202,7 @@ class Sampler:
         for token in tokens:
             if not 0 <= token < self.vocab:
                 raise ValueError(f"{name} holds {token}, outside the vocabulary of {self.vocab}")
-        return torch.tensor(tokens, dtype=torch.int64, device=self.device)
+        return upload(torch.tensor(tokens, dtype=torch.int64), self.device)
 
     def _penalised(
         self, chunks: Sequence[Chunk], failed: dict[int, str], stage: Stage

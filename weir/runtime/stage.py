@@ -49,6 +49,11 @@ class Stage:
         self.blocks = []
 
 
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on the device, without waiting for it: for what outlives a plan."""
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+
+
 def fetch(tensor: Tensor) -> Tensor:
     """The tensor in host memory: valid once the device's stream has come this far."""
     if tensor.device.type == "cpu":

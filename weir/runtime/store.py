@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from weir.core import AttentionSpec, Move
+from weir.runtime.stage import upload
 
 
 def page_bytes(layers: Sequence[AttentionSpec], page: int, dtype: torch.dtype) -> int:
@@ -48,10 +49,13 @@ class Store:
     def move(self, moves: Sequence[Move]) -> None:
         """Copy pages as if one move followed the other."""
         for source, target, indices in _runs(moves):
-            src, dst = torch.tensor(indices).unbind(1)
+            there, here = (self.devices[tier] for tier in (source, target))
+            src, dst = torch.tensor(indices).T
+            src, dst = upload(src, there), upload(dst, here)
             for old, new in zip(self.kv[source], self.kv[target], strict=True):
-                pages = old.index_select(0, src.to(old.device))
-                new.index_copy_(0, dst.to(new.device), pages.to(new.device, non_blocking=True))
+                # what comes to the host is read there next, so it is waited for
+                pages = old.index_select(0, src).to(here, non_blocking=here.type != "cpu")
+                new.index_copy_(0, dst, pages)
 
 
 def _zeros(size: int, device: torch.device) -> Tensor:
