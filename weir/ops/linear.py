@@ -11,7 +11,6 @@ from torch import Tensor
 from weir.ops import native
 from weir.ops.dispatch import floats, kernels
 
-
 FLOAT32, BFLOAT16, CODES4, CODES8 = range(4)
 """How a native weight is stored; `Kind` of linear.cpp."""
 
