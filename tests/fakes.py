@@ -170,6 +170,7 @@ class FakeEngine:
         if script == "die" and not (argument and Path(argument).exists()):
             if argument:
                 Path(argument).touch()
+            time.sleep(0.05)  # let go what was sent before
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import uvloop
+import zmq
+import zmq.asyncio
 
 from tests import fakes
 from weir.client import ModelInfo
@@ -20,6 +22,7 @@ from weir.text import Text
 
 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as once:
     once.run(asyncio.sleep(0))  # uvloop's first loop keeps two descriptors for all later ones
+zmq.asyncio.Context.instance().socket(zmq.PAIR).close()  # and ZeroMQ's first socket its threads
 
 
 @pytest.fixture(scope="session")

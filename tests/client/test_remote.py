@@ -97,7 +97,7 @@ def test_a_request_that_kills_every_engine_is_given_up(run, make):
     """The others are served all the same, and the engine is not taken for broken."""
 
     async def main():
-        client = make({"requests": 2})
+        client = make({"requests": 1})
         await client.start()
         users = {"a": "", "b": "", "k": "die", "c": "", "d": ""}
         streams = {name: client.submit(name, GREEDY, user=user) for name, user in users.items()}
@@ -311,8 +311,10 @@ def test_closing_while_the_engine_is_being_replaced(run, make):
         while client.health == "ready":
             await asyncio.sleep(0.001)
         closing = asyncio.create_task(client.close(drain=20))
+        await asyncio.sleep(0)
+        assert client.health == "draining"
         (completion,) = await waiting.collect()
-        assert completion.text == "x" * 8 and client.health == "draining"
+        assert completion.text == "x" * 8
         await closing
 
     run(main)

@@ -71,7 +71,9 @@ class EngineProcess:
         self._fatal = ""
         self._words = b""  # the end of its standard error
         self._tasks: list[asyncio.Task[None]] = []
-        self._context = zmq.asyncio.Context()
+        # One context for all: it ends with this process, and no forgotten socket can block its end.
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        self._socket.set_hwm(0)
         self._folder = tempfile.mkdtemp(prefix="weir-")  # mode 0700
         self._process: asyncio.subprocess.Process | None = None
 
@@ -89,8 +91,6 @@ class EngineProcess:
         return ready
 
     async def _launch(self) -> Ready | None:
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.set_hwm(0)
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "weir.host"),
@@ -167,7 +167,7 @@ class EngineProcess:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._context.destroy(linger=0)
+        self._socket.close(linger=0)
         shutil.rmtree(self._folder, ignore_errors=True)
         return self._reason()
 
