@@ -1,4 +1,4 @@
-"""Without a GPU, Triton's kernels run in its interpreter, which must be said before their import."""
+"""Without a GPU, Triton runs in its interpreter, which must be said before kernels are imported."""
 
 import os
 
