@@ -1,0 +1,214 @@
+"""Every op on a GPU: right against its reference, then timed as a share of what the chip reaches.
+
+    python bench/gpu_ops.py [--quick]
+
+Memory-bound ops are compared with the chip's own copy, attention over prompts and linears with its
+largest matrix product. Times are medians of events around the op, the L2 cache cleared before each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from weir.core import AttentionSpec
+from weir.ops.attention import Batch, attend, reference_attend, write
+from weir.ops.linear import linear, pack
+from weir.ops.mlp import gated, reference_gated
+from weir.ops.norm import reference_rms_norm, rms_norm
+from weir.ops.rope import reference_rotate_, rope_
+
+DTYPE = torch.bfloat16
+HEADS, KV_HEADS, SIZE, PAGE = 32, 8, 128, 16  # Llama-3.1-8B
+HIDDEN, FFN = 4096, 14336
+DECODES = [(1, 2048), (32, 2048), (256, 1024), (64, 8192), (1, 32768)]
+PROMPTS = [(1, 2048, 0), (1, 8192, 0), (4, 512, 2048), (1, 512, 8192)]  # chunks, tokens, before
+
+
+def milliseconds(run: Callable[[], object], repeat: int) -> float:
+    cold = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(repeat):
+        cold.zero_()
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in "ab")
+        start.record()
+        run()
+        stop.record()
+        times.append((start, stop))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(stop) for start, stop in times)
+
+
+def batch_of(lengths: list[int], chunks: list[int]) -> tuple[Tensor, Batch]:
+    """Random keys on scattered pages, and the batch that reads them."""
+    pages = [-(-length // PAGE) for length in lengths]
+    order = torch.randperm(sum(pages), device="cuda").int()
+    table = torch.zeros(len(lengths), max(pages), dtype=torch.int32, device="cuda")
+    slots, used = [], 0
+    for s, count in enumerate(pages):
+        table[s, :count] = order[used : used + count]
+        used += count
+        at = torch.arange(lengths[s] - chunks[s], lengths[s], device="cuda")
+        slots.append(table[s, at // PAGE].long() * PAGE + at % PAGE)
+    bound = torch.tensor([0, *chunks]).cumsum(0).int().cuda()
+    kv = torch.randn(sum(pages), 2, KV_HEADS, PAGE, SIZE, device="cuda", dtype=DTYPE)
+    length = torch.tensor(lengths, dtype=torch.int32, device="cuda")
+    return kv, Batch(bound, length, table, torch.cat(slots), lengths=(min(chunks), max(chunks)))
+
+
+class Report:
+    """Rows of the table; remembers whether every op was right."""
+
+    def __init__(self, repeat: int):
+        self.repeat = repeat
+        self.right = True
+        self.table = Table("op", "work", "µs", "reached", "share of ceiling", "error")
+        big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+        there = torch.empty_like(big)
+        self.copy = 2 * 2**30 / milliseconds(lambda: there.copy_(big), 10) / 1e9  # TB/s
+        a, b = (torch.randn(8192, 8192, device="cuda", dtype=DTYPE) for _ in "ab")
+        self.product = 2 * 8192**3 / milliseconds(lambda: a @ b, 10) / 1e9  # TFLOP/s
+        self.table.add_row("copy", "1 GiB", "", f"{self.copy:.2f} TB/s", "", "")
+        self.table.add_row("matrix product", "8192³", "", f"{self.product:.0f} TFLOP/s", "", "")
+
+    def add(
+        self,
+        op: str,
+        work: str,
+        run: Callable[[], object],
+        error: float,
+        *,
+        moved: float = 0.0,
+        flop: float = 0.0,
+    ) -> None:
+        """`moved` bytes or `flop`: what the op cannot do without; `error` is relative."""
+        time = milliseconds(run, self.repeat)
+        if flop:
+            rate, ceiling, unit = flop / time / 1e9, self.product, "TFLOP/s"
+        else:
+            rate, ceiling, unit = moved / time / 1e9, self.copy, "TB/s"
+        good = error < 0.02
+        self.right &= good
+        self.table.add_row(
+            op,
+            work,
+            f"{time * 1e3:.1f}",
+            f"{rate:.3g} {unit}",
+            f"{rate / ceiling:.0%}",
+            f"{error:.1e}" + ("" if good else " WRONG"),
+        )
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    """Relative, in the norm; NaN is infinitely far."""
+    error = (got.float() - want.float()).norm() / want.float().norm()
+    return float(error.nan_to_num(torch.inf))
+
+
+def attention(report: Report) -> None:
+    spec = AttentionSpec(HEADS, KV_HEADS, SIZE, SIZE**-0.5)
+    works = [([length] * count, [1] * count) for count, length in DECODES]
+    works += [([before + n] * count, [n] * count) for count, n, before in PROMPTS]
+    works += [([1300] * 200 + [2048], [1] * 200 + [1024])]
+    for lengths, chunks in works:
+        kv, batch = batch_of(lengths, chunks)
+        tokens = sum(chunks)
+        q = torch.randn(tokens, HEADS, SIZE, device="cuda", dtype=DTYPE)
+        small = [min(length, 2048) for length in lengths[:4]], [min(c, 256) for c in chunks[:4]]
+        some_kv, some = batch_of(*small)
+        some_q = torch.randn(sum(small[1]), HEADS, SIZE, device="cuda", dtype=DTYPE)
+        got, want = (op(some_q, some_kv, some, spec) for op in (attend, reference_attend))
+        error = max(distance(got[0], want[0]), distance(got[1], want[1]))
+        pairs = sum(
+            n * (length - n) + n * (n + 1) / 2 for length, n in zip(lengths, chunks, strict=True)
+        )
+        many = chunks.count(1) < len(chunks) / 2
+        report.add(
+            "prompt attention" if many else "decode attention",
+            f"{len(chunks)}: {chunks[-1]} of {lengths[-1]}"
+            + (" mixed" if len({*chunks}) > 1 else ""),
+            lambda q=q, kv=kv, batch=batch: attend(q, kv, batch, spec),
+            error,
+            moved=0.0 if many else 4.0 * sum(lengths) * KV_HEADS * SIZE,
+            flop=4.0 * pairs * HEADS * SIZE if many else 0.0,
+        )
+
+
+def rows(report: Report) -> None:
+    for tokens in (1, 256, 4096):
+        x = torch.randn(tokens, HIDDEN, device="cuda", dtype=DTYPE)
+        weight = torch.randn(HIDDEN, device="cuda")
+        error = distance(rms_norm(x, weight, 1e-5), reference_rms_norm(x, weight, 1e-5))
+        report.add(
+            "rms_norm", f"{tokens}", lambda x=x, w=weight: rms_norm(x, w, 1e-5), error,
+            moved=4.0 * tokens * HIDDEN,
+        )  # fmt: skip
+        y = torch.randn(tokens, 2 * FFN, device="cuda", dtype=DTYPE)
+        error = distance(gated(y, "silu"), reference_gated(y.float(), "silu"))
+        report.add(
+            "gated", f"{tokens}", lambda y=y: gated(y, "silu"), error, moved=6.0 * tokens * FFN
+        )
+        fused = torch.randn(tokens, HEADS + 2 * KV_HEADS, SIZE, device="cuda", dtype=DTYPE)
+        q, k, v = fused.split((HEADS, KV_HEADS, KV_HEADS), dim=1)
+        pos = torch.randint(0, 4096, (tokens,), device="cuda")
+        angle = torch.randn(4096, SIZE // 2, device="cuda")
+        cos_sin = torch.cat([angle.cos(), angle.sin()], dim=1)
+        want = q.clone()
+        reference_rotate_(want, pos, cos_sin, None, 1e-6, False)
+        rope_(q, k, pos, cos_sin)
+        report.add(
+            "rope", f"{tokens}", lambda q=q, k=k, pos=pos, t=cos_sin: rope_(q, k, pos, t),
+            distance(q, want), moved=4.0 * tokens * (HEADS + KV_HEADS) * SIZE,
+        )  # fmt: skip
+        kv = torch.zeros(tokens // PAGE + 1, 2, KV_HEADS, PAGE, SIZE, device="cuda", dtype=DTYPE)
+        slots = torch.randperm(len(kv) * PAGE, device="cuda")[:tokens]
+        write(kv, k, v, slots)
+        got = kv[slots // PAGE, 1, :, slots % PAGE]
+        report.add(
+            "write", f"{tokens}",
+            lambda kv=kv, k=k, v=v, s=slots: write(kv, k, v, s),
+            distance(got, v), moved=8.0 * tokens * KV_HEADS * SIZE,
+        )  # fmt: skip
+
+
+def linears(report: Report) -> None:
+    weight = torch.randn(2 * FFN, HIDDEN, device="cuda", dtype=DTYPE) / 64
+    w = pack(weight)
+    for tokens in (1, 64, 256, 2048):
+        x = torch.randn(tokens, HIDDEN, device="cuda", dtype=DTYPE)
+        residual = torch.randn(tokens, 2 * FFN, device="cuda", dtype=DTYPE)
+        error = distance(linear(x, w, residual), x.float() @ weight.float().T + residual)
+        report.add(
+            "linear", f"{tokens} x {HIDDEN} → {2 * FFN}", lambda x=x: linear(x, w), error,
+            moved=0.0 if tokens > 256 else 2.0 * weight.numel(),
+            flop=2.0 * tokens * weight.numel() if tokens > 256 else 0.0,
+        )  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("this needs a CUDA device", file=sys.stderr)
+        return 1
+    torch.manual_seed(0)
+    report = Report(repeat=10 if options.quick else 50)
+    for part in (attention, rows, linears):
+        part(report)
+    report.table.title = torch.cuda.get_device_name()
+    Console(width=110).print(report.table)
+    return 0 if report.right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
