@@ -1,0 +1,216 @@
+"""The whole engine on a GPU: the tokens of the CPU engine, whatever the chunks, pages and batch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runtime.drive import CPU, Drive
+from weir import build
+from weir.config import load as config
+from weir.core import AttentionSpec, Delta, Move, Page, Request, Sampling, Score
+from weir.models.load import load
+from weir.runtime.runner import Runner
+from weir.runtime.store import Store
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CUDA = torch.device("cuda", 0) if torch.cuda.is_available() else CPU
+SMALL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PROMPTS = [[504, 3575, 282, 4649, 314], [*range(1000, 1700, 7)], [*range(300, 320)] * 10, [42]]
+PROMPTS += [[*range(2000, 2000 + 13 * n, 3)] for n in range(1, 9)]
+LENGTH = 24
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+TINY = LLAMA | {
+    "vocab_size": 1000,
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path):
+    def write(shape: dict[str, object]) -> str:
+        (tmp_path / "config.json").write_text(json.dumps(shape))
+        return str(tmp_path)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def smollm() -> str:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("WEIR_CACHE") or Path(home) / "weir"
+    for root in (os.environ.get("WEIR_MODELS"), cache):
+        if root and (found := sorted(Path(root).rglob(SMALL))):
+            return str(found[0])
+    pytest.skip(f"{SMALL} is not here")
+
+
+def generate(
+    prompts: list[list[int]], length: int = LENGTH, sampling: Sampling | None = None, **settings
+) -> tuple[list[list[int]], list[Delta]]:
+    """The tokens of each prompt from an engine of these settings, and their last deltas."""
+    settings = {"device": "cuda", "dtype": "float32", "kv_cache_memory": "2GiB"} | settings
+    engine = build.engine(config(settings, {}))
+    sampling = sampling or Sampling(temperature=0.0, max_tokens=length)
+    try:
+        for uid, prompt in enumerate(prompts):
+            engine.add(Request(uid, list(prompt), sampling, arrival=float(uid)))
+        tokens: list[list[int]] = [[] for _ in prompts]
+        ends: dict[int, Delta] = {}
+        while engine.busy:
+            for delta in engine.step():
+                tokens[delta.uid] += delta.tokens
+                if delta.done:
+                    assert delta.done == "length", delta
+                    ends[delta.uid] = delta
+        assert engine.stats().pages_used == 0
+        return tokens, [ends[uid] for uid in range(len(prompts))]
+    finally:
+        engine.close()
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture(scope="module")
+def expected(smollm: str) -> list[list[int]]:
+    return generate(PROMPTS, model=smollm, device="cpu")[0]
+
+
+@pytest.mark.parametrize("chunk", [16, 100, 4096])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_greedy_tokens_are_those_of_the_cpu(smollm, expected, chunk, overlap) -> None:
+    got, _ = generate(PROMPTS, model=smollm, max_num_batched_tokens=chunk, overlap=overlap)
+    assert got == expected
+
+
+@pytest.mark.parametrize("page", [1, 8, 64])
+def test_any_page_size_gives_the_same_tokens(smollm, expected, page) -> None:
+    assert generate(PROMPTS, model=smollm, block_size=page)[0] == expected
+
+
+def test_one_at_a_time_gives_the_same_tokens(smollm, expected) -> None:
+    got, _ = generate(PROMPTS, model=smollm, max_num_seqs=1, enable_prefix_caching=False)
+    assert got == expected
+
+
+def test_preempted_requests_give_the_same_tokens(smollm) -> None:
+    prompts = [[*range(50 * n, 50 * n + 40)] for n in range(1, 11)]
+    want, _ = generate(prompts, 90, model=smollm)
+    got, ends = generate(prompts, 90, model=smollm, kv_cache_memory="30MiB")
+    assert got == want
+    assert any(delta.preempted for delta in ends)
+
+
+def test_bfloat16_agrees_with_float32_for_a_while(smollm, expected) -> None:
+    """Rounding to 8 bits flips a close choice now and then, and all that follows it."""
+    got, _ = generate(PROMPTS, model=smollm, dtype="bfloat16")
+    same = [a[0] == b[0] for a, b in zip(got, expected, strict=True)]
+    assert sum(same) >= 0.8 * len(same)
+
+
+def test_a_seed_decides_whatever_else_is_in_the_batch(smollm) -> None:
+    sampling = Sampling(temperature=0.8, top_p=0.9, seed=7, max_tokens=LENGTH)
+    together, _ = generate(PROMPTS[:4], sampling=sampling, model=smollm)
+    alone = [generate([p], sampling=sampling, model=smollm)[0][0] for p in PROMPTS[:4]]
+    assert together == alone
+
+
+def test_the_shape_of_llama_8b_loads_and_generates(folder) -> None:
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs 24 GiB of GPU memory")
+    prompts = [[*range(n, n + 900)] for n in range(1, 6)]
+    settings = {"model": folder(LLAMA), "load_format": "dummy", "dtype": "bfloat16"}
+    got, _ = generate(prompts, 16, **settings)
+    assert all(len(tokens) == 16 for tokens in got)
+    assert all(0 <= token < LLAMA["vocab_size"] for tokens in got for token in tokens)
+    assert len({tuple(tokens) for tokens in got}) > 1
+
+
+WISHES = [
+    Sampling(temperature=0.0),
+    Sampling(seed=1, logprobs=3),
+    Sampling(seed=2, top_p=0.8),
+    Sampling(seed=3, top_k=9, min_p=0.01, logit_bias={4: 2.0}),
+    Sampling(seed=4, repetition_penalty=1.7, frequency_penalty=0.5),
+    Sampling(seed=5, allowed=[1, 2, 3], stops=[2], min_tokens=9),
+]
+
+
+def test_a_step_never_waits_for_the_device(folder) -> None:
+    """PyTorch raises where a call would wait; the result is then waited for once."""
+    model = load(folder(TINY), format="dummy", dtype=torch.bfloat16, device=CUDA)
+    store = Store(model.spec.attention, 4, {0: 64}, {0: CUDA}, torch.bfloat16)
+    drive = Drive(Runner(model, store, 64, CUDA))
+    texts = [[uid + 1, 5, 9, 33, 7, 2 * uid] for uid in range(len(WISHES))]
+    for start, end in ((0, 4), (4, 6), (6, 0), (7, 0)):
+        chunks = [
+            drive.chunk(
+                uid,
+                start,
+                texts[uid][start:end],
+                sample=wish if end != 4 else None,
+                prompt=6,
+                history=[] if wish.penalised and start == 0 else None,
+                score=Score(0, texts[uid][1:4], 2) if end == 4 and uid == 1 else None,
+                mask=b"\xff" * 125 if uid == 0 and end != 4 else None,
+            )
+            for uid, wish in enumerate(WISHES)
+        ]
+        moves = [Move(Page(0, 60), Page(0, 61))] if start == 6 else []
+        plan = drive.plan(chunks, moves=moves)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            landing = drive.run.launch(plan)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        result = landing.result()
+        assert not result.failed
+        assert len(result.tokens) == (0 if end == 4 else len(WISHES))
+
+
+def test_pages_keep_their_content_between_gpu_and_cpu() -> None:
+    layers = [AttentionSpec(4, 2, 8, scale=1.0), AttentionSpec(4, 1, 16, scale=1.0)]
+    sizes = {0: 40, 1: 60}
+    places = [Page(tier, index) for tier, size in sizes.items() for index in range(size)]
+    generator = torch.Generator().manual_seed(0)
+    store = Store(layers, 4, sizes, {0: CUDA, 1: CPU}, torch.float32)
+    want = {place: float(n) for n, place in enumerate(places)}
+    for place, mark in want.items():
+        for kv in store.kv[place.tier]:
+            kv[place.index] = mark
+    for _ in range(8):
+        picks = torch.randint(len(places), (25, 2), generator=generator).tolist()
+        moves = [Move(places[a], places[b]) for a, b in picks]
+        store.move(moves)
+        for src, dst in moves:
+            want[dst] = want[src]
+    for place, mark in want.items():
+        assert all((kv[place.index] == mark).all() for kv in store.kv[place.tier])
