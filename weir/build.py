@@ -42,7 +42,7 @@ class Defaults:
     requests: int
 
 
-DEFAULTS = {"cpu": Defaults(16, 256, 64), "cuda": Defaults(16, 4096, 256)}
+DEFAULTS = {"cpu": Defaults(4, 128, 64), "cuda": Defaults(16, 4096, 256)}
 
 
 @dataclass(slots=True)
