@@ -186,7 +186,8 @@ def linears(report: Report) -> None:
     for tokens in (1, 64, 256, 2048):
         x = torch.randn(tokens, HIDDEN, device="cuda", dtype=DTYPE)
         residual = torch.randn(tokens, 2 * FFN, device="cuda", dtype=DTYPE)
-        error = distance(linear(x, w, residual), x.float() @ weight.float().T + residual)
+        want = x.float() @ weight.float().T + residual
+        error = distance(linear(x, w, residual), want)
         report.add(
             "linear", f"{tokens} x {HIDDEN} → {2 * FFN}", lambda x=x: linear(x, w), error,
             moved=0.0 if tokens > 256 else 2.0 * weight.numel(),

@@ -89,7 +89,7 @@ def rows(w: Linear, ids: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, w: Linear, residual: Tensor | None = None) -> Tensor:
-    """x [M, K] → x @ W.T + bias + residual, [M, N].
+    """x [M, K] → x @ W.T + bias + residual, [M, N]; `residual` may be overwritten by the result.
 
     Reads the weight, 2 or 4 bytes an element, once per 96 rows; 2 M N K FLOP. With the native
     kernel a row of the result is the same to the last bit whatever M is. bfloat16 weights meet x
@@ -97,7 +97,7 @@ def linear(x: Tensor, w: Linear, residual: Tensor | None = None) -> Tensor:
     codes meet x rounded to 8 bits in groups of 32, at 5 or 9 bits an element.
     """
     if x.is_cuda and residual is not None and w.bias is None:
-        return torch.addmm(residual, x, w.weight.t())
+        return residual.addmm_(x, w.weight.t())
     if w.record is None:
         return reference_linear(x, w.weight, w.bias, residual)
     lib = kernels(x)

@@ -18,7 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SPLIT = 256  # keys a program reads at least, for a decode
+from weir.ops.triton.launch import kernel
+
+SPLIT = 512  # keys a program reads at least, for a decode
 SPLITS = 32  # programs at most that share a decode's keys
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -29,6 +31,7 @@ class Tile:
     """The shape of a program's work: at least 16 rows, which is what tensor cores multiply."""
 
     rows: int  # tokens times heads of a group
+    span: int  # tokens
     keys: int  # of one turn of the loop
     warps: int
     stages: int  # loads in flight
@@ -37,17 +40,14 @@ class Tile:
 def decode_tile(group: int, size: int, itemsize: int) -> Tile:
     rows = max(16, triton.next_power_of_2(group))
     if size * itemsize > 256:
-        return Tile(rows, 32, 4, 2)
-    return Tile(rows, 64, 4, 3)
+        return Tile(rows, 1, 32, 4, 2)
+    return Tile(rows, 1, 64, 4, 3)
 
 
 def chunk_tile(group: int, size: int, itemsize: int) -> Tile:
     least = 2 * triton.next_power_of_2(group)
-    if itemsize == 4:
-        return Tile(max(32, least), 32, 4, 2)
-    if size > 128:
-        return Tile(max(64, least), 32, 4, 2)
-    return Tile(max(128, least), 64, 8, 2)
+    rows = max(32 if itemsize == 4 else 64, least)
+    return Tile(rows, rows // group, 32 if size * itemsize > 256 else 64, 4, 2)
 
 
 def attend(
@@ -79,8 +79,9 @@ def attend(
         parts = q.new_empty(sequences, heads, splits, size, dtype=torch.float32)
         part_lse = q.new_empty(sequences, heads, splits, dtype=torch.float32)
 
-    def launch(grid: tuple[int, ...], tile: Tile, span: int, splits: int, skip: bool) -> None:
-        _attend[grid](
+    def launch(grid: tuple[int, int, int], tile: Tile, splits: int, skip: bool) -> None:
+        _attend(
+            grid,
             q,
             kv,
             parts if splits > 1 else o,
@@ -91,9 +92,9 @@ def attend(
             table,
             sequences,
             table.stride(0),
-            q.stride(0),
             scale,
             softcap or 0.0,
+            STRIDE=q.stride(0),
             HEADS=heads,
             GROUP=group,
             SIZE=size,
@@ -101,27 +102,26 @@ def attend(
             WINDOW=window or 0,
             SOFTCAP=softcap is not None,
             FIRST=first is not None,
-            DECODE=span == 1,
             SKIP=skip,
             SPLITS=splits,
             SPLIT=SPLIT,
             ROWS=tile.rows,
-            SPAN=span,
+            SPAN=tile.span,
             KEYS=tile.keys,
             DIMS=max(16, triton.next_power_of_2(size)),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            warps=tile.warps,
+            stages=tile.stages,
         )
 
     if longest > 1:
         tile = chunk_tile(group, size, q.element_size())
-        span = tile.rows // group
-        launch((tokens // span + sequences, kv_heads), tile, span, 1, shortest == 1)
+        launch((tokens // tile.span + sequences, kv_heads, 1), tile, 1, shortest == 1)
     if shortest == 1:
         tile = decode_tile(group, size, q.element_size())
-        launch((sequences, kv_heads, splits), tile, 1, splits, False)
+        launch((sequences, kv_heads, splits), tile, splits, False)
         if splits > 1:
-            _merge[(sequences, heads)](
+            _merge(
+                (sequences, heads, 1),
                 parts,
                 part_lse,
                 o,
@@ -131,12 +131,12 @@ def attend(
                 DIMS=triton.next_power_of_2(size),
                 SPLITS=splits,
                 PARTS=triton.next_power_of_2(splits),
-                num_warps=4,
+                warps=4,
             )
     return o, lse
 
 
-@triton.jit(do_not_specialize=["sequences", "table_stride"])
+@kernel("sequences", "table_stride", "scale", "softcap")
 def _attend(
     q,
     kv,
@@ -148,9 +148,9 @@ def _attend(
     table,
     sequences,
     table_stride,
-    q_stride,
     scale,
     softcap,
+    STRIDE: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
@@ -158,7 +158,6 @@ def _attend(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     FIRST: tl.constexpr,
-    DECODE: tl.constexpr,
     SKIP: tl.constexpr,
     SPLITS: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -169,7 +168,7 @@ def _attend(
 ):
     """A tile of SPAN tokens and GROUP heads of one sequence and kv head, over all its keys or, of a
     decode, over the keys of one split."""
-    if DECODE:
+    if SPAN == 1:
         sequence = tl.program_id(0)
         block = 0
     else:
@@ -182,7 +181,7 @@ def _attend(
     count = tl.load(q_start + sequence + 1) - start
     if block * SPAN >= count:
         return
-    if DECODE and count != 1:
+    if SPAN == 1 and count != 1:
         return
     if SKIP and count == 1:
         return
@@ -207,7 +206,7 @@ def _attend(
 
     dim = tl.arange(0, DIMS)
     heads = head * GROUP + row % GROUP
-    where = (start + token).to(tl.int64) * q_stride + heads * SIZE
+    where = (start + token).to(tl.int64) * STRIDE + heads * SIZE
     mask = real[:, None] & (dim < SIZE)[None, :]
     tile_q = tl.load(q + where[:, None] + dim[None, :], mask=mask, other=0.0)
     best = tl.full([ROWS], float("-inf"), tl.float32)
@@ -315,7 +314,7 @@ def _owner(q_start, sequences, tile, SPAN: tl.constexpr):
     return low
 
 
-@triton.jit
+@kernel()
 def _merge(
     parts,
     part_lse,
@@ -353,30 +352,31 @@ def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     tokens, heads, size = k.shape
     if tokens == 0:
         return
-    _write[(tokens,)](
+    _write(
+        (tokens, 1, 1),
         kv,
         k,
         v,
         slots,
-        k.stride(0),
-        v.stride(0),
+        K_STRIDE=k.stride(0),
+        V_STRIDE=v.stride(0),
         HEADS=heads,
         SIZE=size,
         PAGE=kv.shape[3],
         LINES=triton.next_power_of_2(heads),
         DIMS=triton.next_power_of_2(size),
-        num_warps=4,
+        warps=4,
     )
 
 
-@triton.jit
+@kernel()
 def _write(
     kv,
     k,
     v,
     slots,
-    k_stride,
-    v_stride,
+    K_STRIDE: tl.constexpr,
+    V_STRIDE: tl.constexpr,
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     PAGE: tl.constexpr,
@@ -390,7 +390,7 @@ def _write(
     block = HEADS * PAGE * SIZE
     there = kv + (slot // PAGE) * 2 * block + (head * PAGE + slot % PAGE) * SIZE + dim
     here = head * SIZE + dim
-    x = tl.load(k + token * k_stride + here, mask=mask)
+    x = tl.load(k + token * K_STRIDE + here, mask=mask)
     tl.store(there, x.to(kv.dtype.element_ty), mask=mask)
-    x = tl.load(v + token * v_stride + here, mask=mask)
+    x = tl.load(v + token * V_STRIDE + here, mask=mask)
     tl.store(there + block, x.to(kv.dtype.element_ty), mask=mask)

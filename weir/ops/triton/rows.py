@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weir.ops.triton.launch import kernel
+
 COLUMNS = 1024  # of a program where a row is cut
 
 
@@ -36,30 +38,31 @@ def _norm_rows(
     out = x.new_empty(x.shape)
     if rows:
         columns = triton.next_power_of_2(width)
-        _norm[(rows,)](
+        _norm(
+            (rows, 1, 1),
             x,
             weight,
             bias,
             out,
-            x.stride(0),
             eps,
+            STRIDE=x.stride(0),
             WIDTH=width,
             COLUMNS=columns,
             OFFSET=float(unit_offset),
             BIAS=bias is not None,
-            num_warps=_warps(columns),
+            warps=_warps(columns),
         )
     return out
 
 
-@triton.jit
+@kernel("eps")
 def _norm(
     x,
     weight,
     bias,
     out,
-    stride,
     eps,
+    STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     OFFSET: tl.constexpr,
@@ -69,7 +72,7 @@ def _norm(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     mask = column < WIDTH
-    y = tl.load(x + row * stride + column, mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(x + row * STRIDE + column, mask=mask, other=0.0).to(tl.float32)
     if BIAS:
         y = tl.where(mask, y - tl.sum(y, 0) / WIDTH, 0.0)
     y = y * tl.rsqrt(tl.sum(y * y, 0) / WIDTH + eps)
@@ -85,25 +88,33 @@ def gated(gate_up: Tensor, act: str) -> Tensor:
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, width)
     if rows:
-        _gated[(rows, triton.cdiv(width, COLUMNS))](
+        _gated(
+            (rows, triton.cdiv(width, COLUMNS), 1),
             gate_up,
             out,
-            gate_up.stride(0),
+            STRIDE=gate_up.stride(0),
             WIDTH=width,
             COLUMNS=COLUMNS,
             ACT=act,
-            num_warps=4,
+            warps=4,
         )
     return out
 
 
-@triton.jit
-def _gated(gate_up, out, stride, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ACT: tl.constexpr):
+@kernel()
+def _gated(
+    gate_up,
+    out,
+    STRIDE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ACT: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < WIDTH
-    gate = tl.load(gate_up + row * stride + column, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * stride + WIDTH + column, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(gate_up + row * STRIDE + column, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * STRIDE + WIDTH + column, mask=mask, other=0.0).to(tl.float32)
     if ACT == "silu":
         gate = gate * tl.sigmoid(gate)
     elif ACT == "gelu_tanh":  # (1 + tanh(z)) / 2 is sigmoid(2 z)
@@ -129,16 +140,17 @@ def rope_(
     if tokens == 0:
         return
     dim = cos_sin.shape[1]
-    _rope[(tokens, 2)](
+    _rope(
+        (tokens, 2, 1),
         q,
         k,
         pos,
         cos_sin,
         q_norm,
         k_norm,
-        q.stride(0),
-        k.stride(0),
         eps,
+        Q_STRIDE=q.stride(0),
+        K_STRIDE=k.stride(0),
         HEADS=heads,
         KV_HEADS=k.shape[1],
         LINES=triton.next_power_of_2(heads),
@@ -150,11 +162,11 @@ def rope_(
         Q_NORM=q_norm is not None,
         K_NORM=k_norm is not None,
         OFFSET=float(unit_offset),
-        num_warps=4,
+        warps=4,
     )
 
 
-@triton.jit
+@kernel("eps")
 def _rope(
     q,
     k,
@@ -162,9 +174,9 @@ def _rope(
     cos_sin,
     q_norm,
     k_norm,
-    q_stride,
-    k_stride,
     eps,
+    Q_STRIDE: tl.constexpr,
+    K_STRIDE: tl.constexpr,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     LINES: tl.constexpr,
@@ -185,12 +197,12 @@ def _rope(
     sin = tl.load(table + DIM // 2, mask=pair < DIM // 2, other=0.0)[None, :]
     if tl.program_id(1) == 0:
         _rotate(
-            q + token * q_stride, cos, sin, q_norm, eps,
+            q + token * Q_STRIDE, cos, sin, q_norm, eps,
             HEADS, LINES, SIZE, DIM, PAIRS, REST, Q_NORM, OFFSET,
         )  # fmt: skip
     else:
         _rotate(
-            k + token * k_stride, cos, sin, k_norm, eps,
+            k + token * K_STRIDE, cos, sin, k_norm, eps,
             KV_HEADS, KV_LINES, SIZE, DIM, PAIRS, REST, K_NORM, OFFSET,
         )  # fmt: skip
 

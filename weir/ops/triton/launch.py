@@ -1,0 +1,50 @@
+"""Launches Triton kernels in little host time, which is what bounds a step of few tokens.
+
+Triton's own launch looks at every argument in every way it could be compiled for. Here a kernel is
+compiled for its constants, the types of its tensors and whether they lie on 16 bytes, no more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from torch import Tensor
+
+ALIGN = 16  # bytes, up to which a kernel's loads are wide
+
+
+class Kernel:
+    """A `@triton.jit` function that specialises on none of its numbers (`do_not_specialize`)."""
+
+    def __init__(self, function: Any):
+        self.function = function
+        self.compiled: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(
+        self,
+        grid: tuple[int, int, int],
+        *arguments: Tensor | float | None,
+        warps: int,
+        stages: int = 2,
+        **constants: Any,
+    ) -> None:
+        """Queue `grid` programs. The function takes the arguments, then the constants, in order;
+        the first argument is a tensor on the device."""
+        device = arguments[0].device.index
+        kinds = [(a.dtype, a.data_ptr() % ALIGN) if isinstance(a, Tensor) else a is None
+                 for a in arguments]  # fmt: skip
+        key = (device, warps, stages, *constants.values(), *kinds)
+        compiled = self.compiled.get(key)
+        if compiled is not None:
+            compiled[grid](*arguments, *constants.values())
+            return
+        assert self.function.arg_names[len(arguments) :] == list(constants)
+        launched = self.function[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
+        if isinstance(self.function, triton.JITFunction):  # the interpreter compiles nothing
+            self.compiled[key] = launched
+
+
+def kernel(*numbers: str) -> Any:
+    """Decorator of a kernel; `numbers` are the arguments that are no tensors."""
+    return lambda function: Kernel(triton.jit(function, do_not_specialize=numbers))
