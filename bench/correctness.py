@@ -4,7 +4,7 @@
 
 Every mode below generates for all prompts. transformers, which reads the same GGUF by its own
 means, then scores each distinct answer in one forward pass: at every position our token must be its
-argmax. Where it is not, the gap between the two logits is shown; below 1e-4 it is a tie. Prompts are
+argmax. Where it is not, the gap of the two logits is shown; below 1e-4 it is a tie. Prompts are
 real ones (WEIR_DATA/prefix, else the committed sample).
 """
 
