@@ -1,8 +1,17 @@
-"""Without a GPU, Triton runs in its interpreter, which must be said before kernels are imported."""
+"""Settings of the whole suite: the same examples every time, and Triton's interpreter.
+
+HYPOTHESIS_PROFILE=explore draws new examples. Without a GPU Triton interprets its kernels, which must
+be said before they are imported.
+"""
 
 import os
 
 import torch
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

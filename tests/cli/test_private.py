@@ -56,7 +56,7 @@ def test_a_process_that_ignores_being_asked_is_killed() -> None:
     )
     assert process.stdout is not None
     with process.stdout:
-        process.stdout.read(1)
+        process.stdout.readline()
     stop(process, patience=0.1)
     assert process.returncode == -signal.SIGKILL
 

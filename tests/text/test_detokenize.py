@@ -15,7 +15,9 @@ from weir.text import Detokenizer, Text
 from weir.text.detokenize import Spelling
 
 KINDS = ["byte_level", "sentencepiece"]
-VALID = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=30)
+VALID = st.text(  # SentencePiece writes a space as U+2581, so that one does not come back
+    st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd\u2581"), max_size=30
+)
 
 
 def pushed(detokenizer: Detokenizer, ids: list[int], cuts: list[int]) -> str:
