@@ -1,6 +1,6 @@
 """Settings of the whole suite: the same examples every time, and Triton's interpreter.
 
-HYPOTHESIS_PROFILE=explore draws new examples. Without a GPU Triton interprets its kernels, which must
+HYPOTHESIS_PROFILE=explore draws new ones. Without a GPU Triton interprets its kernels, which must
 be said before they are imported.
 """
 
