@@ -163,6 +163,7 @@ WISHES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_step_never_waits_for_the_device(folder) -> None:
     """PyTorch raises where a call would wait; the result is then waited for once."""
     model = load(folder(TINY), format="dummy", dtype=torch.bfloat16, device=CUDA)

@@ -214,7 +214,7 @@ def test_rope(
     fused = torch.randn(5, heads + 2 * kv_heads, size).to(dtype)  # as a fused projection leaves it
     norms = [torch.randn(size) if normed else None for _ in "qk"]
     parts = (heads, kv_heads, kv_heads)
-    want = fused.float()
+    want = fused.float().clone()
     for x, weight in zip(want.split(parts, dim=1), norms, strict=False):
         rope.reference_rotate_(x, pos, table, weight, 1e-6, normed)
     got = fused.to(DEVICE)

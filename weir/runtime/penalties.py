@@ -81,7 +81,8 @@ class Penalties:
         """Count the planned rows of a lane's ids [T]."""
         if feed.prompt is not None:
             rows, slots = feed.prompt
-            self.seen[slots, ids[rows]] = True
+            yes = torch.ones((), dtype=torch.bool, device=ids.device)
+            self.seen.index_put_((slots, ids[rows]), yes)
         if feed.output is not None:
             rows, slots = feed.output
             one = torch.ones((), dtype=torch.int32, device=ids.device)

@@ -56,7 +56,7 @@ class Edit:
         if self.bias is not None:
             logits.index_add_(0, *self.bias)
         if self.stops is not None and position < self.until:
-            logits[self.stops] = -torch.inf
+            logits.index_fill_(0, self.stops, -torch.inf)
 
 
 @dataclass(slots=True, eq=False)

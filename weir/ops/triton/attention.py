@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weir.ops.triton.launch import kernel
+from weir.ops.triton.launch import kernel, power_of_2
 
 SPLIT = 512  # keys a program reads at least, for a decode
 SPLITS = 32  # programs at most that share a decode's keys
@@ -38,16 +38,18 @@ class Tile:
 
 
 def decode_tile(group: int, size: int, itemsize: int) -> Tile:
-    rows = max(16, triton.next_power_of_2(group))
-    if size * itemsize > 256:
-        return Tile(rows, 1, 32, 4, 2)
-    return Tile(rows, 1, 64, 4, 3)
+    rows = max(16, power_of_2(group))
+    return Tile(rows, 1, _keys(size, itemsize), 4, 3 if size * itemsize <= 256 else 2)
 
 
 def chunk_tile(group: int, size: int, itemsize: int) -> Tile:
-    least = 2 * triton.next_power_of_2(group)
-    rows = max(32 if itemsize == 4 else 64, least)
-    return Tile(rows, rows // group, 32 if size * itemsize > 256 else 64, 4, 2)
+    rows = max(32 if itemsize == 4 else 64, 2 * power_of_2(group))
+    return Tile(rows, rows // group, _keys(size, itemsize), 4, 2)
+
+
+def _keys(size: int, itemsize: int) -> int:
+    """16 KiB of keys at most, so that what is in flight fits the 99 KiB of the smaller GPUs."""
+    return max(16, min(64, 16384 // (power_of_2(size) * itemsize)))
 
 
 def attend(
@@ -73,7 +75,7 @@ def attend(
     group = heads // kv_heads
     keys = table.shape[1] * page
     shortest, longest = lengths or (1, tokens)
-    splits = min(SPLITS, triton.cdiv(keys if window is None else min(keys, window), SPLIT))
+    splits = min(SPLITS, -(-(keys if window is None else min(keys, window)) // SPLIT))
     parts, part_lse = o, lse
     if splits > 1 and shortest == 1:
         parts = q.new_empty(sequences, heads, splits, size, dtype=torch.float32)
@@ -108,7 +110,7 @@ def attend(
             ROWS=tile.rows,
             SPAN=tile.span,
             KEYS=tile.keys,
-            DIMS=max(16, triton.next_power_of_2(size)),
+            DIMS=max(16, power_of_2(size)),
             warps=tile.warps,
             stages=tile.stages,
         )
@@ -128,9 +130,9 @@ def attend(
                 lse,
                 q_start,
                 SIZE=size,
-                DIMS=triton.next_power_of_2(size),
+                DIMS=power_of_2(size),
                 SPLITS=splits,
-                PARTS=triton.next_power_of_2(splits),
+                PARTS=power_of_2(splits),
                 warps=4,
             )
     return o, lse
@@ -363,8 +365,8 @@ def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
         HEADS=heads,
         SIZE=size,
         PAGE=kv.shape[3],
-        LINES=triton.next_power_of_2(heads),
-        DIMS=triton.next_power_of_2(size),
+        LINES=power_of_2(heads),
+        DIMS=power_of_2(size),
         warps=4,
     )
 

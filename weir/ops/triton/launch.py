@@ -14,6 +14,11 @@ from torch import Tensor
 ALIGN = 16  # bytes, up to which a kernel's loads are wide
 
 
+def power_of_2(n: int) -> int:
+    """The least one that is not below n; Triton's own takes several microseconds on the host."""
+    return 1 << (n - 1).bit_length()
+
+
 class Kernel:
     """A `@triton.jit` function that specialises on none of its numbers (`do_not_specialize`)."""
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weir.ops.triton.launch import kernel
+from weir.ops.triton.launch import kernel, power_of_2
 
 COLUMNS = 1024  # of a program where a row is cut
 
@@ -37,7 +37,7 @@ def _norm_rows(
     rows, width = x.shape
     out = x.new_empty(x.shape)
     if rows:
-        columns = triton.next_power_of_2(width)
+        columns = power_of_2(width)
         _norm(
             (rows, 1, 1),
             x,
@@ -89,7 +89,7 @@ def gated(gate_up: Tensor, act: str) -> Tensor:
     out = gate_up.new_empty(rows, width)
     if rows:
         _gated(
-            (rows, triton.cdiv(width, COLUMNS), 1),
+            (rows, -(-width // COLUMNS), 1),
             gate_up,
             out,
             STRIDE=gate_up.stride(0),
@@ -153,12 +153,12 @@ def rope_(
         K_STRIDE=k.stride(0),
         HEADS=heads,
         KV_HEADS=k.shape[1],
-        LINES=triton.next_power_of_2(heads),
-        KV_LINES=triton.next_power_of_2(k.shape[1]),
+        LINES=power_of_2(heads),
+        KV_LINES=power_of_2(k.shape[1]),
         SIZE=size,
         DIM=dim,
-        PAIRS=triton.next_power_of_2(dim // 2),
-        REST=triton.next_power_of_2(max(1, size - dim)),
+        PAIRS=power_of_2(dim // 2),
+        REST=power_of_2(max(1, size - dim)),
         Q_NORM=q_norm is not None,
         K_NORM=k_norm is not None,
         OFFSET=float(unit_offset),
