@@ -21,6 +21,8 @@ check: $(VENV)/.ready-dev
 bench: $(VENV)/.ready-dev
 	$(BIN)/python bench/host_time.py
 	$(BIN)/python bench/cpu.py
+	$(BIN)/python bench/prefix.py
+	$(BIN)/python bench/overhead.py
 
 # PyTorch's CPU build where there is no NVIDIA driver: the CUDA build is gigabytes larger.
 $(VENV)/.ready: pyproject.toml scripts/install.py
