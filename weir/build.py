@@ -123,6 +123,7 @@ def engine(config: Config) -> Engine:
         "kernels": native.status() if device.type == "cpu" else "CUDA",
         "threads": threads,
         "architecture": model.spec.architecture,
+        "vocab": model.spec.vocab,
         "kv_tokens": pages * page,
         "start_seconds": phases.seconds,
     }

@@ -171,7 +171,7 @@ def use() -> list[Finding]:
     compiled = native.library() is not None
     return [
         Finding("device", "cpu"),
-        Finding("weights", "bfloat16" if compiled else "float32"),
+        Finding("weights", "as in the file, else bfloat16" if compiled else "float32"),
         Finding("attention and linears", "C++ kernels" if compiled else "PyTorch"),
     ]
 
