@@ -16,7 +16,8 @@ from weir.ops import mlp, norm, rope
 from weir.ops.attention import Batch, reference_write
 from weir.ops.merge import merge
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion=None if torch.cuda.is_available() else "3.9")
+# older interpreters do not work with NumPy 2.4
 
 from weir.ops import triton as gpu
 from weir.ops.triton.attention import SPLIT, SPLITS
