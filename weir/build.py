@@ -17,7 +17,7 @@ from weir.errors import ConfigError
 from weir.executor.local import Local
 from weir.kv.cache import Cache
 from weir.models.load import load
-from weir.ops import native
+from weir.ops import dispatch, native
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
 from weir.sched.composer import Chunked, Whole
@@ -120,7 +120,7 @@ def engine(config: Config) -> Engine:
         "device": _name(device),
         "dtype": "codes" if model.head.dtype == torch.uint8 else str(dtype).removeprefix("torch."),
         "kv_dtype": str(kv_dtype).removeprefix("torch."),
-        "kernels": native.status() if device.type == "cpu" else "CUDA",
+        "kernels": native.status() if device.type == "cpu" else _gpu_kernels(),
         "threads": threads,
         "architecture": model.spec.architecture,
         "vocab": model.spec.vocab,
@@ -140,6 +140,11 @@ def _device(name: str) -> torch.device:
 
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _gpu_kernels() -> str:
+    found = dispatch.triton is not None
+    return "Triton kernels" if found else "PyTorch, slowly: Triton is not installed"
 
 
 def _dtype(name: str, device: torch.device, kernels: bool) -> torch.dtype:
