@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from weir.bench.http import Http, HttpError, run
@@ -98,10 +100,12 @@ async def ask(http: Http, request: dict, patience: float | None) -> str:
         await events.aclose()
 
 
-async def crowd(http: Http, count: int, width: int, rng: random.Random, hurried: bool) -> Counter:
-    """`count` requests, `width` at a time; hurried clients hang up at random moments."""
+async def crowd(
+    http: Http, work: Iterable[int], width: int, rng: random.Random, hurried: bool
+) -> Counter:
+    """A request for each of `work`, `width` at a time; hurried clients hang up at random."""
     ends: Counter[str] = Counter()
-    left = iter(range(count))
+    left = iter(work)
 
     async def client() -> None:
         for _ in left:
@@ -118,10 +122,10 @@ async def crowd(http: Http, count: int, width: int, rng: random.Random, hurried:
 
 async def aborts(http: Http, pid: int, count: int) -> None:
     rng = random.Random(0)
-    await crowd(http, 64, 32, rng, hurried=False)
+    await crowd(http, range(64), 32, rng, hurried=False)
     await idle(http)
     before, began = resources(pid), time.monotonic()
-    ends = await crowd(http, count, 48, rng, hurried=True)
+    ends = await crowd(http, range(count), 48, rng, hurried=True)
     await idle(http)
     print(f"{count} requests, hung up at random: {dict(ends)} in {time.monotonic() - began:.0f} s")
     print(f"  before {before}\n  after  {resources(pid)}", flush=True)
@@ -130,8 +134,9 @@ async def aborts(http: Http, pid: int, count: int) -> None:
 async def kills(http: Http, pid: int, count: int) -> None:
     rng = random.Random(1)
     before = resources(pid)
-    load = asyncio.create_task(crowd(http, 150 * count, 24, rng, hurried=False))
-    back = []
+    back: list[float] = []
+    work = itertools.takewhile(lambda _: len(back) < count, itertools.count())
+    load = asyncio.create_task(crowd(http, work, 24, rng, hurried=False))
     for _ in range(count):
         await asyncio.sleep(rng.uniform(0.3, 1.5))
         for engine in children(pid):
@@ -161,7 +166,9 @@ async def soak(http: Http, pid: int, seconds: float) -> None:
     began = last = time.monotonic()
     ends: Counter[str] = Counter()
     while time.monotonic() - began < seconds:
-        ends += await crowd(http, 200, rng.choice([1, 8, 32]), rng, hurried=rng.random() < 0.5)
+        ends += await crowd(
+            http, range(200), rng.choice([1, 8, 32]), rng, hurried=rng.random() < 0.5
+        )
         if time.monotonic() - last > seconds / 8 or not last > began:
             last = time.monotonic()
             print(f"  {last - began:6.0f} s {resources(pid)} {dict(ends)}", flush=True)

@@ -2,9 +2,10 @@
 
     python bench/cpu.py [--llama-cpp FOLDER_OF_BINARIES --bf16 MODEL.gguf] [--transformers]
 
-Prompts of 128 random tokens, 64 generated. "prefill" is prompt tokens over the time to the last
-first token; "decode" the other tokens over the rest. Each side is measured `--repeats` times, in
-turn; median and spread are printed. The bf16 file is made with `llama-quantize --allow-requantize`.
+Prompts of 128 random tokens. "prefill" is prompt tokens over the time to generate 1 token each,
+"decode" the other 63 over the further time it takes to generate 64. Each side is measured
+`--repeats` times, in turn; median and spread are printed. llama.cpp is measured by its own
+llama-bench and llama-batched-bench; `llama-quantize --allow-requantize` makes its bf16 file.
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ MODEL = "smollm2-135m"
 
 
 def ours(engine, batch: int, seed: int) -> tuple[float, float]:
-    """(prefill, decode) tokens per second of one batch submitted at once."""
-    rng = random.Random(seed)
+    """(prefill, decode) tokens per second of batches submitted at once."""
+    first, whole = (_seconds(engine, batch, seed, count) for count in (1, OUTPUT))
+    return batch * PROMPT / first, batch * (OUTPUT - 1) / (whole - first)
+
+
+def _seconds(engine, batch: int, seed: int, count: int) -> float:
+    rng = random.Random(1000 * seed + count)
     began = time.perf_counter()
-    sampling = Sampling(temperature=0, max_tokens=OUTPUT)
+    sampling = Sampling(temperature=0, max_tokens=count)
     for i in range(batch):
         prompt = [rng.randrange(100, 49000) for _ in range(PROMPT)]
-        engine.add(Request(seed * 1000 + i, prompt, sampling, time.monotonic()))
-    first: dict[int, float] = {}
+        engine.add(Request(10**6 * seed + 100 * count + i, prompt, sampling, time.monotonic()))
     while engine.busy:
-        for delta in engine.step():
-            if delta.tokens:
-                first.setdefault(delta.uid, time.perf_counter() - began)
-    whole, prefill = time.perf_counter() - began, max(first.values())
-    return batch * PROMPT / prefill, batch * (OUTPUT - 1) / (whole - prefill)
+        engine.step()
+    return time.perf_counter() - began
 
 
 def llama(binaries: Path, model: Path, batch: int) -> tuple[float, float]:
