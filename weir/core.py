@@ -104,10 +104,6 @@ class Request:
     scored: int = 0  # prompt positions whose logprob has been asked for
     peak: int = 0  # tokens ever computed: what a preemption makes it compute again
     cached: int = 0  # prompt tokens found in the cache
-    score: float = 0.0  # ranking's
-    idle: int = 0
-    boost: int = 0
-    matcher: Any = None
     done: str | None = None  # "stop", "length", "abort", "error"
     started: float = -1.0  # first admission
     preempted: int = 0
