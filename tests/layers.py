@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent / "weir"
 # package or module → its level; a module may import only lower levels, or its own package
 LEVEL = {
     "core": 0, "errors": 0,
-    "config": 1, "gguf": 1, "params": 1, "progress": 1, "wire": 1,
+    "config": 1, "cost": 1, "gguf": 1, "params": 1, "progress": 1, "wire": 1,
     "kv": 2, "ops": 2, "text": 2, "hub": 2, "options": 2,
     "sched": 3, "models": 3,
     "runtime": 4,
     "executor": 5,
     "engine": 6,
-    "client": 7,
+    "client": 7, "policies": 7,
     "build": 8, "connect": 8, "sim": 8,
     "llm": 9, "server": 9, "host": 9, "bench": 10, "batch": 10,
     "doctor": 11, "top": 11, "demo": 11, "cli": 12,

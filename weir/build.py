@@ -9,21 +9,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from weir import hub
+from weir import hub, policies
 from weir.config import Config
 from weir.core import Spec, Tier
 from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.local import Local
-from weir.kv.cache import Cache
 from weir.models.load import load
 from weir.ops import dispatch, native
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
-from weir.sched.composer import Chunked, Whole
-from weir.sched.placement import OnDemand
-from weir.sched.ranking import FCFS, LongestPrefix
-from weir.sched.scheduler import Scheduler
 
 GIB = 2**30
 DTYPES = {
@@ -93,26 +88,15 @@ def engine(config: Config) -> Engine:
     pages = _pages(config, model.spec, page, kv_dtype, device)
     context = min(model.spec.context, pages * page)
     store = Store(model.spec.attention, page, {tier: pages}, {tier: device}, kv_dtype)
-    tokens = config.max_num_batched_tokens or defaults.tokens
-    if config.composer == "whole":
-        tokens = max(tokens, context)
     executor = Local(
         Runner(model, store, context, device),
-        tokens=tokens,
+        tokens=policies.step_tokens(config, defaults.tokens, context),
         requests=config.max_num_seqs or defaults.requests,
         context=context,
         depth=2 if config.overlap else 1,
         threads=1 if kernels else threads,
     )
-    cache = Cache(page, {tier: pages}, reuse=config.enable_prefix_caching)
-    scheduler = Scheduler(
-        cache,
-        LongestPrefix(cache) if config.scheduling_policy == "lpm" else FCFS(),
-        Whole() if config.composer == "whole" else Chunked(),
-        OnDemand(tier),
-        executor.capacity,
-        chains=executor.chains,
-    )
+    scheduler = policies.scheduler(config, executor.capacity, chains=executor.chains)
     phases.done("memory")
     gc.collect()
     gc.freeze()  # what lives as long as the engine is not walked again while it serves

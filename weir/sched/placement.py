@@ -11,7 +11,10 @@ from weir.kv.cache import Cache
 
 
 class Placement(Protocol):
-    coldest: Tier  # the coldest tier that attention can read
+    @property
+    def coldest(self) -> Tier:
+        """The coldest tier that attention can read."""
+        ...
 
     def place(self, pick: Pick, cache: Cache, moves: list[Move]) -> Tier | None:
         """Reserve pages for the pick and say where its new KV goes; None, with nothing taken, if

@@ -1,0 +1,124 @@
+"""What devices sustain: rates and latencies from which a roofline is drawn.
+
+These are not data sheets. A preset that says `measured` was fitted to kernels timed on that device;
+the others take the share of the data sheet's rates that those kernels reached. Knows no model.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy
+from msgspec import Struct
+from msgspec.structs import replace
+
+from weir.errors import ConfigError
+
+
+class Hardware(Struct, frozen=True, kw_only=True):
+    """Rates are bytes/s and FLOP/s of bf16 kernels under sustained load; latencies are seconds."""
+
+    name: str
+    memory: int  # bytes
+    weight_rate: float  # reading the weights of a matrix product with few rows
+    matrix_rate: float  # FLOP/s of a matrix product with many rows
+    cache_rate: float  # reading KV in decode attention
+    attention_rate: float  # FLOP/s of prefill attention
+    layer_seconds: float  # of a layer's kernels, however little they do
+    step_seconds: float  # of a step: launches, inputs, sampling
+    measured: bool = False
+
+
+GB, TB, TERA = 10**9, 10**12, 10**12
+
+H100 = Hardware(
+    name="h100",
+    memory=80 * GB,
+    weight_rate=2.55 * TB,
+    matrix_rate=709 * TERA,
+    cache_rate=3.05 * TB,
+    attention_rate=560 * TERA,
+    layer_seconds=12e-6,
+    step_seconds=0.6e-3,
+    measured=True,
+)
+"""Fitted to one layer's linears at 64 to 8,192 tokens and to FlashInfer's attention kernels."""
+
+
+def scaled(name: str, memory: int, bandwidth: float, flops: float, attention: float) -> Hardware:
+    """A device that reaches the same shares of its data sheet's bandwidth (bytes/s) and dense
+    matrix rate (FLOP/s) as the H100 does of 3.35 TB/s and 989 TFLOP/s; `attention` is the share
+    of the matrix rate that its attention kernels reach."""
+    speed = bandwidth / (3.35 * TB)
+    rate = H100.matrix_rate * flops / (989 * TERA)
+    return replace(
+        H100,
+        name=name,
+        memory=memory,
+        weight_rate=H100.weight_rate * speed,
+        matrix_rate=rate,
+        cache_rate=H100.cache_rate * speed,
+        attention_rate=rate * attention,
+        measured=False,
+    )
+
+
+PRESETS = {
+    hardware.name: hardware
+    for hardware in (
+        scaled("t4", 16 * GB, 0.32 * TB, 65 * TERA, 0.4),
+        scaled("a10g", 24 * GB, 0.6 * TB, 70 * TERA, 0.6),
+        scaled("a100", 80 * GB, 2.04 * TB, 312 * TERA, 0.6),
+        H100,
+        scaled("h200", 141 * GB, 4.8 * TB, 989 * TERA, 0.8),
+    )
+}
+
+
+def find(name: str) -> Hardware:
+    """The preset of that name, or this machine's CPU, measured now. Raises `ConfigError`."""
+    if name == "cpu":
+        return this_cpu()
+    if name not in PRESETS:
+        raise ConfigError(f"no hardware {name!r}; there are {', '.join(PRESETS)} and cpu")
+    return PRESETS[name]
+
+
+def this_cpu(seconds: float = 0.2) -> Hardware:
+    """This machine's CPU: its read rate and single-precision matrix rate, both timed here with
+    every core for about `seconds`, times what the native kernels reach of them."""
+    cores = len(os.sched_getaffinity(0))
+    block = numpy.ones(2**24, numpy.float32)
+    square = numpy.ones((512, 512), numpy.float32)
+    read = cores * block.nbytes / _seconds(lambda: block.sum(), cores, seconds / 2)
+    multiply = cores * 2 * 512**3 / _seconds(lambda: square @ square, cores, seconds / 2)
+    return Hardware(
+        name="cpu",
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        weight_rate=read * CPU_SHARES[0],
+        matrix_rate=multiply * CPU_SHARES[1],
+        cache_rate=read * CPU_SHARES[2],
+        attention_rate=multiply * CPU_SHARES[3],
+        layer_seconds=20e-6,
+        step_seconds=0.4e-3,
+        measured=True,
+    )
+
+
+CPU_SHARES = (1.0, 1.0, 0.5, 0.5)
+"""Rates of the native kernels (4-bit codes) over those of NumPy: weights, matrix, KV, attention."""
+
+
+def _seconds(work: Callable[[], object], cores: int, budget: float) -> float:
+    """Least seconds in which every core does `work` once."""
+    with ThreadPoolExecutor(cores) as pool:
+        best, until = float("inf"), time.perf_counter() + budget
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            for job in [pool.submit(work) for _ in range(cores)]:
+                job.result()
+            best = min(best, time.perf_counter() - began)
+    return best

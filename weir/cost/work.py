@@ -1,0 +1,86 @@
+"""What a plan asks of a device, counted: the features that every cost model prices.
+
+Also the sizes of a model. Counts only: no rate, no time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from weir.core import Plan, Spec
+
+
+@dataclass(slots=True)
+class Work:
+    """A step, as numbers. A chunk of one token is a decode, whatever its request is doing."""
+
+    rows: int = 0  # hidden states taken to the vocabulary
+    contexts: list[int] = field(default_factory=list)  # of each decode: tokens its attention reads
+    prompts: list[tuple[int, int]] = field(default_factory=list)  # (length, start) of other chunks
+
+    @staticmethod
+    def of(plan: Plan) -> Work:
+        work = Work()
+        contexts, prompts = work.contexts, work.prompts
+        for lane in plan.lanes:
+            for chunk in lane:
+                length = len(chunk.ids)
+                if length <= 1:
+                    contexts.append(chunk.start + 1)
+                else:
+                    prompts.append((length, chunk.start))
+                if chunk.sample is not None:
+                    work.rows += 1
+        return work
+
+    @property
+    def tokens(self) -> int:
+        return len(self.contexts) + sum(length for length, _ in self.prompts)
+
+    def read(self, window: int | None) -> int:
+        """Tokens whose keys and values the decodes read, in a layer with such a window."""
+        if window is None:
+            return sum(self.contexts)
+        return sum(min(context, window) for context in self.contexts)
+
+    def pairs(self, window: int | None) -> float:
+        """Pairs of a query and a key in the prompts' chunks, in a layer with such a window."""
+        return sum(_pairs(length, start, window) for length, start in self.prompts)
+
+
+def _pairs(length: int, start: int, window: int | None) -> float:
+    if window is None or start + length <= window:
+        return length * (start + (length + 1) / 2)
+    growing = max(0, window - start)  # queries that see less than a whole window
+    return growing * (start + (growing + 1) / 2) + (length - growing) * window
+
+
+def layer_weights(spec: Spec) -> int:
+    """Weights of the linears of one layer: grouped-query attention, gated MLP but for OPT."""
+    inner, cache = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    matrices = 2 if spec.architecture == "opt" else 3
+    return spec.hidden * (2 * inner + 2 * cache + matrices * spec.ffn)
+
+
+def head_weights(spec: Spec) -> int:
+    """Weights that take a hidden state to the vocabulary."""
+    return spec.vocab * (spec.embed_dim or spec.hidden)
+
+
+def weights(spec: Spec) -> int:
+    """All weights that matter to size; norms and biases are left out."""
+    embeddings = 1 if spec.tied else 2
+    return spec.layers * layer_weights(spec) + embeddings * head_weights(spec)
+
+
+def activations(spec: Spec) -> int:
+    """Numbers that the linears of one layer read and write for each token."""
+    inner, cache = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    gates = 1 if spec.architecture == "opt" else 2
+    attention = spec.hidden + inner + 2 * cache + inner + spec.hidden
+    return attention + spec.hidden + gates * spec.ffn + spec.ffn + spec.hidden
+
+
+def cache_bytes(spec: Spec, size: float = 2) -> float:
+    """Bytes of keys and values a token, over all layers, at `size` bytes a number."""
+    return size * sum(2 * layer.kv_heads * layer.head_dim for layer in spec.attention)
