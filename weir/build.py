@@ -34,10 +34,11 @@ class Defaults:
 
     page: int
     tokens: int
+    beside: int  # prompt tokens in a step that also decodes
     requests: int
 
 
-DEFAULTS = {"cpu": Defaults(4, 128, 64), "cuda": Defaults(16, 4096, 256)}
+DEFAULTS = {"cpu": Defaults(4, 512, 64, 64), "cuda": Defaults(16, 4096, 4096, 256)}
 
 
 @dataclass(slots=True)
@@ -96,7 +97,9 @@ def engine(config: Config) -> Engine:
         depth=2 if config.overlap else 1,
         threads=1 if kernels else threads,
     )
-    scheduler = policies.scheduler(config, executor.capacity, chains=executor.chains)
+    scheduler = policies.scheduler(
+        config, executor.capacity, beside=defaults.beside, chains=executor.chains
+    )
     phases.done("memory")
     gc.collect()
     gc.freeze()  # what lives as long as the engine is not walked again while it serves

@@ -87,6 +87,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_num_batched_tokens: Annotated[
         Count, about("tokens computed in one step; 0: best for the device")
     ] = 0
+    max_prefill_beside_decode: Annotated[
+        Count, about("prompt tokens in a step that also decodes; 0: best for the device")
+    ] = 0
     max_num_seqs: Annotated[Count, about("requests in one step; 0: best for the device")] = 0
     overlap: Annotated[bool, about("plan the next step while the device works")] = True
     max_num_queued_reqs: Annotated[Positive, about("requests that may wait; more get a 503")] = 2048

@@ -14,14 +14,18 @@ from weir.sched.ranking import FCFS, LongestPrefix
 from weir.sched.scheduler import Scheduler
 
 
-def scheduler(config: Config, capacity: Capacity, *, chains: bool = True) -> Scheduler:
-    """The scheduler that `config` describes, over what an executor can hold."""
+def scheduler(
+    config: Config, capacity: Capacity, *, beside: int | None = None, chains: bool = True
+) -> Scheduler:
+    """The scheduler that `config` describes, over what an executor can hold. `beside`: prompt
+    tokens in a step that also decodes, where the configuration does not say."""
+    chunked = Chunked(config.max_prefill_beside_decode or beside)
     sizes = {Tier(tier): pages for tier, pages in capacity.pages.items()}
     cache = Cache(capacity.page, sizes, reuse=config.enable_prefix_caching)
     return Scheduler(
         cache,
         LongestPrefix(cache) if config.scheduling_policy == "lpm" else FCFS(),
-        Whole() if config.composer == "whole" else Chunked(),
+        Whole() if config.composer == "whole" else chunked,
         OnDemand(cache.hot),
         capacity,
         chains=chains,

@@ -37,7 +37,7 @@ def build(rng: random.Random, page: int, depth: int, chains: bool, longest: int)
     scheduler = Scheduler(
         cache,
         ranking,
-        Whole() if whole else Chunked(),
+        Whole() if whole else Chunked(rng.choice([None, 1, 5, 30])),
         OnDemand(hot, spare=rng.choice([0.0, 0.1])),
         capacity,
         chains=chains,

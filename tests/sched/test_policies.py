@@ -81,6 +81,23 @@ def test_a_long_prompt_never_stalls_a_decode(tokens):
         assert all(share(plan, r.uid) == 1 for r in early)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_step_that_decodes_takes_fewer_prompt_tokens_than_one_that_does_not(depth):
+    rng = random.Random(0)
+    it = engine(tokens=64, page=4, depth=depth, composer=Chunked(beside=12))
+    submit(it, 0, words(rng, 200), 40)
+    submit(it, 1, words(rng, 400), 2)
+    finish(it)
+    alone, beside = [], []
+    for plan in it.executor.plans:
+        chunks = [c for lane in plan.lanes for c in lane]
+        prompts = sum(c.length for c in chunks if c.start < c.prompt)
+        (beside if any(c.start >= c.prompt for c in chunks) else alone).append(prompts)
+    assert alone[:3] == [64, 64, 64]
+    assert max(beside) == 12
+    assert beside.count(12) > 20  # and the long prompt goes on at every one of them
+
+
 def test_more_decodes_than_tokens_do_not_make_a_chunk_negative():
     rng = random.Random(1)
     it = engine(tokens=3)

@@ -103,7 +103,8 @@ class Scheduler:
 
     def _compose(self, ready: list[Entry], owed: int, it: _Iteration, now: float) -> None:
         """Fill the iteration as the composer says, leaving `owed` tokens to decodes to come."""
-        budget = it.budget = Budget(self.capacity.tokens, self.capacity.requests, owed)
+        tokens = self.composer.tokens(self.capacity.tokens, owed)
+        budget = it.budget = Budget(tokens, self.capacity.requests, owed)
         for r, length in self.composer.compose(self._ranked(ready, it), budget):
             chunk = self._schedule(r, min(length, budget.tokens), it, now)
             if chunk is not None:
