@@ -70,7 +70,9 @@ class Tiny:
     def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
         return embedding(ids, self.embedding) + self.position[pos]
 
-    def qkv(self, layer: Layer, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, layer: Layer, x: Tensor, pos: Tensor, place=None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         s = self.spec
         heads = linear(self.hidden(x), layer.qkv).unflatten(1, (-1, s.head_dim))
         return heads.split((s.heads, s.kv_heads, s.kv_heads), dim=1)

@@ -203,12 +203,21 @@ def test_gated(shape: tuple[int, int], act: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("page", [None, 1, 16])
 @pytest.mark.parametrize(
-    "heads, kv_heads, size, dim", [(9, 3, 64, 0), (4, 4, 80, 32), (2, 1, 6, 0), (16, 2, 128, 0)]
+    "heads, kv_heads, size, dim",
+    [(9, 3, 64, 0), (4, 4, 80, 32), (2, 1, 6, 0), (33, 2, 128, 0), (20, 20, 128, 64)],
 )
 def test_rope(
-    heads: int, kv_heads: int, size: int, dim: int, normed: bool, dtype: torch.dtype
+    heads: int,
+    kv_heads: int,
+    size: int,
+    dim: int,
+    page: int | None,
+    normed: bool,
+    dtype: torch.dtype,
 ) -> None:
+    """With and without the write of keys and values to pages; no other page is touched."""
     torch.manual_seed(0)
     pos = torch.tensor([0, 3, 77, 5, 1])
     table = rope.tables(RopeSpec(theta=1e4, dim=dim), size, 128)
@@ -219,8 +228,22 @@ def test_rope(
     for x, weight in zip(want.split(parts, dim=1), norms, strict=False):
         rope.reference_rotate_(x, pos, table, weight, 1e-6, normed)
     got = fused.to(DEVICE)
-    q, k, _ = got.split(parts, dim=1)
+    q, k, v = got.split(parts, dim=1)
     weights = [None if w is None else w.to(DEVICE) for w in norms]
-    gpu.rope_(q, k, pos.to(DEVICE), table.to(DEVICE), *weights, 1e-6, normed)
-    assert close(got, want, dtype)
-    assert torch.equal(got[:, heads + kv_heads :].cpu(), fused[:, heads + kv_heads :])
+    there = q, k, v, pos.to(DEVICE), table.to(DEVICE), *weights, 1e-6, normed
+    if page is None:
+        gpu.rope_(*there, None, None)
+        assert close(got, want, dtype)
+        assert torch.equal(v.cpu(), fused[:, heads + kv_heads :])
+        return
+    slots = torch.randperm(32)[:5]
+    kv = torch.full((32 // page, 2, kv_heads, page, size), torch.nan, dtype=HALF)
+    stored = kv.clone()
+    reference_write(stored, *(x for x in want.split(parts, dim=1)[1:]), slots)
+    kv, slots = kv.to(DEVICE), slots.to(DEVICE)
+    gpu.rope_(*there, kv, slots)
+    assert close(q, want[:, :heads], dtype)
+    kv = kv.cpu()
+    assert torch.equal(kv.isnan(), stored.isnan())
+    error = (kv.float() - stored.float()).nan_to_num().abs()
+    assert (error <= TOLERANCE[HALF] * (1 + stored.float().nan_to_num().abs())).all()

@@ -2,7 +2,8 @@
 
 A model knows no cache, no rank and no phase of a request. The forward loop is the runtime's:
     x = embed(ids, pos)
-    for layer in layers: q, k, v = qkv(layer, x, pos); o = attend(q, k, v); x = out(layer, x, o)
+    for layer in layers:
+        q, k, v = qkv(layer, x, pos, place); o = attend(q, k, v); x = out(layer, x, o)
     logits(x of the rows that sample)
 On a CPU x is float32 whatever the weights are; on a GPU it has their type.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from weir.core import Spec
 from weir.ops import rope
+from weir.ops.attention import Place
 from weir.ops.linear import Linear
 
 Shapes = dict[str, tuple[int, ...]]
@@ -34,8 +36,12 @@ class Model(Protocol):
         """ids, pos int64 [T] → [T, H]."""
         ...
 
-    def qkv(self, layer: Any, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T, H] → q [T, Hq, D], k and v [T, Hkv, D], normed and rotated; views of one tensor."""
+    def qkv(
+        self, layer: Any, x: Tensor, pos: Tensor, place: Place | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x [T, H] → q [T, Hq, D], k and v [T, Hkv, D], normed and rotated; views of one tensor.
+
+        Given a `place`, a model may store k and v there itself, and then returns None for both."""
         ...
 
     def out(self, layer: Any, x: Tensor, o: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from weir.core import Spec
 from weir.models.base import Ropes, Shapes, split_heads
 from weir.models.llama import layer_tensors
 from weir.models.weights import Weights
+from weir.ops.attention import Place
 from weir.ops.linear import Linear, linear, rows
 from weir.ops.mlp import gated
 from weir.ops.norm import rms_norm
@@ -76,11 +77,14 @@ class Gemma3:
         x = rows(self.embedding, ids).to(self.dtype)
         return x.mul_(self.spec.embed_scale)
 
-    def qkv(self, layer: Layer, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, layer: Layer, x: Tensor, pos: Tensor, place: Place | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         eps = self.spec.eps
         q, k, v = split_heads(linear(rms_norm(x, layer.norm, eps), layer.qkv), self.spec)
-        rope_(q, k, pos, self.ropes.tables[layer.rope], layer.q_norm, layer.k_norm, eps)
-        return q, k, v
+        table = self.ropes.tables[layer.rope]
+        rope_(q, k, pos, table, layer.q_norm, layer.k_norm, eps, v=v, place=place)
+        return (q, k, v) if place is None else (q, None, None)
 
     def out(self, layer: Layer, x: Tensor, o: Tensor) -> Tensor:
         eps = self.spec.eps

@@ -12,6 +12,7 @@ from torch import Tensor
 from weir.core import Spec
 from weir.models.base import Ropes, Shapes, shape, split_heads
 from weir.models.weights import Weights
+from weir.ops.attention import Place
 from weir.ops.linear import Linear, linear, rows
 from weir.ops.mlp import gated
 from weir.ops.norm import rms_norm
@@ -69,11 +70,14 @@ class Llama:
     def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
         return rows(self.embedding, ids).to(self.dtype)
 
-    def qkv(self, layer: Layer, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, layer: Layer, x: Tensor, pos: Tensor, place: Place | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         eps = self.spec.eps
         q, k, v = split_heads(linear(rms_norm(x, layer.norm, eps), layer.qkv), self.spec)
-        rope_(q, k, pos, self.ropes.tables[layer.rope], layer.q_norm, layer.k_norm, eps)
-        return q, k, v
+        table = self.ropes.tables[layer.rope]
+        rope_(q, k, pos, table, layer.q_norm, layer.k_norm, eps, v=v, place=place)
+        return (q, k, v) if place is None else (q, None, None)
 
     def out(self, layer: Layer, x: Tensor, o: Tensor) -> Tensor:
         x = linear(o.flatten(1), layer.out, x)

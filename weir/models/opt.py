@@ -13,6 +13,7 @@ from torch import Tensor
 from weir.core import Spec
 from weir.models.base import Shapes, shape, split_heads
 from weir.models.weights import Weights
+from weir.ops.attention import Place
 from weir.ops.linear import Linear, linear, rows
 from weir.ops.mlp import activate_
 from weir.ops.norm import layer_norm
@@ -93,7 +94,9 @@ class OPT:
             x = linear(x, self.project_in)
         return x + torch.nn.functional.embedding(pos + FIRST_POSITION, self.positions)
 
-    def qkv(self, layer: Layer, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, layer: Layer, x: Tensor, pos: Tensor, place: Place | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         y = x if self.spec.norm_after else layer.norm(x)
         return split_heads(linear(y, layer.qkv), self.spec)
 

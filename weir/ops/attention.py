@@ -48,6 +48,14 @@ class Batch:
     lengths: tuple[int, int] | None = None  # tokens of the shortest and of the longest chunk
 
 
+@dataclass(slots=True, eq=False)
+class Place:
+    """Where the keys and values of T tokens go in one layer."""
+
+    kv: Tensor  # [pages, 2, Hkv, page, D]
+    slots: Tensor  # int64 [T], as those of a Batch
+
+
 def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     """Store k, v [T, Hkv, D] at `slots` [T] of kv [pages, 2, Hkv, page, D], in its type."""
     gpu = gpu_kernels(k)

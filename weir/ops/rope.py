@@ -1,4 +1,5 @@
-"""Rotary position embedding (arXiv 2104.09864), and the norm of each head that may precede it."""
+"""Rotary position embedding (arXiv 2104.09864), the norm of each head that may precede it, and the
+write of keys and values to their pages that may follow."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from weir.ops.attention import Place, write
 from weir.ops.dispatch import floats, gpu_kernels, kernels, packed_heads
 
 
@@ -124,15 +126,37 @@ def rope_(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     unit_offset: bool = False,
+    v: Tensor | None = None,
+    place: Place | None = None,
 ) -> None:
     """Rotate q [T, Hq, D] and k [T, Hkv, D] in place to positions `pos` int32 or int64 [T].
 
     Element i pairs with i + dim / 2 (rotate-half); elements past `cos_sin.shape[1]` stay. Where
     `q_norm` or `k_norm` [D] is given each head is RMS-normalised first, as in `rms_norm`.
+
+    With a `place`, k as rotated and v [T, Hkv, D] are stored there, and k itself is undefined
+    after: on a GPU all of it is one launch.
     """
     gpu = gpu_kernels(q)
     if gpu is not None and packed_heads(q) is q and packed_heads(k) is k:
-        return gpu.rope_(q, k, pos, cos_sin, q_norm, k_norm, eps, unit_offset)
+        kv, slots = (place.kv, place.slots) if place is not None else (None, None)
+        v = packed_heads(v) if v is not None else None
+        return gpu.rope_(q, k, v, pos, cos_sin, q_norm, k_norm, eps, unit_offset, kv, slots)
+    _rotate_each_(q, k, pos, cos_sin, q_norm, k_norm, eps, unit_offset)
+    if place is not None:
+        write(place.kv, k, v, place.slots)
+
+
+def _rotate_each_(
+    q: Tensor,
+    k: Tensor,
+    pos: Tensor,
+    cos_sin: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    unit_offset: bool,
+) -> None:
     lib = kernels(q)
     for x, norm in ((q, q_norm), (k, k_norm)):
         tokens, heads, size = x.shape

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from weir.core import AttentionSpec
-from weir.ops.attention import attend, write
+from weir.ops.attention import Place, attend, write
 from weir.ops.merge import merge
 from weir.runtime.inputs import Lane, Part
 from weir.runtime.store import Store
@@ -46,15 +46,26 @@ class Tiered:
         self.store = store
         self.layers = layers
 
-    def start(self, layer: int, lane: Lane, q: Tensor, k: Tensor, v: Tensor) -> Pending:
+    def place(self, layer: int, lane: Lane) -> Place | None:
+        """Where a model may store a lane's keys and values itself: one tier takes all of them."""
+        part, *others = lane.parts
+        kv = self.store.kv[part.tier][layer]
+        if others or part.writes is not None or kv.device != lane.pos.device:
+            return None
+        return Place(kv, part.batch.slots)
+
+    def start(
+        self, layer: int, lane: Lane, q: Tensor, k: Tensor | None, v: Tensor | None
+    ) -> Pending:
         """Write k, v [T, Hkv, D] to their pages, then attend q [T, Hq, D] to them and all before.
+        They are None where the model has stored them.
 
         Everything of a lane is written before any of it is read, so that a chunk can attend to
         pages that another one of the lane, or of an earlier lane, fills in this very layer.
         """
         spec, parts = self.layers[layer], []
         for part in lane.parts:
-            if len(part.batch.slots) == 0:
+            if k is None or len(part.batch.slots) == 0:
                 continue
             kv = self.store.kv[part.tier][layer]
             write(kv, _take(k, part.writes, kv), _take(v, part.writes, kv), part.batch.slots)

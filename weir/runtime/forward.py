@@ -29,7 +29,8 @@ def forward(
         for n, lane in enumerate(lanes):
             if previous is not None:
                 x[n] = model.out(previous, x[n], pending[n].wait())
-            started.append(attention.start(i, lane, *model.qkv(layer, x[n], lane.pos)))
+            place = attention.place(i, lane)
+            started.append(attention.start(i, lane, *model.qkv(layer, x[n], lane.pos, place)))
         pending, previous = started, layer
     return [_finish(model, previous, lane, x[n], pending[n]) for n, lane in enumerate(lanes)]
 

@@ -5,6 +5,7 @@ weir.ops, which check and document the arguments; nothing else may import it.
 """
 
 from weir.ops.triton.attention import attend, write
-from weir.ops.triton.rows import gated, layer_norm, rms_norm, rope_
+from weir.ops.triton.rope import rope_
+from weir.ops.triton.rows import gated, layer_norm, rms_norm
 
 __all__ = ["attend", "gated", "layer_norm", "rms_norm", "rope_", "write"]

@@ -6,8 +6,10 @@ compiled for its constants, the types of its tensors and whether they lie on 16 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
@@ -19,11 +21,23 @@ def power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+@lru_cache
+def dependents(device: int | None) -> bool:
+    """Whether a kernel may start before the one it waits for has ended (Hopper and later)."""
+    return device is not None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 class Kernel:
-    """A `@triton.jit` function that specialises on none of its numbers (`do_not_specialize`)."""
+    """A `@triton.jit` function that specialises on none of its numbers (`do_not_specialize`).
+
+    One whose last constant is EARLY is launched while the kernel before it still runs, where the
+    device can: programmatic dependent launch. It must wait (`gdc_wait`) before it reads what any
+    kernel wrote and before it writes anything, and every one of its programs must.
+    """
 
     def __init__(self, function: Any):
         self.function = function
+        self.early = function.arg_names[-1] == "EARLY"
         self.compiled: dict[tuple[Any, ...], Any] = {}
 
     def __call__(
@@ -37,6 +51,9 @@ class Kernel:
         """Queue `grid` programs. The function takes the arguments, then the constants, in order;
         the first argument is a tensor on the device."""
         device = arguments[0].device.index
+        early = self.early and dependents(device)
+        if self.early:
+            constants["EARLY"] = early
         kinds = [(a.dtype, a.data_ptr() % ALIGN) if isinstance(a, Tensor) else a is None
                  for a in arguments]  # fmt: skip
         key = (device, warps, stages, *constants.values(), *kinds)
@@ -45,7 +62,10 @@ class Kernel:
             compiled[grid](*arguments, *constants.values())
             return
         assert self.function.arg_names[len(arguments) :] == list(constants)
-        launched = self.function[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
+        options = {"num_warps": warps, "num_stages": stages} | (
+            {"launch_pdl": True} if early else {}
+        )
+        launched = self.function[grid](*arguments, **constants, **options)
         if isinstance(self.function, triton.JITFunction):  # the interpreter compiles nothing
             self.compiled[key] = launched
 

@@ -1,10 +1,10 @@
-"""Norms, rotation and activations on a GPU: one pass over the rows, arithmetic in float32."""
+"""Norms and activations on a GPU: one pass over the rows, arithmetic in float32."""
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from weir.ops.triton.launch import kernel, power_of_2
 
@@ -67,11 +67,15 @@ def _norm(
     COLUMNS: tl.constexpr,
     OFFSET: tl.constexpr,
     BIAS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """RMS norm; with a bias, layer norm."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     mask = column < WIDTH
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     y = tl.load(x + row * STRIDE + column, mask=mask, other=0.0).to(tl.float32)
     if BIAS:
         y = tl.where(mask, y - tl.sum(y, 0) / WIDTH, 0.0)
@@ -109,10 +113,14 @@ def _gated(
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     ACT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < WIDTH
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     gate = tl.load(gate_up + row * STRIDE + column, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * STRIDE + WIDTH + column, mask=mask, other=0.0).to(tl.float32)
     if ACT == "silu":
@@ -123,128 +131,3 @@ def _gated(
     else:
         gate = tl.where(gate < 0.0, 0.0, gate)  # keeps NaN
     tl.store(out + row * WIDTH + column, (gate * up).to(out.dtype.element_ty), mask=mask)
-
-
-def rope_(
-    q: Tensor,
-    k: Tensor,
-    pos: Tensor,
-    cos_sin: Tensor,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
-    unit_offset: bool,
-) -> None:
-    """As weir.ops.rope.rope_; q and k have each token's heads one after another."""
-    tokens, heads, size = q.shape
-    if tokens == 0:
-        return
-    dim = cos_sin.shape[1]
-    _rope(
-        (tokens, 2, 1),
-        q,
-        k,
-        pos,
-        cos_sin,
-        q_norm,
-        k_norm,
-        eps,
-        Q_STRIDE=q.stride(0),
-        K_STRIDE=k.stride(0),
-        HEADS=heads,
-        KV_HEADS=k.shape[1],
-        LINES=power_of_2(heads),
-        KV_LINES=power_of_2(k.shape[1]),
-        SIZE=size,
-        DIM=dim,
-        PAIRS=power_of_2(dim // 2),
-        REST=power_of_2(max(1, size - dim)),
-        Q_NORM=q_norm is not None,
-        K_NORM=k_norm is not None,
-        OFFSET=float(unit_offset),
-        warps=4,
-    )
-
-
-@kernel("eps")
-def _rope(
-    q,
-    k,
-    pos,
-    cos_sin,
-    q_norm,
-    k_norm,
-    eps,
-    Q_STRIDE: tl.constexpr,
-    K_STRIDE: tl.constexpr,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    LINES: tl.constexpr,
-    KV_LINES: tl.constexpr,
-    SIZE: tl.constexpr,
-    DIM: tl.constexpr,
-    PAIRS: tl.constexpr,
-    REST: tl.constexpr,
-    Q_NORM: tl.constexpr,
-    K_NORM: tl.constexpr,
-    OFFSET: tl.constexpr,
-):
-    """One token's query heads, or its key heads."""
-    token = tl.program_id(0).to(tl.int64)
-    pair = tl.arange(0, PAIRS)
-    table = cos_sin + tl.load(pos + token).to(tl.int64) * DIM + pair
-    cos = tl.load(table, mask=pair < DIM // 2, other=0.0)[None, :]
-    sin = tl.load(table + DIM // 2, mask=pair < DIM // 2, other=0.0)[None, :]
-    if tl.program_id(1) == 0:
-        _rotate(
-            q + token * Q_STRIDE, cos, sin, q_norm, eps,
-            HEADS, LINES, SIZE, DIM, PAIRS, REST, Q_NORM, OFFSET,
-        )  # fmt: skip
-    else:
-        _rotate(
-            k + token * K_STRIDE, cos, sin, k_norm, eps,
-            KV_HEADS, KV_LINES, SIZE, DIM, PAIRS, REST, K_NORM, OFFSET,
-        )  # fmt: skip
-
-
-@triton.jit
-def _rotate(
-    x,
-    cos,
-    sin,
-    norm,
-    eps,
-    HEADS: tl.constexpr,
-    LINES: tl.constexpr,
-    SIZE: tl.constexpr,
-    DIM: tl.constexpr,
-    PAIRS: tl.constexpr,
-    REST: tl.constexpr,
-    NORM: tl.constexpr,
-    OFFSET: tl.constexpr,
-):
-    """The heads of a token at x [HEADS, SIZE]: normalised if NORM, then DIM of them rotated."""
-    head, pair = tl.arange(0, LINES)[:, None], tl.arange(0, PAIRS)[None, :]
-    mask = (head < HEADS) & (pair < DIM // 2)
-    low = x + head * SIZE + pair
-    high = low + DIM // 2
-    a = tl.load(low, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(high, mask=mask, other=0.0).to(tl.float32)
-    if NORM:
-        square = tl.sum(a * a + b * b, 1)
-        if DIM < SIZE:
-            past = DIM + tl.arange(0, REST)[None, :]
-            rest_mask = (head < HEADS) & (past < SIZE)
-            rest = tl.load(x + head * SIZE + past, mask=rest_mask, other=0.0).to(tl.float32)
-            square += tl.sum(rest * rest, 1)
-        scale = tl.rsqrt(square / SIZE + eps)[:, None]
-        inside = pair < DIM // 2
-        a *= scale * (tl.load(norm + pair, mask=inside, other=0.0).to(tl.float32) + OFFSET)
-        weight = tl.load(norm + DIM // 2 + pair, mask=inside, other=0.0)
-        b *= scale * (weight.to(tl.float32) + OFFSET)
-        if DIM < SIZE:
-            weight = tl.load(norm + past, mask=past < SIZE, other=0.0).to(tl.float32) + OFFSET
-            rest = (rest * scale * weight).to(x.dtype.element_ty)
-            tl.store(x + head * SIZE + past, rest, mask=rest_mask)
-    tl.store(low, (a * cos - b * sin).to(x.dtype.element_ty), mask=mask)
-    tl.store(high, (b * cos + a * sin).to(x.dtype.element_ty), mask=mask)
