@@ -19,6 +19,7 @@ from weir.models.load import load
 from weir.ops import dispatch, native
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
+from weir.sched.composer import Beside
 
 GIB = 2**30
 DTYPES = {
@@ -98,7 +99,7 @@ def engine(config: Config) -> Engine:
         threads=1 if kernels else threads,
     )
     scheduler = policies.scheduler(
-        config, executor.capacity, beside=defaults.beside, chains=executor.chains
+        config, executor.capacity, pace=Beside(defaults.beside), chains=executor.chains
     )
     phases.done("memory")
     gc.collect()

@@ -134,11 +134,12 @@ class Budget:
     """What is left of one iteration. Composers read it again after each yield.
 
     `owed` is the number of decodes still to come further down the ranking: a composer that never
-    stalls them leaves that many tokens untouched."""
+    stalls them leaves that many tokens untouched. `context` is the KV they read between them."""
 
     tokens: int
     requests: int
     owed: int = 0
+    context: int = 0
     taken: int = 0
 
     def take(self, length: int) -> None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 from weir.config import Config
 from weir.core import Capacity, Tier
 from weir.kv.cache import Cache
-from weir.sched.composer import Chunked, Whole
+from weir.sched.composer import Beside, Chunked, Pace, Whole
 from weir.sched.placement import OnDemand
 from weir.sched.ranking import FCFS, LongestPrefix
 from weir.sched.scheduler import Scheduler
 
 
 def scheduler(
-    config: Config, capacity: Capacity, *, beside: int | None = None, chains: bool = True
+    config: Config, capacity: Capacity, *, pace: Pace | None = None, chains: bool = True
 ) -> Scheduler:
-    """The scheduler that `config` describes, over what an executor can hold. `beside`: prompt
-    tokens in a step that also decodes, where the configuration does not say."""
-    chunked = Chunked(config.max_prefill_beside_decode or beside)
+    """The scheduler that `config` describes, over what an executor can hold. `pace`: how much
+    prompt goes beside decodes, where the configuration does not say."""
+    beside = config.max_prefill_beside_decode
+    chunked = Chunked(Beside(beside) if beside else pace)
     sizes = {Tier(tier): pages for tier, pages in capacity.pages.items()}
     cache = Cache(capacity.page, sizes, reuse=config.enable_prefix_caching)
     return Scheduler(

@@ -12,7 +12,7 @@ from weir.core import Capacity, Request, Sampling, Tier
 from weir.engine import Engine
 from weir.executor.sim import VirtualClock
 from weir.kv.cache import Cache
-from weir.sched.composer import Chunked, Whole
+from weir.sched.composer import Beside, Chunked, Whole
 from weir.sched.placement import OnDemand
 from weir.sched.ranking import FCFS, LongestPrefix
 from weir.sched.scheduler import Scheduler
@@ -37,7 +37,7 @@ def build(rng: random.Random, page: int, depth: int, chains: bool, longest: int)
     scheduler = Scheduler(
         cache,
         ranking,
-        Whole() if whole else Chunked(rng.choice([None, 1, 5, 30])),
+        Whole() if whole else Chunked(rng.choice([None, Beside(1), Beside(5), Beside(30)])),
         OnDemand(hot, spare=rng.choice([0.0, 0.1])),
         capacity,
         chains=chains,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from weir.core import Capacity, Plan, Request, Sampling, Tier
 from weir.engine import Engine
 from weir.executor.sim import VirtualClock
 from weir.kv.cache import Cache
-from weir.sched.composer import Chunked, Whole
+from weir.sched.composer import Beside, Chunked, Whole
 from weir.sched.placement import OnDemand
 from weir.sched.ranking import FCFS, LongestPrefix
 from weir.sched.scheduler import Scheduler
@@ -82,9 +83,9 @@ def test_a_long_prompt_never_stalls_a_decode(tokens):
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_step_that_decodes_takes_fewer_prompt_tokens_than_one_that_does_not(depth):
+def test_a_pace_bounds_prompts_beside_decodes_and_nothing_else(depth):
     rng = random.Random(0)
-    it = engine(tokens=64, page=4, depth=depth, composer=Chunked(beside=12))
+    it = engine(tokens=64, page=4, depth=depth, composer=Chunked(Beside(12)))
     submit(it, 0, words(rng, 200), 40)
     submit(it, 1, words(rng, 400), 2)
     finish(it)
@@ -95,7 +96,31 @@ def test_a_step_that_decodes_takes_fewer_prompt_tokens_than_one_that_does_not(de
         (beside if any(c.start >= c.prompt for c in chunks) else alone).append(prompts)
     assert alone[:3] == [64, 64, 64]
     assert max(beside) == 12
-    assert beside.count(12) > 20  # and the long prompt goes on at every one of them
+    assert beside.count(12) > 20  # the long prompt goes on in every one of them
+
+
+@dataclass
+class Paced:
+    """Records what it is asked."""
+
+    asked: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def prompts(self, decodes: int, context: int, start: int) -> int:
+        self.asked.append((decodes, context, start))
+        return 5
+
+
+def test_a_pace_is_told_the_decodes_their_context_and_where_the_prompt_stands():
+    rng = random.Random(0)
+    pace = Paced()
+    it = engine(tokens=64, composer=Chunked(pace))
+    submit(it, 0, words(rng, 4), 40)
+    submit(it, 1, words(rng, 30), 2)
+    for _ in range(3):
+        it.step()
+    assert pace.asked[0] == (0, 0, 0)
+    assert (1, 4, 1) in pace.asked and (1, 5, 6) in pace.asked
+    assert [share(plan, 1) for plan in it.executor.plans] == [1, 5, 5]
 
 
 def test_more_decodes_than_tokens_do_not_make_a_chunk_negative():

@@ -87,9 +87,10 @@ class Scheduler:
         running = sorted((key(r, now), r.uid, r) for r in self.running.values())
         ready = [entry for entry in running if self._ready(entry[2])]
         it = _Iteration(running)
-        self._compose(ready, sum(entry[2].decoding for entry in ready), it, now)
+        decodes = [r.computed for _, _, r in ready if r.decoding]
+        self._compose(ready, len(decodes), sum(decodes), it, now)
         if not it.chunks and ready:  # the decodes that the budget was kept for found no room
-            self._compose(ready, 0, it, now)
+            self._compose(ready, 0, 0, it, now)
         self.waiting[: it.seen] = [e for e in self.waiting[: it.seen] if not e[2].running]
         for victim in it.evicted.values():
             insort(self.waiting, (key(victim, now), victim.uid, victim))
@@ -101,10 +102,11 @@ class Scheduler:
         self.forget = []
         return plan
 
-    def _compose(self, ready: list[Entry], owed: int, it: _Iteration, now: float) -> None:
+    def _compose(
+        self, ready: list[Entry], owed: int, context: int, it: _Iteration, now: float
+    ) -> None:
         """Fill the iteration as the composer says, leaving `owed` tokens to decodes to come."""
-        tokens = self.composer.tokens(self.capacity.tokens, owed)
-        budget = it.budget = Budget(tokens, self.capacity.requests, owed)
+        budget = it.budget = Budget(self.capacity.tokens, self.capacity.requests, owed, context)
         for r, length in self.composer.compose(self._ranked(ready, it), budget):
             chunk = self._schedule(r, min(length, budget.tokens), it, now)
             if chunk is not None:
