@@ -19,7 +19,6 @@ from weir.models.load import load
 from weir.ops import dispatch, native
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
-from weir.sched.composer import Beside
 
 GIB = 2**30
 DTYPES = {
@@ -27,19 +26,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What a device is given where the configuration leaves the choice (docs/results.md)."""
-
-    page: int
-    tokens: int
-    beside: int  # prompt tokens in a step that also decodes
-    requests: int
-
-
-DEFAULTS = {"cpu": Defaults(4, 512, 64, 64), "cuda": Defaults(16, 4096, 4096, 256)}
 
 
 @dataclass(slots=True)
@@ -83,7 +69,7 @@ def engine(config: Config) -> Engine:
         threads=threads,
     )
     phases.done("weights")
-    defaults = DEFAULTS[device.type]
+    defaults = policies.DEFAULTS[device.type]
     page = config.block_size or defaults.page
     tier = Tier.GPU if device.type == "cuda" else Tier.CPU
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else DTYPES[config.kv_cache_dtype]
@@ -98,9 +84,8 @@ def engine(config: Config) -> Engine:
         depth=2 if config.overlap else 1,
         threads=1 if kernels else threads,
     )
-    scheduler = policies.scheduler(
-        config, executor.capacity, pace=Beside(defaults.beside), chains=executor.chains
-    )
+    pace = policies.pace(config, defaults)
+    scheduler = policies.scheduler(config, executor.capacity, pace, chains=executor.chains)
     phases.done("memory")
     gc.collect()
     gc.freeze()  # what lives as long as the engine is not walked again while it serves

@@ -5,6 +5,8 @@ Apart from `weir.build` because a simulation makes the same scheduler and needs 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from weir.config import Config
 from weir.core import Capacity, Tier
 from weir.kv.cache import Cache
@@ -14,19 +16,32 @@ from weir.sched.ranking import FCFS, LongestPrefix
 from weir.sched.scheduler import Scheduler
 
 
-def scheduler(
-    config: Config, capacity: Capacity, *, pace: Pace | None = None, chains: bool = True
-) -> Scheduler:
-    """The scheduler that `config` describes, over what an executor can hold. `pace`: how much
-    prompt goes beside decodes, where the configuration does not say."""
-    beside = config.max_prefill_beside_decode
-    chunked = Chunked(Beside(beside) if beside else pace)
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a device is given where the configuration leaves the choice (docs/results.md)."""
+
+    page: int
+    tokens: int
+    beside: int  # prompt tokens in a step that also decodes
+    requests: int
+
+
+DEFAULTS = {"cpu": Defaults(4, 512, 64, 64), "cuda": Defaults(16, 4096, 4096, 256)}
+
+
+def pace(config: Config, defaults: Defaults) -> Pace:
+    """How much prompt goes beside decodes, without a latency target."""
+    return Beside(config.max_prefill_beside_decode or defaults.beside)
+
+
+def scheduler(config: Config, capacity: Capacity, pace: Pace, *, chains: bool = True) -> Scheduler:
+    """The scheduler that `config` describes, over what an executor can hold."""
     sizes = {Tier(tier): pages for tier, pages in capacity.pages.items()}
     cache = Cache(capacity.page, sizes, reuse=config.enable_prefix_caching)
     return Scheduler(
         cache,
         LongestPrefix(cache) if config.scheduling_policy == "lpm" else FCFS(),
-        Whole() if config.composer == "whole" else chunked,
+        Whole() if config.composer == "whole" else Chunked(pace),
         OnDemand(cache.hot),
         capacity,
         chains=chains,

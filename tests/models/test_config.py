@@ -17,8 +17,8 @@ from weir.core import Spec
 from weir.errors import ConfigError
 from weir.gguf import GGUF
 from weir.models.config import CONFIGS, from_config
-from weir.models.load import read_spec
 from weir.models.metadata import from_gguf
+from weir.models.shape import read_spec
 
 LLAMA = SIZES | {"model_type": "llama"}
 QWEN = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}

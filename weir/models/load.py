@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -15,11 +13,11 @@ from weir.errors import ConfigError
 from weir.gguf import GGUF
 from weir.models.base import Model
 from weir.models.checkpoint import Dummy, Quantised, Safetensors
-from weir.models.config import from_config
 from weir.models.gemma3 import Gemma3
 from weir.models.llama import Llama
 from weir.models.metadata import from_gguf
 from weir.models.opt import OPT
+from weir.models.shape import read_spec
 from weir.models.weights import Checkpoint, Weights, verify
 
 MODELS: dict[str, type[Llama] | type[Gemma3] | type[OPT]] = {
@@ -57,7 +55,7 @@ def load(
     gguf = GGUF.open(path) if path.suffix == ".gguf" else None
     if format != "dummy" and format != "auto" and (format == "gguf") != (gguf is not None):
         raise ConfigError(f"{path} is not of format {format}; leave the load format at auto")
-    spec = from_gguf(gguf) if gguf else _spec_of_folder(path)
+    spec = from_gguf(gguf) if gguf else read_spec(path)
     kind = MODELS[spec.architecture]
     shapes = kind.tensors(spec)
     checkpoint: Checkpoint
@@ -70,31 +68,6 @@ def load(
     keep = dtype is None
     with Weights(checkpoint, dtype or torch.bfloat16, device, threads, keep) as weights:
         return kind(_shortened(spec, context), weights)
-
-
-def read_spec(path: str | Path) -> Spec:
-    """The shape of the model at `path`, without its weights."""
-    path = Path(path)
-    return from_gguf(GGUF.open(path)) if path.suffix == ".gguf" else _spec_of_folder(path)
-
-
-def _spec_of_folder(path: Path) -> Spec:
-    """From a folder that holds a `config.json`, or from such a file itself."""
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise ConfigError(f"no config.json at {path}: name a model folder or a .gguf file")
-    generation = file.with_name("generation_config.json")
-    return from_config(_json(file), _json(generation) if generation.is_file() else None)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {file}: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{file} must hold a JSON object")
-    return value
 
 
 def _shortened(spec: Spec, context: int | None) -> Spec:

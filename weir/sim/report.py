@@ -3,7 +3,9 @@
 The bench client, the offline benchmark and the simulator all end here, so that their figures mean
 the same. Times are seconds of whatever clock made the records. Terms as the field uses them:
 TTFT is the wait for the first token, ITL each gap between two tokens that arrive, TPOT a request's
-(E2EL - TTFT) / (output tokens - 1), E2EL the wait for the last token. Knows no network, no engine.
+(E2EL - TTFT) / (output tokens - 1), E2EL the wait for the last token. Papers also have PTL, E2EL a
+token ("normalised latency": Orca section 6, Learning to Rank section 5), the longest wait for any
+token, and the delay until a request is first scheduled. Knows no network, no engine.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ METRICS = {
     "tpot": ("TPOT", "Time per Output Token (excl. 1st token)"),
     "itl": ("ITL", "Inter-token Latency"),
     "e2el": ("E2EL", "End-to-end Latency"),
+    "ptl": ("PTL", "Per-token Latency (E2EL / tokens)"),
+    "wait": ("wait", "Longest Wait for a Token"),
+    "delay": ("delay", "Scheduling Delay"),
 }
 
 
@@ -32,6 +37,8 @@ class Record:
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    started: float = -1.0  # first scheduled; -1: its sender cannot know
+    preempted: int = 0
     text: str = ""
     error: str = ""
 
@@ -50,6 +57,18 @@ class Record:
     @property
     def tpot(self) -> float:
         return (self.e2el - self.ttft) / max(1, self.output_tokens - 1)
+
+    @property
+    def ptl(self) -> float:
+        return self.e2el / max(1, self.output_tokens)
+
+    @property
+    def wait(self) -> float:
+        return max(self.ttft, *self.itl, 0.0)
+
+    @property
+    def delay(self) -> float:
+        return self.started - self.start
 
 
 @dataclass(slots=True, frozen=True)
@@ -92,6 +111,7 @@ class Report:
     goodput: float | None  # requests a second that met every limit; None: no limits were set
     peak_output: float  # output tokens in the best second
     peak_concurrent: int
+    preemptions: int
     metrics: dict[str, Distribution]
 
     @property
@@ -129,11 +149,15 @@ def measure(
         goodput=None if met is None else met / duration,
         peak_output=peak_output(good),
         peak_concurrent=peak_concurrent(records),
+        preemptions=sum(record.preempted for record in good),
         metrics={
             "ttft": Distribution.of([record.ttft for record in good]),
             "tpot": Distribution.of([r.tpot for r in good if r.output_tokens > 1]),
             "itl": Distribution.of([gap for record in good for gap in record.itl]),
             "e2el": Distribution.of([record.e2el for record in good]),
+            "ptl": Distribution.of([record.ptl for record in good]),
+            "wait": Distribution.of([record.wait for record in good]),
+            "delay": Distribution.of([record.delay for record in good if record.started >= 0]),
         },
     )
 
@@ -208,6 +232,8 @@ def block(
         lines += [_row((f"P{p:g} {name} (ms)", values.percentile(p))) for p in percentiles]
     lines.append(f"{'Prefix Cache':-^50}")
     lines.append(_row(("Prefix cache hit rate (%)", 100 * report.hit_rate)))
+    if report.preemptions:
+        lines.append(_row(("Preemptions", report.preemptions)))
     lines.append("=" * 50)
     return "\n".join(lines)
 
@@ -232,6 +258,7 @@ def flat(
         "total_token_throughput": report.total_throughput,
         "max_output_tokens_per_s": report.peak_output,
         "max_concurrent_requests": report.peak_concurrent,
+        "preemptions": report.preemptions,
     }
     for metric in metrics:
         values = report.metrics[metric]

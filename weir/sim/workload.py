@@ -168,7 +168,7 @@ def mooncake(path: Path, words: Words, count: int, scale: int = 1) -> Workload:
     if size * scale != MOONCAKE_BLOCK:
         raise ConfigError(f"the scale must divide {MOONCAKE_BLOCK}, got {scale}")
     items = []
-    for row in _rows(path, count):
+    for row in read_rows(path, count):
         try:
             ids = [token for name in row["hash_ids"] for token in words.block(name, size)]
             length, output = row["input_length"] / scale, row["output_length"] / scale
@@ -211,7 +211,7 @@ def sharegpt(
 def custom(path: Path, count: int, output: int) -> Workload:
     """JSON lines with `prompt` (text or token ids) and, if it differs, `output_tokens`."""
     items = []
-    for row in _rows(path, count):
+    for row in read_rows(path, count):
         prompt = row.get("prompt")
         if not prompt or not isinstance(prompt, str | list):
             raise ConfigError(f'{path}: each line needs a "prompt", a string or token ids')
@@ -226,11 +226,11 @@ def fewshot(path: Path, count: int, output: int, example: str = "gsm8k/8shot-cot
     folder with fewshot_prefixes and gsm8k (.jsonl or .jsonl.gz) and `example` names the prefix.
     """
     if path.is_dir():
-        prefixes = _rows(_find(path, "fewshot_prefixes"))
+        prefixes = read_rows(_find(path, "fewshot_prefixes"))
         chosen = [row for row in prefixes if row.get("prefix_id") == example]
-        rows: Iterator[dict[str, Any]] = iter([*chosen, *_rows(_find(path, "gsm8k"))])
+        rows: Iterator[dict[str, Any]] = iter([*chosen, *read_rows(_find(path, "gsm8k"))])
     else:
-        rows = _rows(path)
+        rows = read_rows(path)
     prefix = ""
     items: list[Item] = []
     for row in rows:
@@ -244,7 +244,7 @@ def fewshot(path: Path, count: int, output: int, example: str = "gsm8k/8shot-cot
 
 def mt_bench(path: Path, count: int, output: int) -> Workload:
     """MT-bench conversations: later turns follow the model's own answers."""
-    rows = _rows(_find(path, "mt_bench") if path.is_dir() else path, count)
+    rows = read_rows(_find(path, "mt_bench") if path.is_dir() else path, count)
     turns = [row.get("turns") for row in rows]
     if not turns or not all(turns):
         raise ConfigError(f'{path}: each line needs "turns", what the user says one after another')
@@ -270,7 +270,7 @@ def _open(path: Path) -> Any:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _rows(path: Path, count: int | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path, count: int | None = None) -> Iterator[dict[str, Any]]:
     with _open(path) as lines:
         for number, line in enumerate(filter(str.strip, lines), 1):
             if count is not None and number > count:

@@ -1,0 +1,38 @@
+"""The shape of a model from its files or by its name, without weights and without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from weir.core import Spec
+from weir.errors import ConfigError
+from weir.gguf import GGUF
+from weir.models.config import from_config
+from weir.models.metadata import from_gguf
+
+
+def read_spec(path: str | Path) -> Spec:
+    """The shape of the model at `path`, without its weights."""
+    path = Path(path)
+    return from_gguf(GGUF.open(path)) if path.suffix == ".gguf" else _spec_of_folder(path)
+
+
+def _spec_of_folder(path: Path) -> Spec:
+    """From a folder that holds a `config.json`, or from such a file itself."""
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"no config.json at {path}: name a model folder or a .gguf file")
+    generation = file.with_name("generation_config.json")
+    return from_config(_json(file), _json(generation) if generation.is_file() else None)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file} must hold a JSON object")
+    return value

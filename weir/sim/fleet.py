@@ -1,0 +1,65 @@
+"""Replicas made from a configuration: the scheduler as it would serve, over a priced device.
+
+Like `weir.build`, but for virtual time: the model is only its shape.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from weir import policies
+from weir.config import Config
+from weir.core import Capacity, Plan, Spec, Tier
+from weir.cost.hardware import Hardware
+from weir.cost.work import Work, activations, cache_bytes, weights
+from weir.engine import Engine
+from weir.errors import ConfigError
+from weir.executor.sim import Sim, VirtualClock
+from weir.sched.composer import Pace
+from weir.sim.replay import Replica
+
+GB = 10**9
+
+
+class Cost(Protocol):
+    def seconds(self, work: Work) -> float: ...
+
+
+def defaults_of(hardware: Hardware) -> policies.Defaults:
+    return policies.DEFAULTS["cpu" if hardware.name == "cpu" else "cuda"]
+
+
+def replica(config: Config, capacity: Capacity, cost: Cost, pace: Pace, vocab: int) -> Replica:
+    """An idle engine at time 0 whose plans take what `cost` says."""
+    clock = VirtualClock()
+
+    def seconds(plan: Plan) -> float:
+        return cost.seconds(Work.of(plan))
+
+    def token(uid: int, position: int) -> int:
+        return (uid * 7919 + position * 104729) % vocab  # answers of two requests differ
+
+    executor = Sim(capacity, clock, seconds, token, depth=2 if config.overlap else 1)
+    scheduler = policies.scheduler(config, capacity, pace, chains=executor.chains)
+    return Replica(Engine(scheduler, executor, clock), clock)
+
+
+def capacity(config: Config, spec: Spec, hardware: Hardware, weight_bytes: float = 2.0) -> Capacity:
+    """What the device holds beside the weights and the activations of one step, in the terms of
+    the configuration's memory flags. Raises `ConfigError` if that is no useful cache."""
+    cpu, defaults = hardware.name == "cpu", defaults_of(hardware)
+    context = min(spec.context, config.max_model_len or spec.context)
+    tokens = policies.step_tokens(config, defaults.tokens, context)
+    page = config.block_size or defaults.page
+    usable = config.cpu_memory_fraction if cpu else config.gpu_memory_utilization
+    taken = weights(spec) * weight_bytes + 2 * tokens * activations(spec)
+    room = config.kv_cache_memory or hardware.memory * usable - taken
+    pages = int(room / (cache_bytes(spec) * page))
+    if pages * page < min(context, 256):
+        raise ConfigError(
+            f"{hardware.name} has {hardware.memory / GB:.0f} GB and the model takes "
+            f"{taken / GB:.1f} of them: nothing is left for the KV cache"
+        )
+    tier = int(Tier.CPU if cpu else Tier.GPU)
+    requests = config.max_num_seqs or defaults.requests
+    return Capacity(page, {tier: pages}, tokens, requests, min(context, pages * page))

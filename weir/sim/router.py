@@ -1,0 +1,97 @@
+"""Which replica of a fleet a request goes to. Knows loads and tokens, no engine."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Router(Protocol):
+    def route(self, tokens: Sequence[int], loads: Sequence[int]) -> int:
+        """The replica for a prompt. loads: requests that each has and has not ended."""
+        ...
+
+
+@dataclass(slots=True)
+class RoundRobin:
+    turn: int = -1
+
+    def route(self, tokens: Sequence[int], loads: Sequence[int]) -> int:
+        self.turn = (self.turn + 1) % len(loads)
+        return self.turn
+
+
+@dataclass(slots=True)
+class LeastLoaded:
+    """Fewest requests; of equals, the one that was given a request longest ago."""
+
+    given: dict[int, int] = field(default_factory=dict)
+    count: int = 0
+
+    def route(self, tokens: Sequence[int], loads: Sequence[int]) -> int:
+        choice = min(range(len(loads)), key=lambda i: (loads[i], self.given.get(i, -1)))
+        self.given[choice] = self.count = self.count + 1
+        return choice
+
+
+@dataclass(slots=True)
+class CacheAware:
+    """The replica that has seen the longest part of the prompt, unless loads have drifted apart
+    (SGLang appendix A.4 and its router). With no good match, the replica that has seen least.
+
+    What replicas hold is not asked but remembered: each one's blocks of tokens by chained hash,
+    least recently used out first, up to `capacity` blocks, which should be what its cache holds.
+    """
+
+    capacity: int
+    block: int = 16  # tokens
+    match: float = 0.5  # share of the prompt that makes a match good
+    drift: int = 32  # loads may differ by so many,
+    ratio: float = 1.1  # or by this factor
+    seen: list[OrderedDict[int, None]] = field(default_factory=list)
+
+    def route(self, tokens: Sequence[int], loads: Sequence[int]) -> int:
+        while len(self.seen) < len(loads):
+            self.seen.append(OrderedDict())
+        chain = self._chain(tokens)
+        choice = self._choose(chain, loads)
+        seen = self.seen[choice]
+        for key in reversed(chain):  # the root is used last, so that leaves go first
+            seen[key] = None
+            seen.move_to_end(key)
+        while len(seen) > self.capacity:
+            seen.popitem(last=False)
+        return choice
+
+    def _choose(self, chain: list[int], loads: Sequence[int]) -> int:
+        least, most = min(loads), max(loads)
+        if most - least > self.drift and most > self.ratio * least:
+            return loads.index(least)
+        known = [self._known(chain, seen) for seen in self.seen]
+        best = max(range(len(loads)), key=lambda i: (known[i], -loads[i]))
+        if known[best] > self.match * len(chain):
+            return best
+        return min(range(len(loads)), key=lambda i: (len(self.seen[i]), loads[i]))
+
+    def _known(self, chain: list[int], seen: OrderedDict[int, None]) -> int:
+        for count, key in enumerate(chain):
+            if key not in seen:
+                return count
+        return len(chain)
+
+    def _chain(self, tokens: Sequence[int]) -> list[int]:
+        chain, key, size = [], 0, self.block
+        for at in range(0, len(tokens) - size + 1, size):
+            key = hash((key, *tokens[at : at + size]))
+            chain.append(key)
+        return chain
+
+
+ROUTERS: dict[str, Callable[[int], Router]] = {
+    "round-robin": lambda blocks: RoundRobin(),
+    "least-loaded": lambda blocks: LeastLoaded(),
+    "cache-aware": CacheAware,
+}
+"""Name → a router over replicas whose caches hold so many blocks of 16 tokens."""
