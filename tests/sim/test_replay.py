@@ -1,0 +1,223 @@
+"""Replays: the simulator plans what the real engine plans, and its report adds up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.cost.test_roofline import LLAMA
+from tests.reference import Tiny
+from tests.runtime.drive import runner
+from weir.config import Config
+from weir.core import Capacity, Plan, Result, Tier
+from weir.cost.hardware import H100
+from weir.cost.roofline import Roofline
+from weir.cost.work import Work
+from weir.errors import ConfigError
+from weir.executor.local import Local
+from weir.policies import pace
+from weir.sim.fleet import capacity, defaults_of, replica
+from weir.sim.replay import Replica, replay
+from weir.sim.report import measure
+from weir.sim.router import CacheAware, LeastLoaded, RoundRobin
+from weir.sim.workload import Item, Words, Workload, poisson
+
+MODEL = Tiny()
+COST = Roofline(LLAMA, H100)
+
+
+class Vocabulary:
+    vocab = MODEL.spec.vocab
+    special = frozenset[int]()
+
+
+def work(seed: int, count: int, rate: float = 300.0) -> Workload:
+    """Prompts of which half share one of two heads, at times that overlap at H100 speeds."""
+    rng, words = Random(seed), Words(Vocabulary, seed)
+    heads = [words.draw(20), words.draw(40)]
+    items = []
+    for uid in range(count):
+        head = rng.choice(heads) if rng.random() < 0.5 else []
+        tail = [uid % 61, uid // 61 % 61, *words.draw(rng.randrange(1, 30))]
+        items.append(Item(head + tail, rng.randrange(1, 25)))
+    return poisson(Workload("mixed", items), rate, 1.0, seed)
+
+
+@dataclass(slots=True)
+class Seen:
+    """Notes the plans that another executor is given."""
+
+    inner: object
+    plans: list[Plan] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    def submit(self, plan: Plan):
+        self.plans.append(plan)
+        return self.inner.submit(plan)
+
+
+@dataclass(slots=True)
+class Handles:
+    real: object
+    virtual: object
+
+    def result(self) -> Result:
+        self.virtual.result()  # moves the clock to when the plan lands
+        return self.real.result()
+
+
+@dataclass(slots=True)
+class Computed:
+    """The real executor's tokens at the virtual one's times."""
+
+    real: Local
+    virtual: object
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.virtual, name)
+
+    def submit(self, plan: Plan) -> Handles:
+        return Handles(self.real.submit(plan), self.virtual.submit(plan))
+
+
+def tiny(config: Config, size: Capacity) -> Replica:
+    made = replica(config, size, COST, pace(config, defaults_of(H100)), MODEL.spec.vocab)
+    made.engine.executor = Seen(made.engine.executor)
+    return made
+
+
+def shapes(plans: list[Plan]) -> list[Plan]:
+    """Plans without the values of tokens: a simulation knows only how many there are."""
+    blank = msgspec.structs.replace
+    return [
+        blank(
+            plan,
+            lanes=[
+                [blank(chunk, ids=[0] * len(chunk.ids), sample=chunk.sample) for chunk in lane]
+                for lane in plan.lanes
+            ],
+        )
+        for plan in plans
+    ]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "lpm"])
+@pytest.mark.parametrize(
+    ("pages", "tokens", "overlap"), [(256, 64, True), (40, 16, True), (40, 32, False)]
+)
+def test_the_simulator_plans_what_the_engine_plans(policy, pages, tokens, overlap) -> None:
+    config = Config(scheduling_policy=policy, overlap=overlap, composer="chunked")
+    size = Capacity(4, {int(Tier.CPU): pages}, tokens, 16, 128)
+    virtual, actual = tiny(config, size), tiny(config, size)
+    local = Local(
+        runner(MODEL, pages={1: pages}), tokens=tokens, requests=16, context=128, threads=1
+    )
+    actual.engine.executor.inner = Computed(local, actual.engine.executor.inner)
+    try:
+        simulated = replay(work(5, 40), [virtual])
+        computed = replay(work(5, 40), [actual])
+    finally:
+        local.close()
+    plans = shapes(virtual.engine.executor.plans)
+    assert plans == shapes(actual.engine.executor.plans)
+    assert simulated == computed
+    assert len(plans) > 50 and max(len(lane) for plan in plans for lane in plan.lanes) > 4
+    if pages == 40:
+        assert actual.engine.scheduler.preemptions > 0
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.sampled_from([1, 3]), st.sampled_from([30, 300, 3000]))
+def test_a_report_adds_up(seed: int, replicas: int, rate: int) -> None:
+    load = work(seed, 30, rate)
+    size = Capacity(4, {int(Tier.GPU): 60}, 48, 8, 128)
+    fleet = [tiny(Config(), size) for _ in range(replicas)]
+    records, duration = replay(load, fleet, LeastLoaded())
+    report = measure(records, duration)
+    assert report.completed == len(load.items) and not report.failed
+    assert [record.output_tokens for record in records] == [item.output for item in load.items]
+    assert [len(record.arrivals) for record in records] == [item.output for item in load.items]
+    for record in records:
+        assert record.start <= record.started <= record.arrivals[0]
+        assert record.arrivals == sorted(record.arrivals)
+        assert record.end == record.arrivals[-1] <= duration
+    assert report.preemptions == sum(made.engine.scheduler.preemptions for made in fleet)
+    plans = [plan for made in fleet for plan in made.engine.executor.plans]
+    busy = sum(COST.seconds(Work.of(plan)) for plan in plans)
+    assert busy <= replicas * duration + 1e-9
+
+
+def test_twice_the_same_is_the_same() -> None:
+    size = Capacity(4, {int(Tier.GPU): 60}, 48, 8, 128)
+    runs = [replay(work(9, 40), [tiny(Config(), size) for _ in range(2)]) for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+def test_a_replica_alone_is_not_disturbed_by_the_others() -> None:
+    """Requests that go to one of two replicas see what they would see of one alone."""
+    load = work(3, 30)
+    size = Capacity(4, {int(Tier.GPU): 200}, 48, 8, 128)
+    both, _ = replay(load, [tiny(Config(), size) for _ in range(2)], RoundRobin())
+    for first in (0, 1):
+        half = Workload("half", sorted(load.items, key=lambda item: item.arrival)[first::2])
+        alone, _ = replay(half, [tiny(Config(), size)])
+        assert alone == both[first::2]
+
+
+def test_text_and_conversations_are_refused() -> None:
+    fleet = [tiny(Config(), Capacity(4, {int(Tier.GPU): 60}, 48, 8, 128))]
+    for item in (Item("text", 3), Item([1, 2], 3, turns=("more",))):
+        with pytest.raises(ConfigError, match="needs prompts of tokens in single turns"):
+            replay(Workload("chat", [item]), fleet)
+
+
+def test_a_request_too_long_fails_alone() -> None:
+    fleet = [tiny(Config(), Capacity(4, {int(Tier.GPU): 60}, 48, 8, 128))]
+    items = [Item([1] * 100, 100), Item([2] * 10, 4)]
+    records, duration = replay(Workload("long", items), fleet)
+    assert "128" in records[0].error and not records[1].error
+    assert measure(records, duration).failed == 1
+
+
+def test_what_a_device_holds() -> None:
+    config = Config(max_model_len=8192)
+    size = capacity(config, LLAMA, H100)
+    assert 390_000 < size.pages[Tier.GPU] * size.page < 440_000
+    with pytest.raises(ConfigError, match="nothing is left for the KV cache"):
+        capacity(config, LLAMA, msgspec.structs.replace(H100, memory=16 * 10**9))
+
+
+def test_least_loaded_takes_turns_among_equals() -> None:
+    router = LeastLoaded()
+    assert [router.route([], [0, 0, 0]) for _ in range(4)] == [0, 1, 2, 0]
+    assert router.route([], [3, 1, 2]) == 1
+
+
+def test_cache_aware_keeps_prefixes_together_until_loads_drift() -> None:
+    router = CacheAware(capacity=100, drift=4)
+    first, second = list(range(64)), list(range(100, 164))
+    homes = [router.route(first, [0, 0]), router.route(second, [0, 0])]
+    assert sorted(homes) == [0, 1]
+    for tail in range(5):
+        assert router.route([*first, *[tail] * 16], [3, 3]) == homes[0]
+        assert router.route([*second, *[tail] * 16], [3, 3]) == homes[1]
+    loads = [0, 0]
+    loads[homes[0]] = 5
+    assert router.route(first, loads) == homes[1]
+
+
+def test_cache_aware_forgets_what_replicas_cannot_hold() -> None:
+    router = CacheAware(capacity=4, match=0.0)
+    old = list(range(64))
+    home = router.route(old, [0, 0])
+    for fresh in range(1, 9):
+        router.route([1000 * fresh + i for i in range(64)], [0, 0])
+    assert all(len(seen) <= 4 for seen in router.seen)
+    assert router._known(router._chain(old), router.seen[home]) == 0
