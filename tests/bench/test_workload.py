@@ -75,7 +75,7 @@ def test_azure_as_it_was_published(tmp_path: Path) -> None:
 def test_mooncake_prompts_share_what_their_hash_ids_share(scale: int) -> None:
     path = SAMPLES / "mooncake.jsonl.gz"
     made = workload.mooncake(path, words(), 60, scale)
-    rows = list(workload._rows(path))
+    rows = list(workload.read_rows(path))
     block = 512 // scale
     assert lengths(made) == [max(1, round(row["input_length"] / scale)) for row in rows]
     heads = [tuple(row["hash_ids"][:3]) for row in rows]
