@@ -18,7 +18,7 @@ LEVEL = {
     "engine": 6,
     "client": 7, "policies": 7,
     "build": 8, "connect": 8, "sim": 8,
-    "llm": 9, "server": 9, "host": 9, "bench": 10, "batch": 10,
+    "llm": 9, "server": 9, "host": 9, "bench": 10, "batch": 10, "lang": 10,
     "doctor": 11, "top": 11, "demo": 11, "cli": 12,
 }  # fmt: skip
 TORCH = {"ops", "models", "runtime", "build"}

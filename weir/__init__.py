@@ -4,9 +4,36 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "SamplingParams", "__version__"]
 
 _HOMES = {"LLM": "weir.llm", "AsyncLLM": "weir.llm", "SamplingParams": "weir.params"}
+_HOMES |= dict.fromkeys(
+    (
+        "ProgramError",
+        "Runtime",
+        "assistant",
+        "assistant_begin",
+        "assistant_end",
+        "flush_cache",
+        "function",
+        "gen",
+        "gen_int",
+        "gen_string",
+        "greedy_token_selection",
+        "image",
+        "select",
+        "set_default_backend",
+        "system",
+        "system_begin",
+        "system_end",
+        "token_length_normalized",
+        "unconditional_likelihood_normalized",
+        "user",
+        "user_begin",
+        "user_end",
+    ),
+    "weir.lang",
+)
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

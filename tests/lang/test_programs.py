@@ -1,0 +1,372 @@
+"""Programs on an engine whose greedy answer is its prompt again: every text is known by heart."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+import weir
+from tests import fakes
+from weir.client import Local
+from weir.errors import BadRequest, ConfigError
+from weir.lang import scorers
+from weir.lang.backend.base import Score
+from weir.lang.loop import Crew
+
+
+class Counted(weir.Runtime):
+    """Writes down what it is asked to do, in order."""
+
+    def _take(self, client):
+        self.asked = []
+        super()._take(client)
+
+    async def generate(self, prompt, settings):
+        self.asked.append(("generate", prompt.text))
+        async for piece in super().generate(prompt, settings):
+            yield piece
+
+    async def cache(self, prompt):
+        self.asked.append(("cache", prompt.text))
+        await super().cache(prompt)
+
+
+@pytest.fixture
+def backend():
+    engine = fakes.FakeEngine(context=4096, requests=2000)
+    runtime = Counted.of(Local(engine, fakes.text(), ["m"]))
+    yield runtime
+    runtime.shutdown()
+
+
+def greedy(name, tokens, **settings):
+    return weir.gen(name, max_tokens=tokens, temperature=0, **settings)
+
+
+def test_text_and_values_follow_in_order(backend):
+    @weir.function
+    def program(s, word):
+        s += word + greedy("first", 3) + "-"
+        s += greedy("second", 2)
+        return "returned"
+
+    state = program.run("abc", backend=backend)
+    assert state.text() == "abcabc-ab"
+    assert (state["first"], state["second"], state.ret_value) == ("abc", "ab", "returned")
+    assert state.get_meta_info("first")["completion_tokens"] == 3
+    assert "first" in state and "third" not in state
+
+
+def test_a_read_waits_for_that_value_alone(backend):
+    backend.client._engine.step_seconds = 0.01
+
+    @weir.function
+    def program(s):
+        s += "ab" + greedy("soon", 1) + greedy("late", 100)
+        began = time.perf_counter()
+        assert s["soon"] == "a"
+        s.set_var("waited", time.perf_counter() - began)
+
+    state = program.run(backend=backend)
+    assert state["waited"] < 0.5 < 1.0  # of the second that the whole takes
+    assert len(state["late"]) == 100
+
+
+def test_branches_run_side_by_side_and_join(backend):
+    @weir.function
+    def program(s):
+        s += "start "
+        with s.fork(3) as branches:
+            branches += lambda i: f"<{i}>"
+            branches += greedy("said", 6)
+        s += "|" + ",".join(s["said"])
+
+    state = program.run(backend=backend)
+    assert state["said"] == ["start "] * 3
+    assert state.text() == "start |start ,start ,start "
+    assert backend.asked[0] == ("cache", "start ")  # the hint, before any branch
+    assert sorted(backend.asked[1:]) == [("generate", f"start <{i}>") for i in range(3)]
+
+
+def test_join_can_append_the_branches_texts(backend):
+    @weir.function
+    def program(s):
+        s += "a"
+        branches = s.fork(2)
+        branches += ["b", "c"]
+        branches.join("append")
+        s += greedy("end", 3)
+
+    assert program.run(backend=backend).text() == "abcabc"
+
+
+def test_a_branch_inherits_values_and_the_parent_may_go_on(backend):
+    @weir.function
+    def program(s):
+        s += "xy" + greedy("x", 2)
+        (branch,) = s.copy()
+        branch += "!" + greedy("y", 1)
+        s += "?"
+        s["seen"] = branch["x"] + branch["y"]
+
+    state = program.run(backend=backend)
+    assert state["seen"] == "xyx"
+    assert state.text() == "xyxy?"
+
+
+def test_turns_are_written_by_the_chat_template(backend):
+    @weir.function
+    def program(s):
+        s += weir.system("be brief")
+        with s.user():
+            s += "hello"
+        s.assistant(greedy("answer", 4))
+        s += weir.user("again")
+
+    state = program.run(backend=backend)
+    assert state.text() == "system: be brief\nuser: hello\nassistant: syst\nuser: again\n"
+    assert state.messages() == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "syst"},
+        {"role": "user", "content": "again"},
+    ]
+
+
+def test_a_scope_is_a_variable(backend):
+    @weir.function
+    def program(s):
+        with s.var_scope("both"):
+            s += "one " + greedy("x", 3)
+        s += "."
+
+    assert program.run(backend=backend)["both"] == "one one"
+
+
+def test_a_failure_names_its_line_and_stays_with_its_readers(backend):
+    @weir.function
+    def program(s):
+        s += "abc" + greedy("good", 1)
+        s += weir.gen("bad", temperature=-1)
+        s += greedy("after", 1)
+
+    with pytest.raises(weir.ProgramError, match=r"test_programs.py:\d+: temperature must be"):
+        program.run(backend=backend)
+    (state,) = program.run_batch([{}], backend=backend)
+    assert state["good"] == "a"
+    for name in ("bad", "after"):
+        with pytest.raises(weir.ProgramError, match="temperature must be"):
+            state[name]
+    assert "temperature" in str(state.error())
+
+
+def test_a_failed_branch_fails_where_it_is_joined(backend):
+    @weir.function
+    def program(s):
+        s += "a"
+        branches = s.fork(2)
+        branches += [greedy("x", 1), weir.gen("x", top_p=7)]
+        branches.join()
+        s["x"]
+
+    with pytest.raises(weir.ProgramError, match="top_p"):
+        program.run(backend=backend)
+
+
+def test_what_the_body_raises_comes_out_and_ends_what_is_under_way(backend):
+    backend.client._engine.step_seconds = 0.01
+
+    @weir.function
+    def program(s, number):
+        s += "abc" + greedy("long", 3000)
+        return 1 // number
+
+    with pytest.raises(ZeroDivisionError):
+        program.run(0, backend=backend)
+    (state,) = program.run_batch([[0]], backend=backend)
+    with pytest.raises(weir.ProgramError, match="ZeroDivision"):
+        state["long"]
+    assert isinstance(state.failure, ZeroDivisionError)
+
+
+def test_an_unknown_name_says_which_there_are(backend):
+    @weir.function
+    def program(s):
+        s += "a" + greedy("x", 1)
+        s["y"]
+
+    with pytest.raises(KeyError, match=r"no variable 'y'; there are: x"):
+        program.run(backend=backend)
+
+
+def test_a_thousand_programs_that_read_take_no_thousand_threads(backend):
+    import threading
+
+    seen = []
+
+    @weir.function
+    def program(s, i):
+        s += f"{i:03d}" + greedy("x", 3)
+        seen.append(threading.active_count())
+        s += s["x"] + greedy("y", 2)
+
+    states = program.run_batch([{"i": i} for i in range(1000)], backend=backend, num_threads=1000)
+    assert [state["x"] for state in states] == [f"{i:03d}" for i in range(1000)]
+    assert max(seen) < 20
+
+
+def test_a_batch_is_bounded_and_in_order(backend):
+    at_once, most = 0, 0
+
+    @weir.function
+    def program(s, i):
+        nonlocal at_once, most
+        s += "ab" + greedy("x", 1 + i % 5)
+        at_once += 1
+        most = max(most, at_once)
+        s["x"]
+        at_once -= 1
+
+    batch = [{"i": i} for i in range(40)]
+    found = program.run_batch(batch, backend=backend, num_threads=7, generator_style=True)
+    assert [len(state["x"]) for state in found] == [1 + i % 5 for i in range(40)]
+    assert most == 7
+
+
+def test_the_constant_prefix_of_a_batch_is_computed_first(backend):
+    @weir.function
+    def program(s, question):
+        s += "few-shot examples " * 10
+        s += f"Q: {question}\nA:" + greedy("answer", 1)
+
+    program.run_batch([{"question": "a"}, {"question": "b"}], backend=backend)
+    assert backend.asked[0] == ("cache", "few-shot examples " * 10 + "Q: ")
+    assert [kind for kind, _ in backend.asked] == ["cache", "generate", "generate"]
+
+
+def test_coroutines_are_programs_too(backend):
+    @weir.function
+    async def program(s, word):
+        s += word + greedy("x", 2)
+        s += await s.get("x")
+
+    states = program.run_batch([{"word": w} for w in ("ab", "cd")], backend=backend)
+    assert [state.text() for state in states] == ["ababab", "cdcdcd"]
+
+
+def test_text_streams_as_it_appears(backend):
+    @weir.function
+    def program(s):
+        s += "abc" + greedy("x", 3) + "." + greedy("y", 2)
+
+    state = program.run(stream=True, backend=backend)
+    assert list(state.text_iter("x")) == ["a", "b", "c"]
+    assert [(e.text, e.name) for e in state.events()] == [
+        ("abc", None), ("a", "x"), ("b", "x"), ("c", "x"), (".", None), ("a", "y"), ("b", "y")
+    ]  # fmt: skip
+
+    async def collect():
+        state = program.run(stream=True, backend=backend)
+        return [text async for text in state.text_async_iter()]
+
+    assert "".join(asyncio.run(collect())) == "abcabc.ab"
+
+
+def test_a_stream_that_fails_says_so(backend):
+    @weir.function
+    def program(s):
+        s += "abc" + weir.gen("x", min_p=9)
+
+    state = program.run(stream=True, backend=backend)
+    with pytest.raises(weir.ProgramError, match="min_p"):
+        list(state.text_iter())
+
+
+def test_choices_are_scored_in_one_batch(backend):
+    @weir.function
+    def program(s):
+        s += "pick " + weir.select("x", ["one", "three"]) + "!"
+
+    state = program.run(backend=backend)
+    assert state["x"] == "one"  # every logprob is -0.5 here, and the first of equals wins
+    assert state.get_meta_info("x")["logprobs"] == {"one": [-0.5] * 3, "three": [-0.5] * 5}
+    assert state.text() == "pick one!"
+
+
+def test_scorers():
+    short, long = Score([1], [-1.0]), Score([2, 3], [-0.9, -3.0])
+    assert scorers.rate("token_length_normalized", [short, long], None) == [-1.0, -1.95]
+    assert scorers.rate("greedy_token_selection", [short, long], None) == [0.0, 1.0]
+    alone = [Score([1], [-5.0]), Score([2, 3], [-1.0, -1.0])]
+    rated = scorers.rate("unconditional_likelihood_normalized", [short, long], alone)
+    assert rated == pytest.approx([4.0, -0.95])
+
+
+def test_greedy_selection_lets_an_ended_choice_stand_with_its_mean():
+    ended, goes_on = Score([1], [-0.2]), Score([1, 2], [-0.2, -0.1])
+    assert scorers.rate("greedy_token_selection", [ended, goes_on], None) == [0.0, 1.0]
+    unlikely = Score([1, 2], [-0.2, -0.3])
+    assert scorers.rate("greedy_token_selection", [ended, unlikely], None) == [1.0, 0.0]
+
+
+def test_a_program_without_choices_of_its_own_becomes_a_graph():
+    @weir.function
+    def program(s, topic):
+        s += f"About {topic}: "
+        branches = s.fork(2)
+        branches += weir.gen("part")
+        s += "So: " + branches[0]["part"] + weir.gen("end")
+        branches.join()
+
+    graph = program.trace()
+    nodes = [(step.stream, type(step.node).__name__) for step in graph.steps]
+    assert nodes == [
+        (0, "Text"), (0, "Abstract"), (0, "Text"), (0, "Fork"), (1, "Gen"), (2, "Gen"),
+        (0, "Text"), (0, "Abstract"), (0, "Gen"), (0, "Join"),
+    ]  # fmt: skip
+    assert "style=dashed" in graph.dot() and graph.dot().count("->") == 12
+
+
+def test_a_program_that_looks_at_a_value_cannot_be_traced():
+    @weir.function
+    def looks(s, n):
+        for _ in range(n):
+            s += "x"
+
+    @weir.function
+    def compares(s):
+        s += weir.gen("x")
+        if s["x"] == "yes":
+            s += "!"
+
+    for program in (looks, compares):
+        with pytest.raises(weir.ProgramError, match="cannot be traced"):
+            program.trace()
+    assert len(looks.trace(n=2).steps) == 2
+
+
+def test_bad_programs_are_refused_with_a_sentence(backend):
+    with pytest.raises(BadRequest, match="one of dtype, regex"):
+        weir.gen("x", dtype=int, regex="a")
+    with pytest.raises(BadRequest, match="dtype must be one of int"):
+        weir.gen("x", dtype=list)
+    with pytest.raises(BadRequest, match="at least one choice"):
+        weir.select("x", [])
+    with pytest.raises(BadRequest, match="choices_method must be one of"):
+        weir.select("x", ["a"], choices_method="best")
+    with pytest.raises(TypeError, match="must take the state"):
+        weir.function(lambda: None)
+    with pytest.raises(TypeError, match="int cannot be appended"):
+        weir.function(lambda s: s.extend(3)).run(backend=backend)
+    with pytest.raises(weir.ProgramError, match="inside one of 'user'"):
+        weir.function(lambda s: s.user(weir.system("a"))).run(backend=backend)
+    with pytest.raises(ValueError, match="at least one branch"):
+        weir.function(lambda s: s.fork(0)).run(backend=backend)
+    with pytest.raises(ConfigError, match="set_default_backend"):
+        weir.function(lambda s: s.extend("a")).run()
+
+
+def test_a_crew_of_one_still_finishes_everything():
+    assert list(Crew(1).run([lambda i=i: i for i in range(5)])) == [0, 1, 2, 3, 4]

@@ -1,0 +1,79 @@
+"""What a program asks of whoever writes its text."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from weir.client.events import Logprob
+
+
+@dataclass(slots=True)
+class Prompt:
+    """All that was said before: as text, and as the turns of a conversation.
+
+    `turns` are finished, the text of an open one stands after `turn_start` in `text`.
+    """
+
+    text: str
+    turns: list[dict[str, Any]] = field(default_factory=list)  # role, content
+    role: str | None = None  # of the open turn
+    turn_start: int = 0
+    images: list[str | bytes] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Piece:
+    """Text as it comes, of choice `index`."""
+
+    text: str
+    index: int = 0
+    finish_reason: str | None = None
+    logprobs: list[Logprob] | None = None
+    prompt_tokens: int = 0  # with the last piece
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Score:
+    """The tokens of one choice after a prompt, and the logprob of each."""
+
+    tokens: list[int]
+    logprobs: list[float]
+
+
+@dataclass(slots=True)
+class Turn:
+    """The text around a turn's content."""
+
+    before: str
+    after: str
+
+
+class Backend(Protocol):
+    """Used on the event loop of programs alone. Errors are `WeirError`s that say what to do."""
+
+    chats: bool
+    """Whether it reads turns and cannot go on with a text."""
+
+    def turn(self, roles: Sequence[str]) -> Turn:
+        """What stands around the last of a conversation's turns, given the roles of all."""
+        ...
+
+    def generate(self, prompt: Prompt, settings: dict[str, Any]) -> AsyncGenerator[Piece, None]:
+        """Go on after the prompt. `settings`: fields of `SamplingParams`."""
+        ...
+
+    async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
+        """The logprobs of every choice after the prompt, and after nothing where it is empty."""
+        ...
+
+    async def cache(self, prompt: Prompt) -> None:
+        """Have the prompt ready for those that continue it; a hint."""
+        ...
+
+    async def flush(self) -> None:
+        """Forget what is cached."""
+        ...

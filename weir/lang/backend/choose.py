@@ -1,0 +1,37 @@
+"""Which backend a program runs on."""
+
+from __future__ import annotations
+
+from weir.errors import ConfigError
+from weir.lang.backend.base import Backend
+from weir.lang.backend.runtime import Runtime
+from weir.lang.loop import spawn, wait
+
+_named: dict[str, Backend] = {}
+_default: list[Backend] = []
+
+
+def set_default_backend(backend: Backend | str) -> None:
+    """The backend of every program that names none: a backend or a model's name."""
+    _default[:] = [chosen(backend)]
+
+
+def chosen(backend: Backend | str | None = None) -> Backend:
+    """A backend from what a caller gave. A model's engine is started once and kept."""
+    if isinstance(backend, str):
+        if backend not in _named:
+            _named[backend] = Runtime(backend)
+        return _named[backend]
+    if backend is not None:
+        return backend
+    if not _default:
+        raise ConfigError(
+            "no backend: call weir.set_default_backend(weir.Runtime('smollm2-135m')), or give "
+            "run and run_batch a backend"
+        )
+    return _default[0]
+
+
+def flush_cache(backend: Backend | str | None = None) -> None:
+    """Forget every cached prefix of a backend."""
+    wait(spawn(chosen(backend).flush()))

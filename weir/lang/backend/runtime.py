@@ -1,0 +1,104 @@
+"""An engine of our own as a backend: in a process of its own, supervised, or one made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from weir.client import Client
+from weir.lang.backend.base import Piece, Prompt, Score, Turn
+from weir.lang.backend.turns import Turns
+from weir.lang.loop import spawn, wait
+from weir.llm import AsyncLLM
+from weir.params import SamplingParams, convert
+
+
+class Runtime:
+    """The engine of one model.
+
+    ```
+    weir.set_default_backend(weir.Runtime("smollm2-135m"))
+    ```
+    `settings` are the fields of `Config`. Raises ConfigError.
+    """
+
+    chats = False
+
+    def __init__(self, model_path: str, **settings: Any):
+        self._take(AsyncLLM(model_path, **settings).client)
+
+    @classmethod
+    def of(cls, client: Client) -> Runtime:
+        """Around a client made elsewhere and not started yet."""
+        runtime = cls.__new__(cls)
+        runtime._take(client)
+        return runtime
+
+    def _take(self, client: Client) -> None:
+        self.client = client
+        self._turns = Turns(client.text)
+        wait(spawn(client.start()))
+
+    def shutdown(self) -> None:
+        """End the engine."""
+        wait(spawn(self.client.close()))
+
+    def turn(self, roles: Sequence[str]) -> Turn:
+        return self._turns.turn(roles)
+
+    async def generate(
+        self, prompt: Prompt, settings: dict[str, Any]
+    ) -> AsyncGenerator[Piece, None]:
+        stream = self.client.submit(self._ids(prompt), convert(settings))
+        async for output in stream:
+            usage = stream.usage
+            yield Piece(
+                output.text,
+                output.index,
+                output.finish_reason,
+                output.logprobs,
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                usage.cached_tokens,
+            )
+
+    async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
+        """All choices at once; what they share with the prompt is computed once.
+
+        A choice is tokenised together with the prompt, so that the last tokens of the prompt may
+        merge with it (token healing): what is scored begins where the choices' tokens and the
+        prompt's first differ."""
+        plain = self._ids(prompt)
+        whole = [self._encode(prompt.text + choice, prompt) for choice in choices]
+        same = min(_common(plain, ids) for ids in whole)
+        same = max(1, min(same, *(len(ids) - 1 for ids in whole)))  # the first has no logprob
+        params = SamplingParams(max_tokens=0, prompt_logprobs=0, score_from=same)
+        streams = [self.client.submit(ids, params) for ids in whole]
+        for stream in streams:
+            await stream.collect()
+        found = []
+        for ids, stream in zip(whole, streams, strict=True):
+            entries = stream.prompt_logprobs or []
+            found.append(Score(ids[same:], [e.logprob for e in entries[same:] if e is not None]))
+        return found
+
+    async def cache(self, prompt: Prompt) -> None:
+        await self.client.submit(self._ids(prompt), SamplingParams(max_tokens=0)).collect()
+
+    async def flush(self) -> None:
+        self.client.flush()
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self._encode(prompt.text, prompt)
+
+    def _encode(self, text: str, prompt: Prompt) -> list[int]:
+        """A chat template writes its own special tokens."""
+        templated = bool(prompt.turns) or prompt.role is not None
+        return self.client.text.encode(text, add_special_tokens=not templated)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Leading ids that two share."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )

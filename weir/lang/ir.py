@@ -1,0 +1,120 @@
+"""What a program may append to its state: plain data, each node the work of one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from weir.errors import BadRequest
+
+SCORERS = (
+    "token_length_normalized",
+    "greedy_token_selection",
+    "unconditional_likelihood_normalized",
+)
+
+
+class Node:
+    """One thing to append. Nodes add up: `"Q: " + gen("a") + "\\n"`."""
+
+    __slots__ = ()
+
+    def __add__(self, other: Any) -> Many:
+        return Many([*parts(self), *parts(other)])
+
+    def __radd__(self, other: Any) -> Many:
+        return Many([*parts(other), *parts(self)])
+
+
+@dataclass(slots=True, eq=False)
+class Many(Node):
+    """Nodes in order."""
+
+    nodes: list[Node]
+
+
+@dataclass(slots=True, eq=False)
+class Text(Node):
+    value: str
+
+
+@dataclass(slots=True, eq=False)
+class Gen(Node):
+    """Text the model writes. `settings` are fields of `SamplingParams`, over the program's own."""
+
+    name: str | None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Select(Node):
+    """The most likely of `choices`, by `scorer`; no sampling."""
+
+    name: str | None
+    choices: list[str]
+    scorer: str = SCORERS[0]
+
+
+@dataclass(slots=True, eq=False)
+class Open(Node):
+    """A turn of a conversation begins."""
+
+    role: str
+
+
+@dataclass(slots=True, eq=False)
+class Close(Node):
+    """The turn of `role` ends."""
+
+    role: str
+
+
+@dataclass(slots=True, eq=False)
+class Begin(Node):
+    """What follows, until `End`, becomes the variable `name`."""
+
+    name: str
+
+
+@dataclass(slots=True, eq=False)
+class End(Node):
+    name: str
+
+
+@dataclass(slots=True, eq=False)
+class Image(Node):
+    """A picture for backends that see: a path, a URL, or the bytes of an image file."""
+
+    source: str | bytes
+
+
+def parts(value: Any) -> list[Node]:
+    """What `value` adds: a node, several, or text."""
+    if isinstance(value, Many):
+        return value.nodes
+    if isinstance(value, Node):
+        return [value]
+    if isinstance(value, str):
+        return [Text(value)]
+    if value is None:
+        raise TypeError("None cannot be appended to a program's state")
+    raise TypeError(f"{type(value).__name__} cannot be appended: append text, or call str() on it")
+
+
+def turn(role: str, value: Any = None) -> Node:
+    """A whole turn around `value`."""
+    return Many([Open(role), *parts(value), Close(role)])
+
+
+def choices_of(values: Sequence[str]) -> list[str]:
+    """The choices of a `Select`, checked. Raises BadRequest."""
+    found = list(values)
+    if not found:
+        raise BadRequest("select needs at least one choice", param="choices")
+    for choice in found:
+        if not isinstance(choice, str) or not choice:
+            raise BadRequest(f"choices must be texts, not {choice!r}", param="choices")
+    if len(set(found)) != len(found):
+        raise BadRequest("select was given the same choice twice", param="choices")
+    return found

@@ -1,0 +1,168 @@
+"""Programs: functions of a state that run alone, in batches, or as a stream of text."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial, update_wrapper
+from typing import Any, cast
+
+from weir.lang import ir, trace
+from weir.lang.backend.base import Backend
+from weir.lang.backend.choose import chosen
+from weir.lang.loop import Crew, spawn, wait
+from weir.lang.state import State
+from weir.lang.stream import Stream
+from weir.lang.words import gen
+from weir.progress import progress
+
+AT_ONCE = max(96, 16 * (os.cpu_count() or 1))
+"""Programs of a batch under way at once, where nothing else is said (SGLang's number)."""
+WORTH_CACHING = 64
+"""Characters a constant prefix must have to be computed before a batch (SGLang's number)."""
+DEFAULTS = {"max_tokens": 128}
+"""Settings of a `gen` where neither it nor the program's caller says otherwise."""
+
+Arguments = Mapping[str, Any] | Sequence[Any]
+
+
+class Program:
+    """A function of a state, `def f(s, ...)`, with ways to run it. Made by `function`."""
+
+    def __init__(self, body: Callable[..., Any], bound: Mapping[str, Any] | None = None):
+        self.names = list(inspect.signature(body).parameters)[1:]
+        if not inspect.signature(body).parameters:
+            raise TypeError(f"{body.__name__} must take the state as its first argument")
+        self.body = body
+        self.bound = dict(bound or {})
+        update_wrapper(self, body)
+
+    def bind(self, **arguments: Any) -> Program:
+        """The program with some of its arguments given."""
+        return Program(self.body, self.bound | arguments)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """With a state first, as inside another program: just the body. Else `run`."""
+        if arguments and isinstance(arguments[0], State):
+            return self.body(*arguments, **self.bound | named)
+        return self.run(*arguments, **named)
+
+    def run(
+        self,
+        *arguments: Any,
+        backend: Backend | str | None = None,
+        stream: bool = False,
+        **named: Any,
+    ) -> State:
+        """Run once, and return the state when all of it is done.
+
+        Keyword arguments that are not the program's are settings of every `gen` in it, such as
+        `temperature` or `max_new_tokens`. With `stream` the state is returned at once, to be read
+        by `text_iter`. Raises ProgramError, and whatever the body raises.
+        """
+        named, defaults = self._sort(named)
+        state = State(Stream(chosen(backend), defaults))
+        whole = partial(self._whole, state, arguments, named)
+        if stream:
+            threading.Thread(target=whole, name="weir-program", daemon=True).start()
+            return state
+        whole()
+        failed = state.failure or state.error()
+        if failed is not None:
+            raise failed
+        return state
+
+    def run_batch(
+        self,
+        batch: Sequence[Arguments],
+        *,
+        backend: Backend | str | None = None,
+        num_threads: int | str = "auto",
+        progress_bar: bool = False,
+        generator_style: bool = False,
+        **settings: Any,
+    ) -> list[State] | Iterator[State]:
+        """Run once for each of `batch`, at most `num_threads` at once; the states in order.
+
+        Each entry is a mapping of arguments, or a sequence in the program's order. What the program
+        says before it looks at its arguments is computed once, first; to find it the body is begun
+        once more, and left at its first `gen`. A program that fails does not
+        end the others: its state raises when it is read, and `error()` says what happened. Bodies
+        take turns on the caller's thread, so one that blocks in anything but a read (a web request,
+        say) holds up the others' next words. `generator_style`: an iterator, each state as it and
+        those before it are done.
+        """
+        _, defaults = self._sort(settings)
+        if self.names and any(name in settings for name in self.names):
+            raise TypeError("arguments of the program belong into the batch, or use bind")
+        found = chosen(backend)
+        size = AT_ONCE if num_threads == "auto" else int(num_threads)
+        if size < 1:
+            raise ValueError(f"num_threads must be 'auto' or positive, not {num_threads}")
+        bodies = [partial(self._one, found, defaults, entry) for entry in batch]
+        states = self._crowd(found, bodies, min(size, max(1, len(bodies))), progress_bar)
+        return states if generator_style else list(states)
+
+    def _crowd(
+        self, backend: Backend, bodies: Sequence[Callable[[], State]], size: int, shown: bool
+    ) -> Iterator[State]:
+        if len(bodies) > 1:
+            self._prepare(backend)
+        with progress(len(bodies), "programs", hidden=not shown) as bar:
+            for state in Crew(size).run(bodies):
+                bar.advance(1)
+                yield state
+
+    def _prepare(self, backend: Backend) -> None:
+        """Have what every run says first in the backend's cache."""
+        start = State(Stream(backend, {}))
+        for node in trace.constant(self.body, self.bound):
+            start += node
+        start.finish()
+        if start.error() is None and len(start.stream.prompt.text) > WORTH_CACHING:
+            wait(spawn(backend.cache(start.stream.prompt)))
+
+    def _one(self, backend: Backend, defaults: dict[str, Any], entry: Arguments) -> State:
+        if isinstance(entry, Mapping):
+            arguments, named = (), dict(entry)
+        else:
+            arguments, named = tuple(entry), {}
+        state = State(Stream(backend, defaults))
+        self._whole(state, arguments, named)
+        return state
+
+    def _whole(self, state: State, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+        """The body, and all that it appended. What the body raises is kept in the state."""
+        try:
+            returned = self.body(state, *arguments, **self.bound | dict(named))
+            if inspect.iscoroutine(returned):
+                returned = wait(spawn(returned))
+            state.ret_value = returned
+        except Exception as error:
+            state.fail(error)
+        except BaseException:
+            state.stop()
+            raise
+        finally:
+            state.finish()
+
+    def trace(self, **arguments: Any) -> trace.Graph:
+        """What the program does, as a graph, without running it. Arguments that are not given are
+        abstract. Raises ProgramError where its course depends on a value."""
+        return trace.graph(self.body, self.bound | arguments)
+
+    def _sort(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Keyword arguments as the program's own, and the settings of every `gen`."""
+        own = {key: value for key, value in named.items() if key in self.names}
+        settings = {key: value for key, value in named.items() if key not in self.names}
+        if "max_new_tokens" in settings:
+            settings["max_tokens"] = settings.pop("max_new_tokens")
+        node = cast(ir.Gen, gen(None, **settings))
+        return own, DEFAULTS | node.settings
+
+
+def function(body: Callable[..., Any]) -> Program:
+    """Make a function of a state a program: `@weir.function`."""
+    return Program(body)

@@ -1,0 +1,291 @@
+"""What a program holds in its hands: text is appended to it, values are read from it.
+
+Appending never waits; reading waits for that value alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from weir.lang import ir
+from weir.lang.loop import spawn, wait
+from weir.lang.stream import Answer, Fork, Join, Mark, ProgramError, Spoken, Stream, Value
+
+_HERE = str(Path(__file__).parent)
+
+
+def program_line() -> str:
+    """Where the innermost code outside this package stands: "file.py:12"."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+class State:
+    """The state of a program: `s += text`, `s += gen("x")`, `s["x"]`."""
+
+    def __init__(self, stream: Stream, values: dict[str, Value] | None = None):
+        self.stream = stream
+        self.values = dict(values or {})
+        self.failure: Exception | None = None  # what the program's body raised
+        self.ret_value: Any = None  # what the program's body returned
+        self._inherited = dict(self.values)
+        self._branches: list[State] = []
+
+    def __iadd__(self, value: Any) -> State:
+        line = program_line()
+        for node in ir.parts(value):
+            self._push(node, line)
+        return self
+
+    def extend(self, value: Any) -> State:
+        """The same as `+=`."""
+        return self.__iadd__(value)
+
+    def _push(self, node: ir.Node, line: str) -> None:
+        fill: dict[str, Value] = {}
+        if isinstance(node, ir.Gen | ir.Select | ir.End) and node.name is not None:
+            fill[node.name] = Future()
+        elif isinstance(node, Join):
+            fill = {name: Future() for name in node.gathered}
+        self.values |= fill
+        self.stream.push(node, line, fill)
+
+    # values
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a variable, waited for. Raises KeyError if nothing makes it, ProgramError if
+        what was to make it failed."""
+        return wait(self._value(name)).value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.values[name] = Future()
+        self.values[name].set_result(Answer(value))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    async def get(self, name: str) -> Any:
+        """`s[name]` for programs that are coroutines."""
+        return (await asyncio.wrap_future(self._value(name))).value
+
+    def get_var(self, name: str) -> Any:
+        return self[name]
+
+    def set_var(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def get_meta_info(self, name: str) -> dict[str, Any]:
+        """What is known of a variable beside its value: finish reason, token counts, logprobs; of a
+        `select` the rating of each choice."""
+        return wait(self._value(name)).meta
+
+    def _value(self, name: str) -> Value:
+        if name not in self.values and self.failure is not None:
+            raise ProgramError(f"the program failed: {self.failure!r}") from self.failure
+        if name not in self.values:
+            known = ", ".join(self.values) or "none yet"
+            raise KeyError(f"{program_line()}: no variable {name!r}; there are: {known}")
+        return self.values[name]
+
+    def made(self) -> dict[str, Value]:
+        """The variables that are not its parent's."""
+        return {n: v for n, v in self.values.items() if self._inherited.get(n) is not v}
+
+    # the whole
+
+    def sync(self) -> None:
+        """Wait for everything appended so far. Does not raise: see `error`."""
+        wait(self._reach())
+
+    def _mark(self) -> Future[None]:
+        """Done when this state has come as far as it is now."""
+        return self._reach()
+
+    def _reach(self, last: bool = False) -> Future[None]:
+        reached: Future[None] = Future()
+        self.stream.push(Mark(reached, last))
+        return reached
+
+    def text(self) -> str:
+        """All that was said, waited for. Raises ProgramError if some of it failed."""
+        self._settle()
+        return self.stream.prompt.text
+
+    def messages(self) -> list[dict[str, str]]:
+        """The finished turns, as role and content, waited for."""
+        self._settle()
+        turns = self.stream.prompt.turns
+        return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+    def _settle(self) -> None:
+        self.sync()
+        if self.stream.error is not None:
+            raise self.stream.error
+
+    def error(self) -> ProgramError | None:
+        """What failed, as far as it has run; None: nothing."""
+        return self.stream.error
+
+    def fail(self, error: Exception) -> None:
+        """The program's body raised `error`: stop what is under way."""
+        self.failure = error
+        self.stop(error)
+
+    def stop(self, error: Exception | None = None) -> None:
+        """Stop what is under way, in every branch too."""
+        self.stream.stop(error)
+        for branch in self._branches:
+            branch.stop(error)
+
+    def finish(self) -> None:
+        """Nothing more will be appended: wait until all of it, the branches' too, is done."""
+        for branch in self._branches:
+            branch.finish()
+        wait(self._reach(last=True))
+
+    def events(self, name: str | None = None) -> Iterator[Spoken]:
+        """Pieces of text as they appear, each with the variable it belongs to, until the program
+        ends; or one variable's, until its value is known. Raises ProgramError."""
+        pieces = self._listen(name)
+        try:
+            while (piece := wait(spawn(_next(pieces)))) is not None:
+                yield piece
+        finally:
+            wait(spawn(pieces.aclose()))
+
+    async def async_events(self, name: str | None = None) -> AsyncGenerator[Spoken, None]:
+        """`events` for coroutines, on any event loop."""
+        pieces = self._listen(name)
+        try:
+            while (piece := await asyncio.wrap_future(spawn(_next(pieces)))) is not None:
+                yield piece
+        finally:
+            await asyncio.wrap_future(spawn(pieces.aclose()))
+
+    def text_iter(self, var_name: str | None = None) -> Iterator[str]:
+        """The text as it appears, all of it or one variable's. Raises ProgramError."""
+        for piece in self.events(var_name):
+            yield piece.text
+
+    async def text_async_iter(self, var_name: str | None = None) -> AsyncGenerator[str, None]:
+        """`text_iter` for coroutines, on any event loop."""
+        async for piece in self.async_events(var_name):
+            yield piece.text
+
+    async def _listen(self, name: str | None) -> AsyncGenerator[Spoken, None]:
+        async for piece in self.stream.listen(name):
+            yield piece
+        if self.stream.error is not None:
+            raise self.stream.error
+
+    # turns, scopes, branches
+
+    def system(self, value: Any = None) -> Any:
+        return self._turn("system", value)
+
+    def user(self, value: Any = None) -> Any:
+        return self._turn("user", value)
+
+    def assistant(self, value: Any = None) -> Any:
+        return self._turn("assistant", value)
+
+    def _turn(self, role: str, value: Any) -> Any:
+        """Around `value`, or, without one, a context manager around what is appended inside it."""
+        if value is None:
+            return self._around(ir.Open(role), ir.Close(role))
+        self += ir.turn(role, value)
+        return None
+
+    def var_scope(self, name: str) -> Any:
+        """A context manager: the text appended inside becomes the variable `name`."""
+        return self._around(ir.Begin(name), ir.End(name))
+
+    @contextmanager
+    def _around(self, begin: ir.Node, end: ir.Node) -> Iterator[None]:
+        line = program_line()
+        self._push(begin, line)
+        yield
+        self._push(end, line)
+
+    def fork(self, size: int = 1) -> Group:
+        """`size` states that go on from here, side by side. This state may go on as well."""
+        line = program_line()
+        if size < 1:
+            raise ValueError(f"{line}: a fork needs at least one branch, not {size}")
+        children = [self.stream.branch() for _ in range(size)]
+        self._push(Fork(children), line)
+        branches = [type(self)(child, self.values) for child in children]
+        self._branches += branches
+        return Group(self, branches)
+
+    def copy(self, size: int = 1) -> Group:
+        """The same as `fork`."""
+        return self.fork(size)
+
+
+async def _next(pieces: AsyncGenerator[Spoken, None]) -> Spoken | None:
+    return await anext(pieces, None)
+
+
+class Group:
+    """The branches of a fork."""
+
+    def __init__(self, parent: State, states: list[State]):
+        self.parent = parent
+        self.states = states
+
+    def join(self, mode: str = "gather_variable") -> None:
+        """The parent goes on when every branch has come as far as it is now.
+
+        Every variable that a branch made becomes a list in the parent, one entry a branch. With
+        mode "append" the branches' texts follow in the parent as well.
+        """
+        line = program_line()
+        if mode not in ("gather_variable", "append"):
+            raise ValueError(f"{line}: mode is 'gather_variable' or 'append', not {mode!r}")
+        made = [state.made() for state in self.states]
+        names = {name: None for values in made for name in values}
+        gathered = {name: [values.get(name) for values in made] for name in names}
+        marks = [state._mark() for state in self.states]
+        streams = [state.stream for state in self.states]
+        self.parent._push(Join(streams, marks, gathered, mode == "append"), line)
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.join()
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __iter__(self) -> Iterator[State]:
+        return iter(self.states)
+
+    def __getitem__(self, at: int) -> State:
+        return self.states[at]
+
+    def __iadd__(self, value: Any) -> Group:
+        """Append to every branch: one value for all, one each, or what a function of the branch's
+        number returns."""
+        line = program_line()
+        if callable(value) and not isinstance(value, ir.Node):
+            values: Sequence[Any] = [value(i) for i in range(len(self.states))]
+        elif isinstance(value, list | tuple):
+            values = value
+        else:
+            values = [value] * len(self.states)
+        if len(values) != len(self.states):
+            raise ValueError(f"{line}: {len(values)} values for {len(self.states)} branches")
+        for state, each in zip(self.states, values, strict=True):
+            for node in ir.parts(each):
+                state._push(node, line)
+        return self

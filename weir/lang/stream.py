@@ -1,0 +1,307 @@
+"""One text that grows: its nodes run in order on the event loop, each when those before are done.
+
+A stream knows its backend and nothing of the code that appends to it: that is `State`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from weir.errors import WeirError
+from weir.lang import ir, scorers
+from weir.lang.backend.base import Backend, Piece, Prompt, Turn
+from weir.lang.loop import loop
+
+
+class ProgramError(WeirError):
+    """A program failed; the message names the line that appended what could not be done."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a name stands for, and what is known of how it came about."""
+
+    value: Any
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+Value = Future[Answer]
+
+
+@dataclass(slots=True, eq=False)
+class Fork(ir.Node):
+    """The children begin here, with all that was said before."""
+
+    children: list[Stream]
+
+
+@dataclass(slots=True, eq=False)
+class Join(ir.Node):
+    """Wait for the children to come as far as they were told; `appends`: their texts follow."""
+
+    children: list[Stream]
+    marks: list[Future[None]]  # one a child: done when it is there
+    gathered: dict[str, list[Value | None]]  # name → one a child, None where it has none
+    appends: bool
+
+
+@dataclass(slots=True, eq=False)
+class Mark(ir.Node):
+    """Everything before is done. `last`: nothing follows."""
+
+    reached: Future[None]
+    last: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A node that waits for its turn, the program's line, and the names it is to give a value."""
+
+    node: ir.Node
+    line: str
+    fill: dict[str, Value]
+
+
+@dataclass(slots=True)
+class Spoken:
+    """Text as it appeared, `name` where it is a variable's."""
+
+    text: str
+    name: str | None
+
+
+class Stream:
+    """backend: writes the text. defaults: settings of every `gen`. waits: begins with a `Fork`.
+
+    `push` may be called from any thread; everything else belongs to the event loop.
+    """
+
+    def __init__(self, backend: Backend, defaults: dict[str, Any], waits: bool = False):
+        self.backend = backend
+        self.defaults = defaults
+        self.prompt = Prompt("")
+        self.inherited = 0  # characters of its text that are its parent's
+        self.error: ProgramError | None = None
+        self.spoken: list[Spoken] = []
+        self.ended = False
+        self._roles: list[str] = []
+        self._after = ""  # ends the turn that was opened last
+        self._scopes: dict[str, int] = {}  # name → where its text begins
+        self._complete: set[str] = set()  # names that were given a value, or will not be
+        self._items: deque[Item] = deque()
+        self._waits = waits
+        self._work: asyncio.Task[None] | None = None
+        self._heard: list[asyncio.Future[None]] = []
+
+    def push(self, node: ir.Node, line: str = "", fill: dict[str, Value] | None = None) -> None:
+        """Add a node; every future of `fill` will be done in the end, whatever happens."""
+        loop().call_soon_threadsafe(self._take, Item(node, line, fill or {}))
+
+    def branch(self) -> Stream:
+        """A stream for a `Fork` of this one."""
+        return Stream(self.backend, self.defaults, waits=True)
+
+    def stop(self, error: Exception | None = None) -> None:
+        """End what is under way; what was not done yet fails, because of `error` if given."""
+        loop().call_soon_threadsafe(self._stop, error)
+
+    async def listen(self, name: str | None = None) -> AsyncGenerator[Spoken, None]:
+        """Text as it appears, or that of one variable until it is complete."""
+        at = 0
+        while True:
+            while at < len(self.spoken):
+                piece = self.spoken[at]
+                at += 1
+                if name is None or piece.name == name:
+                    yield piece
+            if self.ended or self.error is not None or name in self._complete:
+                return
+            heard: asyncio.Future[None] = loop().create_future()
+            self._heard.append(heard)
+            await heard
+
+    def _take(self, item: Item) -> None:
+        self._items.append(item)
+        self._go()
+
+    def _go(self) -> None:
+        if self._work is None and self._items and not self._waits:
+            self._work = loop().create_task(self._run())
+            self._work.add_done_callback(self._rest)
+
+    def _rest(self, work: asyncio.Task[None]) -> None:
+        """Work ended, with all done or because it was cancelled before it began."""
+        self._work = None
+        self._go()
+
+    def _stop(self, error: Exception | None) -> None:
+        self._fail("", error or ProgramError("the program was stopped"))
+        if self._work is not None:
+            self._work.cancel()
+        self._waits = False
+        self._go()
+
+    async def _run(self) -> None:
+        while self._items:
+            item = self._items.popleft()
+            try:
+                if isinstance(item.node, Mark):
+                    self._mark(item.node)
+                elif isinstance(item.node, Fork):
+                    await self._fork(item.node)
+                elif self.error is None:
+                    await self._do(item)
+            except asyncio.CancelledError:
+                self._fail("", ProgramError("the program was stopped"))
+            except Exception as error:
+                self._fail(item.line, error)
+            for name, value in item.fill.items():
+                self._complete.add(name)
+                if not value.done():
+                    assert self.error is not None
+                    value.set_exception(self.error)
+            self._wake()
+
+    def _fail(self, line: str, error: Exception) -> None:
+        """Nothing that follows will be done. The first error counts."""
+        if self.error is None:
+            known = isinstance(error, WeirError)
+            what = str(error) if known else f"{type(error).__name__}: {error}"
+            at = f"{line}: " if line and not isinstance(error, ProgramError) else ""
+            self.error = ProgramError(at + what)
+            self.error.__cause__ = error
+
+    def _mark(self, mark: Mark) -> None:
+        self.ended |= mark.last
+        mark.reached.set_result(None)
+
+    async def _do(self, item: Item) -> None:
+        match item.node:
+            case ir.Text(value=text):
+                self._say(text)
+            case ir.Gen():
+                await self._gen(item.node, item.fill)
+            case ir.Select():
+                await self._select(item.node, item.fill)
+            case ir.Open(role=role):
+                self._open(role)
+            case ir.Close(role=role):
+                self._close(role)
+            case ir.Begin(name=name):
+                self._scopes[name] = len(self.prompt.text)
+            case ir.End(name=name):
+                text = self.prompt.text[self._scopes.pop(name) :]
+                item.fill[name].set_result(Answer(text))
+            case ir.Image(source=source):
+                self.prompt.images.append(source)
+            case Join():
+                await self._join(item.node, item.fill)
+            case node:
+                raise TypeError(f"a {type(node).__name__} cannot be run")
+
+    def _say(self, text: str, name: str | None = None) -> None:
+        if text:
+            self.prompt.text += text
+            self.spoken.append(Spoken(text, name))
+            self._wake()
+
+    def _wake(self) -> None:
+        heard, self._heard = self._heard, []
+        for listener in heard:
+            if not listener.done():
+                listener.set_result(None)
+
+    async def _gen(self, node: ir.Gen, fill: dict[str, Value]) -> None:
+        settings = self.defaults | node.settings
+        choices: dict[int, list[Piece]] = {}
+        pieces = self.backend.generate(replace(self.prompt), settings)
+        try:
+            async for piece in pieces:
+                choices.setdefault(piece.index, []).append(piece)
+                if piece.index == 0:
+                    self._say(piece.text, node.name)
+        finally:
+            await pieces.aclose()
+        texts = ["".join(p.text for p in choices[i]) for i in sorted(choices)]
+        metas = [_meta(choices[i]) for i in sorted(choices)]
+        if node.name is not None:
+            one = settings.get("n", 1) == 1
+            meta = metas[0] if one else {"choices": metas}
+            fill[node.name].set_result(Answer(texts[0] if one else texts, meta))
+
+    async def _select(self, node: ir.Select, fill: dict[str, Value]) -> None:
+        prompt = replace(self.prompt)
+        scores = await self.backend.score(prompt, node.choices)
+        alone = None
+        if node.scorer == "unconditional_likelihood_normalized":
+            alone = await self.backend.score(Prompt(""), node.choices)
+        rated = scorers.rate(node.scorer, scores, alone)
+        best = max(range(len(rated)), key=rated.__getitem__)
+        self._say(node.choices[best], node.name)
+        if node.name is not None:
+            logprobs = dict(zip(node.choices, (s.logprobs for s in scores), strict=True))
+            meta = {"scores": dict(zip(node.choices, rated, strict=True)), "logprobs": logprobs}
+            fill[node.name].set_result(Answer(node.choices[best], meta))
+
+    def _open(self, role: str) -> None:
+        if self.prompt.role is not None:
+            raise ProgramError(f"a turn of {role!r} begins inside one of {self.prompt.role!r}")
+        self._roles.append(role)
+        turn: Turn = self.backend.turn(self._roles)
+        ended = self._after  # already said; the glue between two turns may begin with it
+        self._say(turn.before.removeprefix(ended))
+        self._after = turn.after
+        self.prompt.role, self.prompt.turn_start = role, len(self.prompt.text)
+
+    def _close(self, role: str) -> None:
+        if self.prompt.role != role:
+            raise ProgramError(f"a turn of {role!r} ends that did not begin")
+        content = self.prompt.text[self.prompt.turn_start :]
+        said = {"role": role, "content": content, "images": self.prompt.images}
+        self.prompt.turns = [*self.prompt.turns, said]
+        self.prompt.role, self.prompt.images = None, []
+        self._say(self._after)
+
+    async def _fork(self, fork: Fork) -> None:
+        """The children may go on. The prefix they share is computed before they ask for it."""
+        if self.error is None and len(fork.children) > 1 and self.prompt.text:
+            await self.backend.cache(replace(self.prompt))
+        for child in fork.children:
+            child.prompt = replace(self.prompt, images=list(self.prompt.images))
+            child.inherited = len(self.prompt.text)
+            child.error = self.error
+            child._roles, child._after = list(self._roles), self._after
+            child._scopes = dict(self._scopes)
+            child._waits = False
+            child._go()
+
+    async def _join(self, join: Join, fill: dict[str, Value]) -> None:
+        for mark in join.marks:
+            await asyncio.wrap_future(mark)
+        for child in join.children:
+            if child.error is not None:
+                raise child.error
+        for name, values in join.gathered.items():
+            got = [None if value is None else value.result().value for value in values]
+            fill[name].set_result(Answer(got))
+        if join.appends:
+            for child in join.children:
+                self._say(child.prompt.text[child.inherited :])
+
+
+def _meta(pieces: list[Piece]) -> dict[str, Any]:
+    """What is known of one choice's text."""
+    last = pieces[-1]
+    logprobs = [entry for piece in pieces for entry in piece.logprobs or ()]
+    return {
+        "finish_reason": last.finish_reason,
+        "prompt_tokens": last.prompt_tokens,
+        "completion_tokens": last.completion_tokens,
+        "cached_tokens": last.cached_tokens,
+        "logprobs": logprobs or None,
+    }

@@ -1,0 +1,231 @@
+"""What a program will do, found by running its body with abstract values and no backend.
+
+Possible where the course of a program does not depend on a value: an abstract value can be
+appended or formatted into text, and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from inspect import Parameter, iscoroutine, signature
+from typing import Any, NoReturn, cast
+
+from weir.lang import ir
+from weir.lang.backend.base import Backend
+from weir.lang.state import State
+from weir.lang.stream import Fork, Join, ProgramError, Stream, Value
+
+_MARK = re.compile("\ue000(\\d+)\ue001")
+
+
+class Abstract(ir.Node):
+    """A value that is not known yet: an argument, or what a program will have made."""
+
+    __slots__ = ("graph", "name", "stream")
+
+    def __init__(self, graph: Graph, name: str, stream: int = -1):
+        self.graph = graph
+        self.name = name
+        self.stream = stream  # that makes it; -1: an argument
+
+    def __str__(self) -> str:
+        """A mark, which is this value again once the text around it is appended."""
+        self.graph.formatted.append(self)
+        return f"\ue000{len(self.graph.formatted) - 1}\ue001"
+
+    def __format__(self, how: str) -> str:
+        return str(self) if how in ("", "s") else self._refuse()
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise TypeError(
+            f"{self.name!r} has no value while a program is traced: it can be appended, "
+            "but not looked at"
+        )
+
+    __bool__ = __len__ = __iter__ = __int__ = __float__ = _refuse
+    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __getitem__ = __index__ = _refuse
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """A node of the graph: it follows the step before it in its stream."""
+
+    stream: int
+    node: ir.Node
+    line: str
+
+
+@dataclass(slots=True, eq=False)
+class Graph:
+    """Everything a program appends, in the order of its code. Stream 0 is the program's own."""
+
+    steps: list[Step] = field(default_factory=list)
+    streams: int = 1
+    formatted: list[Abstract] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{s.stream:>3}  {_label(s.node):<60} {s.line}" for s in self.steps)
+
+    def dot(self) -> str:
+        """The graph in Graphviz's language. Solid: what follows; dashed: a value that is used."""
+        lines = ["digraph program {", "  node [shape=box, fontname=monospace];"]
+        last: dict[int, int] = {}  # stream → its step before
+        made: dict[tuple[int, str], int] = {}  # stream, name → step
+        for at, step in enumerate(self.steps):
+            label = _label(step.node).replace("\\", "\\\\").replace('"', '\\"')
+            lines.append(f'  n{at} [label="{label}"];')
+            if step.stream in last:
+                lines.append(f"  n{last[step.stream]} -> n{at};")
+            last[step.stream] = at
+            node = step.node
+            if isinstance(node, ir.Gen | ir.Select | ir.End) and node.name is not None:
+                made[step.stream, node.name] = at
+            elif isinstance(node, Fork):
+                last |= {child.number: at for child in _recorders(node.children)}
+            elif isinstance(node, Join):
+                ends = (last[child.number] for child in _recorders(node.children))
+                lines += [f"  n{end} -> n{at};" for end in ends]
+            elif isinstance(node, Abstract) and (node.stream, node.name) in made:
+                lines.append(f"  n{made[node.stream, node.name]} -> n{at} [style=dashed];")
+        return "\n".join([*lines, "}"])
+
+
+class Recorder(Stream):
+    """Writes down what is appended, and runs none of it. `constant`: only up to the first thing
+    that could differ from run to run."""
+
+    def __init__(self, graph: Graph, number: int = 0, constant: bool = False):
+        super().__init__(cast(Backend, None), {})
+        self.graph = graph
+        self.number = number
+        self.constant = constant
+
+    def push(self, node: ir.Node, line: str = "", fill: dict[str, Value] | None = None) -> None:
+        for part in self._taken_apart(node):
+            if self.constant and not isinstance(part, ir.Text | ir.Open | ir.Close):
+                raise _Enough
+            self.graph.steps.append(Step(self.number, part, line))
+
+    def _taken_apart(self, node: ir.Node) -> Iterator[ir.Node]:
+        """Text with marks as text and values."""
+        if not isinstance(node, ir.Text):
+            yield node
+            return
+        for at, piece in enumerate(_MARK.split(node.value)):
+            if at % 2:
+                yield self.graph.formatted[int(piece)]
+            elif piece:
+                yield ir.Text(piece)
+
+    def branch(self) -> Recorder:
+        self.graph.streams += 1
+        return Recorder(self.graph, self.graph.streams - 1)
+
+
+class Tracer(State):
+    """A state without values."""
+
+    stream: Recorder
+
+    def __getitem__(self, name: str) -> Any:
+        self._value(name)
+        if self.stream.constant:
+            raise _Enough
+        return Abstract(self.stream.graph, name, self.stream.number)
+
+    async def get(self, name: str) -> Any:
+        return self[name]
+
+    def _reach(self, last: bool = False) -> Future[None]:
+        raise TypeError("a program that waits for its text cannot be traced")
+
+    def _mark(self) -> Future[None]:
+        return Future()
+
+
+class _Enough(BaseException):
+    """The constant part of a program ends here. No program catches it."""
+
+
+def graph(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Graph:
+    """Everything `body` appends. Raises ProgramError where its course depends on a value."""
+    found = Graph()
+    try:
+        _begin(body, Tracer(Recorder(found)), _abstract(found, body, arguments))
+    except Exception as error:
+        raise ProgramError(f"{body.__name__} cannot be traced: {error}") from error
+    return found
+
+
+def constant(body: Callable[..., Any], arguments: Mapping[str, Any]) -> list[ir.Node]:
+    """What `body` appends first, whatever its arguments are; it is left where that ends."""
+    found = Graph()
+    try:
+        tracer = Tracer(Recorder(found, constant=True))
+        _begin(body, tracer, _abstract(found, body, arguments))
+    except (_Enough, Exception):
+        pass  # a body that looks at an argument has said what it says before
+    return [step.node for step in found.steps]
+
+
+def _begin(body: Callable[..., Any], tracer: Tracer, arguments: dict[str, Any]) -> None:
+    """Run a body; nothing in it has anything to wait for."""
+    returned = body(tracer, **arguments)
+    if iscoroutine(returned):
+        try:
+            returned.send(None)
+        except StopIteration:
+            return
+        finally:
+            returned.close()
+        raise TypeError("a program that waits for something else cannot be traced")
+
+
+def _abstract(
+    graph: Graph, body: Callable[..., Any], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A value for every parameter of `body` after the state."""
+    _, *others = signature(body).parameters.values()
+    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    free = {p.name: Abstract(graph, p.name) for p in others if p.kind not in kinds}
+    return free | dict(arguments)
+
+
+def _recorders(children: list[Stream]) -> list[Recorder]:
+    return cast(list[Recorder], children)
+
+
+def _label(node: ir.Node) -> str:
+    match node:
+        case ir.Text(value=text):
+            return f"text {text if len(text) < 48 else text[:45] + '...'!r}"
+        case ir.Gen(name=name):
+            return f"gen {name or ''}"
+        case ir.Select(name=name, choices=choices):
+            return f"select {name or ''} of {len(choices)}"
+        case ir.Open(role=role):
+            return f"{role} begins"
+        case ir.Close(role=role):
+            return f"{role} ends"
+        case ir.Begin(name=name):
+            return f"scope {name} begins"
+        case ir.End(name=name):
+            return f"scope {name} ends"
+        case ir.Image():
+            return "image"
+        case Fork(children=children):
+            return f"fork into {', '.join(str(c.number) for c in _recorders(children))}"
+        case Join(children=children):
+            return f"join {', '.join(str(c.number) for c in _recorders(children))}"
+        case Abstract(name=name, stream=-1):
+            return f"argument {name}"
+        case Abstract(name=name, stream=stream):
+            return f"value {name} of {stream}"
+    raise TypeError(f"a {type(node).__name__} has no label")
