@@ -11,6 +11,7 @@ from weir import connect
 from weir.config import Config
 from weir.errors import ConfigError
 from weir.sim import workload
+from weir.sim.servegen import servegen
 from weir.sim.workload import Tokenizer, Words, Workload
 from weir.text import Text
 
@@ -19,20 +20,30 @@ NAMES = (
     "sharegpt",
     "azure",
     "mooncake",
+    "servegen",
     "gsp",
     "prefix_repetition",
     "gsm8k",
     "mt_bench",
     "custom",
 )
-FILES = {"sharegpt", "azure", "mooncake", "gsm8k", "mt_bench", "custom"}
+FILES = {"sharegpt", "azure", "mooncake", "servegen", "gsm8k", "mt_bench", "custom"}
 
 
 def add_arguments(parser: ArgumentParser, count: int) -> None:
     group = parser.add_argument_group("workload")
     add = group.add_argument
-    add("--dataset-name", choices=NAMES, default="random", help="kind of workload")
-    add("--dataset-path", type=Path, metavar="PATH", help="file of it; gsm8k: or folder")
+    add(
+        "--dataset-name", "--trace", choices=NAMES, default="random", metavar="NAME",
+        help=f"kind of workload: {', '.join(NAMES)} (random)",
+    )  # fmt: skip
+    add(
+        "--dataset-path",
+        "--trace-path",
+        type=Path,
+        metavar="PATH",
+        help="file of it; gsm8k: or folder",
+    )
     add("--num-prompts", type=positive, default=count, metavar="N", help=f"at most ({count})")
     add(
         "--output-len", "--sharegpt-output-len", "--custom-output-len",
@@ -54,6 +65,8 @@ def add_arguments(parser: ArgumentParser, count: int) -> None:
     add("--prefix-repetition-suffix-len", type=positive, default=256, metavar="N", help="(256)")
     add("--prefix-repetition-num-prefixes", type=positive, default=10, metavar="N", help="(10)")
     add("--prefix-repetition-output-len", type=positive, default=128, metavar="N", help="(128)")
+    add("--servegen-workload", default="", metavar="NAME", help="default: the file's first")
+    add("--servegen-start", type=float, metavar="S", help="second of the trace to begin at")
     add(
         "--trace-scale", type=positive, default=1, metavar="N",
         help="divide the lengths of a trace, for small models (1)",
@@ -108,6 +121,9 @@ def synthetic(options: Namespace, words: Words) -> Workload:
         return workload.trace(options.dataset_path, words, count, options.trace_scale)
     if name == "mooncake":
         return workload.mooncake(options.dataset_path, words, count, options.trace_scale)
+    if name == "servegen":
+        kind, begin = options.servegen_workload, options.servegen_start
+        return servegen(options.dataset_path, words, count, kind, begin)
     if name == "gsp":
         return workload.shared(
             words,

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from weir.bench import datasets
+from weir.bench import datasets, reporting
 from weir.bench.client import ENDPOINTS, Target
 from weir.bench.http import Http, HttpError
 from weir.bench.http import run as run_loop
@@ -25,8 +25,8 @@ from weir.bench.load import LATE, load
 from weir.bench.talk import first_model
 from weir.errors import ConfigError
 from weir.progress import progress
-from weir.sim.report import METRICS, Record, block, flat, measure
-from weir.sim.workload import Workload, as_text, paced, poisson
+from weir.sim.report import Record, block, flat, measure
+from weir.sim.workload import Workload, as_text
 
 USAGE = "weir bench serve [OPTIONS]"
 
@@ -47,31 +47,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--api-key", metavar="KEY", help="sent as a bearer token")
     add("--timeout", type=float, default=600.0, metavar="S", help="silence that is an error (600)")
     datasets.add_arguments(parser, 1000)
+    reporting.add_arrivals(parser)
     group = parser.add_argument_group("load")
     add = group.add_argument
     add("--seed", type=int, default=0, metavar="SEED", help="of prompts, lengths and arrivals (0)")
-    add(
-        "--request-rate", type=float, metavar="R",
-        help="requests a second, or inf for all at once; default: inf, or a trace's own times",
-    )  # fmt: skip
-    add(
-        "--burstiness", type=float, default=1.0, metavar="SHAPE",
-        help="of gamma-distributed intervals: 1 is Poisson, below is burstier (1)",
-    )  # fmt: skip
-    add("--trace-speed", type=float, default=1.0, metavar="X", help="replay a trace so fast (1)")
     add("--max-concurrency", type=datasets.positive, metavar="N", help="requests at once, at most")
     add("--ignore-eos", action="store_true", help="always generate the full length")
     add("--temperature", type=float, default=0.0, metavar="T", help="(0: greedy)")
     add("--extra-body", type=json.loads, default={}, metavar="JSON", help="more fields to send")
     add("--num-warmups", type=datasets.natural, default=1, metavar="N", help="before it counts (1)")
-    group = parser.add_argument_group("result")
-    add = group.add_argument
-    add(
-        "--goodput", nargs="+", default=[], metavar="METRIC:MS",
-        help="limits such as ttft:500 tpot:50; goodput is the rate of requests within all",
-    )  # fmt: skip
-    add("--percentile-metrics", default="ttft,tpot,itl", metavar="M,M", help="(ttft,tpot,itl)")
-    add("--metric-percentiles", default="99", metavar="P,P", help="(99)")
+    add = reporting.add_report(parser).add_argument
     add("--save-result", action="store_true", help="write the result as JSON")
     add("--save-detailed", action="store_true", help="with every request's times and text")
     add("--result-dir", type=Path, default=Path(), metavar="DIR", help="(.)")
@@ -81,25 +66,25 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    limits = parse_limits(options.goodput)
-    metrics = parse_metrics(options.percentile_metrics)
-    percentiles = parse_percentiles(options.metric_percentiles)
+    wanted = reporting.read(options)
     metadata = parse_metadata(options.metadata)
     raise_file_limit()
     records, duration, model = run_loop(bench(options))
-    report = measure(records, duration, limits)
+    report = measure(records, duration, wanted.limits)
     rate = math.inf if options.request_rate is None else options.request_rate
     print(
         block(
             report,
             rate=rate,
             concurrency=options.max_concurrency,
-            metrics=metrics,
-            percentiles=percentiles,
+            metrics=wanted.metrics,
+            percentiles=wanted.percentiles,
         )
     )
     if options.save_result or options.save_detailed:
-        result = summary(options, model, metadata) | flat(report, metrics, percentiles)
+        result = summary(options, model, metadata) | flat(
+            report, wanted.metrics, wanted.percentiles
+        )
         if options.save_detailed:
             result |= detail(records)
         print(f"saved to {save(options, model, result)}", file=sys.stderr)
@@ -123,7 +108,7 @@ async def bench(options: Namespace) -> tuple[list[Record], float, str]:
         options.temperature,
         options.extra_body,
     )
-    workload = timed(options, prepared(options, model))
+    workload = reporting.timed(options, prepared(options, model), options.seed)
     for _ in range(options.num_warmups):
         warm = await target.request(*opening(options.backend))
         if warm.error:
@@ -151,51 +136,10 @@ def prepared(options: Namespace, model: str) -> Workload:
     return workload
 
 
-def timed(options: Namespace, workload: Workload) -> Workload:
-    rate = options.request_rate
-    if rate is None and workload.timed:
-        return paced(workload, options.trace_speed)
-    rate = math.inf if rate is None else rate
-    if not rate > 0 or not 0 < options.burstiness < math.inf:
-        raise ConfigError("--request-rate and --burstiness must be above 0")
-    return poisson(workload, rate, options.burstiness, options.seed)
-
-
 def opening(backend: str) -> tuple[Any, int]:
     """A short first request, unlike those that are measured."""
     text = "Hello"
     return ([{"role": "user", "content": text}] if backend == "openai-chat" else text), 4
-
-
-def parse_limits(words: list[str]) -> dict[str, float]:
-    limits = {}
-    for word in words:
-        metric, _, limit = word.partition(":")
-        try:
-            value = float(limit)
-        except ValueError:
-            value = math.nan
-        if metric not in ("ttft", "tpot", "e2el") or not value >= 0:
-            raise ConfigError(f"--goodput takes ttft:MS, tpot:MS and e2el:MS, got {word!r}")
-        limits[metric] = value
-    return limits
-
-
-def parse_metrics(text: str) -> list[str]:
-    metrics = [word.strip() for word in text.split(",") if word.strip()]
-    if unknown := [metric for metric in metrics if metric not in METRICS]:
-        raise ConfigError(f"--percentile-metrics are {','.join(METRICS)}, got {unknown[0]!r}")
-    return metrics
-
-
-def parse_percentiles(text: str) -> list[float]:
-    try:
-        percentiles = [float(word) for word in text.split(",")]
-    except ValueError:
-        percentiles = [math.nan]
-    if not all(0 <= percentile <= 100 for percentile in percentiles):
-        raise ConfigError(f"--metric-percentiles must be numbers from 0 to 100, got {text!r}")
-    return percentiles
 
 
 def parse_metadata(words: list[str]) -> dict[str, str]:

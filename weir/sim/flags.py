@@ -1,0 +1,97 @@
+"""Flags that describe what is simulated, and the fleet they describe. Shared by the commands."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+from weir import hub, policies
+from weir.config import Config
+from weir.core import Capacity, Spec
+from weir.cost.hardware import PRESETS, find
+from weir.cost.roofline import Roofline
+from weir.cost.work import weights
+from weir.options import add_config, config
+from weir.sim.fleet import Cost, capacity, defaults_of, replica
+from weir.sim.replay import Replica
+from weir.sim.router import ROUTERS, Router
+from weir.sim.shapes import SHAPES, shape
+
+
+@dataclass(slots=True, frozen=True)
+class Scene:
+    """Everything but the workload. A fleet is used once: its caches and clocks move."""
+
+    config: Config
+    spec: Spec
+    capacity: Capacity
+    cost: Cost
+    defaults: policies.Defaults
+    replicas: int = 1
+    routing: str = "round-robin"
+
+    def fleet(self) -> list[Replica]:
+        return [self._replica() for _ in range(self.replicas)]
+
+    def router(self) -> Router:
+        held = max(self.capacity.pages.values()) * self.capacity.page
+        return ROUTERS[self.routing](held // 16)
+
+    def _replica(self) -> Replica:
+        pace = policies.pace(self.config, self.defaults)
+        return replica(self.config, self.capacity, self.cost, pace, self.spec.vocab)
+
+
+class Vocabulary:
+    """What random prompts are drawn from, where there is no tokenizer."""
+
+    special: frozenset[int] = frozenset()
+
+    def __init__(self, size: int):
+        self.vocab = size
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        raise NotImplementedError("a simulation has no tokenizer")
+
+    def decode(self, ids: object, skip_special_tokens: bool = True) -> str:
+        raise NotImplementedError("a simulation has no tokenizer")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("what is simulated")
+    add = group.add_argument
+    add(
+        "--hardware", default="h100", metavar="NAME",
+        help=f"{', '.join(PRESETS)}, or cpu: this machine's, measured (h100)",
+    )  # fmt: skip
+    add("--replicas", type=int, default=1, metavar="N", help="engines behind a router (1)")
+    add("--router", choices=ROUTERS, default="round-robin", help="(round-robin)")
+    add_config(parser)
+    parser.epilog = f"Models known by shape alone: {', '.join(SHAPES)}."
+
+
+def scene(options: Namespace) -> Scene:
+    """Raises `ConfigError` for a model, device or memory that cannot be."""
+    settings = config(options)
+    spec = shape(settings.model, settings.revision, settings.download_dir)
+    hardware = find(options.hardware)
+    size = weight_bytes(settings, spec, hardware.name)
+    return Scene(
+        settings,
+        spec,
+        capacity(settings, spec, hardware, size),
+        Roofline(spec, hardware, size),
+        defaults_of(hardware),
+        max(1, options.replicas),
+        options.router,
+    )
+
+
+def weight_bytes(settings: Config, spec: Spec, hardware: str) -> float:
+    """Of one weight: on a CPU, a file's codes stay as they are."""
+    if hardware == "cpu" and settings.dtype == "auto" and settings.model not in SHAPES:
+        source = hub.resolve(settings.model, settings.revision, settings.download_dir)
+        if source.kind == "gguf":
+            return Path(source.path).stat().st_size / weights(spec)
+    return 4.0 if settings.dtype == "float32" else 2.0

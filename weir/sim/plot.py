@@ -1,0 +1,83 @@
+"""A report as a picture: distributions of latency, and a run over time. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weir.errors import ConfigError
+from weir.sim.replay import Replica
+from weir.sim.report import METRICS, Report
+
+
+@dataclass(slots=True)
+class Moment:
+    """A fleet's replica as a step landed."""
+
+    time: float
+    running: int
+    waiting: int
+    tokens: int  # of the step
+
+
+class Timeline:
+    """Watches a replica: `replica.watch = timeline`."""
+
+    def __init__(self) -> None:
+        self.moments: list[Moment] = []
+
+    def __call__(self, replica: Replica) -> None:
+        s, stats = replica.engine.scheduler, replica.engine.stats()
+        waiting = len(s.waiting) + len(s.new)
+        self.moments.append(Moment(replica.clock.time, len(s.running), waiting, stats.step_tokens))
+
+
+def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.6)) -> Any:
+    """(figure, axes) without a display. Raises `ConfigError` where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ConfigError("a plot needs matplotlib: pip install weir-llm[plot]") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(
+        rows, columns, figsize=(columns * size[0], rows * size[1]), layout="constrained"
+    )
+
+
+def save(figure: Any, path: Path) -> None:
+    """As a PNG file. Raises `ConfigError` if it cannot be written."""
+    try:
+        figure.savefig(path, dpi=110, format="png")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def overview(report: Report, timeline: Timeline) -> Any:
+    """A figure of four panels."""
+    figure, axes = canvas(2, 2)
+    for axis, metrics in ((axes[0][0], ("ttft", "wait")), (axes[0][1], ("itl", "tpot"))):
+        cumulative(axis, {METRICS[name][0]: report.metrics[name].sorted for name in metrics})
+    moments = timeline.moments
+    times = [moment.time for moment in moments]
+    load, steps = axes[1]
+    load.plot(times, [moment.running for moment in moments], label="running", lw=1)
+    load.plot(times, [moment.waiting for moment in moments], label="waiting", lw=1)
+    load.set(xlabel="seconds", ylabel="requests", ylim=(0, None))
+    load.legend()
+    steps.plot(times, [moment.tokens for moment in moments], ".", ms=2)
+    steps.set(xlabel="seconds", ylabel="tokens a step", ylim=(0, None))
+    return figure
+
+
+def cumulative(axis: Any, series: Mapping[str, Sequence[float]]) -> None:
+    """Shares of values, in milliseconds and ascending, that are at most so large."""
+    for label, values in series.items():
+        count = len(values)
+        axis.plot(values, [(at + 1) / count for at in range(count)], label=label, lw=1.5)
+    axis.set(xlabel="milliseconds", ylabel="share", xscale="log", ylim=(0, 1))
+    axis.grid(alpha=0.3)
+    axis.legend()

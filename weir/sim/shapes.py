@@ -1,0 +1,53 @@
+"""Shapes of well-known models, so that they can be simulated without their files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weir import hub
+from weir.core import Spec
+from weir.models.config import from_config
+from weir.models.shape import read_spec
+
+
+def _llama(hidden: int, layers: int, heads: int, cache: int, ffn: int, **more: Any) -> Any:
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": cache,
+        "intermediate_size": ffn,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        **more,
+    }
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-2-7b": _llama(4096, 32, 32, 32, 11008, vocab_size=32000, max_position_embeddings=4096),
+    "llama-3.1-8b": _llama(4096, 32, 32, 8, 14336),
+    "llama-3.1-70b": _llama(8192, 80, 64, 8, 28672),
+    "qwen3-0.6b": _llama(
+        1024,
+        28,
+        16,
+        8,
+        3072,
+        model_type="qwen3",
+        head_dim=128,
+        vocab_size=151936,
+        max_position_embeddings=40960,
+        tie_word_embeddings=True,
+    ),
+}
+
+
+def shape(name: str, revision: str | None = None, folder: str | None = None) -> Spec:
+    """The shape of a model by name, or of what `weir serve` would load. Raises `ConfigError`."""
+    spec: Spec
+    if name in SHAPES:
+        spec = from_config(SHAPES[name])
+    else:
+        spec = read_spec(hub.resolve(name, revision, folder).path)
+    return spec
