@@ -17,6 +17,7 @@ from weir.errors import BadRequest
 MAX_LOGPROBS = 100
 MAX_STOPS = 64
 MAX_N = 128
+MAX_BIAS = 100.0
 
 
 class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -80,13 +81,12 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
         between("min_p", 0.0, 1.0)
         between("presence_penalty", -2.0, 2.0)
         between("frequency_penalty", -2.0, 2.0)
-        need(
-            math.isfinite(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 10.0,
-            "repetition_penalty",
-            "above 0 and at most 10",
-        )
-        if any(not math.isfinite(b) for b in self.logit_bias.values()):
-            raise BadRequest("logit_bias values must be finite numbers", param="logit_bias")
+        between("repetition_penalty", 0.01, 10.0)
+        if not all(-MAX_BIAS <= bias <= MAX_BIAS for bias in self.logit_bias.values()):
+            raise BadRequest(
+                f"logit_bias values must be between {-MAX_BIAS:g} and {MAX_BIAS:g}",
+                param="logit_bias",
+            )
         tokens("logit_bias")
         tokens("allowed_token_ids")
         tokens("stop_token_ids")

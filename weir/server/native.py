@@ -17,9 +17,11 @@ from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
 from weir.server.openai import (
     SMALL,
+    Bias,
     Count,
     Logprobs,
     Penalty,
+    Repetition,
     RequestId,
     StopString,
     TokenId,
@@ -43,13 +45,13 @@ class NativeSampling(Struct, kw_only=True, forbid_unknown_fields=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    repetition_penalty: Repetition = 1.0
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOPS)] | None = None
     no_stop_trim: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    logit_bias: dict[TokenId, float] | None = None
+    logit_bias: dict[TokenId, Bias] | None = None
     sampling_seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop_regex: Unserved = None
     regex: Unserved = None

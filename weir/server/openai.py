@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from weir.params import MAX_LOGPROBS, MAX_N, MAX_STOPS, SamplingParams
+from weir.params import MAX_BIAS, MAX_LOGPROBS, MAX_N, MAX_STOPS, SamplingParams
 
 MAX_PROMPTS = 2048
 SMALL = 2**31 - 1  # every integer that reaches the engine fits 32 bits, a seed 64
@@ -22,6 +22,8 @@ TokenId = Annotated[int, Meta(ge=0, le=SMALL)]
 Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Repetition = Annotated[float, Meta(ge=0.01, le=10)]  # less, and logits overflow
+Bias = Annotated[float, Meta(ge=-MAX_BIAS, le=MAX_BIAS)]
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/@-]{1,128}$")]
 Prompts = (
     str
@@ -70,8 +72,8 @@ class Generation(OpenAIRequest, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    logit_bias: dict[TokenId, float] | None = None
+    repetition_penalty: Repetition | None = None
+    logit_bias: dict[TokenId, Bias] | None = None
     allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
