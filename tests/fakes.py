@@ -115,6 +115,7 @@ class FakeEngine:
             if deltas[-1].done is not None:
                 del self.live[request.uid]
         self.counters.step += 1
+        self.counters.step_requests.add(len(running))
         self.counters.generated_tokens += sum(len(delta.tokens) for delta in deltas)
         return deltas
 

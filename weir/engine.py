@@ -76,7 +76,6 @@ class Engine:
             if plan is not None:
                 self.flying.append((plan, self.executor.submit(plan)))
                 if len(self.flying) < self.executor.depth:
-                    self._stats.host_seconds = time.perf_counter() - began
                     return []
         planned = time.perf_counter()
         if not self.flying:
@@ -87,16 +86,18 @@ class Engine:
         landed = time.perf_counter()
         deltas = self.scheduler.commit(plan, result)
         self._count(plan, result.seconds, deltas)
-        self._stats.host_seconds = planned - began + time.perf_counter() - landed
+        self._stats.host_seconds.add(planned - began + time.perf_counter() - landed)
         return deltas
 
     def _count(self, plan: Plan, seconds: float, deltas: list[Delta]) -> None:
         stats, chunks = self._stats, [chunk for lane in plan.lanes for chunk in lane]
+        prefill = sum(chunk.length for chunk in chunks if chunk.start < chunk.prompt)
         stats.step = plan.step
-        stats.step_seconds = seconds
-        stats.step_tokens = plan.tokens
-        stats.step_requests = len(chunks)
-        stats.step_prefill = sum(c.length for c in chunks if c.start < c.prompt)
+        stats.step_seconds.add(seconds)
+        stats.step_requests.add(len(chunks))
+        stats.step_tokens.add(plan.tokens)
+        stats.step_prefill.add(prefill)
+        stats.step_decode.add(plan.tokens - prefill)
         stats.generated_tokens += sum(len(delta.tokens) for delta in deltas)
 
     def stats(self) -> Stats:

@@ -54,8 +54,7 @@ def parse(text: str, when: float) -> Scrape:
             bound = float(labels["le"])
             bounds[bound] = bounds.get(bound, 0.0) + value
         else:
-            kind = f"{name}/{labels['kind']}" if "kind" in labels else name
-            scrape.values[kind] = scrape.values.get(kind, 0.0) + value
+            scrape.values[name] = scrape.values.get(name, 0.0) + value
     return scrape
 
 
@@ -93,9 +92,9 @@ class View:
     hit_rate: float  # of the interval; NaN without prompts
     preemptions: float  # in all
     rejections: float
-    step: float  # seconds of the last one
-    host: float
-    step_requests: float
+    step: tuple[float, float]  # p50, p99 of the device's time for a step
+    host: float  # p50 of the scheduler's
+    step_requests: float  # mean a step; NaN without steps
     step_prefill: float
     step_decode: float
 
@@ -114,6 +113,10 @@ def view(before: Scrape, after: Scrape) -> View:
             old = {}
         return percentile(old, new, 0.5), percentile(old, new, 0.99)
 
+    def mean(name: str) -> float:
+        count = grown(f"{name}_count")
+        return grown(f"{name}_sum") / count if count else math.nan
+
     asked = grown("prefix_cache_query_tokens")
     return View(
         running=after["requests_running"],
@@ -127,11 +130,11 @@ def view(before: Scrape, after: Scrape) -> View:
         hit_rate=grown("prefix_cache_hit_tokens") / asked if asked else math.nan,
         preemptions=after["preemptions"],
         rejections=after["admission_rejections"],
-        step=after["step_seconds"],
-        host=after["step_host_seconds"],
-        step_requests=after["step_requests"],
-        step_prefill=after["step_tokens/prefill"],
-        step_decode=after["step_tokens/decode"],
+        step=quantiles("weir_step_seconds"),
+        host=quantiles("weir_step_host_seconds")[0],
+        step_requests=mean("step_requests"),
+        step_prefill=mean("step_prefill_tokens"),
+        step_decode=mean("step_decode_tokens"),
     )
 
 
@@ -152,12 +155,17 @@ def frame(now: View, title: str, history: list[float]) -> Panel:
             f"hit rate {share(now.hit_rate)}",
         ),
         (
-            "last step",
-            duration(now.step),
+            "step",
+            f"p50 {duration(now.step[0])}",
+            f"p99 {duration(now.step[1])}",
             f"host {duration(now.host)}",
-            f"{now.step_requests:.0f} requests",
         ),
-        ("its tokens", f"{now.step_prefill:.0f} prompt", f"{now.step_decode:.0f} output", ""),
+        (
+            "mean step",
+            f"{number(now.step_requests)} requests",
+            f"{number(now.step_prefill)} prompt",
+            f"{number(now.step_decode)} output",
+        ),
         ("since start", f"{now.preemptions:.0f} preempted", f"{now.rejections:.0f} rejected", ""),
     ]
     for name, *cells in rows:
@@ -175,6 +183,10 @@ def duration(seconds: float) -> str:
     if math.isnan(seconds):
         return "-"
     return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def number(count: float) -> str:
+    return "-" if math.isnan(count) else f"{count:.1f}"
 
 
 def share(part: float) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from bisect import bisect_left
+from typing import Any, ClassVar, Self
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from weir.core import Delta, Sampling
 
@@ -52,8 +53,44 @@ class Ready(Struct, tag=True):
     info: dict[str, Any]  # device, dtype, kernels, seconds of each start-up phase: for /server_info
 
 
+class Spread(Struct):
+    """How values were distributed so far: `counts[i]` of them were at most `bounds[i]` and more
+    than the bound before; the last count is of those above every bound."""
+
+    bounds: ClassVar[tuple[float, ...]] = ()
+    counts: list[int] = []
+    sum: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def __add__(self, other: Self) -> Self:
+        both = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        return type(self)(both, self.sum + other.sum)
+
+
+class Sizes(Spread):
+    """Of what a step holds: requests or tokens."""
+
+    bounds: ClassVar[tuple[float, ...]] = (0.0, *(float(2**power) for power in range(16)))
+
+
+class Seconds(Spread):
+    """Of how long a step takes."""
+
+    bounds: ClassVar[tuple[float, ...]] = (
+        *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05),
+        *(0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0),
+    )
+
+
 class Stats(Struct, tag=True):
-    """The engine as it is now, sent with deltas and at least once a second. Counters only grow."""
+    """The engine as it is now, sent with deltas and at least once a second. Counters and spreads
+    only grow."""
 
     step: int = 0
     running: int = 0
@@ -66,11 +103,12 @@ class Stats(Struct, tag=True):
     hit_tokens: int = 0  # prompt tokens found in the cache
     preemptions: int = 0
     recomputed_tokens: int = 0
-    step_seconds: float = 0.0  # of the last step
-    host_seconds: float = 0.0  # the scheduler's share of it
-    step_tokens: int = 0
-    step_requests: int = 0
-    step_prefill: int = 0  # tokens of the last step that were prompt
+    step_seconds: Seconds = field(default_factory=Seconds)  # that the device took
+    host_seconds: Seconds = field(default_factory=Seconds)  # to plan a step and settle another
+    step_requests: Sizes = field(default_factory=Sizes)
+    step_tokens: Sizes = field(default_factory=Sizes)
+    step_prefill: Sizes = field(default_factory=Sizes)  # prompt tokens among them
+    step_decode: Sizes = field(default_factory=Sizes)  # the others
     busy_since: float = 0.0  # monotonic time the step in hand began; 0: idle
 
 

@@ -49,10 +49,13 @@ def metrics(scale: float) -> str:
     Gauge("weir_requests_running", "x", **labels).labels('a "model"').set(7)
     Gauge("weir_requests_waiting", "x", **labels).labels('a "model"').set(3)
     Gauge("weir_cache_usage_ratio", "x", **labels).labels('a "model"').set(0.25)
-    Gauge("weir_step_seconds", "x", **labels).labels('a "model"').set(0.0123)
-    step = Gauge("weir_step_tokens", "x", ["model_name", "kind"], registry=registry)
-    step.labels("a", "prefill").set(100)
-    step.labels("a", "decode").set(7)
+    step = Histogram("weir_step_seconds", "x", buckets=BUCKETS, **labels)
+    prefill = Histogram("weir_step_prefill_tokens", "x", **labels)
+    decode = Histogram("weir_step_decode_tokens", "x", **labels)
+    for _ in range(int(10 * scale)):
+        step.labels("a").observe(0.15)
+        prefill.labels("a").observe(100)
+        decode.labels("a").observe(7)
     counter("generation_tokens", 1000 * scale)
     counter("prompt_tokens", 4000 * scale)
     counter("prefix_cache_query_tokens", 4000 * scale)
@@ -73,6 +76,16 @@ def test_a_view_is_what_happened_in_between() -> None:
     assert 0.1 < now.ttft[0] < now.ttft[1] <= 0.2
     assert math.isnan(now.itl[0])
     assert (now.step_prefill, now.step_decode) == (100, 7)
+    assert 0.1 < now.step[0] < now.step[1] <= 0.2
+    assert math.isnan(now.host) and math.isnan(now.step_requests)
+
+
+def test_a_frame_shows_the_mean_step() -> None:
+    console = Console(width=80, record=True)
+    now = view(parse(metrics(1.0), 100.0), parse(metrics(3.0), 102.0))
+    console.print(frame(now, "t", []))
+    shown = console.export_text()
+    assert "100.0 prompt" in shown and "7.0 output" in shown and "150.0 ms" in shown
 
 
 def test_a_restarted_server_counts_from_zero() -> None:
@@ -95,4 +108,4 @@ def test_one_frame_of_a_server(server: Fake, capsys: pytest.CaptureFixture[str])
     assert "fake · cpu · bfloat16" in shown
     assert "7 running" in shown
     assert "3 waiting" in shown
-    assert "12.3 ms" in shown
+    assert "p50 -" in shown, "nothing happened between the two looks"

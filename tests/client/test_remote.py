@@ -70,6 +70,7 @@ def test_what_showed_nothing_is_replayed_and_the_rest_told(run, make, tmp_path):
         order = [f.id for f in ended if f.id in "012345"]
         assert order == sorted(order)
         assert client.stats.generated_tokens >= counted + 7 * 8  # counters go on across engines
+        assert sum(client.stats.step_requests.counts) == client.stats.step
         await client.close()
 
     run(main)

@@ -60,6 +60,18 @@ def test_counts_of_tokens_and_requests(metered):
     assert metered["weir_engine_ready"] == 1 and metered["weir_requests_running"] == 0
 
 
+def test_steps_are_histograms(http):
+    """In Prometheus's form: buckets grow, the last one is the count."""
+    http.post("/v1/completions", json={"prompt": "abc", "max_tokens": 3})
+    families = {f.name: f for f in text_string_to_metric_families(http.get("/metrics").text)}
+    for part in ("seconds", "host_seconds", "tokens", "prefill_tokens", "decode_tokens"):
+        assert families[f"weir_step_{part}"].type == "histogram"
+    samples = families["weir_step_requests"].samples
+    buckets = [(float(s.labels["le"]), s.value) for s in samples if s.name.endswith("_bucket")]
+    (count,) = (s.value for s in samples if s.name.endswith("_count"))
+    assert buckets == sorted(buckets) and buckets[-1] == (float("inf"), count) and count >= 3
+
+
 def test_times(metered):
     for name in ("time_to_first_token", "e2e_request_latency"):
         assert metered[f"weir_{name}_seconds_count"] == 2, "what failed had no first token"
@@ -83,6 +95,7 @@ def test_vllm_names_mirror_ours(metered):
         "weir_request_success_total stop": "vllm:request_success_total 0 stop",
         "weir_time_to_first_token_seconds_sum": "vllm:time_to_first_token_seconds_sum 0",
         "weir_cache_usage_ratio": "vllm:kv_cache_usage_perc 0",
+        "weir_step_tokens_count": "vllm:iteration_tokens_total_count 0",
     }
     for ours, theirs in pairs.items():
         assert metered[ours] == metered[theirs], (ours, theirs)

@@ -33,6 +33,12 @@ COUNTERS = (
     "hit_tokens",
     "preemptions",
     "recomputed_tokens",
+    "step_seconds",
+    "host_seconds",
+    "step_requests",
+    "step_tokens",
+    "step_prefill",
+    "step_decode",
 )
 """Fields of `Stats` that only grow, and go on growing across engines."""
 

@@ -1,20 +1,23 @@
 """Prometheus metrics: what requests that ended say of themselves, and the engine's own counters.
 
 A registry of this server's own. Requests are observed once, when they end; the engine's counters
-are read at scrape time. Names are `weir_*`; `Mirror` repeats those vLLM has under its names.
+and spreads are read at scrape time. Names are `weir_*`; `Mirror` repeats those vLLM
+has under its names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from weir.client import Client, Finished
+from weir.wire import Spread
 
 SHORT = (
     *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3),
@@ -40,6 +43,7 @@ VLLM = {
     "weir_prompt_tokens": "vllm:prompt_tokens",
     "weir_generation_tokens": "vllm:generation_tokens",
     "weir_preemptions": "vllm:num_preemptions",
+    "weir_step_tokens": "vllm:iteration_tokens_total",
     "weir_request_success": "vllm:request_success",
     "weir_admission_rejections": "vllm:admission_rejections",
     "weir_time_to_first_token_seconds": "vllm:time_to_first_token_seconds",
@@ -157,20 +161,17 @@ class EngineCollector(Collector):
             ("cache_usage_ratio", "KV pages held by requests, of all", stats.pages_used / pages),
             ("cache_cached_ratio", "KV pages only cached, of all", stats.pages_cached / pages),
             ("cache_pages", "KV pages", stats.pages_total),
-            ("step_seconds", "Duration of the last step", stats.step_seconds),
-            ("step_host_seconds", "The scheduler's share of it", stats.host_seconds),
-            ("step_requests", "Requests in the last step", stats.step_requests),
         ):
             yield self._gauge(name, help, {(): value})
-        yield self._gauge(
-            "step_tokens",
-            "Tokens computed in the last step",
-            {
-                ("prefill",): stats.step_prefill,
-                ("decode",): max(0, stats.step_tokens - stats.step_prefill),
-            },
-            "kind",
-        )
+        for name, help, spread in (
+            ("step_seconds", "Time of the device for a step", stats.step_seconds),
+            ("step_host_seconds", "To plan a step and settle another", stats.host_seconds),
+            ("step_requests", "Requests in a step", stats.step_requests),
+            ("step_tokens", "Tokens computed in a step", stats.step_tokens),
+            ("step_prefill_tokens", "Prompt tokens among them", stats.step_prefill),
+            ("step_decode_tokens", "The others: one for each decode", stats.step_decode),
+        ):
+            yield self._histogram(name, help, spread)
         computed = max(0, stats.prompt_tokens - stats.hit_tokens)
         for name, help, value in (
             ("steps", "Steps of the engine", stats.step),
@@ -209,6 +210,13 @@ class EngineCollector(Collector):
         family = CounterMetricFamily(f"weir_{name}", help, labels=["model_name", *labels])
         for key, value in values.items():
             family.add_metric([self._client.model.name, *key], float(value))
+        return family
+
+    def _histogram(self, name: str, help: str, spread: Spread) -> Metric:
+        family = HistogramMetricFamily(f"weir_{name}", help, labels=["model_name"])
+        bounds = [*(str(bound) for bound in spread.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(spread.counts), strict=True))
+        family.add_metric([self._client.model.name], buckets, spread.sum)
         return family
 
 

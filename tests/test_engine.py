@@ -1,0 +1,45 @@
+"""What the engine reports of its steps is what its plans were."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+
+import pytest
+
+from tests.sched.test_policies import engine, finish, submit, words
+from weir.wire import Sizes
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_spreads_describe_every_plan(depth):
+    rng = random.Random(0)
+    it = engine(tokens=16, requests=8, depth=depth)
+    for uid in range(12):
+        submit(it, uid, words(rng, rng.randrange(1, 40)), rng.randrange(1, 10))
+    finish(it)
+    chunks = [[chunk for lane in plan.lanes for chunk in lane] for plan in it.executor.plans]
+    prefill = [sum(c.length for c in step if c.start < c.prompt) for step in chunks]
+    decode = [sum(c.length for c in step if c.start >= c.prompt) for step in chunks]
+    stats = it.stats()
+    for spread, values in (
+        (stats.step_requests, [len(step) for step in chunks]),
+        (stats.step_tokens, [plan.tokens for plan in it.executor.plans]),
+        (stats.step_prefill, prefill),
+        (stats.step_decode, decode),
+    ):
+        counted = [0] * (len(Sizes.bounds) + 1)
+        for value in values:
+            counted[bisect_left(Sizes.bounds, value)] += 1
+        assert spread.counts == counted and spread.sum == sum(values)
+    assert sum(stats.step_seconds.counts) == len(chunks)
+    assert sum(stats.host_seconds.counts) == len(chunks) and stats.host_seconds.sum > 0
+
+
+def test_a_bound_belongs_to_the_bucket_below():
+    spread = Sizes()
+    for value in (0, 1, 2, 3, 4, 10**9):
+        spread.add(value)
+    assert spread.counts[:4] == [1, 1, 1, 2] and spread.counts[-1] == 1
+    assert (spread + spread).counts == [2 * count for count in spread.counts]
+    assert Sizes().counts == [0] * len(spread.counts), "nothing is shared between two"
