@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest import SkipTest
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +13,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
 from tests.server.conftest import Running
+from weir.bench.private import private
 from weir.server.app import ENDPOINTS
 
 load_all_checks()
@@ -68,10 +70,11 @@ def test_operations_have_ids_and_errors(document):
     )
 
 
-def attack(server: Running, examples: int) -> None:
-    """`examples` valid and as many invalid cases for each operation."""
-    schema = schemathesis.openapi.from_url(server.url + "/openapi.json")
+def attack(url: str, headers: dict[str, str], examples: int) -> int:
+    """`examples` valid and as many invalid cases for each operation; returns how many were sent."""
+    schema = schemathesis.openapi.from_url(url + "/openapi.json", headers=headers)
     checks = CHECKS.get_by_names(CHECKED)
+    sent = 0
     for result in schema.get_all_operations():
         operation = result.ok()
         for mode in GenerationMode:
@@ -87,17 +90,31 @@ def attack(server: Running, examples: int) -> None:
                 )
                 @given(cases)
                 def check(case) -> None:
-                    case.call_and_validate(checks=checks)
+                    nonlocal sent
+                    sent += 1
+                    case.call_and_validate(checks=checks, headers=headers)
 
                 check()
             except (Unsatisfiable, SkipTest):
                 assert mode is GenerationMode.NEGATIVE, "nothing to get wrong in this operation"
+    return sent
 
 
 def test_a_few_cases_of_each_operation(server: Running):
-    attack(server, 5)
+    attack(server.url, {}, 5)
 
 
 @pytest.mark.slow
-def test_two_thousand_cases(server: Running):
-    attack(server, 40)
+@pytest.mark.timeout(3600)
+def test_two_thousand_cases_against_a_model():
+    """Afterwards the engine that began still lives, computes, and no request holds a page."""
+    with private("smollm2-135m", ["--max-model-len", "256"]) as server:
+        with httpx.Client(base_url=server.url, headers=server.headers, timeout=30) as http:
+            began = http.get("/server_info").json()
+            assert attack(server.url, server.headers, 60) >= 2000
+            assert http.get("/health", params={"deep": True}).status_code == 200
+            ended = http.get("/server_info").json()
+    assert ended["health"] == "ready" and ended["engine"]["pid"] == began["engine"]["pid"]
+    held = {name: ended["stats"][name] for name in ("running", "waiting", "pages_used")}
+    assert not any(held.values()), held
+    assert ended["stats"]["generated_tokens"] > 0
