@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
+from jinja2 import Environment
 
 from tests.server.conftest import CHAT, events
 
@@ -64,9 +66,10 @@ def test_streamed_text_is_cumulative(http):
     frames = events(http.post("/generate", json=body).text)
     assert frames.pop() == "[DONE]"
     answers = [json.loads(frame) for frame in frames]
-    assert [answer["text"] for answer in answers] == ["a", "ab", "abc"]
-    assert [answer["output_ids"] for answer in answers][-1] == [97, 98, 99]
-    assert answers[0]["meta_info"]["finish_reason"] is None
+    assert answers[-1]["text"] == "abc" and answers[-1]["output_ids"] == [97, 98, 99]
+    for before, after in pairwise(answers):
+        assert after["text"].startswith(before["text"]) and before["text"] != after["text"]
+        assert before["meta_info"]["finish_reason"] is None
     assert answers[-1]["meta_info"]["finish_reason"]["type"] == "length"
 
 
@@ -137,6 +140,18 @@ def test_tokens_and_back(http, prefix):
 def test_tokens_of_a_conversation(http):
     answer = http.post("/tokenize", json=CHAT).json()
     assert bytes(answer["tokens"]) == b"user: hello\n" and answer["token_strs"] is None
+
+
+def test_a_client_can_make_the_prompt_itself(http):
+    """As lm-eval does with tokenizer_backend "remote": ends by name, the template as its source."""
+    info = http.get("/tokenizer_info").json()
+    assert info["eos_token"] == "<end>" and info["bos_token"] is None
+    assert info["vocab_size"] == 257 and info["model_max_length"] == 256
+    eos = {"prompt": info["eos_token"], "add_special_tokens": False}
+    assert http.post("/tokenize", json=eos).json()["tokens"] == [256]
+    rendered = Environment().from_string(info["chat_template"]).render(CHAT)
+    tokens = http.post("/tokenize", json={"prompt": rendered}).json()["tokens"]
+    assert tokens == http.post("/tokenize", json=CHAT).json()["tokens"]
 
 
 @pytest.mark.parametrize(

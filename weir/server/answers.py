@@ -217,3 +217,16 @@ class Tokens(Struct):
 
 class Prompt(Struct):
     prompt: str
+
+
+class TokenizerInfo(Struct):
+    """Under the names of tokenizer_config.json."""
+
+    model_max_length: int
+    vocab_size: int
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token: str | None
+    chat_template: str | None
+    tokenizer_class: str = "PreTrainedTokenizerFast"

@@ -20,6 +20,7 @@ from weir.server.answers import (
     ModelCard,
     ModelList,
     Prompt,
+    TokenizerInfo,
     Tokens,
 )
 from weir.server.chat import chat
@@ -48,7 +49,7 @@ from weir.server.operations import (
 )
 from weir.server.schema import document, page
 from weir.server.service import Options, Service
-from weir.server.tokens import detokenize, tokenize
+from weir.server.tokens import detokenize, tokenize, tokenizer_info
 from weir.server.tracing import Tracer
 
 GET, BOTH = ("GET",), ("GET", "POST")
@@ -106,6 +107,13 @@ ENDPOINTS = (
         body=DetokenizeRequest,
         answer=Prompt,
         aliases=("/v1/detokenize",),
+    ),
+    Endpoint(
+        "/tokenizer_info",
+        tokenizer_info,
+        "Special tokens and the chat template.",
+        GET,
+        answer=TokenizerInfo,
     ),
     Endpoint(
         "/health",

@@ -1,9 +1,9 @@
-"""POST /tokenize and /detokenize"""
+"""POST /tokenize and /detokenize, GET /tokenizer_info"""
 
 from __future__ import annotations
 
 from weir.errors import BadRequest
-from weir.server.answers import Prompt, Tokens
+from weir.server.answers import Prompt, TokenizerInfo, Tokens
 from weir.server.endpoint import Call, Reply
 from weir.server.openai import DetokenizeRequest, TokenizeRequest
 from weir.server.prompts import render
@@ -35,3 +35,15 @@ async def detokenize(call: Call, body: DetokenizeRequest) -> Reply:
             param="tokens",
         )
     return Prompt(service.client.text.decode(body.tokens, skip_special_tokens=False))
+
+
+async def tokenizer_info(call: Call, _: None) -> Reply:
+    """What a remote client needs to make prompts itself, as lm-eval's "remote" tokenizer does."""
+    client = call.service.client
+    names = client.text.special_names
+    return TokenizerInfo(
+        client.model.context,
+        client.text.vocab,
+        *(names.get(f"{kind}_token") for kind in ("bos", "eos", "unk", "pad")),
+        client.text.chat_template,
+    )

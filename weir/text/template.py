@@ -81,7 +81,8 @@ class ChatTemplate:
 
     def __init__(self, sources: Mapping[str, str], variables: Mapping[str, str]):
         """`variables`: bos_token, eos_token, ... as templates see them. Raises `ConfigError`."""
-        self._variables = variables
+        self.sources = sources
+        self.variables = variables
         self._templates = {name: self._compile(source) for name, source in sources.items()}
 
     @staticmethod
@@ -127,7 +128,7 @@ class ChatTemplate:
                     param="continue_final_message",
                 )
             conversation[-1]["content"] += _END_OF_FINAL
-        context = dict(self._variables) | {"documents": None} | dict(variables)
+        context = dict(self.variables) | {"documents": None} | dict(variables)
         try:
             text = template.render(
                 context,

@@ -97,6 +97,18 @@ class Text:
         """One token as text, special ones by name; U+FFFD where it is part of a character."""
         return self.token_bytes(token).decode("utf-8", "replace")
 
+    @property
+    def special_names(self) -> dict[str, str]:
+        """bos_token, eos_token and such, by those names, as far as the model has them."""
+        ends = {"bos_token": self.bos, "eos_token": self.eos[0] if self.eos else None}
+        known = {name: self.token(token) for name, token in ends.items() if token is not None}
+        return known | dict(self._template.variables)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The jinja source that renders conversations; None: the model has none."""
+        return self._template.sources.get("default")
+
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
