@@ -18,13 +18,15 @@ def test_the_spreads_describe_every_plan(depth):
     for uid in range(12):
         submit(it, uid, words(rng, rng.randrange(1, 40)), rng.randrange(1, 10))
     finish(it)
-    chunks = [[chunk for lane in plan.lanes for chunk in lane] for plan in it.executor.plans]
+    plans = [plan for plan in it.executor.plans if plan.tokens]
+    assert len(plans) < len(it.executor.plans), "the last only forgets"
+    chunks = [[chunk for lane in plan.lanes for chunk in lane] for plan in plans]
     prefill = [sum(c.length for c in step if c.start < c.prompt) for step in chunks]
     decode = [sum(c.length for c in step if c.start >= c.prompt) for step in chunks]
     stats = it.stats()
     for spread, values in (
         (stats.step_requests, [len(step) for step in chunks]),
-        (stats.step_tokens, [plan.tokens for plan in it.executor.plans]),
+        (stats.step_tokens, [plan.tokens for plan in plans]),
         (stats.step_prefill, prefill),
         (stats.step_decode, decode),
     ):
@@ -32,8 +34,8 @@ def test_the_spreads_describe_every_plan(depth):
         for value in values:
             counted[bisect_left(Sizes.bounds, value)] += 1
         assert spread.counts == counted and spread.sum == sum(values)
-    assert sum(stats.step_seconds.counts) == len(chunks)
-    assert sum(stats.host_seconds.counts) == len(chunks) and stats.host_seconds.sum > 0
+    assert sum(stats.step_seconds.counts) == len(plans)
+    assert sum(stats.host_seconds.counts) >= len(plans) and stats.host_seconds.sum > 0
 
 
 def test_a_bound_belongs_to_the_bucket_below():

@@ -93,12 +93,14 @@ class Engine:
         stats, chunks = self._stats, [chunk for lane in plan.lanes for chunk in lane]
         prefill = sum(chunk.length for chunk in chunks if chunk.start < chunk.prompt)
         stats.step = plan.step
+        stats.generated_tokens += sum(len(delta.tokens) for delta in deltas)
+        if not chunks:  # it only moved or forgot
+            return
         stats.step_seconds.add(seconds)
         stats.step_requests.add(len(chunks))
         stats.step_tokens.add(plan.tokens)
         stats.step_prefill.add(prefill)
         stats.step_decode.add(plan.tokens - prefill)
-        stats.generated_tokens += sum(len(delta.tokens) for delta in deltas)
 
     def stats(self) -> Stats:
         """The counters as they are now; the same object every time."""

@@ -43,6 +43,35 @@ def test_echo_without_generating(http):
     assert answer["usage"]["completion_tokens"] == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_ends_at_once_has_one_logprob_and_no_text(http, stream):
+    """The first token is EOS: it is scored as any other, and shown to nobody."""
+    body = {"prompt": "abc", "logprobs": 2, "stream": stream, "user": "end:1"}
+    (choice,) = ended(http.post("/v1/completions", json=body), stream)
+    assert choice["text"] == "" and choice["finish_reason"] == "stop"
+    assert choice["logprobs"]["tokens"] == ["<end>"]
+    assert choice["logprobs"]["token_logprobs"] == [-0.5]
+    assert choice["logprobs"]["text_offset"] == [0]
+    assert len(choice["logprobs"]["top_logprobs"][0]) == 2
+
+    body = CHAT | {"logprobs": True, "top_logprobs": 2, "stream": stream, "user": "end:1"}
+    (choice,) = ended(http.post("/v1/chat/completions", json=body), stream)
+    assert choice["delta" if stream else "message"]["content"] == ""
+    assert choice["finish_reason"] == "stop"
+    (only,) = choice["logprobs"]["content"]
+    assert only["token"] == "<end>" and len(only["top_logprobs"]) == 2
+
+
+def ended(answer, stream: bool) -> list[dict]:
+    """The choices of an answer that came in one piece."""
+    assert answer.status_code == 200, answer.text
+    if not stream:
+        return answer.json()["choices"]
+    *frames, last = events(answer.text)
+    assert last == "[DONE]" and len(frames) == 1
+    return json.loads(frames[0])["choices"]
+
+
 def test_logprobs_without_echo_begin_at_the_answer(http):
     scores = complete(http, prompt="abc", max_tokens=2, logprobs=2)["choices"][0]["logprobs"]
     assert scores["tokens"] == ["a", "b"] and scores["text_offset"] == [0, 1]

@@ -39,11 +39,14 @@ async def detokenize(call: Call, body: DetokenizeRequest) -> Reply:
 
 async def tokenizer_info(call: Call, _: None) -> Reply:
     """What a remote client needs to make prompts itself, as lm-eval's "remote" tokenizer does."""
-    client = call.service.client
-    names = client.text.special_names
+    model, text = call.service.client.model, call.service.client.text
+    names = text.special_names
     return TokenizerInfo(
-        client.model.context,
-        client.text.vocab,
-        *(names.get(f"{kind}_token") for kind in ("bos", "eos", "unk", "pad")),
-        client.text.chat_template,
+        model_max_length=model.context,
+        vocab_size=text.vocab,
+        bos_token=names.get("bos_token"),
+        eos_token=names.get("eos_token"),
+        unk_token=names.get("unk_token"),
+        pad_token=names.get("pad_token"),
+        chat_template=text.chat_template,
     )
