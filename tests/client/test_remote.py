@@ -181,11 +181,13 @@ def test_an_engine_that_takes_too_long_to_start(run, make):
     run(main)
 
 
-def test_a_start_can_be_cancelled(run, make):
+@pytest.mark.parametrize("after", [0.0, 0.001, 0.03])
+def test_a_start_can_be_cancelled(run, make, after):
     async def main():
         client = make()
         starting = asyncio.create_task(client.start())
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0)  # so that it has begun
+        await asyncio.sleep(after)
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await client.close()

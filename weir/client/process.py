@@ -90,7 +90,7 @@ class EngineProcess:
             raise EngineDead(await self._bury())
         return ready
 
-    async def _launch(self) -> Ready | None:
+    async def _spawn(self) -> None:
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "weir.host"),
@@ -99,6 +99,15 @@ class EngineProcess:
             env=os.environ | {"PYTHONPATH": path},  # the very modules that this process has
             start_new_session=True,  # Ctrl-C is for this process to handle
         )
+
+    async def _launch(self) -> Ready | None:
+        spawning = asyncio.create_task(self._spawn())
+        try:
+            await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            await spawning  # a process that nobody knows of could not be buried
+            raise
+        assert self._process is not None
         self._tasks = [
             asyncio.create_task(self._read_messages()),
             asyncio.create_task(self._read_stderr()),
