@@ -186,19 +186,17 @@ def test_an_unforeseen_failure_is_logged_with_its_request_and_hidden_from_the_cl
     def explode(*_: object, **__: object) -> None:
         raise RuntimeError("the secret of our insides")
 
-    with serving(enable_log_requests=True) as running:
+    with caplog.at_level(logging.INFO), serving(enable_log_requests=True) as running:
         monkeypatch.setattr(running.client, "submit", explode)
-        headers = {"X-Request-Id": "find-me"}
-        with caplog.at_level(logging.INFO):
-            for stream in (False, True):
-                answer = httpx.post(
-                    running.url + "/v1/completions",
-                    json={"prompt": "a", "stream": stream},
-                    headers=headers,
-                )
-                assert answer.status_code == 500 and "secret" not in answer.text
-                assert answer.json()["error"]["type"] == "internal_error"
-                assert answer.headers["x-request-id"] == "find-me"
+        for stream in (False, True):
+            answer = httpx.post(
+                running.url + "/v1/completions",
+                json={"prompt": "a", "stream": stream},
+                headers={"X-Request-Id": "find-me"},
+            )
+            assert answer.status_code == 500 and "secret" not in answer.text
+            assert answer.json()["error"]["type"] == "internal_error"
+            assert answer.headers["x-request-id"] == "find-me"
     assert "the secret of our insides" in caplog.text
     assert [r.getMessage()[:25] for r in caplog.records if r.name == "weir.access"] == [
         "POST /v1/completions 500 "
@@ -206,7 +204,7 @@ def test_an_unforeseen_failure_is_logged_with_its_request_and_hidden_from_the_cl
 
 
 def test_requests_are_logged_at_their_end(caplog):
-    with serving(enable_log_requests=True) as running, caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO), serving(enable_log_requests=True) as running:
         httpx.post(running.url + "/v1/completions", json={"prompt": "abc", "max_tokens": 4})
     (ended,) = [r for r in caplog.records if r.name == "weir.requests"]
     assert (ended.prompt_tokens, ended.completion_tokens, ended.finish) == (3, 4, "length")
