@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "weir"
 LEVEL = {
     "core": 0, "errors": 0,
     "config": 1, "cost": 1, "gguf": 1, "params": 1, "progress": 1, "wire": 1,
-    "kv": 2, "ops": 2, "text": 2, "hub": 2, "options": 2,
+    "grammar": 2, "kv": 2, "ops": 2, "text": 2, "hub": 2, "options": 2,
     "sched": 3, "models": 3,
     "runtime": 4,
     "executor": 5,

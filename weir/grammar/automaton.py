@@ -1,0 +1,274 @@
+"""Deterministic automata over bytes: built from an expression, minimised, kept as tables.
+
+What a pattern costs is paid here, once: the limits say when it is too much. Reading an automaton
+takes no more than a table.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from functools import cached_property
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from weir.grammar.expression import (
+    ALL_BYTES,
+    EDGE,
+    OTHER,
+    WORD,
+    WORD_BYTES,
+    Expressions,
+    Node,
+    context,
+)
+
+MAX_STATES = 20_000
+
+DEAD, START = 0, 1
+"""State 0 matches nothing any more; state 1 is where a text begins."""
+
+
+class TooComplex(Exception):
+    """An automaton would pass the limits."""
+
+
+class Wire(NamedTuple):
+    """An automaton as it travels: `edges` are int32 triples of state, class and state."""
+
+    classes: bytes
+    accepting: bytes
+    edges: bytes
+
+
+class Automaton:
+    """classes: uint8 [256], the class of each byte. table: int32 [states, classes], the next state.
+    accepting: bool [states]. Every state but `DEAD` can still reach an accepting one; an automaton
+    that matches nothing has no state but it."""
+
+    def __init__(
+        self,
+        classes: NDArray[np.uint8],
+        table: NDArray[np.int32],
+        accepting: NDArray[np.bool_],
+    ):
+        self.classes = classes
+        self.table = table
+        self.accepting = accepting
+
+    @property
+    def states(self) -> int:
+        return len(self.accepting)
+
+    @property
+    def start(self) -> int:
+        return min(START, self.states - 1)
+
+    def run(self, text: bytes, state: int = START) -> int:
+        """The state after `text`."""
+        classes, table = self.classes, self.table
+        for byte in text:
+            state = int(table[state, classes[byte]])
+        return state
+
+    def matches(self, text: bytes) -> bool:
+        return bool(self.accepting[self.run(text, self.start)])
+
+    @cached_property
+    def forced(self) -> NDArray[np.int16]:
+        """int16 [states]: the one byte that can come, where no other can and the text cannot end
+        either; else -1."""
+        width = np.bincount(self.classes, minlength=self.table.shape[1])
+        only = np.zeros(len(width), np.int16)
+        only[self.classes] = np.arange(256)
+        live = self.table != DEAD
+        single = (live @ width == 1) & ~self.accepting
+        return np.where(single, only[live.argmax(axis=1)], -1).astype(np.int16)
+
+    @cached_property
+    def final(self) -> NDArray[np.bool_]:
+        """bool [states]: the text is complete and nothing can be added to it."""
+        stuck: NDArray[np.bool_] = (self.table == DEAD).all(axis=1)
+        return self.accepting & stuck
+
+    def force(self, state: int) -> tuple[bytes, int]:
+        """The bytes that must come next, and the state after them."""
+        forced, text = self.forced, bytearray()
+        while (byte := int(forced[state])) >= 0:
+            text.append(byte)
+            state = int(self.table[state, self.classes[byte]])
+        return bytes(text), state
+
+    def encode(self) -> bytes:
+        state, byte = np.nonzero(self.table)
+        edges = np.stack([state, byte, self.table[state, byte]]).astype(np.int32)
+        wire = Wire(self.classes.tobytes(), self.accepting.tobytes(), edges.tobytes())
+        return zlib.compress(msgspec.msgpack.encode(wire), 1)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Automaton:
+        wire = msgspec.msgpack.decode(zlib.decompress(data), type=Wire)
+        classes = np.frombuffer(wire.classes, np.uint8)
+        accepting = np.frombuffer(wire.accepting, np.bool_)
+        table = np.zeros((len(accepting), int(classes.max()) + 1), np.int32)
+        state, byte, after = np.frombuffer(wire.edges, np.int32).reshape(3, -1)
+        table[state, byte] = after
+        return cls(classes, table, accepting)
+
+
+Edges = list[list[tuple[int, int]]]
+"""Of each state: disjoint sets of bytes, 256 bits each, and the state that follows."""
+
+
+def build(expressions: Expressions, expression: Node, max_states: int = MAX_STATES) -> Automaton:
+    """The minimal automaton of an expression. Raises `TooComplex` past `max_states`."""
+    edges, accepting = _explore(expressions, expression, max_states)
+    edges = _trim(edges, accepting)
+    return _tabulate(edges, accepting, _minimise(edges, accepting))
+
+
+def _explore(
+    expressions: Expressions, expression: Node, max_states: int
+) -> tuple[Edges, list[bool]]:
+    """Every derivative of an expression, the expression first, each with the kind of byte that led
+    there where an assertion asks for it."""
+    index: dict[tuple[Node, int], int] = {}
+    nodes: list[tuple[Node, int]] = []
+    edges: Edges = []
+
+    def state(node: Node, before: int) -> int:
+        key = (node, before if node.looks else OTHER)
+        if key not in index:
+            if len(nodes) >= max_states:
+                raise TooComplex(f"it needs more than {max_states} states")
+            index[key] = len(nodes)
+            nodes.append(key)
+        return index[key]
+
+    state(expression, EDGE)
+    while len(edges) < len(nodes):
+        node, before = nodes[len(edges)]
+        found = []
+        for mask, after in expressions.moves(node, before):
+            if after.looks:
+                for kind, members in ((WORD, WORD_BYTES), (OTHER, ALL_BYTES ^ WORD_BYTES)):
+                    if mask & members:
+                        found.append((mask & members, state(after, kind)))
+            else:
+                found.append((mask, state(after, OTHER)))
+        edges.append(found)
+    accepting = [bool(node.empty & context(before, EDGE)) for node, before in nodes]
+    return edges, accepting
+
+
+def _predecessors(edges: Edges) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in edges]
+    for state, moves in enumerate(edges):
+        for _, after in moves:
+            found[after].append(state)
+    return found
+
+
+def _trim(edges: Edges, accepting: list[bool]) -> Edges:
+    """Leave out what leads to states from which nothing is accepted any more."""
+    before = _predecessors(edges)
+    alive = list(accepting)
+    stack = [state for state, yes in enumerate(accepting) if yes]
+    while stack:
+        for state in before[stack.pop()]:
+            if not alive[state]:
+                alive[state] = True
+                stack.append(state)
+    return [
+        [move for move in moves if alive[move[1]]] if alive[state] else []
+        for state, moves in enumerate(edges)
+    ]
+
+
+def _minimise(edges: Edges, accepting: list[bool]) -> list[int]:
+    """The block of equivalent states that each belongs to.
+
+    States are told apart by what they move to, and again only when the block of one of their
+    successors has changed. The largest part of a block keeps its name, so a state's changes at
+    most log n times (Hopcroft's argument)."""
+    before = _predecessors(edges)
+    block = [int(yes) for yes in accepting]
+    members: list[set[int]] = [set(), set()]
+    for state, one in enumerate(block):
+        members[one].add(state)
+    dirty = set(range(len(edges)))
+    while dirty:
+        groups: dict[tuple[int, frozenset[tuple[int, int]]], set[int]] = defaultdict(set)
+        for state in dirty:
+            groups[block[state], _signature(edges[state], block)].add(state)
+        parts: dict[int, list[set[int]]] = defaultdict(list)
+        for (one, _), states in groups.items():
+            parts[one].append(states)
+        moved: set[int] = set()
+        for one, found in parts.items():
+            rest = members[one].difference(*found)
+            found = sorted([*found, rest] if rest else found, key=len)
+            members[one] = found.pop()
+            for states in found:
+                for state in states:
+                    block[state] = len(members)
+                members.append(states)
+                moved |= states
+        dirty = {state for one in moved for state in before[one]}
+    return block
+
+
+def _signature(moves: list[tuple[int, int]], block: list[int]) -> frozenset[tuple[int, int]]:
+    """Where a state goes, in blocks."""
+    found: dict[int, int] = {}
+    for mask, after in moves:
+        found[block[after]] = found.get(block[after], 0) | mask
+    return frozenset(found.items())
+
+
+def _tabulate(edges: Edges, accepting: list[bool], block: list[int]) -> Automaton:
+    """Tables of the reachable blocks, numbered breadth first from `START`."""
+    first = {one: state for state, one in reversed(list(enumerate(block)))}
+    number = {block[0]: START}
+    order = [0]
+    rows: list[dict[int, int]] = []
+    for state in order:
+        row: dict[int, int] = {}
+        for mask, after in edges[state]:
+            one = block[after]
+            if one not in number:
+                number[one] = len(number) + 1
+                order.append(first[one])
+            row[number[one]] = row.get(number[one], 0) | mask
+        rows.append(row)
+    classes = _classes({mask for row in rows for mask in row.values()})
+    table = np.zeros((len(rows) + 1, int(classes.max()) + 1), np.int32)
+    members = {}
+    for at, row in enumerate(rows, START):
+        for after, mask in row.items():
+            if mask not in members:
+                members[mask] = np.unique(classes[_bytes_of(mask)])
+            table[at, members[mask]] = after
+    live = accepting[0] or bool(edges[0])
+    if not live:
+        return Automaton(classes, table[:1], np.zeros(1, np.bool_))
+    return Automaton(classes, table, np.array([False, *(accepting[s] for s in order)]))
+
+
+def _classes(masks: set[int]) -> NDArray[np.uint8]:
+    """uint8 [256]: bytes that no mask tells apart share a number."""
+    blocks = [ALL_BYTES]
+    for mask in masks:
+        blocks = [part for one in blocks for part in (one & mask, one & ~mask) if part]
+    classes = np.zeros(256, np.uint8)
+    for number, one in enumerate(blocks):
+        classes[_bytes_of(one)] = number
+    return classes
+
+
+def _bytes_of(mask: int) -> NDArray[np.int64]:
+    bits = np.unpackbits(np.frombuffer(mask.to_bytes(32, "little"), np.uint8), bitorder="little")
+    return np.flatnonzero(bits)

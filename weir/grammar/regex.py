@@ -1,0 +1,409 @@
+"""Regular expressions as Python and JSON Schema write them, read into `Expressions`.
+
+What no automaton can match is refused by name. An answer is matched as a whole; `search` makes of a
+pattern what a JSON Schema means by it: found anywhere, unless anchored.
+
+In two points we differ from Python's `re`: `$` is the end of the text and nothing else, and word
+boundaries know ASCII words only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NoReturn
+
+from weir.grammar import charset
+from weir.grammar.charset import ANY, Charset
+from weir.grammar.expression import Expressions, Node
+
+MAX_LENGTH = 64 * 1024
+MAX_DEPTH = 100
+MAX_REPEAT = 10_000
+
+
+class BadPattern(Exception):
+    """A pattern that is no regular expression, or none that an automaton can match."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    ignore_case: bool = False  # i
+    dot_all: bool = False  # s
+    verbose: bool = False  # x
+    ascii: bool = False  # a: \d, \w and \s are ASCII, as in JSON Schema
+
+
+def parse(expressions: Expressions, pattern: str, *, ascii_only: bool = False) -> Node:
+    """What `pattern` matches as a whole. Raises `BadPattern`."""
+    if len(pattern) > MAX_LENGTH:
+        raise BadPattern(f"the pattern has more than {MAX_LENGTH} characters")
+    return _Parser(expressions, pattern, Flags(ascii=ascii_only)).pattern()
+
+
+def search(expressions: Expressions, pattern: str) -> Node:
+    """The texts in which a JSON Schema finds `pattern`."""
+    text = expressions.text
+    middle = _Parser(expressions, pattern, Flags(ascii=True), after=text).pattern()
+    return expressions.concat(text, middle)
+
+
+# What the syntax tree is made of: an expression, or a lookahead, which depends on all that follows.
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    node: _Tree
+    negative: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    parts: tuple[_Tree, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    parts: tuple[_Tree, ...]
+
+
+_Tree = Node | _Ahead | _Sequence | _Choice
+
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a", "0": "\0"}
+QUANTIFIER = re.compile(r"\{([0-9]*)(,?)([0-9]*)\}")
+HEXADECIMAL = re.compile(
+    r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|[xu]\{([0-9A-Fa-f]{1,8})\}"
+)
+NAME = re.compile(r"\(\?P?<([A-Za-z_$][A-Za-z0-9_$]*)>")
+PROPERTY = re.compile(r"[pP](?:\{(\^?)(?:gc=|General_Category=)?([A-Za-z_]+)\}|([A-Z]))")
+INLINE = re.compile(r"\(\?([aimsuxLU]*)(?:-([imsxU]+))?([:)])")
+POSIX = re.compile(r"\[:(\^?)([a-z]+):\]")
+POSIX_CLASSES = {
+    "alpha": "A-Za-z", "digit": "0-9", "alnum": "A-Za-z0-9", "upper": "A-Z", "lower": "a-z",
+    "xdigit": "0-9A-Fa-f", "word": "A-Za-z0-9_", "space": " \t-\r", "blank": " \t",
+    "cntrl": "\0-\x1f\x7f", "punct": "!-/:-@[-`{-~", "graph": "!-~", "print": " -~",
+    "ascii": "\0-\x7f",
+}  # fmt: skip
+
+
+class _Parser:
+    """One pass over a pattern. `after`: what may follow it, which a lookahead at its end sees."""
+
+    def __init__(
+        self, expressions: Expressions, pattern: str, flags: Flags, after: Node | None = None
+    ):
+        self.make = expressions
+        self.source = pattern
+        self.flags = flags
+        self.after = expressions.empty if after is None else after
+        self.at = 0
+        self.depth = 0
+
+    def pattern(self) -> Node:
+        tree = self._alternatives()
+        if self.at < len(self.source):
+            self._fail("a ) without its (")
+        return self._followed(tree, self.after)
+
+    def _fail(self, why: str) -> NoReturn:
+        raise BadPattern(f"{why}, at character {self.at} of the pattern")
+
+    # -- lookaheads ----------------------------------------------------------------------------
+
+    def _followed(self, tree: _Tree, after: Node) -> Node:
+        """`tree` and then `after`, which runs to the end of the text."""
+        make = self.make
+        if isinstance(tree, Node):
+            return make.concat(tree, after)
+        if isinstance(tree, _Choice):
+            return make.either(self._followed(part, after) for part in tree.parts)
+        if isinstance(tree, _Sequence):
+            for part in reversed(tree.parts):
+                after = self._followed(part, after)
+            return after
+        seen = self._followed(tree.node, make.text)
+        return make.both([make.complement(seen) if tree.negative else seen, after])
+
+    def _sequence(self, parts: list[_Tree]) -> _Tree:
+        if all(isinstance(part, Node) for part in parts):
+            return self.make.sequence(parts)  # type: ignore[arg-type]
+        return _Sequence(tuple(parts))
+
+    def _choice(self, parts: list[_Tree]) -> _Tree:
+        if all(isinstance(part, Node) for part in parts):
+            return self.make.either(parts)  # type: ignore[arg-type]
+        return _Choice(tuple(parts))
+
+    # -- syntax --------------------------------------------------------------------------------
+
+    def _peek(self, text: str) -> bool:
+        return self.source.startswith(text, self.at)
+
+    def _take(self, text: str) -> bool:
+        if not self._peek(text):
+            return False
+        self.at += len(text)
+        return True
+
+    def _match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        found = pattern.match(self.source, self.at)
+        if found is not None:
+            self.at = found.end()
+        return found
+
+    def _alternatives(self) -> _Tree:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            self._fail(f"groups nested more than {MAX_DEPTH} deep")
+        choices = [self._items()]
+        while self._take("|"):
+            choices.append(self._items())
+        self.depth -= 1
+        return self._choice(choices)
+
+    def _items(self) -> _Tree:
+        parts: list[_Tree] = []
+        while self.at < len(self.source) and self.source[self.at] not in "|)":
+            if self.flags.verbose and self._blank():
+                continue
+            if (inline := INLINE.match(self.source, self.at)) and inline[3] == ")":
+                self._set_flags(inline)
+                continue
+            parts.append(self._quantified(self._atom()))
+        return self._sequence(parts)
+
+    def _blank(self) -> bool:
+        if self.source[self.at] in " \t\n\r\f\v":
+            self.at += 1
+        elif self.source[self.at] == "#":
+            end = self.source.find("\n", self.at)
+            self.at = len(self.source) if end < 0 else end + 1
+        else:
+            return False
+        return True
+
+    def _quantified(self, tree: _Tree) -> _Tree:
+        first = True
+        while (bounds := self._bounds()) is not None:
+            if not first:
+                self._fail("a quantifier that follows another")
+            first = False
+            if self._take("+"):
+                self._fail("a possessive quantifier, which no automaton can match")
+            self._take("?")  # lazy or greedy: the same texts match
+            if not isinstance(tree, Node):
+                self._fail("a lookahead that is repeated, which is not supported")
+            tree = self.make.repeat(tree, *bounds)
+        return tree
+
+    def _bounds(self) -> tuple[int, int | None] | None:
+        if self.flags.verbose:
+            while self.at < len(self.source) and self._blank():
+                pass
+        for sign, bounds in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
+            if self._take(sign):
+                return bounds
+        found = QUANTIFIER.match(self.source, self.at)
+        if found is None or not (found[1] or found[3]):
+            return None  # a brace that stands for itself
+        self.at = found.end()
+        least = int(found[1][:9] or 0)
+        most = (int(found[3][:9]) if found[3] else None) if found[2] else least
+        if max(least, most or 0) > MAX_REPEAT:
+            self._fail(f"a quantifier of more than {MAX_REPEAT}")
+        if most is not None and most < least:
+            self._fail("a quantifier whose bounds are the wrong way round")
+        return least, most
+
+    def _atom(self) -> _Tree:
+        character = self.source[self.at]
+        if character == "(":
+            return self._group()
+        if character == "[":
+            return self._chars(self._class())
+        if character == "\\":
+            return self._escape()
+        if character in "*+?" or (character == "{" and self._bounds() is not None):
+            self._fail("a quantifier with nothing to repeat")
+        self.at += 1
+        if character == "^":
+            return self.make.start
+        if character == "$":
+            return self.make.end
+        if character == ".":
+            newline = charset.single(10)
+            return self.make.chars(ANY if self.flags.dot_all else charset.subtract(ANY, newline))
+        return self._chars(charset.of(character))
+
+    def _chars(self, characters: Charset) -> Node:
+        if self.flags.ignore_case:
+            characters = charset.fold(characters)
+        return self.make.chars(characters)
+
+    def _group(self) -> _Tree:
+        flags = self.flags
+        if self._take("(?#"):
+            end = self.source.find(")", self.at)
+            if end < 0:
+                self._fail("a comment without its )")
+            self.at = end + 1
+            return self.make.empty
+        ahead = self._take("(?=") or (self._take("(?!") and None)
+        if ahead is not False:
+            tree: _Tree = _Ahead(self._alternatives(), negative=ahead is None)
+        else:
+            self._open()
+            tree = self._alternatives()
+        if not self._take(")"):
+            self._fail("a ( without its )")
+        self.flags = flags
+        return tree
+
+    def _open(self) -> None:
+        """Read what begins a group."""
+        for text, what in (
+            ("(?<=", "lookbehind"),
+            ("(?<!", "lookbehind"),
+            ("(?>", "an atomic group"),
+            ("(?(", "a conditional group"),
+            ("(?P=", "a backreference"),
+            ("(?P>", "recursion"),
+            ("(?R", "recursion"),
+            ("(?&", "recursion"),
+            ("(?|", "a branch reset"),
+        ):
+            if self._peek(text):
+                self._fail(f"{what}, which no automaton can match")
+        inline = INLINE.match(self.source, self.at)
+        if inline:
+            self._set_flags(inline)
+        elif not self._match(NAME):
+            if self._peek("(?"):
+                self._fail("an unknown kind of group")
+            self.at += 1
+
+    def _set_flags(self, inline: re.Match[str]) -> None:
+        self.at = inline.end()
+        on, off = inline[1], inline[2] or ""
+        if "m" in on:
+            self._fail("the flag m, which is not supported: write \\n where lines end")
+        if set(on + off) & set("LU"):
+            self._fail(f"the flags {on}{off}, which are not supported")
+        now = self.flags
+        self.flags = Flags(
+            ignore_case=("i" in on or now.ignore_case) and "i" not in off,
+            dot_all=("s" in on or now.dot_all) and "s" not in off,
+            verbose=("x" in on or now.verbose) and "x" not in off,
+            ascii=("a" in on or now.ascii) and "u" not in on,
+        )
+
+    # -- escapes and classes -------------------------------------------------------------------
+
+    def _escape(self) -> Node:
+        self.at += 1
+        if self.at == len(self.source):
+            self._fail("a backslash at the end")
+        letter = self.source[self.at]
+        assertions = {
+            "A": self.make.start, "Z": self.make.end, "z": self.make.end,
+            "b": self.make.boundary, "B": self.make.no_boundary,
+        }  # fmt: skip
+        if letter in assertions:
+            self.at += 1
+            if letter == "b" and self._peek("{"):
+                self._fail("half a word boundary, which is not supported")
+            return assertions[letter]
+        if letter in "123456789":
+            if re.match(r"[0-3][0-7][0-7]", self.source[self.at :]):
+                return self._chars(self._escaped())
+            self._fail("a backreference, which no automaton can match")
+        if letter in "kgGKRX":
+            self._fail(f"\\{letter}, which no automaton can match or is not supported")
+        return self._chars(self._escaped())
+
+    def _escaped(self) -> Charset:
+        """The characters that an escape stands for; the backslash has been read."""
+        letter = self.source[self.at]
+        if letter in "dwsDWS":
+            self.at += 1
+            return charset.shorthand(letter, self.flags.ascii)
+        if letter in "pP" and (found := self._match(PROPERTY)):
+            try:
+                named = charset.category(found[2] or found[3])
+            except KeyError:
+                self._fail(f"the class \\p{{{found[2] or found[3]}}}, which is not known")
+            return charset.negate(named) if (letter == "P") != bool(found[1]) else named
+        if found := self._match(HEXADECIMAL):
+            return self._code(int(found[1] or found[2] or found[3] or found[4], 16))
+        if found := self._match(re.compile(r"0[0-7]{0,2}|[1-3][0-7]{2}")):
+            return self._code(int(found[0], 8))
+        if found := self._match(re.compile(r"c([A-Za-z])")):
+            return charset.single(ord(found[1]) % 32)
+        self.at += 1
+        if letter in ESCAPES:
+            return charset.of(ESCAPES[letter])
+        if letter.isascii() and letter.isalnum():
+            self._fail(f"the escape \\{letter}, which is not known")
+        return charset.of(letter)
+
+    def _code(self, code: int) -> Charset:
+        if 0xD800 <= code < 0xDC00:  # the first half of a pair, as JSON Schema writes characters
+            if pair := self._match(re.compile(r"\\u([dD][c-fC-F][0-9A-Fa-f]{2})")):
+                code = 0x10000 + (code - 0xD800) * 0x400 + int(pair[1], 16) - 0xDC00
+        if code > charset.LAST:
+            self._fail(f"the character {code:#x}, beyond Unicode")
+        return charset.single(code)
+
+    def _class(self) -> Charset:
+        self.at += 1
+        negative = self._take("^")
+        found: list[Charset] = []
+        first = True
+        while first or not self._peek("]"):
+            if self.at >= len(self.source):
+                self._fail("a [ without its ]")
+            first = False
+            low, is_range = self._member()
+            if (
+                is_range
+                and self._peek("-")
+                and not self._peek("-]")
+                and self.at + 1 < len(self.source)
+            ):
+                start = self.at
+                self.at += 1
+                high, is_range = self._member()
+                if not is_range:
+                    self.at = start  # the hyphen stands for itself
+                else:
+                    if not low or not high:
+                        self._fail("half a surrogate pair as the end of a range")
+                    if high[0][0] < low[0][0]:
+                        self._fail("a range whose ends are the wrong way round")
+                    low = charset.charset([(low[0][0], high[0][0])])
+            found.append(low)
+        self.at += 1
+        whole = charset.union(*found)
+        if self.flags.ignore_case:
+            whole = charset.fold(whole)
+        return charset.negate(whole) if negative else whole
+
+    def _member(self) -> tuple[Charset, bool]:
+        """What stands next in a class, and whether it is one character."""
+        if found := self._match(POSIX):
+            if found[2] not in POSIX_CLASSES:
+                self._fail(f"the class [:{found[2]}:], which is not known")
+            inner = _Parser(
+                self.make, f"[{POSIX_CLASSES[found[2]]}]".replace("[-`", r"\[-`"), Flags()
+            )
+            whole = inner._class()
+            return (charset.negate(whole) if found[1] else whole), False
+        if not self._take("\\"):
+            self.at += 1
+            return charset.of(self.source[self.at - 1]), True
+        if self.at == len(self.source):
+            self._fail("a backslash at the end")
+        if self._take("b"):
+            return charset.single(8), True
+        several = self.source[self.at] in "dwsDWSpP"
+        return self._escaped(), not several
