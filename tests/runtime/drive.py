@@ -8,6 +8,7 @@ import torch
 
 from tests.reference import Tiny
 from weir.core import Chunk, Move, Page, Plan, Result, Sampling, Score
+from weir.runtime.graphs import Graphs
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store
 
@@ -21,12 +22,16 @@ def runner(
     pages: dict[int, int] | None = None,
     context: int = 128,
     device: torch.device = CPU,
+    requests: int = 64,
+    graphs: Graphs | None = None,
 ) -> Runner:
-    """Tier 0 is where the model is, the others are on the CPU."""
+    """Tier 0 is where the model is, the others are on the CPU. Lanes of `graphs` are recorded."""
     pages = pages or {1: 256}
     devices = {tier: CPU if tier else device for tier in pages}
     store = Store(model.spec.attention, page, pages, devices, torch.float32)
-    return Runner(model, store, context, device)
+    run = Runner(model, store, context, device, requests, graphs)
+    run.record()
+    return run
 
 
 class Drive:

@@ -105,6 +105,13 @@ def draw(logits: Tensor, temperature: Tensor, u: Tensor) -> Tensor:
     return torch.where(logits.amax(dim=-1).isfinite(), torch.cat(tokens), -1)
 
 
+def choose(logits: Tensor, temperature: Tensor, u: Tensor) -> Tensor:
+    """As `draw`, but a row of temperature 0 is as `greedy`; nothing is looked at on the host."""
+    warm = temperature > 0
+    drawn = draw(logits, torch.where(warm, temperature, 1.0), u)
+    return torch.where(warm, drawn, greedy(logits))
+
+
 @dataclass(slots=True, eq=False)
 class Filters:
     """What the rows of a draw keep of their tokens, most likely first: each filter keeps a prefix.

@@ -10,14 +10,24 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weir.core import Chunk
+from weir.core import PENDING, Chunk
 from weir.ops.attention import Batch
 from weir.runtime.stage import Stage
 from weir.runtime.store import Store
 from weir.runtime.tables import Tables
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """What a lane is padded to, so that its launches can be recorded: as many sequences of one
+    token each, or fewer sequences of any length."""
+
+    tokens: int
+    sequences: int
 
 
 @dataclass(slots=True, eq=False)
@@ -32,63 +42,116 @@ class Part:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """T tokens of S chunks. The rows kept after the last layer come in three stretches: one a
-    chunk that samples, then those whose prompt logprobs are wanted, then those that are pooled."""
+    """T tokens of S chunks, some of which may only fill up a `Shape`. The rows kept after the last
+    layer come in three stretches: one a chunk that samples, then those whose prompt logprobs are
+    wanted, then those that are pooled. In a padded lane one is kept of every chunk."""
 
     ids: Tensor  # int64 [T]
     pos: Tensor  # int64 [T]
+    owner: Tensor  # int64 [T]: row of Tables of each token
+    rows: Tensor  # int64 [S]: of each chunk
     parts: list[Part]
     keep: Tensor | None  # int64: rows wanted after the last layer; None: all, in order
     kept: int
-    chained: Tensor | None  # int64: rows of `ids` that are the last token of `source`; None: none
-    source: Tensor | None  # int64: rows of Tables
+    chained: bool  # some ids are PENDING: the last token of their row of Tables
+    width: int  # pages of the widest chunk; 0: the table is in the batch already
     sampled: list[Chunk]
     scored: list[Chunk]
     targets: Tensor  # int64: of the scored chunks, one a row
     pooled: list[Chunk]
     failed: dict[int, str]  # chunks whose ids are no tokens: computed, but as token 0
 
-    def link(self, last: Tensor) -> None:
-        """Put the tokens sampled last in their places, on the device."""
-        if self.chained is not None:
-            self.ids.index_copy_(0, self.chained, last[self.source])
+    def link(self, tables: Tables) -> None:
+        """Put the tokens sampled last in their places, and gather the page table."""
+        if self.chained:
+            torch.where(self.ids < 0, tables.last[self.owner], self.ids, out=self.ids)
+        if self.width:
+            batch = self.parts[0].batch
+            batch.table = tables.there[:, : self.width].index_select(0, self.rows)
 
 
-def build(chunks: Sequence[Chunk], tables: Tables, store: Store, vocab: int, stage: Stage) -> Lane:
-    """Tensors of one lane. Adds the chunks' new pages to `tables` on the way."""
+@dataclass(slots=True, eq=False)
+class Spans:
+    """Where the chunks of a lane lie, the first `real` of them not only there to fill it up."""
+
+    real: int
+    rows: NDArray[np.int64]  # [S] of Tables
+    start: NDArray[np.int64]  # [S] position
+    length: NDArray[np.int64]  # [S]
+    bound: NDArray[np.int64]  # [S + 1]: where each chunk's rows start, and T
+    owner: NDArray[np.int64]  # [T] chunk of each row
+    pos: NDArray[np.int64]  # [T]
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk], tables: Tables, shape: Shape | None) -> Spans:
+        rows = tables.rows([c.uid for c in chunks])
+        start = np.array([c.start for c in chunks], np.int64)
+        length = np.array([len(c.ids) or 1 for c in chunks], np.int64)
+        real, tokens = len(chunks), int(length.sum())
+        if shape is not None:
+            more, rest = shape.sequences - real, shape.tokens - tokens
+            padding = np.zeros(more, np.int64)
+            start = np.concatenate([start, padding])
+            rows = np.concatenate([rows, padding + tables.padding])
+            if rest == more:
+                padding += 1
+            elif rest:
+                padding[0] = rest
+            length = np.concatenate([length, padding])
+        bound = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(length, out=bound[1:])
+        owner = np.repeat(np.arange(len(rows)), length)
+        pos = np.arange(bound[-1]) + (start - bound[:-1])[owner]
+        pos[tokens:] = 0
+        return cls(real, rows, start, length, bound, owner, pos)
+
+
+def build(
+    chunks: Sequence[Chunk],
+    tables: Tables,
+    store: Store,
+    vocab: int,
+    stage: Stage,
+    shape: Shape | None = None,
+) -> Lane:
+    """Tensors of one lane, padded to `shape` if there is one; then it must lie on the first tier,
+    and none of it be scored or pooled. Adds the chunks' new pages to `tables` on the way."""
     if any(not c.ids and c.uid not in tables.row for c in chunks):
         raise RuntimeError("a chunk goes on from a token that was never sampled here")
-    rows = tables.rows([c.uid for c in chunks])
-    for row, chunk in zip(rows.tolist(), chunks, strict=True):
-        if chunk.pages:
-            tables.append(row, chunk.pages)
-    start = np.array([c.start for c in chunks], np.int64)
-    length = np.array([len(c.ids) or 1 for c in chunks], np.int64)
-    bound = np.zeros(len(chunks) + 1, np.int64)  # where each chunk's rows start, and T
-    np.cumsum(length, out=bound[1:])
-    if np.any(start + length > tables.upto[rows, -1] * store.page):
+    spans = Spans.of(chunks, tables, shape)
+    real = spans.rows[: spans.real]
+    tables.append(real, [c.pages for c in chunks])
+    if np.any((spans.start + spans.length)[: spans.real] > tables.upto[real, -1] * store.page):
         raise RuntimeError("a chunk reaches past the pages of its request")
-    owner = np.repeat(np.arange(len(chunks)), length)
-    pos = np.arange(bound[-1]) + (start - bound[:-1])[owner]
-    ids = np.fromiter(chain.from_iterable(c.ids or (0,) for c in chunks), np.int64, bound[-1])
+    ids = np.zeros(len(spans.pos), np.int64)
+    given = np.fromiter(chain.from_iterable(c.ids or (0,) for c in chunks), np.int64)
+    ids[: len(given)] = given
     failed: dict[int, str] = {}
-    _check(ids, owner, chunks, vocab, failed)
-    chained = np.array([i for i, c in enumerate(chunks) if not c.ids], np.int64)
+    _check(ids, spans.owner, chunks, vocab, failed)
+    chained = spans.bound[:-1][[i for i, c in enumerate(chunks) if not c.ids]]
+    ids[chained] = PENDING
     sampled = [i for i, c in enumerate(chunks) if c.sample is not None and c.pool is None]
     scored = [i for i, c in enumerate(chunks) if c.score is not None]
     pooled = [i for i, c in enumerate(chunks) if c.pool == "mean" or (c.pool and c.final)]
     targets = [c.score.targets if c.score is not None else () for c in chunks]
     target = np.fromiter(chain.from_iterable(targets), np.int64)
     _check(target, np.repeat(np.arange(len(chunks)), [*map(len, targets)]), chunks, vocab, failed)
-    keep = _keep(chunks, bound, sampled, scored, pooled)
+    if shape is None:
+        keep = _keep(chunks, spans.bound, sampled, scored, pooled)
+    else:
+        keep = np.maximum(spans.bound[1:] - 1, 0)
+    every = len(keep) == len(ids) and np.array_equal(keep, np.arange(len(ids)))
+    width, parts = _parts(spans, tables, store, stage, shape)
     return Lane(
         ids=stage.put(ids),
-        pos=stage.put(pos),
-        parts=_parts(rows, start, length, owner, pos, tables, store, stage),
-        keep=None if np.array_equal(keep, np.arange(bound[-1])) else stage.put(keep),
+        pos=stage.put(spans.pos),
+        owner=stage.put(spans.rows[spans.owner]),
+        rows=stage.put(spans.rows),
+        parts=parts,
+        keep=None if every else stage.put(keep),
         kept=len(keep),
-        chained=stage.put(bound[chained]) if len(chained) else None,
-        source=stage.put(rows[chained]) if len(chained) else None,
+        chained=len(chained) > 0 or shape is not None,
+        width=width,
         sampled=[chunks[i] for i in sampled],
         scored=[chunks[i] for i in scored],
         targets=stage.put(target),
@@ -130,53 +193,67 @@ def _keep(
 
 
 def _parts(
-    rows: NDArray[np.int64],
-    start: NDArray[np.int64],
-    length: NDArray[np.int64],
-    owner: NDArray[np.int64],
-    pos: NDArray[np.int64],
-    tables: Tables,
-    store: Store,
-    stage: Stage,
+    spans: Spans, tables: Tables, store: Store, stage: Stage, shape: Shape | None
+) -> tuple[int, list[Part]]:
+    """The parts of a lane, and `Lane.width`."""
+    page = store.page
+    slots = tables.page[spans.rows[spans.owner], spans.pos // page].astype(np.int64) * page
+    slots += spans.pos % page
+    end = spans.start + spans.length
+    tier = next(iter(store.devices))
+    if not (tables.upto[spans.rows[: spans.real], tier] * page >= end[: spans.real]).all():
+        return 0, _split(spans, slots, tables, store, stage)
+    device = store.devices[tier]
+    end[spans.real :] = 0
+    width = -(-int(end.max(initial=1)) // page)
+    if shape is not None or device.type != "cpu":
+        width = tables.width  # kernels are compiled for it
+    lengths = int(spans.length.min(initial=1)), int(spans.length.max(initial=1))
+    if shape is not None:
+        lengths = 1, 1 if shape.tokens == shape.sequences else shape.tokens
+    batch = Batch(
+        q_start=stage.put(spans.bound.astype(np.int32)),
+        kv_len=stage.put(end.astype(np.int32)),
+        table=tables.there,  # until it is linked
+        slots=stage.put(slots),
+        lengths=lengths,
+    )
+    return width, [Part(tier, batch)]
+
+
+def _split(
+    spans: Spans, slots: NDArray[np.int64], tables: Tables, store: Store, stage: Stage
 ) -> list[Part]:
     """Cut the lane's context at the tier boundaries of each request, hottest first.
 
     A tier attends to keys `begin` to `end` of a sequence; positions count from `begin` there.
     """
-    page = store.page
-    slots = tables.page[rows[owner], pos // page].astype(np.int64) * page + pos % page
+    page, rows, owner, pos = store.page, spans.rows, spans.owner, spans.pos
     parts = []
-    begin = np.zeros_like(start)
+    begin = np.zeros_like(spans.start)
     for tier, device in store.devices.items():
         upto = tables.upto[rows, tier].astype(np.int64)
-        end = np.minimum(start + length, upto * page)
+        end = np.minimum(spans.start + spans.length, upto * page)
         has = end > begin
         if has.any():
             mine = np.flatnonzero(has)
-            whole = bool(has.all())
-            alone = whole and not begin.any() and bool((end == start + length).all())
             width = int(np.max(-(-end[mine] // page) - begin[mine] // page))
             columns = begin[mine, None] // page + np.arange(width)
-            columns = np.minimum(columns, tables.page.shape[1] - 1)
+            columns = np.minimum(columns, tables.width - 1)
             table = tables.page[rows[mine, None], columns]
+            length = spans.length[mine]
             bound = np.zeros(len(mine) + 1, np.int32)
-            np.cumsum(length[mine], out=bound[1:])
+            np.cumsum(length, out=bound[1:])
             here = (pos >= begin[owner]) & (pos < end[owner])
             batch = Batch(
                 q_start=stage.put(bound, device),
                 kv_len=stage.put((end - begin)[mine].astype(np.int32), device),
                 table=stage.put(table, device),
-                slots=stage.put(slots if alone else slots[here], device),
-                first=None if alone else stage.put((start - begin)[mine].astype(np.int32), device),
-                lengths=(int(length[mine].min()), int(length[mine].max())),
+                slots=stage.put(slots[here], device),
+                first=stage.put((spans.start - begin)[mine].astype(np.int32), device),
+                lengths=(int(length.min()), int(length.max())),
             )
-            parts.append(
-                Part(
-                    tier,
-                    batch,
-                    queries=None if whole else stage.put(np.flatnonzero(has[owner])),
-                    writes=None if alone else stage.put(np.flatnonzero(here)),
-                )
-            )
+            queries = None if has.all() else stage.put(np.flatnonzero(has[owner]))
+            parts.append(Part(tier, batch, queries, stage.put(np.flatnonzero(here))))
         begin = end
     return parts

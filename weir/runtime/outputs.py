@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,13 +67,13 @@ class Landing:
     def __init__(self, device: torch.device):
         self.timer = Timer(device)
         self.failed: dict[int, str] = {}
-        self.tokens: list[tuple[list[Chunk], Tensor]] = []
+        self.tokens: list[tuple[Sequence[Chunk], Tensor]] = []
         self.logprobs: list[tuple[list[Chunk], Logprobs]] = []
         self.scores: list[tuple[list[Chunk], Logprobs]] = []
         self.vectors: list[tuple[int, Tensor]] = []
 
-    def add_tokens(self, chunks: list[Chunk], tokens: Tensor) -> None:
-        """tokens int64 [B], one a chunk; -1 where none could be chosen."""
+    def add_tokens(self, chunks: Sequence[Chunk], tokens: Tensor) -> None:
+        """tokens int64 [B], one a chunk; -1 where none could be chosen, any where none samples."""
         self.tokens.append((chunks, fetch(tokens)))
 
     def add_logprobs(
@@ -83,11 +84,12 @@ class Landing:
         columns = tuple(fetch(column) for column in columns)
         self.logprobs.append((chunks, Logprobs(fetch(tokens), columns, wanted)))
 
-    def add_scores(self, chunks: list[Chunk], targets: Tensor, columns: tuple[Tensor, ...]) -> None:
-        """Of the targets [N] of all the chunks' scores, one after the other."""
+    def add_scores(self, chunks: list[Chunk], columns: tuple[Tensor, ...]) -> None:
+        """Of the targets of all the chunks' scores, one after the other."""
+        targets = torch.tensor([t for chunk in chunks for t in chunk.score.targets])
         wanted = [chunk.score.top for chunk in chunks for _ in chunk.score.targets]
         columns = tuple(fetch(column) for column in columns)
-        self.scores.append((chunks, Logprobs(fetch(targets), columns, wanted)))
+        self.scores.append((chunks, Logprobs(targets, columns, wanted)))
 
     def add_vector(self, uid: int, vector: Tensor) -> None:
         self.vectors.append((uid, fetch(vector)))
@@ -102,6 +104,8 @@ class Landing:
         result = Result({}, failed=self.failed, seconds=seconds)
         for chunks, tokens in self.tokens:
             for chunk, token in zip(chunks, tokens.tolist(), strict=True):
+                if chunk.sample is None:
+                    continue
                 if token < 0:
                     result.failed.setdefault(chunk.uid, UNUSABLE)
                 result.tokens[chunk.uid] = token

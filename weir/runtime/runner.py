@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,16 +18,17 @@ from weir.ops import sample
 from weir.runtime import inputs
 from weir.runtime.attention import Tiered
 from weir.runtime.forward import forward
-from weir.runtime.inputs import Lane
+from weir.runtime.graphs import Graphs, Recorded, Recorder
+from weir.runtime.inputs import Lane, Shape
 from weir.runtime.outputs import Landing
 from weir.runtime.penalties import Feed
 from weir.runtime.pooler import Pooler
-from weir.runtime.sampler import Draw, Sampler
+from weir.runtime.sampler import Choice, Draw, Sampler
 from weir.runtime.stage import Stage
 from weir.runtime.store import Store
 from weir.runtime.tables import Tables
 
-LOGITS = 2**24
+LOGITS = {"cpu": 2**24, "cuda": 2**26}
 """Most logits that exist at once: rows are taken to the vocabulary in slices."""
 MAX_ROWS = 256
 
@@ -35,24 +37,61 @@ MAX_ROWS = 256
 class Work:
     """A lane, and what is to be done with the rows it keeps."""
 
+    chunks: Sequence[Chunk]
     lane: Lane
     feed: Feed | None
     draws: list[Draw]
+    recorded: Recorded | None = None  # what runs a padded lane
+    drawn: Tensor | None = None  # int64: rows of a padded lane that `draws` are of
 
 
 class Runner:
-    """model: its weights. store: its KV pages. context: the longest sequence, in tokens."""
+    """model: its weights. store: its KV pages. context: the longest sequence, in tokens.
+    requests: most that are alive at once. graphs: shapes of lanes to be recorded by `record`."""
 
-    def __init__(self, model: Model, store: Store, context: int, device: torch.device):
+    def __init__(
+        self,
+        model: Model,
+        store: Store,
+        context: int,
+        device: torch.device,
+        requests: int = 256,
+        graphs: Graphs | None = None,
+    ):
         self.model = model
         self.store = store
         self.device = device
         self.vocab = model.spec.vocab
-        self.rows = max(1, min(MAX_ROWS, LOGITS // self.vocab))  # of one slice of logits
+        self.rows = max(1, min(MAX_ROWS, LOGITS[device.type] // self.vocab))  # of a slice of logits
         self.attention = Tiered(store, model.spec.attention)
-        self.tables = Tables(-(-context // store.page), store.pages, device)
+        self.stage = Stage(device)
+        self.tables = Tables(requests, -(-context // store.page), store.pages, device)
         self.sampler = Sampler(self.vocab, device)
         self.pooler = Pooler()
+        self.graphs = graphs or Graphs()
+
+    @torch.inference_mode()
+    def record(self) -> None:
+        """Record the lanes of all shapes. Until then none is padded."""
+        shapes = self.graphs.shapes
+        if not shapes:
+            return
+        size = max(shape.sequences for shape in shapes)
+        nothing = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.states = self.model.embed(nothing, nothing).new_zeros(size, self.model.spec.hidden)
+        self.tokens = nothing.new_zeros(size)
+        recorder = Recorder(self.device)
+        for shape in shapes:
+            self.stage.begin()
+            lane, choice = self._padded([], shape, Landing(self.device))
+            staged = self.stage.used
+            self.stage.send()
+            self.graphs.recorded[shape] = Recorded(
+                lane,
+                staged,
+                forward=recorder.record(lambda lane=lane: self._forward(lane)),
+                choose=recorder.record(lambda choice=choice: self._choose(choice)),
+            )
 
     def run(self, plan: Plan) -> Result:
         """Run a plan and wait for it."""
@@ -67,51 +106,119 @@ class Runner:
         self.sampler.forget(plan.forget, freed)
         self.pooler.forget(plan.forget)
         self.store.move(plan.moves)
-        stage = Stage(self.device)
-        works = [self._prepare(chunks, landing, stage) for chunks in plan.lanes if chunks]
-        stage.send()
-        for work in works:
-            work.lane.link(self.tables.last)
-            if work.feed is not None:
-                self.sampler.penalties.count(work.feed, work.lane.ids)
-        lanes = [work.lane for work in works]
-        states = forward(self.model, self.model.layers, self.attention, lanes) if lanes else []
-        for work, x in zip(works, states, strict=True):
-            self._finish(work, x, landing)
+        self.stage.begin()
+        lanes = [chunks for chunks in plan.lanes if chunks]
+        works = [self._prepare(chunks, landing, len(lanes) == 1) for chunks in lanes]
+        self.tables.put(self.stage)
+        self.stage.send()
+        self.tables.update()
+        if works and works[0].recorded is not None:
+            self._replay(works[0], works[0].recorded, landing)
+        elif works:
+            self._run(works, landing)
         landing.stop()
         return landing
 
-    def _prepare(self, chunks: Sequence[Chunk], landing: Landing, stage: Stage) -> Work:
-        lane = inputs.build(chunks, self.tables, self.store, self.vocab, stage)
+    def _prepare(self, chunks: Sequence[Chunk], landing: Landing, alone: bool) -> Work:
+        """`alone`: there is no other lane, so this may be a recorded one."""
+        shape = self.graphs.fit(chunks) if alone else None
+        if shape is None:
+            lane = self._lane(chunks, landing, None)
+            feed = self.sampler.penalties.plan(chunks, self.stage)
+            return Work(chunks, lane, feed, self._draws(lane.sampled, landing))
+        recorded = self.graphs.recorded[shape]
+        lane, choice = self._padded(chunks, shape, landing)
+        if self.stage.used != recorded.staged:
+            raise RuntimeError("a padded lane does not lie where it was recorded")
+        feed = self.sampler.penalties.plan(chunks, self.stage)
+        work = Work(chunks, lane, feed, [], recorded)
+        if not choice.enough:
+            drawn = [i for i, chunk in enumerate(chunks) if chunk.sample is not None]
+            work.drawn = self.stage.put(np.array(drawn, np.int64))
+            work.draws = self._draws(lane.sampled, landing)
+        return work
+
+    def _lane(self, chunks: Sequence[Chunk], landing: Landing, shape: Shape | None) -> Lane:
+        lane = inputs.build(chunks, self.tables, self.store, self.vocab, self.stage, shape)
         landing.failed |= lane.failed
-        feed = self.sampler.penalties.plan(chunks, stage)
+        return lane
+
+    def _padded(
+        self, chunks: Sequence[Chunk], shape: Shape, landing: Landing
+    ) -> tuple[Lane, Choice]:
+        """What must be first on the stage and, but for its values, the same whatever the chunks."""
+        lane = self._lane(chunks, landing, shape)
+        rows = self.tables.rows([chunk.uid for chunk in chunks])
+        padding = shape.sequences, self.tables.padding
+        return lane, self.sampler.choice(chunks, rows, landing.failed, self.stage, padding)
+
+    def _draws(self, chunks: list[Chunk], landing: Landing) -> list[Draw]:
         draws = []
-        for at in range(0, len(lane.sampled), self.rows):
-            some = lane.sampled[at : at + self.rows]
+        for at in range(0, len(chunks), self.rows):
+            some = chunks[at : at + self.rows]
             rows = self.tables.rows([chunk.uid for chunk in some])
-            draws.append(self.sampler.plan(some, rows, landing.failed, stage))
-        return Work(lane, feed, draws)
+            draws.append(self.sampler.plan(some, rows, landing.failed, self.stage))
+        return draws
+
+    def _run(self, works: list[Work], landing: Landing) -> None:
+        """Launch lanes of any shape."""
+        for work in works:
+            work.lane.link(self.tables)
+            self._count(work.feed, work.lane)
+        lanes = [work.lane for work in works]
+        states = forward(self.model, self.model.layers, self.attention, lanes)
+        for work, x in zip(works, states, strict=True):
+            self._finish(work, x, landing)
+
+    def _replay(self, work: Work, recorded: Recorded, landing: Landing) -> None:
+        """Launch a padded lane."""
+        recorded.forward()
+        self._count(work.feed, recorded.lane)
+        if work.drawn is None:
+            recorded.choose()
+            landing.add_tokens(work.chunks, self.tokens[: len(work.chunks)])
+        else:
+            self._draw(work.draws, self.states[work.drawn], landing)
+
+    def _forward(self, lane: Lane) -> None:
+        """What is recorded of a padded lane: from its arrays to `states`."""
+        lane.link(self.tables)
+        (x,) = forward(self.model, self.model.layers, self.attention, [lane])
+        self.states[: lane.kept].copy_(x)
+
+    def _choose(self, choice: Choice) -> None:
+        """What is recorded after it: from `states` to `tokens`."""
+        count = len(choice.target)
+        for first in range(0, count, self.rows):
+            rows = slice(first, min(count, first + self.rows))
+            logits = self.model.logits(self.states[rows])
+            self.tokens[rows] = sample.choose(logits, choice.temperature[rows], choice.u[rows])
+        self.tables.last.index_copy_(0, choice.target, self.tokens[:count].clamp(min=0))
+
+    def _count(self, feed: Feed | None, lane: Lane) -> None:
+        if feed is not None:
+            self.sampler.penalties.count(feed, lane.ids)
 
     def _finish(self, work: Work, x: Tensor, landing: Landing) -> None:
         """x [kept, H]: rows that sample, rows that are scored, rows that are pooled."""
         lane = work.lane
         sampled, scored = len(lane.sampled), len(lane.targets)
         sampling, scoring, pooling = x.split([sampled, scored, lane.kept - sampled - scored])
-        for draw in work.draws:
-            self._draw(draw, sampling[: len(draw.chunks)], landing)
-            sampling = sampling[len(draw.chunks) :]
+        self._draw(work.draws, sampling, landing)
         if lane.scored:
             self._score(lane.scored, lane.targets, scoring, landing)
         if lane.pooled:
             self._pool(lane.pooled, pooling, landing)
 
-    def _draw(self, draw: Draw, x: Tensor, landing: Landing) -> None:
-        drawn = self.sampler.draw(self.model.logits(x), draw)
-        self.tables.last[draw.target] = drawn.tokens.clamp(min=0)
-        landing.add_tokens(draw.chunks, drawn.tokens)
-        if draw.scored is not None:
-            index, chunks, _ = draw.scored
-            landing.add_logprobs(chunks, drawn.tokens[index], drawn.logprobs)
+    def _draw(self, draws: list[Draw], x: Tensor, landing: Landing) -> None:
+        """x [B, H]: the rows of all draws."""
+        for draw, rows in zip(draws, x.split(self.rows), strict=False):
+            drawn = self.sampler.draw(self.model.logits(rows), draw)
+            self.tables.last[draw.target] = drawn.tokens.clamp(min=0)
+            landing.add_tokens(draw.chunks, drawn.tokens)
+            if draw.scored is not None:
+                index, chunks, _ = draw.scored
+                landing.add_logprobs(chunks, drawn.tokens[index], drawn.logprobs)
 
     def _score(self, chunks: list[Chunk], targets: Tensor, x: Tensor, landing: Landing) -> None:
         top = min(self.vocab, max(chunk.score.top for chunk in chunks))
@@ -120,7 +227,7 @@ class Runner:
             for rows, some in zip(x.split(self.rows), targets.split(self.rows), strict=True)
         ]
         columns = tuple(torch.cat(column) for column in zip(*slices, strict=True))
-        landing.add_scores(chunks, targets, columns)
+        landing.add_scores(chunks, columns)
 
     def _pool(self, chunks: list[Chunk], x: Tensor, landing: Landing) -> None:
         lengths = [chunk.length if chunk.pool == "mean" else 1 for chunk in chunks]

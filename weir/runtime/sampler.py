@@ -83,6 +83,16 @@ class Draw:
 
 
 @dataclass(slots=True, eq=False)
+class Choice:
+    """What a padded lane of B rows asks for, as far as it can be recorded: tensors of B values."""
+
+    target: Tensor  # int64: rows of Tables that take the tokens
+    temperature: Tensor  # float32; 0: greedy
+    u: Tensor  # float64
+    enough: bool  # whether that is all its requests ask for
+
+
+@dataclass(slots=True, eq=False)
 class Drawn:
     tokens: Tensor  # int64 [B]; -1: no token could be chosen
     logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None  # of Draw.scored, as ops.sample.logprobs
@@ -110,12 +120,7 @@ class Sampler:
     ) -> Draw:
         """Gather what the chunks, whose requests have these rows, ask for. A request that asks for
         what cannot be done goes to `failed`, and its row is computed without."""
-        if rows.max() >= len(self.wishes):
-            more = np.zeros(int(rows.max()) + 1, WISHES)
-            self.wishes = np.concatenate([self.wishes, more])
-        for i in np.flatnonzero(~self.wishes["known"][rows]).tolist():
-            self._learn(int(rows[i]), chunks[i], failed)
-        wishes = self.wishes[rows]
+        wishes = self._wishes(chunks, rows, failed)
         position = np.array([c.start + c.length for c in chunks], np.int64)
         edited = wishes["edited"] | np.array([c.mask is not None for c in chunks], np.bool_)
         scored = np.flatnonzero(wishes["logprobs"] >= 0)
@@ -135,6 +140,47 @@ class Sampler:
                 else None
             ),
         )
+
+    def choice(
+        self,
+        chunks: Sequence[Chunk],
+        rows: NDArray[np.int64],
+        failed: dict[int, str],
+        stage: Stage,
+        padding: tuple[int, int],
+    ) -> Choice:
+        """As `plan` for a lane padded to `padding[0]` chunks; what is chosen for those that do not
+        sample goes to row `padding[1]`."""
+        size, nobody = padding
+        target = np.full(size, nobody, np.int64)
+        temperature, u = np.zeros(size, np.float32), np.zeros(size)
+        at = [i for i, c in enumerate(chunks) if c.sample is not None]
+        enough = True
+        if at:
+            some = [chunks[i] for i in at]
+            wishes = self._wishes(some, rows[at], failed)
+            target[at] = rows[at]
+            temperature[at] = np.where(wishes["kind"] == GREEDY, 0, wishes["temperature"])
+            position = np.array([c.start + c.length for c in some], np.int64)
+            u[at] = sample.uniform(wishes["seed"], position)
+            enough = not (
+                (wishes["kind"] == FILTERED).any()
+                or wishes["edited"].any()
+                or (wishes["logprobs"] >= 0).any()
+                or any(c.mask is not None or c.sample.penalised for c in some)
+            )
+        return Choice(stage.put(target), stage.put(temperature), stage.put(u), enough)
+
+    def _wishes(
+        self, chunks: Sequence[Chunk], rows: NDArray[np.int64], failed: dict[int, str]
+    ) -> NDArray[np.void]:
+        """What each chunk's request asks for, read when it is first met."""
+        if rows.max() >= len(self.wishes):
+            more = np.zeros(int(rows.max()) + 1, WISHES)
+            self.wishes = np.concatenate([self.wishes, more])
+        for i in np.flatnonzero(~self.wishes["known"][rows]).tolist():
+            self._learn(int(rows[i]), chunks[i], failed)
+        return self.wishes[rows]
 
     def draw(self, logits: Tensor, draw: Draw) -> Drawn:
         """Choose from logits float32 [B, V], which are changed."""

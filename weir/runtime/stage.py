@@ -1,10 +1,12 @@
 """One copy to the device a plan, one copy back: host arrays become tensors here.
 
-On the CPU both are the same memory and nothing is copied.
+On the CPU both are the same memory and nothing is copied twice.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,41 +14,76 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK = 1 << 20
+SIZE = 4 << 20
 ALIGN = 16
+VIEWS = 4096
+
+
+@dataclass(slots=True, eq=False)
+class Buffer:
+    """Host memory, and when the device has read it."""
+
+    memory: Tensor  # uint8
+    bytes: NDArray[np.uint8]  # the same
+    read: torch.cuda.Event | None
 
 
 class Stage:
-    """Collects the arrays of one plan. What `put` returns may be read once `send` was called.
+    """Collects the arrays of one plan. What `put` returns may be read once `send` was called, until
+    the next plan is sent.
 
-    The pinned memory is not touched again until the copy is done: PyTorch's allocator holds it
-    back. So several plans may be on their way at once.
+    On the device they lie one after another in memory that never moves: plans whose arrays have the
+    same shapes, put in the same order, find them at the same addresses. A recorded graph relies on
+    that. Host memory is not touched again before the device has read it, so that several plans may
+    be on their way.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, size: int = SIZE):
         self.device = device
-        self.blocks: list[tuple[Tensor, Tensor, int]] = []  # pinned, on the device, bytes used
+        self.there = torch.empty(size, dtype=torch.uint8, device=device)
+        self.views: dict[tuple[int, np.dtype[Any], tuple[int, ...]], Tensor] = {}
+        self.buffers: deque[Buffer] = deque([self._buffer()])
+        self.used = 0
+
+    def begin(self) -> None:
+        """Start on the next plan."""
+        self.used = 0
+        if self.buffers[-1].read is not None:
+            if self.buffers[0].read.query():
+                self.buffers.rotate(-1)
+            else:
+                self.buffers.append(self._buffer())
 
     def put(self, array: NDArray[Any], device: torch.device | None = None) -> Tensor:
         """The tensor that `array` becomes, on the stage's device or on the CPU if that is asked."""
-        array = np.ascontiguousarray(array)
-        host = torch.from_numpy(array)
-        if (device or self.device).type == "cpu":
-            return host
-        if not self.blocks or self.blocks[-1][2] + array.nbytes > len(self.blocks[-1][0]):
-            size = max(BLOCK, array.nbytes)
-            pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-            self.blocks.append((pinned, torch.empty_like(pinned, device=self.device), 0))
-        pinned, there, used = self.blocks[-1]
-        end = used + array.nbytes
-        pinned[used:end].view(host.dtype).view(host.shape).copy_(host)
-        self.blocks[-1] = (pinned, there, -(-end // ALIGN) * ALIGN)
-        return there[used:end].view(host.dtype).view(host.shape)
+        if device is not None and device.type == "cpu" != self.device.type:
+            return torch.from_numpy(np.ascontiguousarray(array))
+        begin, end = self.used, self.used + array.nbytes
+        if end > len(self.there):  # rare, and never of a plan that a graph runs
+            return upload(torch.from_numpy(np.ascontiguousarray(array)), self.device)
+        self.used = -(-end // ALIGN) * ALIGN
+        here = self.buffers[-1].bytes[begin:end].view(array.dtype)
+        here.reshape(array.shape)[...] = array
+        key = (begin, array.dtype, array.shape)
+        view = self.views.get(key)
+        if view is None:
+            if len(self.views) >= VIEWS:
+                self.views.clear()
+            dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+            view = self.views[key] = self.there[begin:end].view(dtype).view(array.shape)
+        return view
 
     def send(self) -> None:
-        for pinned, there, used in self.blocks:
-            there[:used].copy_(pinned[:used], non_blocking=True)
-        self.blocks = []
+        buffer = self.buffers[-1]
+        if buffer.read is not None and self.used:
+            self.there[: self.used].copy_(buffer.memory[: self.used], non_blocking=True)
+            buffer.read.record()
+
+    def _buffer(self) -> Buffer:
+        if self.device.type == "cpu":
+            return Buffer(self.there, self.there.numpy(), None)
+        memory = torch.empty(len(self.there), dtype=torch.uint8, pin_memory=True)
+        return Buffer(memory, memory.numpy(), torch.cuda.Event())
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
@@ -55,8 +92,8 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
 
 
 def fetch(tensor: Tensor) -> Tensor:
-    """The tensor in host memory: valid once the device's stream has come this far."""
+    """A copy in host memory: valid once the device's stream has come this far."""
     if tensor.device.type == "cpu":
-        return tensor
+        return tensor.clone()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)

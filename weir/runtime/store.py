@@ -21,7 +21,8 @@ def page_bytes(layers: Sequence[AttentionSpec], page: int, dtype: torch.dtype) -
 
 
 class Store:
-    """The KV pages of each tier, zeroed.
+    """The KV pages of each tier, zeroed. After the last of each tier comes one that is nobody's: it
+    takes what is computed only to fill up a lane.
 
     layers: the attention of each layer. page: tokens a page. pages: how many each tier holds.
     devices: the device of each tier. dtype: of keys and values.
@@ -40,7 +41,8 @@ class Store:
         self.devices = {tier: devices[tier] for tier in self.pages}
         self.dtype = dtype
         self.kv: dict[int, list[Tensor]] = {}  # tier → one a layer: [pages, 2, Hkv, page, D]
-        for tier, count in self.pages.items():
+        for tier in self.pages:
+            count = self.pages[tier] + 1
             memory = _zeros(count * page_bytes(layers, page, dtype), devices[tier]).view(dtype)
             shapes = [(count, 2, layer.kv_heads, page, layer.head_dim) for layer in layers]
             parts = memory.split([torch.Size(shape).numel() for shape in shapes])

@@ -1,6 +1,7 @@
 """What the runner remembers of each request between plans: a row of numbers by uid.
 
-Rows live in arrays, so that a step gathers them at once. Knows pages and positions, no policy.
+Rows live in arrays, on the host and on the device, so that a step gathers them at once. Knows pages
+and positions, no policy.
 """
 
 from __future__ import annotations
@@ -10,30 +11,37 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from weir.core import Page, Tier
-
-FIRST_ROWS = 64
+from weir.runtime.stage import Stage
 
 
 class Tables:
-    """One row a live uid; rows are reused and arrays grow as requests come.
+    """One row a live uid, and one that pads lanes: its context lies in a page that is nobody's.
 
-    pages: most pages a request can have. sizes: pages of each tier. `last` is on the device: the
-    token sampled last, read by the next plan without passing through the host.
+    rows: most live uids. pages: most pages a request can have. sizes: pages of each tier, the
+    padding's not counted: its number is the size. On the device are `last`, the token sampled last,
+    which the next plan reads without its passing through the host, and `there`, a copy of `page`.
     """
 
-    def __init__(self, pages: int, sizes: Mapping[int, int], device: torch.device):
-        self.sizes = sizes
+    def __init__(self, rows: int, pages: int, sizes: Mapping[int, int], device: torch.device):
+        self.sizes = np.array([sizes.get(tier, 0) for tier in Tier], np.int64)
         self.row: dict[int, int] = {}
-        self.free = list(range(FIRST_ROWS))
-        self.page = np.zeros((FIRST_ROWS, pages), np.int32)  # page numbers, in order of position
-        self.upto = np.zeros((FIRST_ROWS, len(Tier)), np.int32)  # pages of this tier and hotter
-        self.last = torch.zeros(FIRST_ROWS, dtype=torch.int64, device=device)
+        self.padding = rows
+        self.free = list(range(rows))
+        self.page = np.zeros((rows + 1, pages), np.int32)  # page numbers, in order of position
+        self.page[self.padding] = sizes[min(sizes)]
+        self.upto = np.zeros((rows + 1, len(Tier)), np.int32)  # pages of this tier and hotter
+        self.last = torch.zeros(rows + 1, dtype=torch.int64, device=device)
+        self.there = torch.from_numpy(self.page).to(device)  # on the CPU the same memory
+        self.fresh: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []  # places, page numbers
+        self.staged: tuple[Tensor, Tensor] | None = None
 
     @property
-    def size(self) -> int:
-        return len(self.page)
+    def width(self) -> int:
+        """Most pages of a request."""
+        return self.page.shape[1]
 
     def forget(self, uids: Iterable[int]) -> list[int]:
         """Drop requests; unknown ones are ignored. Returns the rows that became free."""
@@ -48,26 +56,44 @@ class Tables:
         for uid in uids:
             if uid not in self.row:
                 if not self.free:
-                    self._grow()
+                    raise RuntimeError(f"more than {self.padding} requests at once")
                 self.row[uid] = self.free.pop()
         return np.array([self.row[uid] for uid in uids], np.int64)
 
-    def append(self, row: int, pages: Sequence[Page]) -> None:
-        """Give a row more pages, none hotter than one before it."""
-        have, most = int(self.upto[row, -1]), self.page.shape[1]
-        if have + len(pages) > most:
-            raise RuntimeError(f"a request has {have + len(pages)} pages, and {most} hold any")
-        for at, (tier, index) in enumerate(pages, have):
-            if not 0 <= index < self.sizes.get(tier, 0):
-                raise RuntimeError(f"there is no page {index} of tier {tier}")
-            if self.upto[row, tier] < at:
-                raise RuntimeError("a request's pages become hotter with position")
-            self.page[row, at] = index
-            self.upto[row, tier:] += 1
+    def append(self, rows: NDArray[np.int64], pages: Sequence[Sequence[Page]]) -> None:
+        """Give each of some rows more pages, none hotter than one before it. On the device they are
+        known after `put` and `update`."""
+        count = np.array([len(some) for some in pages], np.int64)
+        total = int(count.sum())
+        if not total:
+            return
+        tier, index = np.array([page for some in pages for page in some], np.int64).T
+        owner = np.repeat(rows, count)
+        first = np.cumsum(count) - count
+        at = np.arange(total) - np.repeat(first, count) + self.upto[owner, -1]
+        if at.max() >= self.width:
+            raise RuntimeError(f"a request has {at.max() + 1} pages, and {self.width} hold any")
+        for i in np.flatnonzero((index < 0) | (index >= self.sizes[tier])).tolist():
+            raise RuntimeError(f"there is no page {index[i]} of tier {tier[i]}")
+        follows = np.append(False, owner[1:] == owner[:-1])
+        before = np.where(follows, np.roll(tier, 1), 0)
+        if (tier < before).any() or (self.upto[owner, tier] < self.upto[owner, -1]).any():
+            raise RuntimeError("a request's pages become hotter with position")
+        self.page[owner, at] = index
+        more = np.zeros_like(self.upto)
+        np.add.at(more, (owner, tier), 1)
+        self.upto += more.cumsum(axis=1, dtype=np.int32)
+        if self.there.device.type != "cpu":
+            self.fresh.append((owner * self.width + at, index.astype(np.int32)))
 
-    def _grow(self) -> None:
-        size = self.size
-        self.free = list(range(size, 2 * size))
-        self.page = np.concatenate([self.page, np.zeros_like(self.page)])
-        self.upto = np.concatenate([self.upto, np.zeros_like(self.upto)])
-        self.last = torch.cat([self.last, torch.zeros_like(self.last)])
+    def put(self, stage: Stage) -> None:
+        """Stage the pages appended since the last call."""
+        if self.fresh:
+            places, numbers = (np.concatenate(part) for part in zip(*self.fresh, strict=True))
+            self.staged, self.fresh = (stage.put(places), stage.put(numbers)), []
+
+    def update(self) -> None:
+        """Bring the device's copy up to date with what was staged."""
+        if self.staged is not None:
+            self.there.view(-1).index_copy_(0, *self.staged)
+            self.staged = None

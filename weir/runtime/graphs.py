@@ -1,0 +1,91 @@
+"""Lanes of fixed shapes, whose launches are recorded once and replayed from then on.
+
+A decode step of a small batch takes the device less time than the host needs to launch it. Padded
+to one of a few shapes, and with its arrays always at the same addresses (see Stage), a lane is one
+CUDA graph for the forward pass and one for the choice of tokens. Where there is no CUDA, replaying
+is calling: the same lanes, tested anywhere.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from weir.core import Chunk
+from weir.runtime.inputs import Lane, Shape
+
+
+def decode_sizes(most: int) -> list[int]:
+    """Sequences that decode lanes are padded to: 1, 2, 4, then every multiple of 8."""
+    return [n for n in (1, 2, 4) if n < most] + [*range(8, most, 8), most]
+
+
+@dataclass(slots=True, eq=False)
+class Recorded:
+    """A padded lane, and what replays its two parts."""
+
+    lane: Lane
+    staged: int  # bytes of the stage that belong to it
+    forward: Callable[[], None]
+    choose: Callable[[], None]
+
+
+class Recorder:
+    """Records what functions launch on a device. All recordings share one pool of memory, so only
+    one may be under way at a time, and the largest should be made first."""
+
+    def __init__(self, device: torch.device):
+        self.on_device = device.type == "cuda"
+        if self.on_device:
+            self.stream = torch.cuda.Stream(device)
+            self.pool = torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """→ what launches again all that `run` launches now. It runs twice: kernels are compiled
+        and loaded by the first time, which no recording may do."""
+        run()
+        if not self.on_device:
+            return run
+        graph = torch.cuda.CUDAGraph()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            run()
+            graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return graph.replay
+
+
+class Graphs:
+    """The shapes there are, and their recordings once they are made.
+
+    decodes: sequences of lanes with one token each. mixed: shapes of lanes of any chunks.
+    """
+
+    def __init__(self, decodes: Iterable[int] = (), mixed: Iterable[Shape] = ()):
+        self.decodes = sorted(decodes)
+        self.mixed = sorted(mixed)
+        self.recorded: dict[Shape, Recorded] = {}
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Largest first."""
+        return sorted([*(Shape(n, n) for n in self.decodes), *self.mixed], reverse=True)
+
+    def fit(self, chunks: Sequence[Chunk]) -> Shape | None:
+        """The smallest shape that holds the chunks; None: there is none, or they ask for rows that
+        no padded lane keeps."""
+        if not self.recorded or any(c.score is not None or c.pool is not None for c in chunks):
+            return None
+        count, tokens = len(chunks), sum(c.length for c in chunks)
+        if tokens == count:
+            at = bisect_left(self.decodes, count)
+            if at < len(self.decodes):
+                return Shape(self.decodes[at], self.decodes[at])
+        for shape in self.mixed:  # a sequence more, for the tokens that fill it up
+            if shape.tokens >= tokens and shape.sequences > count:
+                return shape
+        return None
