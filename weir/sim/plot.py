@@ -27,11 +27,13 @@ class Timeline:
 
     def __init__(self) -> None:
         self.moments: list[Moment] = []
+        self._computed = 0  # tokens of all steps so far
 
     def __call__(self, replica: Replica) -> None:
         s, stats = replica.engine.scheduler, replica.engine.stats()
-        waiting = len(s.waiting) + len(s.new)
-        self.moments.append(Moment(replica.clock.time, len(s.running), waiting, stats.step_tokens))
+        waiting, computed = len(s.waiting) + len(s.new), int(stats.step_tokens.sum)
+        tokens, self._computed = computed - self._computed, computed
+        self.moments.append(Moment(replica.clock.time, len(s.running), waiting, tokens))
 
 
 def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.6)) -> Any:
