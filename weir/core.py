@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -82,6 +82,30 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]  # most likely first
 
 
+class Matcher(Protocol):
+    """The grammar that one request's answer follows, and how far it has come."""
+
+    def begin(self, most: int) -> list[int]:
+        """The tokens, at most so many, that every answer begins with: taken as given."""
+        ...
+
+    def mask(self) -> bytes | None:
+        """The tokens that may come next, one bit each; None: not known yet, ask again."""
+        ...
+
+    def advance(self, token: int) -> list[int]:
+        """Take a token in that `mask` allowed. Returns what stands in its place: the token, and
+        whatever must follow it; tokens may be cut otherwise then, but say the same.
+
+        Raises `GrammarError` if the answer cannot go on."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer has ended: nothing may be added."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One sequence from arrival to the last token. Its phase is `todo`, nothing else."""
@@ -92,9 +116,11 @@ class Request:
     arrival: float
     priority: int = 0  # smaller goes first
     user: str = ""
+    matcher: Matcher | None = None
     prompt: int = 0  # len(tokens) at arrival
     computed: int = 0  # tokens whose KV exists once every flying plan has landed
     settled: int = 0  # tokens whose value is known
+    told: int = 0  # tokens whose value deltas have told
     flying: int = 0  # plans that carry this request and have not landed
     pages: list[Page] = field(default_factory=list)
     lease: Any = None  # deepest locked node, opaque outside kv; None: holds nothing
@@ -109,7 +135,7 @@ class Request:
     preempted: int = 0
 
     def __post_init__(self) -> None:
-        self.prompt = self.settled = len(self.tokens)
+        self.prompt = self.settled = self.told = len(self.tokens)
 
     @property
     def todo(self) -> int:

@@ -26,6 +26,10 @@ class MonotonicClock:
         return time.monotonic()
 
 
+PAUSE = 1e-4
+"""Seconds between two looks at requests that cannot be planned yet."""
+
+
 class Engine:
     """The control loop over a scheduler and an executor. `info` tells people what it runs on."""
 
@@ -71,6 +75,7 @@ class Engine:
         """Plan and submit one iteration, then settle the oldest if the pipe is full. Returns what
         that one brought; nothing while the pipe fills."""
         began = time.perf_counter()
+        plan = None
         if len(self.flying) < self.executor.depth:
             plan = self.scheduler.plan(self.clock.now())
             if plan is not None:
@@ -80,6 +85,8 @@ class Engine:
         planned = time.perf_counter()
         if not self.flying:
             deltas, self.scheduler.ended = self.scheduler.ended, []
+            if plan is None and not deltas:
+                time.sleep(PAUSE)  # every request waits for its mask
             return deltas
         plan, handle = self.flying.popleft()
         result = handle.result()

@@ -30,6 +30,10 @@ class Overloaded(WeirError):
         self.retry_after = retry_after
 
 
+class GrammarError(WeirError):
+    """An answer cannot go on under its grammar."""
+
+
 class EngineDead(WeirError):
     """The engine process ended while this request was in it."""
 

@@ -45,6 +45,36 @@ def build(rng: random.Random, page: int, depth: int, chains: bool, longest: int)
     return Engine(scheduler, Shadow(capacity, depth=depth, chains=chains), VirtualClock())
 
 
+class Toy:
+    """A grammar as the scheduler sees one: begins with given tokens, replaces some of the sampled
+    tokens and forces others after them, has no mask at times, ends at 49. A function of the tokens
+    alone."""
+
+    def __init__(self, rng: random.Random):
+        self.rng = rng  # says only when the mask is there
+        self.complete = False
+
+    def begin(self, most: int) -> list[int]:
+        return [3, 1, 4][: max(0, most)]
+
+    def mask(self) -> bytes | None:
+        return None if self.rng.random() < 0.3 else b""
+
+    def advance(self, token: int) -> list[int]:
+        self.complete = token == 49
+        forced = [(token * n) % 48 + 1 for n in range(2, 2 + token % 4)] if token % 3 == 0 else []
+        return [token + token % 2, *forced]
+
+    def answer(self, prompt: list[int], most: int) -> tuple[list[int], str]:
+        """What a request must produce, and how it ends."""
+        made = self.begin(most - 1)
+        while len(made) < most:
+            made += self.advance(expected(prompt + made, 1)[0])
+            if self.complete and len(made) <= most:
+                return made, "stop"
+        return made[:most], "length"
+
+
 def work(rng: random.Random, count: int) -> list[tuple[int, list[int], int]]:
     """(arrival step, prompt, tokens wanted); half of the prompts share one of three heads."""
     heads = [[rng.randrange(1, 50) for _ in range(40)] for _ in range(3)]
@@ -56,7 +86,7 @@ def work(rng: random.Random, count: int) -> list[tuple[int, list[int], int]]:
     return out
 
 
-def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None):
+def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None, rng=None):
     """Run to the end; returns uid → (tokens, how it ended)."""
     got: dict[int, list[int]] = {uid: [] for uid in range(len(items))}
     done: dict[int, str] = {}
@@ -68,6 +98,8 @@ def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None
                 r = Request(
                     uid, list(prompt), Sampling(max_tokens=wanted, stops=stops), float(step)
                 )
+                if rng is not None and uid % 2:
+                    r.matcher = Toy(rng)
                 engine.executor.requests[uid] = r.tokens
                 engine.add(r)
         for uid, when in aborts.items():
@@ -128,6 +160,26 @@ def test_aborts_and_stop_tokens_leave_nothing_behind(seed, page, flight):
     cache = engine.scheduler.cache
     assert cache.room(cache.hot) == cache.pools[cache.hot].size
     assert not engine.scheduler.live and not engine.executor.tables
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([1, 4, 16]),
+    st.sampled_from([(1, True), (2, True), (2, False), (3, True)]),
+)
+def test_forced_tokens_do_not_depend_on_policy(seed, page, flight):
+    """Every second request has a grammar: its tokens jump, the others' do not notice."""
+    rng = random.Random(seed)
+    items = work(rng, 25)
+    longest = max(len(prompt) + wanted for _, prompt, wanted in items)
+    engine = build(rng, page, *flight, longest)
+    got, done = drive(engine, items, {}, rng=rng)
+    for uid, (_, prompt, wanted) in enumerate(items):
+        answer = Toy(rng).answer(prompt, wanted) if uid % 2 else None
+        assert (got[uid], done[uid]) == (answer or (expected(prompt, wanted), "length"))
+    cache = engine.scheduler.cache
+    assert cache.room(cache.hot) == cache.pools[cache.hot].size
 
 
 def test_same_arrivals_give_the_same_plans():

@@ -24,6 +24,7 @@ from weir.core import (
     Score,
     Tier,
 )
+from weir.errors import GrammarError
 from weir.kv.cache import Cache
 from weir.sched.composer import Composer
 from weir.sched.placement import Placement
@@ -67,6 +68,9 @@ class Scheduler:
     # -- arrivals and departures ---------------------------------------------------------------
 
     def add(self, r: Request) -> None:
+        if r.matcher is not None:
+            r.tokens += r.matcher.begin(r.sampling.max_tokens - 1)
+            r.settled = len(r.tokens)
         self.live[r.uid] = r
         self.new.append(r)
 
@@ -132,7 +136,7 @@ class Scheduler:
         if r.settled == len(r.tokens):
             return r.flying == 0 or self.chains
         wants = len(r.tokens) - r.prompt < r.sampling.max_tokens
-        return self.chains and r.sampled and wants
+        return self.chains and r.sampled and wants and r.matcher is None
 
     def _ranked(self, ready: list[Entry], it: _Iteration) -> Iterator[Request]:
         """Ready and waiting requests, merged in order. No more waiting ones come once what is left
@@ -159,6 +163,8 @@ class Scheduler:
 
     def _schedule(self, r: Request, length: int, it: _Iteration, now: float) -> Chunk | None:
         """Find `r`'s prefix, reserve its pages, and advance it by at most `length`."""
+        if r.matcher is not None and r.matcher.mask() is None:
+            return None  # its mask is being computed; nobody waits for it
         fresh = not r.running
         if fresh and (r.done is not None or r.settled < len(r.tokens)):
             return None  # evicted with a token in flight: wait until it has landed
@@ -243,6 +249,7 @@ class Scheduler:
             score=_score(r, start, end),
             pool=r.sampling.pool,
             final=final,
+            mask=r.matcher.mask() if samples and r.matcher is not None else None,
         )
         r.sent = len(r.pages)
         r.computed = end
@@ -278,21 +285,20 @@ class Scheduler:
         if not (chunk.sample or chunk.final or scores):
             return None
         delta = Delta(uid, scores=scores)
+        first = r.told == r.prompt
         if chunk.sample is not None:
-            token = result.tokens[uid]
-            delta.tokens = [token]
             if uid in result.logprobs:
                 delta.logprobs = [result.logprobs[uid]]
-            r.tokens[r.settled] = token
-            r.settled += 1
-            if token in r.sampling.stops:
-                r.done = "stop"
-            elif r.settled - r.prompt >= r.sampling.max_tokens:
-                r.done = "length"
+            try:
+                _append(r, result.tokens[uid])
+            except GrammarError as error:
+                r.done, delta.error = "error", str(error)
+            delta.tokens = r.tokens[r.told : r.settled]
+            r.told = r.settled
         elif chunk.final:
             delta.vector = result.vectors.get(uid)
             r.done = "stop" if r.sampling.pool else "length"
-        if r.settled - r.prompt <= 1:
+        if first:
             delta.cached, delta.started = r.cached, r.started
         if r.done is not None:
             delta.done, delta.preempted = r.done, r.preempted
@@ -337,6 +343,29 @@ class _Iteration:
             if r.uid not in taken and r.done is None and r.running:
                 return r
         return None
+
+
+def _append(r: Request, token: int) -> None:
+    """Settle a sampled token, and with a grammar also what must follow it, up to where the answer
+    ends. Raises `GrammarError`."""
+    stops, room = r.sampling.stops, r.prompt + r.sampling.max_tokens - r.settled
+    tokens = [token]
+    if token in stops:
+        r.done = "stop"
+    elif r.matcher is not None:
+        tokens = r.matcher.advance(token)
+        r.sampled = r.sampled and tokens == [token]  # else the executor's token is not ours
+        if r.matcher.complete:
+            r.done = "stop"
+        stopped = next((at for at, one in enumerate(tokens[:room], 1) if one in stops), 0)
+        if stopped:
+            tokens, r.done = tokens[:stopped], "stop"
+        elif len(tokens) > room:
+            tokens, r.done = tokens[:room], "length"
+    r.tokens[r.settled : r.settled + 1] = tokens
+    r.settled += len(tokens)
+    if r.done is None and len(tokens) >= room:
+        r.done = "length"
 
 
 def _score(r: Request, start: int, end: int) -> Score | None:
