@@ -8,8 +8,11 @@ __version__ = "0.1.0"
 _HOMES = {"LLM": "weir.llm", "AsyncLLM": "weir.llm", "SamplingParams": "weir.params"}
 _HOMES |= dict.fromkeys(
     (
+        "Anthropic",
+        "OpenAI",
         "ProgramError",
         "Runtime",
+        "RuntimeEndpoint",
         "assistant",
         "assistant_begin",
         "assistant_end",

@@ -5,7 +5,10 @@ and nothing waits until a value is read. Programs are clients of an engine: this
 and requests, no pages and no plans.
 """
 
+from weir.lang.backend.anthropic import Anthropic
 from weir.lang.backend.choose import flush_cache, set_default_backend
+from weir.lang.backend.endpoint import RuntimeEndpoint
+from weir.lang.backend.openai import OpenAI
 from weir.lang.backend.runtime import Runtime
 from weir.lang.program import Program, function
 from weir.lang.state import Group, State
@@ -31,10 +34,13 @@ from weir.lang.words import (
 )
 
 __all__ = [
+    "Anthropic",
     "Group",
+    "OpenAI",
     "Program",
     "ProgramError",
     "Runtime",
+    "RuntimeEndpoint",
     "State",
     "assistant",
     "assistant_begin",

@@ -7,12 +7,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, update_wrapper
-from typing import Any, cast
+from typing import Any, cast, overload
 
 from weir.lang import ir, trace
 from weir.lang.backend.base import Backend
 from weir.lang.backend.choose import chosen
 from weir.lang.loop import Crew, spawn, wait
+from weir.lang.speculate import Ahead, Forms
 from weir.lang.state import State
 from weir.lang.stream import Stream
 from weir.lang.words import gen
@@ -31,17 +32,23 @@ Arguments = Mapping[str, Any] | Sequence[Any]
 class Program:
     """A function of a state, `def f(s, ...)`, with ways to run it. Made by `function`."""
 
-    def __init__(self, body: Callable[..., Any], bound: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        body: Callable[..., Any],
+        bound: Mapping[str, Any] | None = None,
+        num_api_spec_tokens: int | None = None,
+    ):
         self.names = list(inspect.signature(body).parameters)[1:]
         if not inspect.signature(body).parameters:
             raise TypeError(f"{body.__name__} must take the state as its first argument")
         self.body = body
         self.bound = dict(bound or {})
+        self.num_api_spec_tokens = num_api_spec_tokens
         update_wrapper(self, body)
 
     def bind(self, **arguments: Any) -> Program:
         """The program with some of its arguments given."""
-        return Program(self.body, self.bound | arguments)
+        return Program(self.body, self.bound | arguments, self.num_api_spec_tokens)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """With a state first, as inside another program: just the body. Else `run`."""
@@ -63,7 +70,7 @@ class Program:
         by `text_iter`. Raises ProgramError, and whatever the body raises.
         """
         named, defaults = self._sort(named)
-        state = State(Stream(chosen(backend), defaults))
+        state = State(self._stream(chosen(backend), defaults))
         whole = partial(self._whole, state, arguments, named)
         if stream:
             threading.Thread(target=whole, name="weir-program", daemon=True).start()
@@ -129,9 +136,16 @@ class Program:
             arguments, named = (), dict(entry)
         else:
             arguments, named = tuple(entry), {}
-        state = State(Stream(backend, defaults))
+        state = State(self._stream(backend, defaults))
         self._whole(state, arguments, named)
         return state
+
+    def _stream(self, backend: Backend, defaults: dict[str, Any]) -> Stream:
+        if self.num_api_spec_tokens is None:
+            return Stream(backend, defaults)
+        if backend.chats:
+            return Forms(backend, defaults, self.num_api_spec_tokens)
+        return Stream(Ahead(backend, self.num_api_spec_tokens), defaults)
 
     def _whole(self, state: State, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
         """The body, and all that it appended. What the body raises is kept in the state."""
@@ -163,6 +177,20 @@ class Program:
         return own, DEFAULTS | node.settings
 
 
-def function(body: Callable[..., Any]) -> Program:
-    """Make a function of a state a program: `@weir.function`."""
-    return Program(body)
+@overload
+def function(body: Callable[..., Any]) -> Program: ...
+@overload
+def function(
+    body: None = None, *, num_api_spec_tokens: int | None = None
+) -> Callable[[Callable[..., Any]], Program]: ...
+def function(
+    body: Callable[..., Any] | None = None, *, num_api_spec_tokens: int | None = None
+) -> Program | Callable[[Callable[..., Any]], Program]:
+    """Make a function of a state a program: `@weir.function`.
+
+    With `num_api_spec_tokens` a backend that bills its input is asked for that many tokens at once,
+    which serve the `gen`s that follow as well: see `weir.lang.speculate`.
+    """
+    if body is None:
+        return partial(Program, num_api_spec_tokens=num_api_spec_tokens)
+    return Program(body, num_api_spec_tokens=num_api_spec_tokens)

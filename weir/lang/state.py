@@ -93,6 +93,8 @@ class State:
         if name not in self.values:
             known = ", ".join(self.values) or "none yet"
             raise KeyError(f"{program_line()}: no variable {name!r}; there are: {known}")
+        if not self.values[name].done():
+            self.stream.need()
         return self.values[name]
 
     def made(self) -> dict[str, Value]:

@@ -106,6 +106,9 @@ class Stream:
         """A stream for a `Fork` of this one."""
         return Stream(self.backend, self.defaults, waits=True)
 
+    def need(self) -> None:
+        """A value is about to be waited for."""
+
     def stop(self, error: Exception | None = None) -> None:
         """End what is under way; what was not done yet fails, because of `error` if given."""
         loop().call_soon_threadsafe(self._stop, error)
@@ -160,12 +163,17 @@ class Stream:
                 self._fail("", ProgramError("the program was stopped"))
             except Exception as error:
                 self._fail(item.line, error)
+            self._settle([item])
+
+    def _settle(self, items: list[Item]) -> None:
+        """What has no value now will have none."""
+        for item in items:
             for name, value in item.fill.items():
                 self._complete.add(name)
                 if not value.done():
                     assert self.error is not None
                     value.set_exception(self.error)
-            self._wake()
+        self._wake()
 
     def _fail(self, line: str, error: Exception) -> None:
         """Nothing that follows will be done. The first error counts."""
@@ -228,7 +236,7 @@ class Stream:
         finally:
             await pieces.aclose()
         texts = ["".join(p.text for p in choices[i]) for i in sorted(choices)]
-        metas = [_meta(choices[i]) for i in sorted(choices)]
+        metas = [meta_of(choices[i]) for i in sorted(choices)]
         if node.name is not None:
             one = settings.get("n", 1) == 1
             meta = metas[0] if one else {"choices": metas}
@@ -294,14 +302,13 @@ class Stream:
                 self._say(child.prompt.text[child.inherited :])
 
 
-def _meta(pieces: list[Piece]) -> dict[str, Any]:
+def meta_of(pieces: list[Piece]) -> dict[str, Any]:
     """What is known of one choice's text."""
-    last = pieces[-1]
     logprobs = [entry for piece in pieces for entry in piece.logprobs or ()]
     return {
-        "finish_reason": last.finish_reason,
-        "prompt_tokens": last.prompt_tokens,
-        "completion_tokens": last.completion_tokens,
-        "cached_tokens": last.cached_tokens,
+        "finish_reason": next((p.finish_reason for p in pieces if p.finish_reason), None),
+        "prompt_tokens": max(piece.prompt_tokens for piece in pieces),
+        "completion_tokens": max(piece.completion_tokens for piece in pieces),
+        "cached_tokens": max(piece.cached_tokens for piece in pieces),
         "logprobs": logprobs or None,
     }

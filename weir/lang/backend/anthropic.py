@@ -35,6 +35,10 @@ class Anthropic:
         self.model = model_name
         self.service = Service(base_url, {"x-api-key": key, "anthropic-version": VERSION})
 
+    def shutdown(self) -> None:
+        """Close the connections to the service."""
+        self.service.close()
+
     def turn(self, roles: Sequence[str]) -> Turn:
         return Turn(f"{roles[-1].upper()}: ", "\n")
 

@@ -22,6 +22,11 @@ class Prompt:
     turn_start: int = 0
     images: list[str | bytes] = field(default_factory=list)
 
+    @property
+    def templated(self) -> bool:
+        """Whether a chat template wrote the beginning, special tokens and all."""
+        return bool(self.turns) or self.role is not None
+
 
 @dataclass(slots=True)
 class Piece:
@@ -31,7 +36,7 @@ class Piece:
     index: int = 0
     finish_reason: str | None = None
     logprobs: list[Logprob] | None = None
-    prompt_tokens: int = 0  # with the last piece
+    prompt_tokens: int = 0  # as far as it is known with this piece
     completion_tokens: int = 0
     cached_tokens: int = 0
 
@@ -58,6 +63,10 @@ class Backend(Protocol):
     chats: bool
     """Whether it reads turns and cannot go on with a text."""
 
+    def shutdown(self) -> None:
+        """Let go of the engine or the connections behind it; not on the event loop."""
+        ...
+
     def turn(self, roles: Sequence[str]) -> Turn:
         """What stands around the last of a conversation's turns, given the roles of all."""
         ...
@@ -77,3 +86,13 @@ class Backend(Protocol):
     async def flush(self) -> None:
         """Forget what is cached."""
         ...
+
+
+def healed(plain: Sequence[int], whole: Sequence[Sequence[int]]) -> int:
+    """Leading tokens that a prompt shares with itself followed by each choice: what comes after
+    them is scored. The prompt's last tokens may merge with a choice (token healing), and the very
+    first token of all has no logprob."""
+    same = min(len(plain), *(len(ids) - 1 for ids in whole))
+    while any(ids[:same] != plain[:same] for ids in whole):
+        same -= 1
+    return max(1, same)

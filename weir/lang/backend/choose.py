@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weir.errors import ConfigError
 from weir.lang.backend.base import Backend
+from weir.lang.backend.endpoint import RuntimeEndpoint
 from weir.lang.backend.runtime import Runtime
 from weir.lang.loop import spawn, wait
 
@@ -12,15 +13,17 @@ _default: list[Backend] = []
 
 
 def set_default_backend(backend: Backend | str) -> None:
-    """The backend of every program that names none: a backend or a model's name."""
+    """The backend of every program that names none: a backend, a model's name, or a Weir
+    server's URL."""
     _default[:] = [chosen(backend)]
 
 
 def chosen(backend: Backend | str | None = None) -> Backend:
-    """A backend from what a caller gave. A model's engine is started once and kept."""
+    """A backend from what a caller gave. What a name stands for is started once and kept."""
     if isinstance(backend, str):
         if backend not in _named:
-            _named[backend] = Runtime(backend)
+            remote = backend.startswith(("http://", "https://"))
+            _named[backend] = RuntimeEndpoint(backend) if remote else Runtime(backend)
         return _named[backend]
     if backend is not None:
         return backend

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from weir.lang.backend.base import Piece, Prompt, Score, Turn
+from weir.lang.backend.base import Piece, Prompt, Score, Turn, healed
 from weir.lang.backend.openai import Completions
 from weir.lang.backend.service import Service
 from weir.lang.backend.turns import Turns
@@ -40,9 +41,46 @@ class RuntimeEndpoint(Completions):
                 yield piece
 
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
-        """What the choices share is computed first; then all of them at once, from two tokens
-        before the prompt's end, which may merge with a choice (token healing)."""
-        start = 0
-        if prompt.text:
-            plain = await self._read(prompt.text, 0)
-            start = max(0, plain["prompt_tokens"] - 2)
+        """See `Runtime.score`: one call for all choices."""
+        plain, *whole = await asyncio.gather(
+            *(self._encode(prompt.text + choice, prompt) for choice in ("", *choices))
+        )
+        same = healed(plain, whole)
+        body = {
+            "input_ids": whole,
+            "sampling_params": {"max_new_tokens": 0},
+            "return_logprob": True,
+            "logprob_start_len": same - 1,
+        }
+        answers = await self.service.post("/generate", body)
+        echoed = [answer["meta_info"]["input_token_logprobs"][1:] for answer in answers]
+        return [Score([t for _, t, _ in one], [value for value, _, _ in one]) for one in echoed]
+
+    async def _encode(self, text: str, prompt: Prompt) -> list[int]:
+        body = {"prompt": text, "add_special_tokens": not prompt.templated}
+        tokens: list[int] = (await self.service.post("/tokenize", body))["tokens"]
+        return tokens
+
+    async def cache(self, prompt: Prompt) -> None:
+        body = self._body({"max_tokens": 0}) | {
+            "prompt": prompt.text,
+            "add_special_tokens": not prompt.templated,
+        }
+        await self.service.post("/v1/completions", body)
+
+    async def flush(self) -> None:
+        await self.service.post("/flush_cache", None)
+
+
+class _Template:
+    """The server's chat template, rendered here."""
+
+    def __init__(self, info: dict[str, Any]):
+        template = info.get("chat_template")
+        names = {key: value for key, value in info.items() if key.endswith("_token") and value}
+        self._template = ChatTemplate({"default": template} if template else {}, names)
+
+    def chat(
+        self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True
+    ) -> str:
+        return self._template.render(messages, None, add_generation_prompt, False, None, {})

@@ -19,7 +19,7 @@ STANDARD = {
 """Settings that OpenAI itself takes; the rest is for servers that take more."""
 
 
-def OpenAI(  # noqa: N802: SGLang's name
+def OpenAI(
     model_name: str,
     base_url: str = "https://api.openai.com/v1",
     api_key: str | None = None,
@@ -41,6 +41,10 @@ class Completions:
     def __init__(self, service: Service, model: str):
         self.service = service
         self.model = model
+
+    def shutdown(self) -> None:
+        """Close the connections to the service."""
+        self.service.close()
 
     def turn(self, roles: Sequence[str]) -> Turn:
         return Turn(f"{roles[-1].upper()}: ", "\n")
@@ -104,6 +108,10 @@ class Chat:
         self.service = service
         self.model = model
 
+    def shutdown(self) -> None:
+        """Close the connections to the service."""
+        self.service.close()
+
     def turn(self, roles: Sequence[str]) -> Turn:
         return Turn(f"{roles[-1].upper()}: ", "\n")
 
@@ -160,7 +168,7 @@ def _streamed() -> dict[str, Any]:
     return {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def _used(service: Service, event: dict[str, Any]) -> dict[str, int]:
+def _used(service: Service, event: dict[str, Any]) -> dict[str, Any]:
     """The token counts of an event that has them, added to the service's."""
     usage = event.get("usage")
     if not usage:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from weir.client import Client
-from weir.lang.backend.base import Piece, Prompt, Score, Turn
+from weir.lang.backend.base import Piece, Prompt, Score, Turn, healed
 from weir.lang.backend.turns import Turns
 from weir.lang.loop import spawn, wait
 from weir.llm import AsyncLLM
@@ -65,13 +65,10 @@ class Runtime:
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
         """All choices at once; what they share with the prompt is computed once.
 
-        A choice is tokenised together with the prompt, so that the last tokens of the prompt may
-        merge with it (token healing): what is scored begins where the choices' tokens and the
-        prompt's first differ."""
+        A choice is tokenised together with the prompt; see `healed`."""
         plain = self._ids(prompt)
         whole = [self._encode(prompt.text + choice, prompt) for choice in choices]
-        same = min(_common(plain, ids) for ids in whole)
-        same = max(1, min(same, *(len(ids) - 1 for ids in whole)))  # the first has no logprob
+        same = healed(plain, whole)
         params = SamplingParams(max_tokens=0, prompt_logprobs=0, score_from=same)
         streams = [self.client.submit(ids, params) for ids in whole]
         for stream in streams:
@@ -93,12 +90,4 @@ class Runtime:
 
     def _encode(self, text: str, prompt: Prompt) -> list[int]:
         """A chat template writes its own special tokens."""
-        templated = bool(prompt.turns) or prompt.role is not None
-        return self.client.text.encode(text, add_special_tokens=not templated)
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Leading ids that two share."""
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
+        return self.client.text.encode(text, add_special_tokens=not prompt.templated)

@@ -10,6 +10,7 @@ import httpx
 import msgspec
 
 from weir.errors import BadRequest, EngineDead, Overloaded
+from weir.lang.loop import spawn, wait
 
 ATTEMPTS = 5
 """Times a request is sent that the service was too busy for."""
@@ -32,21 +33,25 @@ class Service:
         self.prompt_tokens += usage.get("prompt_tokens", usage.get("input_tokens", 0))
         self.completion_tokens += usage.get("completion_tokens", usage.get("output_tokens", 0))
 
+    def close(self) -> None:
+        """Hang up."""
+        wait(spawn(self._http.aclose()))
+
     async def get(self, path: str) -> Any:
-        async with self._http.stream("GET", path) as response:
-            return await self._whole(response)
+        async for data in self.events(path, None, "GET"):
+            return data
 
     async def post(self, path: str, body: Any) -> Any:
         """The answer to one call. Raises BadRequest, Overloaded, EngineDead."""
         async for data in self.events(path, body):
             return data
 
-    async def events(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
+    async def events(self, path: str, body: Any, method: str = "POST") -> AsyncGenerator[Any, None]:
         """Each event's data; the whole answer where it is not a stream. Closing it hangs up."""
         self.calls += 1
         for attempt in range(ATTEMPTS):
             try:
-                async with self._http.stream("POST", path, json=body) as response:
+                async with self._http.stream(method, path, json=body) as response:
                     if response.status_code not in (429, 503) or attempt == ATTEMPTS - 1:
                         async for data in self._read(response):
                             yield data
@@ -57,7 +62,8 @@ class Service:
             await asyncio.sleep(min(wait, 30.0))
 
     async def _read(self, response: httpx.Response) -> AsyncGenerator[Any, None]:
-        if "text/event-stream" not in response.headers.get("content-type", ""):
+        streams = "text/event-stream" in response.headers.get("content-type", "")
+        if not (streams and response.is_success):
             yield await self._whole(response)
             return
         async for line in response.aiter_lines():

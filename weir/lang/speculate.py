@@ -1,0 +1,207 @@
+"""API speculation: one call to a service serves several `gen`s (SGLang, section 5).
+
+A service that bills its input tokens is asked once to write on past the first `gen`'s end. What it
+wrote beyond is held, and used as long as the program says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from weir.errors import BadRequest
+from weir.lang import ir
+from weir.lang.backend.base import Backend, Piece, Prompt, Score, Turn
+from weir.lang.stream import Answer, Item, Stream, meta_of
+
+TRIES = 3
+"""Times a whole turn is asked for before a program is told that none had its form."""
+
+
+class Ahead:
+    """A completion backend for one stream, which reads `tokens` ahead of every `gen`."""
+
+    def __init__(self, backend: Backend, tokens: int):
+        self.backend = backend
+        self.tokens = tokens
+        self.chats = backend.chats
+        self._text = ""  # what was said, and what the service wrote beyond
+        self._reason: str | None = None  # why it ended there
+
+    def shutdown(self) -> None:
+        self.backend.shutdown()
+
+    def turn(self, roles: Sequence[str]) -> Turn:
+        return self.backend.turn(roles)
+
+    async def generate(
+        self, prompt: Prompt, settings: dict[str, Any]
+    ) -> AsyncGenerator[Piece, None]:
+        held = self._held(prompt.text)
+        found = cut(held, stops(settings)) if held else None
+        if found is None and held and self._reason == "stop":
+            found = held  # the model had ended there by itself
+        if found is not None:
+            yield Piece(found, finish_reason="stop")
+            return
+        async for piece in self._ask(prompt, settings):
+            yield piece
+
+    def _held(self, said: str) -> str:
+        """What the service wrote after `said`, if it agreed with it so far."""
+        return self._text[len(said) :] if self._text.startswith(said) else ""
+
+    async def _ask(self, prompt: Prompt, settings: dict[str, Any]) -> AsyncGenerator[Piece, None]:
+        ends, own = stops(settings), settings.get("max_tokens")
+        if settings.get("n", 1) != 1 or "logprobs" in settings:
+            raise BadRequest("a program that speculates has no n and no logprobs")
+        if ends:
+            longer = {name: value for name, value in settings.items() if name != "stop"}
+            longer["max_tokens"] = max(self.tokens, own or 0)
+            pieces = [piece async for piece in self.backend.generate(prompt, longer)]
+            text, reason = "".join(p.text for p in pieces), meta_of(pieces)["finish_reason"]
+            self._text, self._reason = prompt.text + text, reason
+            found = cut(text, ends)
+            if found is not None or longer["max_tokens"] == own:
+                reason = reason if found is None else "stop"
+                text = text if found is None else found
+                yield replace(pieces[-1], text=text, finish_reason=reason)
+                return
+        # only its own limit ends this one, and only the service can count tokens
+        async for piece in self.backend.generate(prompt, settings):
+            yield piece
+
+    async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
+        return await self.backend.score(prompt, choices)
+
+    async def cache(self, prompt: Prompt) -> None:
+        await self.backend.cache(prompt)
+
+    async def flush(self) -> None:
+        await self.backend.flush()
+
+
+@dataclass(slots=True, eq=False)
+class Need(ir.Node):
+    """A value of the open turn is wanted before the turn has ended."""
+
+
+class Forms(Stream):
+    """A chat service's stream: an assistant's turn is asked for as a whole, when it ends or one of
+    its values is read, and its `gen`s are found in the answer by the text between them."""
+
+    def __init__(
+        self, backend: Backend, defaults: dict[str, Any], tokens: int, waits: bool = False
+    ):
+        super().__init__(backend, defaults, waits)
+        self._tokens = tokens
+        self._form: list[Item] = []  # of the open turn, not asked for yet
+
+    def branch(self) -> Forms:
+        return Forms(self.backend, self.defaults, self._tokens, waits=True)
+
+    def need(self) -> None:
+        self.push(Need())
+
+    async def _do(self, item: Item) -> None:
+        collects = self.prompt.role == "assistant" and isinstance(item.node, ir.Text | ir.Gen)
+        if collects:
+            self._form.append(replace(item))
+            item.fill = {}
+            return
+        if self._form:
+            form, self._form = self._form, []
+            try:
+                await self._ask(form)
+            except Exception as error:
+                self._fail(form[0].line, error)
+                self._settle(form)
+                return
+        if not isinstance(item.node, Need):
+            await super()._do(item)
+
+    async def _ask(self, form: list[Item]) -> None:
+        parts = [self._part(item.node) for item in form]
+        blanks = [item for item in form if isinstance(item.node, ir.Gen)]
+        if not blanks:
+            self._say("".join(part for part in parts if isinstance(part, str)))
+            return
+        settings = self._settings(blanks, parts)
+        values, meta = None, {}
+        for _ in range(TRIES):
+            pieces = [p async for p in self.backend.generate(replace(self.prompt), settings)]
+            values, meta = match(parts, "".join(p.text for p in pieces)), meta_of(pieces)
+            if values is not None:
+                break
+        if values is None:
+            raise BadRequest(f"{TRIES} answers did not have the form of this turn: say it in it")
+        left = iter(values)
+        for item, part in zip(form, parts, strict=True):
+            text = part if isinstance(part, str) else next(left)
+            name = item.node.name if isinstance(item.node, ir.Gen) else None
+            self._say(text, name)
+            if name is not None:
+                item.fill[name].set_result(Answer(text, meta))
+
+    def _part(self, node: ir.Node) -> str | Blank:
+        return node.value if isinstance(node, ir.Text) else Blank(self._stops(node))
+
+    def _stops(self, node: ir.Node) -> list[str]:
+        assert isinstance(node, ir.Gen)
+        return stops(self.defaults | node.settings)
+
+    def _settings(self, blanks: list[Item], parts: list[str | Blank]) -> dict[str, Any]:
+        """What the call is made with: the blanks' settings, which must agree but for their ends."""
+        nodes = [item.node for item in blanks if isinstance(item.node, ir.Gen)]
+        each: list[dict[str, Any]] = [self.defaults | node.settings for node in nodes]
+        limits = [settings.pop("max_tokens", 0) for settings in each]
+        ends = [settings.pop("stop", None) for settings in each]
+        if any(settings != each[0] for settings in each):
+            raise BadRequest("the gens of a speculated turn must have the same settings")
+        if len(parts) == 1 and ends[0] is not None:
+            return each[0] | {"max_tokens": limits[0], "stop": ends[0]}
+        return each[0] | {"max_tokens": max(self._tokens, sum(limits))}
+
+
+@dataclass(slots=True)
+class Blank:
+    """A place in a turn that the model fills: up to the first of `stops`."""
+
+    stops: list[str]
+
+
+def match(form: Sequence[str | Blank], text: str) -> list[str] | None:
+    """The blanks' values if `text` has the form, else None.
+
+    Text of the form must stand where it should; a blank ends at its stop, or where the text after
+    it begins, or, if it is the last, with the text. Blanks at either end of it do not count."""
+    values, text = [], text.lstrip()
+    for at, part in enumerate(form):
+        if isinstance(part, str):
+            part = part if at else part.lstrip()
+            if not text.startswith(part):
+                return None
+            text = text[len(part) :]
+            continue
+        following = form[at + 1] if at + 1 < len(form) else None
+        ends = [*part.stops, *([following] if isinstance(following, str) else [])]
+        value = cut(text, ends)
+        if value is None:
+            if following is not None:
+                return None
+            value = text
+        values.append(value)
+        text = text[len(value) :]
+    return values
+
+
+def stops(settings: dict[str, Any]) -> list[str]:
+    found = settings.get("stop") or []
+    return [found] if isinstance(found, str) else list(found)
+
+
+def cut(text: str, ends: Sequence[str]) -> str | None:
+    """`text` up to the first of `ends` in it; None: there is none."""
+    found = [at for at in (text.find(end) for end in ends) if at >= 0]
+    return text[: min(found)] if found else None
