@@ -20,6 +20,7 @@ COMMANDS = {
     "run-batch": "answer a file of OpenAI batch requests; a stopped run goes on where it was",
     "pull": "fetch a model and show its licence",
     "bench": "measure a server, the engine alone, or the time to start",
+    "profile": "measure how long steps take on this machine",
     "simulate": "replay a workload in virtual time, for any model, device and policy",
     "top": "watch a running server",
     "doctor": "show what this machine offers, what will be used and what is missing",

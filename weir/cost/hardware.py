@@ -102,13 +102,13 @@ def this_cpu(seconds: float = 0.2) -> Hardware:
         matrix_rate=multiply * CPU_SHARES[1],
         cache_rate=read * CPU_SHARES[2],
         attention_rate=multiply * CPU_SHARES[3],
-        layer_seconds=20e-6,
-        step_seconds=0.4e-3,
+        layer_seconds=70e-6,
+        step_seconds=0.5e-3,
         measured=True,
     )
 
 
-CPU_SHARES = (1.0, 1.0, 0.5, 0.5)
+CPU_SHARES = (0.8, 3.0, 0.22, 0.95)
 """Rates of the native kernels (4-bit codes) over those of NumPy: weights, matrix, KV, attention."""
 
 
