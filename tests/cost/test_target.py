@@ -1,0 +1,87 @@
+"""A latency target: budgets that meet it, correction by what steps take, targets out of reach."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.cost.test_roofline import COST, chunk
+from weir.core import Chunk, Plan, Sampling
+from weir.cost.target import Target, best_budget
+from weir.cost.work import Work
+from weir.errors import ConfigError
+
+
+def plan(decodes: int, context: int, length: int) -> Plan:
+    lane = [Chunk(uid, context - 1, [], [], 0, Sampling()) for uid in range(decodes)]
+    return Plan(0, [], [[*lane, chunk(10**6, 0, length)]], [])
+
+
+@given(st.integers(1, 200), st.integers(1, 4000), st.integers(0, 8000))
+def test_the_budget_is_the_largest_that_meets_the_target(decodes, context, start) -> None:
+    target = Target(COST, 0.05, 4096)
+    length = target.prompts(decodes, decodes * context, start)
+    contexts = [context] * decodes
+
+    def seconds(length: int) -> float:
+        return COST.seconds(Work(decodes, contexts, [(length, start)]))
+
+    assert 16 <= length <= 4096
+    if length > 16:
+        assert seconds(length) <= 0.05
+    if length < 4096:
+        assert seconds(length + 2) > 0.05
+
+
+def test_more_decodes_and_longer_contexts_leave_less() -> None:
+    target = Target(COST, 0.03, 4096)
+    shares = [target.prompts(n, n * 4000, 0) for n in (1, 32, 64, 128)]
+    assert shares == sorted(shares, reverse=True) and shares[0] > shares[-1]
+    assert target.prompts(32, 32 * 1000, 0) > target.prompts(32, 32 * 1000, 30_000)
+    assert target.prompts(0, 0, 0) == sys.maxsize
+
+
+def test_steps_that_take_longer_than_predicted_make_it_careful() -> None:
+    target = Target(COST, 0.05, 4096)
+    before = target.prompts(32, 32_000, 0)
+    step = plan(32, 1000, before)
+    for _ in range(200):
+        target.observe(step, 1.5 * COST.seconds(Work.of(step)))
+    assert target.ratio == pytest.approx(1.5, rel=0.01)
+    assert target.predicted == pytest.approx(1.5 * COST.seconds(Work.of(step)), rel=0.01)
+    after = target.prompts(32, 32_000, 0)
+    assert COST.seconds(Work(32, [1000] * 32, [(after, 0)])) * 1.5 <= 0.0505
+    for _ in range(300):
+        target.observe(step, COST.seconds(Work.of(step)))
+    assert target.prompts(32, 32_000, 0) == pytest.approx(before, rel=0.03)
+
+
+def test_one_step_that_hung_is_not_believed() -> None:
+    target = Target(COST, 0.05, 4096)
+    target.observe(plan(8, 100, 64), 60.0)
+    assert target.ratio < 1.2
+    target.observe(Plan(0, [], [], []), 0.1)
+    assert target.ratio < 1.2
+
+
+def test_prompts_go_on_under_any_load() -> None:
+    assert Target(COST, 0.007, 4096).prompts(256, 256 * 8000, 0) == 16
+
+
+def test_a_target_below_one_decode_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"one decode alone takes \d\.\d ms here; raise"):
+        Target(COST, 0.002, 4096)
+
+
+def test_without_a_target_the_budget_is_what_saturates() -> None:
+    best = best_budget(COST, 8192)
+    assert 256 <= best <= 2048
+
+    def rate(length: int) -> float:
+        return length / COST.seconds(Work(1, [], [(length, 0)]))
+
+    assert rate(best) >= 0.95 * max(rate(1 << i) for i in range(4, 14))
+    assert rate(best // 2) < 0.95 * max(rate(1 << i) for i in range(4, 14))
