@@ -13,14 +13,16 @@ from torch import Tensor
 from tests.ops.test_attention import RAGGED, Case, dense, make
 from weir.core import RopeSpec
 from weir.ops import mlp, norm, rope
-from weir.ops.attention import Batch, reference_write
+from weir.ops.attention import Batch, reference_attend, reference_write
+from weir.ops.attention import attend as triton_attend
 from weir.ops.merge import merge
+from weir.ops.prefix import Shared
 
 pytest.importorskip("triton", minversion=None if torch.cuda.is_available() else "3.9")
 # older interpreters do not work with NumPy 2.4
 
 from weir.ops import triton as gpu
-from weir.ops.triton.attention import SPLIT, SPLITS
+from weir.ops.triton import decode
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: exp of -inf
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,10 +36,17 @@ def attend(case: Case, batch: Batch | None = None, dtype=torch.float32) -> tuple
     b, spec = batch or case.batch, case.spec
     tensors = [b.q_start, b.kv_len, b.first, b.table]
     fields = [None if x is None else x.to(DEVICE) for x in tensors]
-    q = case.q.to(DEVICE, dtype)
-    o, lse = gpu.attend(
-        q, case.kv.to(DEVICE), *fields, b.lengths, spec.scale, spec.window, spec.softcap
-    )
+    q, kv = case.q.to(DEVICE, dtype), case.kv.to(DEVICE)
+    shared = b.shared
+    if shared is not None:
+        shared = Shared(*(x.to(DEVICE) for x in (shared.member, shared.keys, shared.skip)))
+    torch.use_deterministic_algorithms(True)  # so that new memory holds NaN
+    try:
+        o, lse = gpu.attend(
+            q, kv, *fields, b.lengths, spec.scale, spec.window, spec.softcap, shared
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert o.dtype == dtype and lse.dtype == torch.float32
     return o.cpu(), lse.cpu()
 
@@ -80,9 +89,108 @@ def test_softcap(window: int | None) -> None:
     check(make(RAGGED, softcap=5.0, window=window))
 
 
-def test_decodes_are_split_and_more_evenly_than_pages_allow() -> None:
-    longest = SPLIT * SPLITS + 777
-    check(make([(longest, 1), (SPLIT, 1), (SPLIT + 1, 1), (1, 1), (longest, 2)], 4, 2, 16))
+@pytest.mark.parametrize("programs, parts", [(1, 64), (7, 64), (7, 2), (40, 64)])
+def test_programs_share_the_keys_of_decodes(monkeypatch, programs: int, parts: int) -> None:
+    monkeypatch.setattr(decode, "PROGRAMS", programs)
+    monkeypatch.setattr(decode, "PARTS", parts)
+    monkeypatch.setattr(decode, "processors", lambda device: 1)
+    monkeypatch.setattr(decode, "JOINED", 512)  # 8 parts at a time
+    case = make([(2000, 1), (1, 1), (64, 1), (65, 1), (129, 1), (900, 2)], 4, 2, 16)
+    for lengths in ((1, 2), None):
+        case.batch.lengths = lengths
+        check(case)
+    assert decode.arrived(torch.device(DEVICE), programs).eq(0).all()
+
+
+def test_a_batch_padded_with_sequences_of_no_key() -> None:
+    case = make([(700, 1), (3, 1), (90, 1)], dtype=torch.bfloat16)
+    want = attend(case, replace(case.batch, lengths=(1, 1)))
+    b = case.batch
+    padded = Batch(
+        torch.arange(9, dtype=torch.int32),
+        torch.cat([b.kv_len, b.kv_len.new_zeros(5)]),
+        torch.nn.functional.pad(b.table, (0, 100, 0, 5)),
+        b.slots,
+        lengths=(1, 1),
+    )
+    case.q = torch.cat([case.q, torch.randn(5, *case.q.shape[1:])])
+    o, lse = attend(case, padded)
+    assert torch.allclose(o[:3], want[0], atol=1e-5) and torch.allclose(lse[:3], want[1], atol=1e-5)
+    assert o[3:].eq(0).all() and lse[3:].eq(-torch.inf).all()
+
+
+def sharing(sequences: list[tuple[int, int]], groups: list[tuple[list[int], int]], **options):
+    """A case in which the sequences of each group begin with the same pages, so many of them."""
+    case = make(sequences, **options)
+    page = case.kv.shape[3]
+    for members, pages in groups:
+        first, *rest = members
+        for s in rest:
+            case.batch.table[s, :pages] = case.batch.table[first, :pages]
+            case.k[s][: pages * page] = case.k[first][: pages * page]
+            case.v[s][: pages * page] = case.v[first][: pages * page]
+    chunks = [chunk for _, chunk in sequences]
+    case.batch.lengths = min(chunks), max(chunks)
+    member = torch.full((len(groups) + 1, 4), -1, dtype=torch.int32)  # and one that is not used
+    keys, skip = torch.zeros(len(groups) + 1).int(), torch.zeros(len(sequences)).int()
+    for n, (members, pages) in enumerate(groups):
+        member[n, : len(members)] = torch.tensor(members)
+        keys[n] = pages * page
+        skip[members] = pages * page
+    case.batch.shared = Shared(member, keys, skip)
+    return case
+
+
+@pytest.mark.parametrize("programs", [2, 9])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_a_shared_prefix_is_read_once(monkeypatch, programs: int, softcap: float | None) -> None:
+    monkeypatch.setattr(decode, "PROGRAMS", programs)
+    sequences = [(300, 1), (64, 1), (400, 30), (301, 1), (70, 1), (320, 1), (1, 1), (333, 1)]
+    groups = [([3, 0, 5, 7], 18), ([1, 4], 3)]
+    case = sharing(sequences, groups, heads=6, kv_heads=2, size=16, softcap=softcap)
+    check(case)
+    case.kv[case.batch.table[0, :18].long()] = 0.0  # only the first of a tile has its pages read
+    case.batch.table[[0, 5, 7], :18] = -1
+    assert attend(case)[0].isfinite().all()
+
+
+def test_a_shared_prefix_beyond_a_window_or_a_tile_is_read_by_each() -> None:
+    groups = [([0, 1, 2], 10)]
+    check(sharing([(200, 1), (210, 1), (220, 1)], groups, heads=2, kv_heads=1, size=16, window=30))
+    check(sharing([(200, 1), (210, 1), (220, 1)], groups, heads=40, kv_heads=1, size=16))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="a CUDA graph needs a CUDA device")
+@pytest.mark.parametrize("chunk", [1, 40])
+def test_a_captured_call_serves_other_lengths(chunk: int) -> None:
+    """Static tensors and bounds; what they hold changes between replays."""
+    spec = make([(1, 1)], 8, 2, 64).spec
+    kv = torch.randn(64, 2, 2, 16, 64, device=DEVICE)
+    tokens = 7 + chunk
+    q = torch.randn(tokens, 8, 64, device=DEVICE)
+    starts = torch.tensor([*range(8), tokens], dtype=torch.int32, device=DEVICE)
+    lengths = torch.full((8,), 64, dtype=torch.int32, device=DEVICE)
+    table = torch.arange(8 * 32, dtype=torch.int32, device=DEVICE).view(8, 32) % 64
+    batch = Batch(starts, lengths, table, starts, lengths=(1, chunk))
+
+    def run() -> tuple[Tensor, Tensor]:
+        return triton_attend(q, kv, batch, spec)
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        o, lse = run()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        q.normal_()
+        table.copy_(torch.randint(0, 64, (8, 32), device=DEVICE))
+        lengths.copy_(torch.randint(0, 512, (8,), device=DEVICE))
+        lengths[7] = max(chunk, int(lengths[7]))
+        o.fill_(torch.nan), lse.fill_(torch.nan)
+        graph.replay()
+        want = reference_attend(q, kv, batch, spec)
+        assert torch.allclose(o, want[0], atol=1e-4) and torch.allclose(lse, want[1], atol=1e-4)
 
 
 @settings(max_examples=40 if DEVICE == "cuda" else 6, deadline=None)
@@ -107,16 +215,10 @@ def test_any_batch(
     check(case)
 
 
-def test_a_decode_does_not_depend_on_the_rest_of_the_batch() -> None:
-    alone = make([(700, 1)], dtype=torch.bfloat16, seed=3)
-    beside = make([(700, 1), (90, 40), (1200, 1)], dtype=torch.bfloat16, seed=3)
-    at = torch.arange(700)
-    page = beside.batch.table[0, at // 16].long()
-    for x, kind in ((alone.k[0], 0), (alone.v[0], 1)):
-        beside.kv[page, kind, :, at % 16] = x.bfloat16()
-    beside.q[0] = alone.q[0]
-    for a, b in zip(attend(alone), attend(beside), strict=True):
-        assert torch.equal(a[0], b[0])
+def test_the_same_call_gives_the_same_bits() -> None:
+    case = make([(700, 1), (90, 40), (1200, 1)], dtype=torch.bfloat16, seed=3)
+    for a, b in zip(attend(case), attend(case), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("window", [None, 30])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from weir.ops import native
 from weir.ops.dispatch import gpu_kernels, kernels, packed_heads
+from weir.ops.prefix import Shared
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)  # of kv, in the order of the kernel's enum
 
@@ -37,7 +38,8 @@ class Batch:
     Query i of a chunk of length n sits at position kv_len - n + i and sees keys 0 to its own
     position. `first` says otherwise where a tier holds only part of the context: the position of
     each chunk's first query, counted from the first key that this tier holds. `lengths` spares a
-    GPU what it need not look for: it says no more than q_start does.
+    GPU what it need not look for: it says no more than q_start does. Nor does `shared` say more
+    than the table: it lets a GPU read what several decodes have in common once.
     """
 
     q_start: Tensor  # int32 [S + 1]: row of q where each chunk starts, and T
@@ -46,6 +48,7 @@ class Batch:
     slots: Tensor  # int64 [T]: page * page_size + offset where each token's k, v go
     first: Tensor | None = None  # int32 [S]
     lengths: tuple[int, int] | None = None  # tokens of the shortest and of the longest chunk
+    shared: Shared | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -99,6 +102,7 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor
             spec.scale,
             spec.window,
             spec.softcap,
+            batch.shared,
         )
     lib = kernels(q)
     if lib is None:

@@ -4,8 +4,9 @@ Importing this needs Triton, which PyTorch's CUDA build brings along. Callers ar
 weir.ops, which check and document the arguments; nothing else may import it.
 """
 
-from weir.ops.triton.attention import attend, write
+from weir.ops.triton.attention import attend
 from weir.ops.triton.rope import rope_
 from weir.ops.triton.rows import gated, layer_norm, rms_norm
+from weir.ops.triton.store import write
 
 __all__ = ["attend", "gated", "layer_norm", "rms_norm", "rope_", "write"]

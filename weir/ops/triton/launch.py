@@ -6,7 +6,7 @@ compiled for its constants, the types of its tensors and whether they lie on 16 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,10 +21,26 @@ def power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-@lru_cache
+@cache
 def dependents(device: int | None) -> bool:
     """Whether a kernel may start before the one it waits for has ended (Hopper and later)."""
     return device is not None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; without one, where Triton interprets, some."""
+    if device.type != "cuda":
+        return 3
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of it that a program may have; none where Triton interprets."""
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 class Kernel:

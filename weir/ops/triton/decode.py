@@ -1,0 +1,415 @@
+"""Decode attention on a GPU: one query token a sequence, its keys shared among programs.
+
+A decode reads 2 · Hkv · D · itemsize bytes a key and multiplies 4 · Hq · D FLOP: memory bounds it.
+So the keys of all sequences and kv heads lie end to end, in turns of KEYS, and every program reads
+the same number of turns, whatever sequences they belong to (stream-K, arXiv 2301.03598; on
+attention arXiv 2405.10480). A sequence that several programs read is joined by the last of them to
+finish, in order of position. The grid depends on the device alone and the shares are computed on
+it, so a captured graph serves any lengths. The result is the same each time, but the sums are
+grouped by what else is in the batch.
+
+A prefix that several decodes have in common is read once for all of them, by the same kernel with
+more rows of queries (cascade inference; Hydragen, arXiv 2402.05099), and a second pass adds what
+each has of its own.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from weir.ops.prefix import Shared
+from weir.ops.triton.launch import kernel, power_of_2, processors
+from weir.ops.triton.softmax import LN2, LOG2E, close, take
+
+STAGES = 5  # two turns in flight: Triton counts the load of page numbers as stages, too
+PROGRAMS = 2  # of a multiprocessor at a time
+PARTS = 64  # programs at most that share a sequence and kv head
+ROWS = 128  # queries of a program at most
+JOINED = 8192  # numbers that are joined at once: 64 registers of each thread
+
+
+@cache
+def arrived(device: torch.device, programs: int) -> Tensor:
+    """Zeros, int32 [programs], which every call leaves as zeros: calls on a device must not run
+    beside one another."""
+    return torch.zeros(programs, dtype=torch.int32, device=device)
+
+
+def decode(
+    q: Tensor,
+    kv: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    q_start: Tensor | None,
+    kv_len: Tensor,
+    first: Tensor | None,
+    table: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    shared: Shared | None = None,
+) -> None:
+    """Fill the rows of o [T, Hq, D] and lse [T, Hq] that belong to chunks of one token.
+
+    The rest as weir.ops.attention.attend; q_start None says that every chunk is of one token.
+    """
+    place = (q, kv, q_start, first, table, scale, window, softcap)
+    if shared is None:
+        return _launch(*place, o, lse, kv_len)
+    common = q.new_empty(q.shape, dtype=torch.float32)
+    common_lse = torch.empty_like(lse)
+    _launch(*place, common, common_lse, shared.keys, member=shared.member)
+    _launch(*place, o, lse, kv_len, skip=shared.skip, common=(common, common_lse))
+
+
+def joinable(q: Tensor, kv: Tensor, shared: Shared | None) -> bool:
+    """Whether the queries of all members of a tile fit one program."""
+    return shared is not None and q.shape[1] // kv.shape[2] * shared.member.shape[1] <= ROWS
+
+
+def _launch(
+    q: Tensor,
+    kv: Tensor,
+    q_start: Tensor | None,
+    first: Tensor | None,
+    table: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    o: Tensor,
+    lse: Tensor,
+    length: Tensor,
+    member: Tensor | None = None,
+    skip: Tensor | None = None,
+    common: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> None:
+    heads, size = q.shape[1:]
+    kv_heads, page = kv.shape[2:4]
+    group = heads // kv_heads
+    members = 1 if member is None else member.shape[1]
+    lines, dims = power_of_2(members * group), max(16, power_of_2(size))
+    programs = PROGRAMS * processors(q.device)
+    parts = q.new_empty(2 * programs, members * group, size, dtype=torch.float32)
+    part_lse = q.new_empty(2 * programs, members * group, dtype=torch.float32)
+    _decode(
+        (programs, 1, 1),
+        q,
+        kv,
+        o,
+        lse,
+        parts,
+        part_lse,
+        arrived(q.device, programs),
+        q_start,
+        length,
+        first,
+        table,
+        member,
+        skip,
+        *common,
+        len(length),
+        table.stride(0),
+        scale,
+        softcap or 0.0,
+        STRIDE=q.stride(0),
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        SIZE=size,
+        PAGE=page,
+        WINDOW=window or 0,
+        SOFTCAP=softcap is not None,
+        FIRST=first is not None,
+        MIXED=q_start is not None,
+        SKIP=skip is not None,
+        MEMBERS=members,
+        UNITS=_at_least(len(length)),
+        PARTS=PARTS,
+        ROWS=max(16, lines),
+        LINES=lines,
+        KEYS=max(16, min(64, 16384 // (dims * q.element_size()))),
+        DIMS=dims,
+        BLOCK=max(1, JOINED // (lines * dims)),
+        warps=4 if lines <= 64 else 8,
+        stages=STAGES if members == 1 else 3,
+    )
+
+
+def _at_least(units: int) -> int:
+    """A power of 4 from 64 on, so that few kernels are compiled."""
+    bound = 64
+    while bound < units:
+        bound *= 4
+    return bound
+
+
+@triton.jit
+def _span(unit, real, kv_len, first, skip, FIRST, SKIP, MEMBERS, WINDOW, KEYS):
+    """Of a unit: the keys it attends to, first and end, and how many turns they take. A sequence
+    takes one at least, which writes the result of one that sees no key."""
+    length = tl.load(kv_len + unit, mask=real, other=0)
+    if MEMBERS > 1:
+        return length * 0, length, tl.cdiv(length, KEYS)
+    position = tl.load(first + unit, mask=real, other=0) if FIRST else length - 1
+    begin = length * 0
+    if WINDOW:
+        begin = tl.maximum(position - WINDOW + 1, 0)
+    if SKIP:
+        begin = tl.load(skip + unit, mask=real, other=0)
+    end = tl.minimum(position + 1, length)
+    return begin, end, tl.maximum(tl.cdiv(end - begin, KEYS), 1)
+
+
+@triton.jit
+def _queries(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED):
+    """Of each row: its token, its query head, and whether there is one."""
+    if MEMBERS > 1:
+        real = row < MEMBERS * GROUP
+        sequence = tl.load(member + unit * MEMBERS + row // GROUP, mask=real, other=-1)
+        real = sequence >= 0
+        if MIXED:
+            sequence = tl.load(q_start + sequence, mask=real, other=0)
+    else:
+        real = row < GROUP
+        sequence = (tl.load(q_start + unit) if MIXED else unit) + row * 0
+    return sequence.to(tl.int64), head * GROUP + row % GROUP, real
+
+
+@kernel("units", "table_stride", "scale", "softcap")
+def _decode(
+    q,
+    kv,
+    o,
+    lse,
+    parts,
+    part_lse,
+    arrived,
+    q_start,
+    kv_len,
+    first,
+    table,
+    member,
+    skip,
+    common,
+    common_lse,
+    units,
+    table_stride,
+    scale,
+    softcap,
+    STRIDE: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    FIRST: tl.constexpr,
+    MIXED: tl.constexpr,
+    SKIP: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    UNITS: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LINES: tl.constexpr,
+    KEYS: tl.constexpr,
+    DIMS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """A unit is a sequence or, with MEMBERS, the prefix of some. Turns lie by unit, then kv head,
+    then position; program p reads those from p * share on."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    each = tl.arange(0, UNITS)
+    real = each < units
+    _, _, every = _span(each, real, kv_len, first, skip, FIRST, SKIP, MEMBERS, WINDOW, KEYS)
+    if MIXED and MEMBERS == 1:
+        after = tl.load(q_start + each + 1, mask=real, other=0)
+        real = real & (after == 1 + tl.load(q_start + each, mask=real, other=0))
+    every = tl.where(real, every, 0)
+    ends = tl.cumsum(every, 0)
+    everything = tl.sum(every, 0) * KV_HEADS
+    longest = tl.max(every, 0)
+    share = tl.maximum(tl.cdiv(everything, tl.num_programs(0)), tl.cdiv(longest, PARTS))
+    # joining takes longer the more parts there are, so few turns are not spread over as many
+    share = tl.maximum(share, (tl.sqrt(longest.to(tl.float32)) * 0.25 + 0.5).to(tl.int32))
+    at = tl.program_id(0) * share
+    stop = tl.minimum(at + share, everything)
+    while at < stop:
+        before = ends * KV_HEADS <= at
+        unit = tl.sum(before.to(tl.int32), 0)
+        origin = tl.max(tl.where(before, ends, 0), 0) * KV_HEADS  # the unit's first turn
+        begin, end, turns = _span(
+            unit, True, kv_len, first, skip, FIRST, SKIP, MEMBERS, WINDOW, KEYS
+        )
+        head = (at - origin) // turns
+        origin += head * turns  # of the kv head's, too
+        turn = at - origin
+        until = tl.minimum(turns, turn + stop - at)
+        best, total, acc = _stretch(
+            q, kv, q_start, table, member, table_stride, scale, softcap, unit, head, begin, end,
+            turn, until, STRIDE, KV_HEADS, GROUP, SIZE, PAGE, SOFTCAP, MIXED, MEMBERS, ROWS, KEYS,
+            DIMS,
+        )  # fmt: skip
+        acc, sum_lse = close(best, total, acc)
+        row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
+        if until - turn == turns:
+            _put(
+                acc, sum_lse, row, unit, head, o, lse, q_start, member, skip, common, common_lse,
+                KV_HEADS, GROUP, SIZE, MIXED, SKIP, MEMBERS, DIMS,
+            )  # fmt: skip
+        else:
+            # one stretch of a program's may begin before it and one may go on after it
+            slot = (2 * tl.program_id(0) + (turn == 0).to(tl.int32)) * (MEMBERS * GROUP) + row
+            mask = row < MEMBERS * GROUP
+            there = parts + slot[:, None] * SIZE + dim[None, :]
+            tl.store(there, acc, mask=mask[:, None] & (dim < SIZE)[None, :])
+            tl.store(part_lse + slot, sum_lse, mask=mask)
+            tl.debug_barrier()  # every thread has stored its numbers before one says so
+            low, high = origin // share, (origin + turns - 1) // share
+            if tl.atomic_add(arrived + low, 1, sem="acq_rel") == high - low:
+                tl.store(arrived + low, 0)
+                whole, whole_lse = _join(
+                    parts, part_lse, low, high, MEMBERS * GROUP, SIZE, LINES, DIMS, BLOCK
+                )
+                _put(
+                    whole, whole_lse, tl.arange(0, LINES), unit, head, o, lse, q_start, member,
+                    skip, common, common_lse, KV_HEADS, GROUP, SIZE, MIXED, SKIP, MEMBERS, DIMS,
+                )  # fmt: skip
+        at += until - turn
+
+
+@triton.jit
+def _stretch(
+    q,
+    kv,
+    q_start,
+    table,
+    member,
+    table_stride,
+    scale,
+    softcap,
+    unit,
+    head,
+    begin,
+    end,
+    turn,
+    until,
+    STRIDE: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAGE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    MIXED: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    DIMS: tl.constexpr,
+):
+    """The softmax over turns `turn` to `until` of a unit and kv head."""
+    row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
+    token, heads, real = _queries(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED)
+    where = (token * STRIDE + heads * SIZE)[:, None] + dim[None, :]
+    tile_q = tl.load(q + where, mask=real[:, None] & (dim < SIZE)[None, :], other=0.0)
+    best = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIMS], tl.float32)
+    seen = end - 1 + row * 0
+    k = kv + head * PAGE * SIZE
+    v = k + KV_HEADS * PAGE * SIZE
+    sequence = tl.load(member + unit * MEMBERS) if MEMBERS > 1 else unit
+    pages = table + sequence.to(tl.int64) * table_stride
+    stride = 2 * KV_HEADS * PAGE * SIZE
+    # only the last turn needs a mask, but a second loop would fill the pipeline a second time
+    for at in range(begin + turn * KEYS, begin + until * KEYS, KEYS):
+        best, total, acc = take(
+            tile_q, k, v, pages, at, end, seen, best, total, acc, scale, softcap,
+            stride, SIZE, PAGE, 0, SOFTCAP, KEYS, DIMS, True,
+        )  # fmt: skip
+    return best, total, acc
+
+
+@triton.jit
+def _join(
+    parts,
+    part_lse,
+    low,
+    high,
+    COUNT: tl.constexpr,
+    SIZE: tl.constexpr,
+    LINES: tl.constexpr,
+    DIMS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What programs `low` to `high` found for a unit and kv head, joined by log-sum-exp."""
+    line, dim = tl.arange(0, LINES), tl.arange(0, DIMS)
+    best = tl.full([LINES], float("-inf"), tl.float32)
+    total = tl.zeros([LINES], tl.float32)
+    acc = tl.zeros([LINES, DIMS], tl.float32)
+    for some in range(low, high + 1, BLOCK):
+        program = some + tl.arange(0, BLOCK)
+        slot = (2 * program + (program == low).to(tl.int32))[:, None] * COUNT + line[None, :]
+        real = (program <= high)[:, None] & (line < COUNT)[None, :]
+        # other programs wrote these, past this multiprocessor's cache
+        each = tl.load(part_lse + slot, mask=real, other=float("-inf"), cache_modifier=".cg")
+        x = tl.load(
+            parts + slot[:, :, None] * SIZE + dim[None, None, :],
+            mask=real[:, :, None] & (dim < SIZE)[None, None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        top = tl.maximum(best, tl.max(each, 0))
+        base = tl.where(top == float("-inf"), 0.0, top)
+        weight = tl.exp2(each - base[None, :])
+        keep = tl.exp2(best - base)
+        total = total * keep + tl.sum(weight, 0)
+        acc = acc * keep[:, None] + tl.sum(x * weight[:, :, None], 0)
+        best = top
+    return close(best, total, acc)
+
+
+@triton.jit
+def _put(
+    x,
+    sum_lse,
+    row,
+    unit,
+    head,
+    o,
+    lse,
+    q_start,
+    member,
+    skip,
+    common,
+    common_lse,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    MIXED: tl.constexpr,
+    SKIP: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    DIMS: tl.constexpr,
+):
+    """Write a unit's result x [R, DIMS] of a kv head, joined with that of the keys it skipped."""
+    token, heads, real = _queries(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED)
+    dim = tl.arange(0, DIMS)
+    place = token * (KV_HEADS * GROUP) + heads
+    out = place[:, None] * SIZE + dim[None, :]
+    mask = real[:, None] & (dim < SIZE)[None, :]
+    if SKIP:
+        has = real & (tl.load(skip + unit) + row * 0 > 0)
+        other = tl.load(common_lse + place, mask=has, other=float("-inf")) * LOG2E
+        y = tl.load(common + out, mask=mask & has[:, None], other=0.0)
+        top = tl.maximum(sum_lse, other)
+        base = tl.where(top == float("-inf"), 0.0, top)
+        a, b = tl.exp2(sum_lse - base), tl.exp2(other - base)
+        x, sum_lse = close(top, a + b, x * a[:, None] + y * b[:, None])
+    tl.store(o + out, x.to(o.dtype.element_ty), mask=mask)
+    tl.store(lse + place, sum_lse * LN2, mask=real)

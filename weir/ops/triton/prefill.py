@@ -1,0 +1,200 @@
+"""Attention of chunks of several tokens on a GPU.
+
+A program serves one kv head and a tile of queries: some tokens times the query heads of the group,
+so that keys and values are read once for all of them (FlashAttention-2, arXiv 2307.08691). Of n
+tokens that follow c it multiplies 4 · Hq · D · (n · c + n² / 2) FLOP: arithmetic bounds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from weir.ops.triton.launch import kernel, power_of_2, shared_memory
+from weir.ops.triton.softmax import LN2, close, take
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The shape of a program's work."""
+
+    rows: int  # tokens times heads of a group
+    keys: int  # of one turn of the loop
+    warps: int
+    stages: int  # loads in flight
+
+
+@cache
+def tile_of(group: int, size: int, itemsize: int, device: torch.device) -> Tile:
+    """The largest tile measured to be fast that fits a multiprocessor's shared memory, which holds
+    the queries and, twice, keys and values."""
+    rows = max(32 if itemsize == 4 else 64, 2 * power_of_2(group))
+    if itemsize == 2 and 64 <= size <= 128 and rows <= 128 and shared_memory(device) >= 180_000:
+        return Tile(128, 128, 8, 3)
+    keys = max(16, min(64, 16384 // (power_of_2(size) * itemsize)))
+    return Tile(rows, keys, 4, 3)
+
+
+def prefill(
+    q: Tensor,
+    kv: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    q_start: Tensor,
+    kv_len: Tensor,
+    first: Tensor | None,
+    table: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    mixed: bool,
+) -> None:
+    """Fill the rows of o [T, Hq, D] and lse [T, Hq]; if `mixed`, of chunks of several tokens alone.
+
+    The rest as weir.ops.attention.attend.
+    """
+    tokens, heads, size = q.shape
+    sequences, kv_heads = len(kv_len), kv.shape[2]
+    group = heads // kv_heads
+    tile = tile_of(group, size, q.element_size(), q.device)
+    span = tile.rows // group
+    _prefill(
+        (kv_heads, tokens // span + sequences, 1),
+        q,
+        kv,
+        o,
+        lse,
+        q_start,
+        kv_len,
+        first,
+        table,
+        sequences,
+        table.stride(0),
+        scale,
+        softcap or 0.0,
+        STRIDE=q.stride(0),
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        SIZE=size,
+        PAGE=kv.shape[3],
+        WINDOW=window or 0,
+        SOFTCAP=softcap is not None,
+        FIRST=first is not None,
+        MIXED=mixed,
+        ROWS=tile.rows,
+        SPAN=span,
+        KEYS=tile.keys,
+        DIMS=max(16, power_of_2(size)),
+        warps=tile.warps,
+        stages=tile.stages,
+    )
+
+
+@kernel("sequences", "table_stride", "scale", "softcap")
+def _prefill(
+    q,
+    kv,
+    o,
+    lse,
+    q_start,
+    kv_len,
+    first,
+    table,
+    sequences,
+    table_stride,
+    scale,
+    softcap,
+    STRIDE: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    FIRST: tl.constexpr,
+    MIXED: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    KEYS: tl.constexpr,
+    DIMS: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """SPAN tokens and GROUP heads of one sequence and kv head, over all their keys."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    head = tl.program_id(0)
+    # the last tiles of a prompt have the most keys and begin first
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    sequence = _owner(q_start, sequences, tile, SPAN)
+    start = tl.load(q_start + sequence)
+    count = tl.load(q_start + sequence + 1) - start
+    token = (tile - start // SPAN - sequence) * SPAN
+    if token >= count:
+        return
+    if MIXED and count == 1:
+        return
+    length = tl.load(kv_len + sequence)
+    position = tl.load(first + sequence) if FIRST else length - count
+    lowest = position + token
+    highest = position + tl.minimum(token + SPAN, count) - 1
+    begin = tl.maximum(lowest - WINDOW + 1, 0) if WINDOW else 0
+    end = tl.minimum(highest + 1, length)
+
+    row = tl.arange(0, ROWS)
+    token += row // GROUP
+    real = (token < count) & (row < SPAN * GROUP)
+    seen = position + token  # the last key that a row sees
+    heads = head * GROUP + row % GROUP
+    dim = tl.arange(0, DIMS)
+    where = (start + token).to(tl.int64) * STRIDE + heads * SIZE
+    mask = real[:, None] & (dim < SIZE)[None, :]
+    tile_q = tl.load(q + where[:, None] + dim[None, :], mask=mask, other=0.0)
+    best = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIMS], tl.float32)
+    pages = table + sequence.to(tl.int64) * table_stride
+    stride = 2 * KV_HEADS * PAGE * SIZE
+    k = kv + head * PAGE * SIZE
+    v = k + KV_HEADS * PAGE * SIZE
+
+    # keys that every row sees need no mask
+    clear = begin
+    if WINDOW == 0:
+        clear += tl.maximum(tl.minimum(end, lowest + 1) - begin, 0) // KEYS * KEYS
+        for at in range(begin, clear, KEYS):
+            best, total, acc = take(
+                tile_q, k, v, pages, at, end, seen, best, total, acc, scale, softcap,
+                stride, SIZE, PAGE, WINDOW, SOFTCAP, KEYS, DIMS, False,
+            )  # fmt: skip
+    for at in range(clear, end, KEYS):
+        best, total, acc = take(
+            tile_q, k, v, pages, at, end, seen, best, total, acc, scale, softcap,
+            stride, SIZE, PAGE, WINDOW, SOFTCAP, KEYS, DIMS, True,
+        )  # fmt: skip
+
+    acc, sum_lse = close(best, total, acc)
+    place = (start + token).to(tl.int64) * (KV_HEADS * GROUP) + heads
+    tl.store(o + place[:, None] * SIZE + dim[None, :], acc.to(o.dtype.element_ty), mask=mask)
+    tl.store(lse + place, sum_lse * LN2, mask=real)
+
+
+@triton.jit
+def _owner(q_start, sequences, tile, SPAN: tl.constexpr):
+    """The sequence of a tile. That of number s has its tiles from q_start[s] // SPAN + s on, which
+    leaves room for one more tile than whole ones, so no two sequences meet."""
+    low = 0
+    high = sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(q_start + middle) // SPAN + middle <= tile:
+            low = middle
+        else:
+            high = middle
+    return low
