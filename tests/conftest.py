@@ -9,8 +9,8 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when PyTorch is loaded
 
-import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import torch
+from hypothesis import settings
 
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
