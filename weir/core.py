@@ -133,6 +133,7 @@ class Request:
     done: str | None = None  # "stop", "length", "abort", "error"
     started: float = -1.0  # first admission
     preempted: int = 0
+    score: float | None = None  # expected tokens of the answer; None: nobody has said yet
 
     def __post_init__(self) -> None:
         self.prompt = self.settled = self.told = len(self.tokens)
@@ -160,13 +161,16 @@ class Budget:
     """What is left of one iteration. Composers read it again after each yield.
 
     `owed` is the number of decodes still to come further down the ranking: a composer that never
-    stalls them leaves that many tokens untouched. `context` is the KV they read between them."""
+    stalls them leaves that many tokens untouched. `context` is the KV they read between them.
+    Once `closed`, by a composer or because one found no room, no more waiting requests come."""
 
     tokens: int
     requests: int
     owed: int = 0
     context: int = 0
+    running: int = 0  # requests that ran when the iteration began
     taken: int = 0
+    closed: bool = False
 
     def take(self, length: int) -> None:
         self.tokens -= length

@@ -114,7 +114,7 @@ class Engine:
         stats, s = self._stats, self.scheduler
         hot = s.cache.hot
         stats.running = len(s.running)
-        stats.waiting = len(s.waiting) + len(s.new)
+        stats.waiting = len(s.waiting)
         stats.pages_cached = s.cache.tree.unlocked[hot]
         stats.pages_used = stats.pages_total - s.cache.room(hot)
         stats.hit_tokens = s.hits

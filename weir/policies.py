@@ -12,7 +12,8 @@ from weir.core import Capacity, Tier
 from weir.kv.cache import Cache
 from weir.sched.composer import Beside, Chunked, Pace, Whole
 from weir.sched.placement import OnDemand
-from weir.sched.ranking import FCFS, LongestPrefix
+from weir.sched.prefix import LongestPrefix, Matches
+from weir.sched.ranking import FCFS
 from weir.sched.scheduler import Scheduler
 
 
@@ -40,7 +41,7 @@ def scheduler(config: Config, capacity: Capacity, pace: Pace, *, chains: bool = 
     cache = Cache(capacity.page, sizes, reuse=config.enable_prefix_caching)
     return Scheduler(
         cache,
-        LongestPrefix(cache) if config.scheduling_policy == "lpm" else FCFS(),
+        LongestPrefix(Matches(cache)) if config.scheduling_policy == "lpm" else FCFS(),
         Whole() if config.composer == "whole" else Chunked(pace),
         OnDemand(cache.hot),
         capacity,

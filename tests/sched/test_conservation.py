@@ -14,7 +14,8 @@ from weir.executor.sim import VirtualClock
 from weir.kv.cache import Cache
 from weir.sched.composer import Beside, Chunked, Whole
 from weir.sched.placement import OnDemand
-from weir.sched.ranking import FCFS, LongestPrefix
+from weir.sched.prefix import LongestPrefix, Matches
+from weir.sched.ranking import FCFS
 from weir.sched.scheduler import Scheduler
 
 
@@ -33,7 +34,11 @@ def build(rng: random.Random, page: int, depth: int, chains: bool, longest: int)
     capacity = Capacity(
         page, {int(k): v for k, v in sizes.items()}, tokens, rng.choice([1, 4, 64]), longest
     )
-    ranking = FCFS() if rng.random() < 0.6 else LongestPrefix(cache, limit=rng.choice([0, 3, 100]))
+    ranking = (
+        FCFS()
+        if rng.random() < 0.6
+        else LongestPrefix(Matches(cache, limit=rng.choice([0, 3, 100])))
+    )
     scheduler = Scheduler(
         cache,
         ranking,

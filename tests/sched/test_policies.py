@@ -16,7 +16,8 @@ from weir.executor.sim import VirtualClock
 from weir.kv.cache import Cache
 from weir.sched.composer import Beside, Chunked, Whole
 from weir.sched.placement import OnDemand
-from weir.sched.ranking import FCFS, LongestPrefix
+from weir.sched.prefix import LongestPrefix, Matches
+from weir.sched.ranking import FCFS
 from weir.sched.scheduler import Scheduler
 
 
@@ -33,7 +34,7 @@ def engine(
 ) -> Engine:
     cache = Cache(page, {Tier.CPU: pages}, reuse=reuse)
     capacity = Capacity(page, {int(Tier.CPU): pages}, tokens, requests, pages * page)
-    ranking = LongestPrefix(cache) if longest_prefix else FCFS()
+    ranking = LongestPrefix(Matches(cache)) if longest_prefix else FCFS()
     placement = OnDemand(Tier.CPU, spare=0.0)
     scheduler = Scheduler(cache, ranking, composer or Chunked(), placement, capacity)
     return Engine(scheduler, Shadow(capacity, depth=depth), VirtualClock())

@@ -7,7 +7,7 @@ is a prefix hit. What is evicted is recomputed or, given a colder tier, moved an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from weir.core import Move, Page, Request, Tier
 from weir.kv.pool import Pool
@@ -59,12 +59,29 @@ class Cache:
 
     def known(self, r: Request) -> int:
         """Tokens of `r` that the tree holds. Touches nothing."""
-        return self.tree.measure(r.tokens, self._limit(r)) if self.reuse else 0
+        return max((at for _, at in self._trace(r)), default=0)
+
+    def pages(self, tokens: int) -> int:
+        """Pages that so many tokens need."""
+        return -(-tokens // self.page)
+
+    def path(self, r: Request) -> list[Node]:
+        """The nodes, opaque outside kv, that hold what `r` would find. Touches nothing."""
+        return [node for node, _ in self._trace(r)]
+
+    def alone(self, r: Request) -> int:
+        """Pages that `r` holds and no other request does: what letting it go makes room for, and
+        what it would have to compute again once others have taken them."""
+        pages, node = len(r.pages) - r.shared, r.lease
+        while node is not None and node.parent is not None and node.locks == 1:
+            pages += len(node.pages)
+            node = node.parent
+        return pages
 
     def grow(self, r: Request, upto: int, home: Tier, moves: list[Move]) -> bool:
         """Reserve pages of `home` so that `r` can hold `upto` tokens; False, and nothing taken,
         if there is no room even after giving up every unlocked prefix."""
-        need = -(-upto // self.page) - len(r.pages)
+        need = self.pages(upto) - len(r.pages)
         if need <= 0:
             return True
         pages = self._take(home, need, moves)
@@ -127,6 +144,9 @@ class Cache:
         return len(self.pools[tier].free) + self.tree.unlocked[tier]
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _trace(self, r: Request) -> Iterator[tuple[Node, int]]:
+        return self.tree.trace(r.tokens, self._limit(r)) if self.reuse else iter(())
 
     def _limit(self, r: Request) -> int:
         limit = min(len(r.tokens) - 1, r.settled)

@@ -62,8 +62,9 @@ class Radix:
             node, at = child, at + same
         return node, at
 
-    def measure(self, tokens: Sequence[int], limit: int) -> int:
-        """How many leading tokens the tree holds. Touches nothing."""
+    def trace(self, tokens: Sequence[int], limit: int) -> Iterator[tuple[Node, int]]:
+        """The nodes that agree with `tokens[:limit]`, the last perhaps in part, each with the
+        position up to which it does. Touches nothing."""
         node, at, page = self.root, 0, self.page
         while at + page <= limit:
             child = node.children.get(tuple(tokens[at : at + page]))
@@ -71,10 +72,10 @@ class Radix:
                 break
             same = self._common(child.key, tokens, at, limit)
             at += same
+            yield child, at
             if same < len(child.key):
                 break
             node = child
-        return at
 
     def _common(self, key: tuple[int, ...], tokens: Sequence[int], at: int, limit: int) -> int:
         """Whole pages, in tokens, that `key` and `tokens[at:limit]` share; at least one does."""

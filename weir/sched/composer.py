@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from weir.core import Budget, Pick, Request
 
 
 class Composer(Protocol):
+    whole: ClassVar[bool]  # prompts are never cut, so the budget must hold a whole context
+
     def compose(self, ranked: Iterable[Request], budget: Budget) -> Iterator[Pick]:
         """Picks, lazily and in rank order; `budget` is read again after each one. A pick may ask
         for more than is left to compute once the cache has been searched."""
@@ -18,15 +20,56 @@ class Composer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """Orca: whole prompts and decodes share an iteration. Needs a budget of a whole context."""
+class Static:
+    """Request-level batching, as FasterTransformer's: a batch forms when nobody runs, as large as
+    one iteration can begin, and nobody joins until all of it have ended. Kinder than the original:
+    who ends early is answered at once, and nothing is padded."""
+
+    whole: ClassVar[bool] = True
 
     def compose(self, ranked: Iterable[Request], budget: Budget) -> Iterator[Pick]:
+        budget.closed = budget.running > 0
+        yield from Whole().compose(ranked, budget)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Orca: whole prompts and decodes share an iteration. The first prompt that does not fit keeps
+    those behind it out."""
+
+    whole: ClassVar[bool] = True
+
+    def compose(self, ranked: Iterable[Request], budget: Budget) -> Iterator[Pick]:
+        cut = False
         for r in ranked:
             if r.decoding:
                 budget.owed -= 1
-            if r.todo <= budget.tokens:
+                yield Pick(r, 1)
+            elif not cut and r.todo <= budget.tokens:
                 yield Pick(r, r.todo)
+            else:
+                cut = budget.closed = True
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillFirst:
+    """Early vLLM: while a prompt can start, an iteration computes whole prompts and nothing else,
+    and every decode waits."""
+
+    whole: ClassVar[bool] = True
+
+    def compose(self, ranked: Iterable[Request], budget: Budget) -> Iterator[Pick]:
+        budget.owed, cut = 0, False
+        decodes = []
+        for r in ranked:
+            if r.decoding:
+                decodes.append(r)
+            elif not cut and r.todo <= budget.tokens:
+                yield Pick(r, r.todo)
+            else:
+                cut = budget.closed = True
+        if not budget.taken:
+            yield from (Pick(r, 1) for r in decodes if r.running)
 
 
 class Pace(Protocol):
@@ -48,12 +91,34 @@ class Beside:
 
 
 @dataclass(frozen=True, slots=True)
+class Taper:
+    """Large chunks early in a prompt, where attention is cheap, and smaller ones further on: from
+    `first` tokens down to `last`, reached at position `reach`, in `stages` equal steps (an option
+    of Sarathi-Serve's code, here by position and not by share of the prompt)."""
+
+    first: int
+    last: int
+    reach: int = 32768
+    stages: int = 8
+
+    def prompts(self, decodes: int, context: int, start: int) -> int:
+        stage = min(self.stages, start * self.stages // self.reach)
+        return self.first - (self.first - self.last) * stage // self.stages
+
+
+@dataclass(frozen=True, slots=True)
 class Chunked:
     """Sarathi-Serve: stall-free batches. Every decode runs in every iteration, and prompts, cut
     into chunks, fill what the decodes still to come do not need (Algorithm 3), or less if `pace`
-    says so."""
+    says so.
+
+    tile: an iteration that cuts a prompt computes a multiple of so many tokens in all, so that
+    matrix products fill their tiles, less what keeps the cut on a page boundary. Where less than
+    that is left for prompts, they get what there is."""
 
     pace: Pace | None = None
+    tile: int = 1
+    whole: ClassVar[bool] = False
 
     def compose(self, ranked: Iterable[Request], budget: Budget) -> Iterator[Pick]:
         decodes, context, prompts = budget.owed, budget.context, 0
@@ -66,6 +131,10 @@ class Chunked:
                 share = self.pace.prompts(decodes, context, r.computed) - prompts
                 budget.tokens = min(budget.tokens, budget.owed + max(0, share))
             if (length := min(r.todo, budget.tokens - budget.owed)) > 0:
+                over = (decodes + prompts + length) % self.tile
+                if length < r.todo and over < length:
+                    length -= over
+                    budget.tokens -= over
                 before = budget.tokens
                 yield Pick(r, length)
                 prompts += before - budget.tokens

@@ -1,9 +1,9 @@
-"""Where a request's KV lives, and which lane computes it."""
+"""Where a request's KV lives, who is admitted to it, who makes room, and which lane computes it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from weir.core import Chunk, Move, Pick, Request, Tier
@@ -16,9 +16,22 @@ class Placement(Protocol):
         """The coldest tier that attention can read."""
         ...
 
+    def begin(self, running: Collection[Request], cache: Cache) -> None:
+        """A plan begins, and these requests hold pages."""
+        ...
+
     def place(self, pick: Pick, cache: Cache, moves: list[Move]) -> Tier | None:
         """Reserve pages for the pick and say where its new KV goes; None, with nothing taken, if
         there is no room."""
+        ...
+
+    def lacking(self, pick: Pick, cache: Cache) -> int:
+        """Pages that must be let go, at least, before the pick can be placed."""
+        ...
+
+    def victim(self, after: Sequence[Request], cache: Cache) -> Request | None:
+        """Whom to evict of these running requests, at least one, in rank order, which all rank
+        after the one that needs room; None: nobody."""
         ...
 
     def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
@@ -31,34 +44,126 @@ class Placement(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OnDemand:
     """Pages as they are needed, all on one tier, one lane; a victim is let go and recomputed.
 
     A newcomer must find room for all its known tokens and leave `spare` of the pool for those who
     are already growing, unless it is alone: otherwise half-prefilled prompts would take the pages
-    that running decodes need, and be thrown out again."""
+    that running decodes need, and be thrown out again.
+
+    window: the victim is the one, of so many that rank last, that has least to compute again."""
 
     home: Tier
     spare: float = 0.01
+    window: int = 1
 
     @property
     def coldest(self) -> Tier:
         return self.home
 
+    def begin(self, running: Collection[Request], cache: Cache) -> None:
+        pass
+
     def place(self, pick: Pick, cache: Cache, moves: list[Move]) -> Tier | None:
-        r = pick.request
-        if r.sent == 0:
-            room, size = cache.room(self.home), cache.pools[self.home].size
-            need = -(-len(r.tokens) // cache.page) - len(r.pages)
-            alone = room + len(r.pages) == size
-            if not alone and room - need < int(self.spare * size):
-                return None
+        r, size = pick.request, cache.pools[self.home].size
+        alone = cache.room(self.home) + len(r.pages) == size
+        if r.sent == 0 and (self.lacking(pick, cache) > 0 or not (alone or self.admits(r, cache))):
+            return None
         grown = cache.grow(r, r.computed + pick.length, self.home, moves)
         return self.home if grown else None
+
+    def lacking(self, pick: Pick, cache: Cache) -> int:
+        r = pick.request
+        tokens = len(r.tokens) if r.sent == 0 else r.computed + pick.length
+        return cache.pages(tokens) - len(r.pages) - cache.room(self.home)
+
+    def admits(self, r: Request, cache: Cache) -> bool:
+        """May a newcomer, its prefix attached, start beside those that run?"""
+        left = cache.room(self.home) + len(r.pages) - cache.pages(len(r.tokens))
+        return left >= int(self.spare * cache.pools[self.home].size)
+
+    def victim(self, after: Sequence[Request], cache: Cache) -> Request | None:
+        if self.window == 1:
+            return after[-1]
+        return min(reversed(after[-self.window :]), key=cache.alone)
 
     def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
         cache.release(victim)
 
     def lanes(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
         return [list(chunks)]
+
+
+@dataclass(slots=True)
+class Reserve(OnDemand):
+    """A newcomer starts when the most that it and those that run may ever hold fits: prompt and
+    `max_tokens` of each (Orca, Algorithm 1). Nobody is ever preempted, and much of the memory waits
+    for answers that end early."""
+
+    pledged: int = 0  # pages
+
+    def begin(self, running: Collection[Request], cache: Cache) -> None:
+        self.pledged = sum(self._most(r, cache) for r in running)
+
+    def admits(self, r: Request, cache: Cache) -> bool:
+        pledged = self.pledged + self._most(r, cache)
+        if pledged > cache.pools[self.home].size:
+            return False
+        self.pledged = pledged
+        return True
+
+    def victim(self, after: Sequence[Request], cache: Cache) -> Request | None:
+        return None
+
+    @staticmethod
+    def _most(r: Request, cache: Cache) -> int:
+        return cache.pages(r.prompt + r.sampling.max_tokens)
+
+
+@dataclass(slots=True)
+class Estimate(OnDemand):
+    """A newcomer starts when what those that run, and it, are expected to grow by fits too: `ratio`
+    of the tokens they may still be given (SGLang's new-token ratio).
+
+    The ratio learns: it falls from `initial` to `least` within `steps` plans, and at each
+    preemption rises to the share that the present answers have reached, and `ahead` tokens more.
+    An answer counts for at most `longest` tokens, so that a generous limit does not hold the pool
+    empty."""
+
+    initial: float = 0.7
+    least: float = 0.1
+    steps: int = 600
+    ahead: int = 20
+    longest: int = 4096
+    ratio: float = field(init=False)
+    running: Collection[Request] = ()
+    growth: float = -1.0  # tokens that those that run may still be given; < 0: not counted yet
+
+    def __post_init__(self) -> None:
+        self.ratio = self.initial
+
+    def begin(self, running: Collection[Request], cache: Cache) -> None:
+        self.ratio = max(self.least, self.ratio - (self.initial - self.least) / self.steps)
+        self.running, self.growth = running, -1.0
+
+    def admits(self, r: Request, cache: Cache) -> bool:
+        if self.growth < 0:
+            self.growth = sum(map(self._left, self.running))
+        growth = self.growth + self._left(r)
+        left = cache.room(self.home) + len(r.pages) - cache.pages(len(r.tokens))
+        if left < cache.pages(int(growth * self.ratio)):
+            return False
+        self.growth = growth
+        return True
+
+    def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
+        given = sum(len(r.tokens) - r.prompt for r in self.running)
+        limits = sum(min(r.sampling.max_tokens, self.longest) for r in self.running)
+        reached = (given + self.ahead * len(self.running)) / max(1, limits)
+        self.ratio = min(1.0, max(self.ratio, reached))
+        self.growth = -1.0
+        cache.release(victim)
+
+    def _left(self, r: Request) -> int:
+        return max(0, min(r.sampling.max_tokens, self.longest) - (len(r.tokens) - r.prompt))

@@ -1,70 +1,117 @@
-"""Who goes first. A ranking is a total order over live requests; smaller keys go first.
+"""Who goes first: an order of live requests, and the policies that need nothing but the request.
 
-A running request's key is read every step, a waiting one's when it starts to wait and again
-whenever the ranking says that what it read then is stale.
+Wrappers (`fair`, `aging`, `queued`) go around any of these and put something in front of its keys.
+A ranking knows requests and, where it looks for prefixes, the cache; no budget and no clock: its
+time is the number of steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from weir.core import Request
-from weir.kv.cache import Cache
 
 Key = tuple[Any, ...]
+Group = tuple[Any, ...]
 
 
-class Ranking(Protocol):
-    def observe(self, new: Sequence[Request]) -> None:
-        """Once per arrival, batched, before any key is asked for."""
-        ...
+class Ranking:
+    """A request stands at the `place` of its `group`, then at its `key`, then at its arrival;
+    smaller goes first.
 
-    def key(self, r: Request, now: float) -> Key:
-        """Pure; keys of any two requests compare."""
-        ...
+    So that thousands may wait without being looked at, the key of a request that waits must not
+    change unless `before` says so. What changes for many at once belongs in the place of a group,
+    which is read when it matters, and which never falls while members wait.
+    """
 
-    def stale(self, waiting: int) -> bool:
-        """Must the keys of the waiting requests, so many, be read again this step?"""
-        ...
+    def key(self, r: Request) -> Key:
+        """Its order within its group. Keys of any two requests of a group compare."""
+        raise NotImplementedError
 
+    def group(self, r: Request) -> Group:
+        return ()
 
-@dataclass(frozen=True, slots=True)
-class FCFS:
-    """First come, first served, within a priority class."""
+    def place(self, group: Group) -> Key:
+        return ()
 
-    def observe(self, new: Sequence[Request]) -> None:
-        pass
+    def enter(self, r: Request) -> None:
+        """`r` begins to wait: it has arrived, or lost its pages."""
 
-    def key(self, r: Request, now: float) -> Key:
-        return (r.priority, r.arrival, r.uid)
+    def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
+        """Called once a plan, with the step that it will be. Returns whose keys have changed, of
+        those who wait."""
+        return ()
 
-    def stale(self, waiting: int) -> bool:
-        return False
+    def served(self, r: Request, length: int) -> None:
+        """`length` tokens of `r` are in the plan. `r.sampled`: it will have another token."""
+
+    def leave(self, r: Request) -> None:
+        """`r` has ended."""
+
+    @property
+    def degraded(self) -> str:
+        """Why it ranks otherwise than it was told to; empty: it does not."""
+        return ""
 
 
 @dataclass(slots=True)
-class LongestPrefix:
-    """Longest shared prefix first (SGLang Algorithm 1), within a priority class.
+class Around(Ranking):
+    """A ranking that changes something about another."""
 
-    Offline this visits the requests' radix tree depth first, which is optimal (Theorem 3.1).
-    Matching costs time, so with more than `limit` requests waiting it is first come, first served.
-    """
+    inner: Ranking
 
-    cache: Cache
-    limit: int = 128
-    matching: bool = True
+    def key(self, r: Request) -> Key:
+        return self.inner.key(r)
 
-    def observe(self, new: Sequence[Request]) -> None:
-        pass
+    def group(self, r: Request) -> Group:
+        return self.inner.group(r)
 
-    def key(self, r: Request, now: float) -> Key:
-        if r.running:
-            return (r.priority, 0, r.arrival, r.uid)
-        known = self.cache.known(r) if self.matching else 0
-        return (r.priority, 1, -known, r.arrival, r.uid)
+    def place(self, group: Group) -> Key:
+        return self.inner.place(group)
 
-    def stale(self, waiting: int) -> bool:
-        matched, self.matching = self.matching, waiting <= self.limit
-        return self.matching or matched
+    def enter(self, r: Request) -> None:
+        self.inner.enter(r)
+
+    def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
+        return self.inner.before(step, waiting)
+
+    def served(self, r: Request, length: int) -> None:
+        self.inner.served(r, length)
+
+    def leave(self, r: Request) -> None:
+        self.inner.leave(r)
+
+    @property
+    def degraded(self) -> str:
+        return self.inner.degraded
+
+
+def order(ranking: Ranking, r: Request) -> Key:
+    """Where `r` stands among all live requests. No two stand in the same place."""
+    return (*ranking.place(ranking.group(r)), *ranking.key(r), r.arrival, r.uid)
+
+
+@dataclass(frozen=True, slots=True)
+class FCFS(Ranking):
+    """First come, first served, within a priority class."""
+
+    def key(self, r: Request) -> Key:
+        return (r.priority,)
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback(Ranking):
+    """Multi-level feedback queues: who has had fewer tokens goes first, by levels, each `growth`
+    times as long as the one before; the first holds `quantum` tokens. Nothing need be known of a
+    request, but each level it falls costs the memory of those that it overtakes."""
+
+    quantum: int = 16
+    growth: int = 2
+
+    def key(self, r: Request) -> Key:
+        level, left, quantum = 0, len(r.tokens) - r.prompt, self.quantum
+        while left >= quantum:
+            level, left, quantum = level + 1, left - quantum, quantum * self.growth
+        return (r.priority, level)

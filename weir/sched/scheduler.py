@@ -7,30 +7,16 @@ be sampled stands as PENDING until its value is known.
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Iterator
 
-from weir.core import (
-    PENDING,
-    Budget,
-    Capacity,
-    Chunk,
-    Delta,
-    Move,
-    Pick,
-    Plan,
-    Request,
-    Result,
-    Score,
-    Tier,
-)
-from weir.errors import GrammarError
+from weir.core import Budget, Capacity, Chunk, Delta, Pick, Plan, Request, Result, Tier
 from weir.kv.cache import Cache
+from weir.sched.advance import advance, settle
 from weir.sched.composer import Composer
+from weir.sched.iteration import Iteration
 from weir.sched.placement import Placement
-from weir.sched.ranking import Key, Ranking
-
-Entry = tuple[Key, int, Request]  # the uid decides between equal keys; requests do not compare
+from weir.sched.ranking import Key, Ranking, order
+from weir.sched.waiting import Entry, Waiting
 
 
 class Scheduler:
@@ -56,8 +42,7 @@ class Scheduler:
         self.chains = chains
         self.live: dict[int, Request] = {}
         self.running: dict[int, Request] = {}  # those that hold a lease
-        self.waiting: list[Entry] = []  # those that do not, in order
-        self.new: list[Request] = []
+        self.waiting = Waiting(ranking)  # those that do not
         self.forget: list[int] = []  # tables the executor may drop
         self.ended: list[Delta] = []  # ends that no result brings
         self.step = 0
@@ -72,7 +57,7 @@ class Scheduler:
             r.tokens += r.matcher.begin(r.sampling.max_tokens - 1)
             r.settled = len(r.tokens)
         self.live[r.uid] = r
-        self.new.append(r)
+        self._wait(r)
 
     def abort(self, uid: int) -> None:
         """End a request; unknown and ended uids are ignored."""
@@ -82,22 +67,24 @@ class Scheduler:
             self.ended.append(Delta(uid, done=r.done, preempted=r.preempted))
             self._retire(r)
 
+    def _wait(self, r: Request) -> None:
+        self.ranking.enter(r)
+        self.waiting.add(r)
+
     # -- plan ----------------------------------------------------------------------------------
 
     def plan(self, now: float) -> Plan | None:
         """The next iteration, or None if nothing can be computed until a plan lands."""
-        self._enqueue(now)
-        key = self.ranking.key
-        running = sorted((key(r, now), r.uid, r) for r in self.running.values())
-        ready = [entry for entry in running if self._ready(entry[2])]
-        it = _Iteration(running)
-        decodes = [r.computed for _, _, r in ready if r.decoding]
+        self.waiting.renew(self.ranking.before(self.step, self.waiting))
+        self.placement.begin(self.running.values(), self.cache)
+        it = Iteration(sorted((order(self.ranking, r), r) for r in self.running.values()))
+        ready = [entry for entry in it.running if self._ready(entry[1])]
+        decodes = [r.computed for _, r in ready if r.decoding]
         self._compose(ready, len(decodes), sum(decodes), it, now)
         if not it.chunks and ready:  # the decodes that the budget was kept for found no room
             self._compose(ready, 0, 0, it, now)
-        self.waiting[: it.seen] = [e for e in self.waiting[: it.seen] if not e[2].running]
-        for victim in it.evicted.values():
-            insort(self.waiting, (key(victim, now), victim.uid, victim))
+        for r in it.evicted.values():
+            self._wait(r)
         if not (it.chunks or it.moves or self.forget):
             return None
         lanes = [lane for lane in self.placement.lanes(it.chunks) if lane]
@@ -107,27 +94,23 @@ class Scheduler:
         return plan
 
     def _compose(
-        self, ready: list[Entry], owed: int, context: int, it: _Iteration, now: float
+        self, ready: list[Entry], owed: int, context: int, it: Iteration, now: float
     ) -> None:
         """Fill the iteration as the composer says, leaving `owed` tokens to decodes to come."""
-        budget = it.budget = Budget(self.capacity.tokens, self.capacity.requests, owed, context)
+        capacity = self.capacity
+        budget = Budget(capacity.tokens, capacity.requests, owed, context, len(it.running))
+        it.budget = budget
         for r, length in self.composer.compose(self._ranked(ready, it), budget):
             chunk = self._schedule(r, min(length, budget.tokens), it, now)
             if chunk is not None:
-                budget.take(chunk.length)
-                it.chunks.append(chunk)
+                it.take(chunk)
+                self.ranking.served(r, chunk.length)
             if budget.tokens <= 0 or budget.requests <= 0:
                 break
-
-    def _enqueue(self, now: float) -> None:
-        key = self.ranking.key
-        if self.new:
-            self.ranking.observe(self.new)
-        if self.ranking.stale(len(self.waiting) + len(self.new)):
-            self.waiting = sorted((key(r, now), uid, r) for _, uid, r in self.waiting)
-        for r in self.new:
-            insort(self.waiting, (key(r, now), r.uid, r))
-        self.new = []
+        for r in it.offered:
+            if not r.running:
+                self.waiting.add(r)
+        it.offered = []
 
     def _ready(self, r: Request) -> bool:
         """Whether its next tokens can be computed now."""
@@ -138,54 +121,56 @@ class Scheduler:
         wants = len(r.tokens) - r.prompt < r.sampling.max_tokens
         return self.chains and r.sampled and wants and r.matcher is None
 
-    def _ranked(self, ready: list[Entry], it: _Iteration) -> Iterator[Request]:
-        """Ready and waiting requests, merged in order. No more waiting ones come once what is left
-        of the budget belongs to decodes, one of them found no room, or no more may run."""
-        waiting, budget = self.waiting, it.budget
+    def _ranked(self, ready: list[Entry], it: Iteration) -> Iterator[Request]:
+        """Ready and waiting requests, merged in order."""
+        first = self.waiting.first()
+        for key, r in ready:
+            while first is not None and first[0] < key and self._admits(first, it):
+                yield self._offer(first, it)
+                first = self.waiting.first()
+            if r.uid not in it.evicted:
+                yield r
+        while (first := self.waiting.first()) is not None and self._admits(first, it):
+            yield self._offer(first, it)
 
-        def admits() -> bool:
-            return (
-                it.seen < len(waiting)
-                and not it.full
-                and budget.tokens > budget.owed
-                and len(self.running) < self.capacity.requests
-            )
+    def _admits(self, first: Entry, it: Iteration) -> bool:
+        """May the first of those who wait be offered? Not once newcomers are shut out, or what is
+        left of the budget belongs to decodes, or as many run as may and none ranks after it."""
+        if it.budget.closed or it.budget.tokens <= it.budget.owed:
+            return False
+        return len(self.running) < self.capacity.requests or first[0] < it.running[-1][0]
 
-        for entry in ready:
-            while admits() and waiting[it.seen] < entry:
-                it.seen += 1
-                yield waiting[it.seen - 1][2]
-            if entry[1] not in it.evicted:
-                yield entry[2]
-        while admits():
-            it.seen += 1
-            yield waiting[it.seen - 1][2]
+    def _offer(self, first: Entry, it: Iteration) -> Request:
+        r = first[1]
+        self.waiting.discard(r)
+        it.offered.append(r)
+        return r
 
-    def _schedule(self, r: Request, length: int, it: _Iteration, now: float) -> Chunk | None:
+    def _schedule(self, r: Request, length: int, it: Iteration, now: float) -> Chunk | None:
         """Find `r`'s prefix, reserve its pages, and advance it by at most `length`."""
         if r.matcher is not None and r.matcher.mask() is None:
             return None  # its mask is being computed; nobody waits for it
         fresh = not r.running
         if fresh and (r.done is not None or r.settled < len(r.tokens)):
             return None  # evicted with a token in flight: wait until it has landed
-        before = r.computed
+        before, key = r.computed, order(self.ranking, r) if fresh else None
         if fresh or (r.computed < r.prompt and not r.sampling.penalised):
             self.cache.attach(r, self.placement.coldest, it.moves)
         length = self._align(r, min(length, r.todo), it)
-        home = self._place(Pick(r, length), it, now) if length else None
+        home = self._place(Pick(r, length), key, it) if length else None
         if home is None:
             if fresh:
                 self.cache.release(r)
-                it.full = True  # nobody overtakes it
+                it.budget.closed = True  # nobody overtakes it
             return None
         self._account(r, before, fresh, now)
         if r.computed < r.prompt:
             it.prompts += 1
             if r.sampling.uncached is None:
                 self.cache.share(r, r.computed + length)
-        return self._advance(r, length, home)
+        return advance(r, length, home)
 
-    def _align(self, r: Request, length: int, it: _Iteration) -> int:
+    def _align(self, r: Request, length: int, it: Iteration) -> int:
         """End a chunk on a page boundary unless it ends the tokens, so that others can go on from
         it. What is left of a budget under one page goes to the first prompt of a plan only."""
         if length == r.todo:
@@ -195,24 +180,38 @@ class Scheduler:
             return length - over
         return 0 if it.prompts else length
 
-    def _place(self, pick: Pick, it: _Iteration, now: float) -> Tier | None:
-        """Reserve pages, taking them from whoever ranks last, after the pick, and is not yet in
-        this plan."""
-        r = pick.request
-        while (home := self.placement.place(pick, self.cache, it.moves)) is None:
-            victim = it.last(after=(self.ranking.key(r, now), r.uid, r))
+    def _place(self, pick: Pick, key: Key | None, it: Iteration) -> Tier | None:
+        """Reserve pages, and a newcomer's right to run, taking them from requests that rank after
+        the pick and are not yet in this plan. `key`: where a newcomer stood as it waited."""
+        r, cache = pick.request, self.cache
+        after: list[Request] | None = None
+        while (home := self._settle_in(pick, key is not None, it)) is None:
+            if after is None:
+                after = it.after(key or order(self.ranking, r), r)
+                if sum(len(v.pages) for v in after) < self.placement.lacking(pick, cache):
+                    return None  # all of them together would go in vain
+            victim = self.placement.victim(after, cache) if after else None
             if victim is None:
                 return None
-            decoding = victim.decoding and self._ready(victim)
-            victim.peak = max(victim.peak, victim.computed)
-            self.placement.evict(victim, self.cache, it.moves)
-            if not victim.running:
-                it.budget.owed -= decoding
-                it.evicted[victim.uid] = victim
-                victim.preempted += 1
-                self.preemptions += 1
-                self._stop(victim)
+            after.remove(victim)
+            self._evict(victim, it)
         return home
+
+    def _settle_in(self, pick: Pick, fresh: bool, it: Iteration) -> Tier | None:
+        if fresh and len(self.running) >= self.capacity.requests:
+            return None
+        return self.placement.place(pick, self.cache, it.moves)
+
+    def _evict(self, victim: Request, it: Iteration) -> None:
+        decoding = victim.decoding and self._ready(victim)
+        victim.peak = max(victim.peak, victim.computed)
+        self.placement.evict(victim, self.cache, it.moves)
+        if not victim.running:
+            it.budget.owed -= decoding
+            it.evicted[victim.uid] = victim
+            victim.preempted += 1
+            self.preemptions += 1
+            self._stop(victim)
 
     def _account(self, r: Request, before: int, fresh: bool, now: float) -> None:
         """Note what the cache gave `r`, and that it runs."""
@@ -232,33 +231,6 @@ class Scheduler:
         r.sampled = False
         self.forget.append(r.uid)
 
-    def _advance(self, r: Request, length: int, home: Tier) -> Chunk:
-        """The chunk that computes `length` more tokens of `r`, which are computed from here on."""
-        start, end = r.computed, r.computed + length
-        final = end == len(r.tokens)
-        samples = final and r.sampling.max_tokens > 0 and r.sampling.pool is None
-        chunk = Chunk(
-            uid=r.uid,
-            start=start,
-            ids=[] if r.sampled and final and length == 1 else r.tokens[start:end],
-            pages=r.pages[r.sent :],
-            home=home,
-            sample=r.sampling if samples else None,
-            prompt=r.prompt,
-            history=r.tokens[:start] if r.sent == 0 and r.sampling.penalised else None,
-            score=_score(r, start, end),
-            pool=r.sampling.pool,
-            final=final,
-            mask=r.matcher.mask() if samples and r.matcher is not None else None,
-        )
-        r.sent = len(r.pages)
-        r.computed = end
-        r.flying += 1
-        if samples:
-            r.sampled = True
-            r.tokens.append(PENDING)
-        return chunk
-
     # -- commit --------------------------------------------------------------------------------
 
     def commit(self, plan: Plan, result: Result) -> list[Delta]:
@@ -269,111 +241,22 @@ class Scheduler:
                 r = self.live[chunk.uid]
                 r.flying -= 1
                 if r.done is None:
-                    delta = self._settle(r, chunk, result)
+                    delta = settle(r, chunk, result)
                     if delta is not None:
                         deltas.append(delta)
                 if r.done is not None:
                     self._retire(r)
         return deltas
 
-    def _settle(self, r: Request, chunk: Chunk, result: Result) -> Delta | None:
-        uid = r.uid
-        if uid in result.failed:
-            r.done = "error"
-            return Delta(uid, done=r.done, error=result.failed[uid], preempted=r.preempted)
-        scores = result.scores.get(uid, [])
-        if not (chunk.sample or chunk.final or scores):
-            return None
-        delta = Delta(uid, scores=scores)
-        first = r.told == r.prompt
-        if chunk.sample is not None:
-            if uid in result.logprobs:
-                delta.logprobs = [result.logprobs[uid]]
-            try:
-                _append(r, result.tokens[uid])
-            except GrammarError as error:
-                r.done, delta.error = "error", str(error)
-            delta.tokens = r.tokens[r.told : r.settled]
-            r.told = r.settled
-        elif chunk.final:
-            delta.vector = result.vectors.get(uid)
-            r.done = "stop" if r.sampling.pool else "length"
-        if first:
-            delta.cached, delta.started = r.cached, r.started
-        if r.done is not None:
-            delta.done, delta.preempted = r.done, r.preempted
-        return delta
-
     def _retire(self, r: Request) -> None:
         """Give back what an ended request holds, once no plan in flight carries it."""
         if r.flying:
             return
         del self.live[r.uid]
+        self.waiting.discard(r)
+        self.ranking.leave(r)
         if r.running:
             del r.tokens[r.settled :]
             r.computed = min(r.computed, r.settled)
             self.cache.release(r)
             self._stop(r)
-        elif r in self.new:
-            self.new.remove(r)
-        else:
-            self.waiting = [entry for entry in self.waiting if entry[2] is not r]
-
-
-class _Iteration:
-    """What one call of `plan` gathers."""
-
-    __slots__ = ("budget", "chunks", "evicted", "full", "moves", "prompts", "running", "seen")
-
-    def __init__(self, running: list[Entry]):
-        self.running = running  # in order; victims are taken from the end
-        self.budget = Budget(0, 0)
-        self.chunks: list[Chunk] = []
-        self.moves: list[Move] = []
-        self.evicted: dict[int, Request] = {}
-        self.prompts = 0  # chunks of prompts
-        self.seen = 0  # waiting requests that were offered
-        self.full = False  # a waiting request found no room
-
-    def last(self, after: Entry) -> Request | None:
-        """The last running request, if it ranks after the given one and is not in the plan."""
-        taken = {chunk.uid for chunk in self.chunks}
-        while self.running and self.running[-1] > after:
-            r = self.running.pop()[2]
-            if r.uid not in taken and r.done is None and r.running:
-                return r
-        return None
-
-
-def _append(r: Request, token: int) -> None:
-    """Settle a sampled token, and with a grammar also what must follow it, up to where the answer
-    ends. Raises `GrammarError`."""
-    stops, room = r.sampling.stops, r.prompt + r.sampling.max_tokens - r.settled
-    tokens = [token]
-    if token in stops:
-        r.done = "stop"
-    elif r.matcher is not None:
-        tokens = r.matcher.advance(token)
-        r.sampled = r.sampled and tokens == [token]  # else the executor's token is not ours
-        if r.matcher.complete:
-            r.done = "stop"
-        stopped = next((at for at, one in enumerate(tokens[:room], 1) if one in stops), 0)
-        if stopped:
-            tokens, r.done = tokens[:stopped], "stop"
-        elif len(tokens) > room:
-            tokens, r.done = tokens[:room], "length"
-    r.tokens[r.settled : r.settled + 1] = tokens
-    r.settled += len(tokens)
-    if r.done is None and len(tokens) >= room:
-        r.done = "length"
-
-
-def _score(r: Request, start: int, end: int) -> Score | None:
-    """Prompt logprobs that the chunk [start, end) can give and that were not given before."""
-    top = r.sampling.prompt_logprobs
-    if top is None:
-        return None
-    first = max(start, r.scored, r.sampling.score_from - 1)
-    targets = r.tokens[first + 1 : min(end, r.prompt - 1) + 1]
-    r.scored = max(r.scored, first + len(targets))
-    return Score(first - start, targets, top) if targets else None

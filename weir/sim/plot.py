@@ -31,7 +31,7 @@ class Timeline:
 
     def __call__(self, replica: Replica) -> None:
         s, stats = replica.engine.scheduler, replica.engine.stats()
-        waiting, computed = len(s.waiting) + len(s.new), int(stats.step_tokens.sum)
+        waiting, computed = len(s.waiting), int(stats.step_tokens.sum)
         tokens, self._computed = computed - self._computed, computed
         self.moments.append(Moment(replica.clock.time, len(s.running), waiting, tokens))
 

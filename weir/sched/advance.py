@@ -1,0 +1,98 @@
+"""What an iteration does to one request: it advances when planned and settles when committed."""
+
+from __future__ import annotations
+
+from weir.core import PENDING, Chunk, Delta, Request, Result, Score
+from weir.errors import GrammarError
+
+
+def advance(r: Request, length: int, home: int) -> Chunk:
+    """The chunk that computes `length` more tokens of `r`, which are computed from here on."""
+    start, end = r.computed, r.computed + length
+    final = end == len(r.tokens)
+    samples = final and r.sampling.max_tokens > 0 and r.sampling.pool is None
+    chunk = Chunk(
+        uid=r.uid,
+        start=start,
+        ids=[] if r.sampled and final and length == 1 else r.tokens[start:end],
+        pages=r.pages[r.sent :],
+        home=home,
+        sample=r.sampling if samples else None,
+        prompt=r.prompt,
+        history=r.tokens[:start] if r.sent == 0 and r.sampling.penalised else None,
+        score=_score(r, start, end),
+        pool=r.sampling.pool,
+        final=final,
+        mask=r.matcher.mask() if samples and r.matcher is not None else None,
+    )
+    r.sent = len(r.pages)
+    r.computed = end
+    r.flying += 1
+    if samples:
+        r.sampled = True
+        r.tokens.append(PENDING)
+    return chunk
+
+
+def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
+    """What `chunk`, which has landed, adds to `r`; None if nothing that anyone waits for."""
+    uid = r.uid
+    if uid in result.failed:
+        r.done = "error"
+        return Delta(uid, done=r.done, error=result.failed[uid], preempted=r.preempted)
+    scores = result.scores.get(uid, [])
+    if not (chunk.sample or chunk.final or scores):
+        return None
+    delta = Delta(uid, scores=scores)
+    first = r.told == r.prompt
+    if chunk.sample is not None:
+        if uid in result.logprobs:
+            delta.logprobs = [result.logprobs[uid]]
+        try:
+            _append(r, result.tokens[uid])
+        except GrammarError as error:
+            r.done, delta.error = "error", str(error)
+        delta.tokens = r.tokens[r.told : r.settled]
+        r.told = r.settled
+    elif chunk.final:
+        delta.vector = result.vectors.get(uid)
+        r.done = "stop" if r.sampling.pool else "length"
+    if first:
+        delta.cached, delta.started = r.cached, r.started
+    if r.done is not None:
+        delta.done, delta.preempted = r.done, r.preempted
+    return delta
+
+
+def _append(r: Request, token: int) -> None:
+    """Settle a sampled token, and with a grammar also what must follow it, up to where the answer
+    ends. Raises `GrammarError`."""
+    stops, room = r.sampling.stops, r.prompt + r.sampling.max_tokens - r.settled
+    tokens = [token]
+    if token in stops:
+        r.done = "stop"
+    elif r.matcher is not None:
+        tokens = r.matcher.advance(token)
+        r.sampled = r.sampled and tokens == [token]  # else the executor's token is not ours
+        if r.matcher.complete:
+            r.done = "stop"
+        stopped = next((at for at, one in enumerate(tokens[:room], 1) if one in stops), 0)
+        if stopped:
+            tokens, r.done = tokens[:stopped], "stop"
+        elif len(tokens) > room:
+            tokens, r.done = tokens[:room], "length"
+    r.tokens[r.settled : r.settled + 1] = tokens
+    r.settled += len(tokens)
+    if r.done is None and len(tokens) >= room:
+        r.done = "length"
+
+
+def _score(r: Request, start: int, end: int) -> Score | None:
+    """Prompt logprobs that the chunk [start, end) can give and that were not given before."""
+    top = r.sampling.prompt_logprobs
+    if top is None:
+        return None
+    first = max(start, r.scored, r.sampling.score_from - 1)
+    targets = r.tokens[first + 1 : min(end, r.prompt - 1) + 1]
+    r.scored = max(r.scored, first + len(targets))
+    return Score(first - start, targets, top) if targets else None

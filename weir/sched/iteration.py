@@ -1,0 +1,40 @@
+"""What one call of `plan` gathers, and the order it was made in."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from weir.core import Budget, Chunk, Move, Request
+from weir.sched.ranking import Key
+from weir.sched.waiting import Entry
+
+
+class Iteration:
+    __slots__ = ("budget", "chunks", "evicted", "moves", "offered", "planned", "prompts", "running")
+
+    def __init__(self, running: list[Entry]):
+        self.running = running  # when the plan was begun, in order
+        self.budget = Budget(0, 0)
+        self.chunks: list[Chunk] = []
+        self.moves: list[Move] = []
+        self.planned: set[int] = set()  # uids of the chunks
+        self.evicted: dict[int, Request] = {}
+        self.offered: list[Request] = []  # taken from those who wait, to be put back if not run
+        self.prompts = 0  # chunks of prompts
+
+    def take(self, chunk: Chunk) -> None:
+        self.budget.take(chunk.length)
+        self.chunks.append(chunk)
+        self.planned.add(chunk.uid)
+
+    def after(self, key: Key, r: Request) -> list[Request]:
+        """Running requests, in order, that rank after `r`, at `key`, and are not in the plan."""
+        first = bisect_right(self.running, key, key=lambda entry: entry[0])
+        return [
+            other
+            for _, other in self.running[first:]
+            if other.running
+            and other.done is None
+            and other is not r
+            and other.uid not in self.planned
+        ]

@@ -1,0 +1,127 @@
+"""Shortest first: whoever will need least goes first, which lowers the mean latency of a queue.
+
+How long an answer will be is known (a benchmark), promised (`max_tokens`) or predicted by a scorer
+(learning to rank, arXiv 2408.15792). A scorer works on its own time and is asked in batches; until
+it has answered a request counts as one of average length.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from weir.core import Request
+from weir.sched.prefix import Matches
+from weir.sched.ranking import Key, Ranking
+
+log = logging.getLogger(__name__)
+
+
+def promised(r: Request) -> float:
+    """The most tokens that `r` may be answered with; exact for one that ignores its stops."""
+    return r.sampling.max_tokens
+
+
+@dataclass(slots=True)
+class Shortest(Ranking):
+    """Fewest tokens still to compute, prompt and answer together, within a priority class.
+
+    length: tokens of the whole answer to a request. matches: what the cache holds of its prompt
+    need not be computed. preempt: a newcomer may take the place of a running request that has more
+    left; else the order counts for admission, and for who makes room for those that run."""
+
+    length: Callable[[Request], float] = promised
+    matches: Matches | None = None
+    preempt: bool = False
+
+    def key(self, r: Request) -> Key:
+        answer = max(0.0, self.length(r) - (len(r.tokens) - r.prompt))
+        left = len(r.tokens) - r.computed + answer
+        if self.matches is not None:
+            left -= self.matches.of(r)
+        return (r.priority, left) if self.preempt else (r.priority, not r.running, left)
+
+    def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
+        return self.matches.refresh(waiting) if self.matches is not None else ()
+
+
+class Scorer(Protocol):
+    """Predicts the length of answers, in batches, on its own time."""
+
+    def submit(self, prompts: Sequence[tuple[int, list[int]]]) -> None:
+        """Take (uid, tokens) of each newcomer in, and return at once."""
+        ...
+
+    def collect(self) -> Sequence[tuple[int, float]]:
+        """(uid, expected tokens of the answer) of those predicted since; never waits."""
+        ...
+
+
+@dataclass(slots=True)
+class Learned(Ranking):
+    """Shortest first by `Request.score`, which a scorer fills in. A scorer that fails is switched
+    off, with a warning; then it is first come, first served."""
+
+    scorer: Scorer | None = None
+    matches: Matches | None = None
+    preempt: bool = False
+    failure: str = ""
+    neutral: float = 256.0  # of an unknown length: the mean of those predicted, slowly moving
+    new: list[Request] = field(default_factory=list)
+    pending: dict[int, Request] = field(default_factory=dict)
+    shortest: Shortest = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shortest = Shortest(self._length, self.matches, self.preempt)
+
+    def key(self, r: Request) -> Key:
+        if self.failure:
+            return (r.priority,) if self.preempt else (r.priority, not r.running)
+        return self.shortest.key(r)
+
+    def enter(self, r: Request) -> None:
+        if r.score is None and r.preempted == 0:
+            self.new.append(r)
+
+    def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
+        if self.failure:
+            return ()
+        moved = list(self.shortest.before(step, waiting))
+        try:
+            return moved + self._exchange()
+        except Exception as error:  # whatever goes wrong in there, serving goes on
+            self.failure = f"the scorer failed: {error or type(error).__name__}"
+            log.warning("%s; requests are now served first come, first served", self.failure)
+            self.new, self.pending = [], {}
+            return list(waiting)
+
+    def leave(self, r: Request) -> None:
+        self.pending.pop(r.uid, None)
+
+    @property
+    def degraded(self) -> str:
+        return self.failure
+
+    def _length(self, r: Request) -> float:
+        expected = self.neutral if r.score is None else r.score
+        return min(expected, r.sampling.max_tokens)
+
+    def _exchange(self) -> list[Request]:
+        """Give the scorer who has come and take what it has found."""
+        if self.scorer is None:
+            return []
+        if self.new:
+            self.scorer.submit([(r.uid, r.tokens[: r.prompt]) for r in self.new])
+            self.pending.update((r.uid, r) for r in self.new)
+            self.new = []
+        scored = []
+        for uid, score in self.scorer.collect():
+            r = self.pending.pop(uid, None)
+            if r is not None and math.isfinite(score):
+                r.score = score
+                self.neutral += (score - self.neutral) / 64
+                scored.append(r)
+        return scored

@@ -1,0 +1,89 @@
+"""The requests that wait, in rank order, however many there are.
+
+Each is put into its place once and looked at again only when its ranking says so. What is read in
+every step are the heads of the groups, and of those only the ones that may come first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterable, Iterator
+
+from weir.core import Request
+from weir.sched.ranking import Group, Key, Ranking
+
+Entry = tuple[Key, Request]  # a key ends with the uid, so requests are never compared
+
+
+class Waiting(Collection[Request]):
+    def __init__(self, ranking: Ranking):
+        self._ranking = ranking
+        self._groups: dict[Group, list[Entry]] = {}  # in order
+        self._where: dict[int, tuple[Group, Entry]] = {}
+        # A heap of groups by the order of their heads. A head moves forward only when `add` puts
+        # one in front, which leaves a new entry here; so what is found at the top may be too
+        # early, never too late. Only the latest entry of a group counts.
+        self._heads: list[tuple[Key, int, Group]] = []
+        self._latest: dict[Group, int] = {}
+        self._serial = 0
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __iter__(self) -> Iterator[Request]:
+        """In no particular order."""
+        return (entry[1] for _, entry in self._where.values())
+
+    def __contains__(self, r: object) -> bool:
+        return isinstance(r, Request) and r.uid in self._where
+
+    def add(self, r: Request) -> None:
+        group = self._ranking.group(r)
+        entry = ((*self._ranking.key(r), r.arrival, r.uid), r)
+        self._where[r.uid] = (group, entry)
+        members = self._groups.setdefault(group, [])
+        insort(members, entry)
+        if members[0] is entry:
+            heapq.heappush(self._heads, self._head(group))
+            if len(self._heads) > 64 + 4 * len(self._groups):
+                self._heads = [self._head(group) for group in self._groups]
+                heapq.heapify(self._heads)
+
+    def discard(self, r: Request) -> None:
+        if r.uid not in self._where:
+            return
+        group, entry = self._where.pop(r.uid)
+        members = self._groups[group]
+        del members[bisect_left(members, entry)]
+        if not members:
+            del self._groups[group], self._latest[group]
+
+    def renew(self, moved: Iterable[Request]) -> None:
+        """Put those of `moved` who wait into their present places."""
+        found = [r for r in moved if r.uid in self._where]
+        if len(found) >= len(self):
+            self._groups, self._where, self._heads, self._latest = {}, {}, [], {}
+        for r in found:
+            self.discard(r)
+        for r in found:
+            self.add(r)
+
+    def first(self) -> Entry | None:
+        """Who comes first, and where it stands among all live requests."""
+        while self._heads:
+            key, serial, group = self._heads[0]
+            if self._latest.get(group) != serial:
+                heapq.heappop(self._heads)
+                continue
+            entry = self._groups[group][0]
+            if (*self._ranking.place(group), *entry[0]) == key:
+                return key, entry[1]
+            heapq.heapreplace(self._heads, self._head(group))
+        return None
+
+    def _head(self, group: Group) -> tuple[Key, int, Group]:
+        """The present entry of a group, which replaces every earlier one."""
+        self._serial += 1
+        self._latest[group] = self._serial
+        return (*self._ranking.place(group), *self._groups[group][0][0]), self._serial, group
