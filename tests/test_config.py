@@ -177,3 +177,13 @@ def test_a_config_crosses_a_wire() -> None:
     assert msgspec.convert(json.loads(msgspec.json.encode(config)), Config) == config
     assert "secret" not in json.dumps(config.public())
     assert config.names == ["smollm2-135m"]
+
+
+def test_a_latency_target_is_a_duration() -> None:
+    for text, seconds in (("50ms", 0.05), ("0.05", 0.05), ("1.5s", 1.5), ("120 ms", 0.12)):
+        assert load({"target_tbt": text}, {}).target_tbt == pytest.approx(seconds)
+    assert load({}, {"WEIR_TARGET_TBT": "20ms"}).target_tbt == pytest.approx(0.02)
+    with pytest.raises(ConfigError, match="expected a duration such as 50ms"):
+        load({"target_tbt": "soon"}, {})
+    with pytest.raises(ConfigError, match="leave out --composer whole"):
+        load({"target_tbt": "50ms", "composer": "whole"}, {})

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from weir import hub, policies
+from weir import __version__, hub, policies
 from weir.config import Config
 from weir.core import Spec, Tier
+from weir.cost import profile
+from weir.cost.table import Table
+from weir.cost.target import Target
 from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.local import Local
@@ -84,11 +89,7 @@ def engine(config: Config) -> Engine:
         depth=2 if config.overlap else 1,
         threads=1 if kernels else threads,
     )
-    pace = policies.pace(config, defaults)
-    scheduler = policies.scheduler(config, executor.capacity, pace, chains=executor.chains)
     phases.done("memory")
-    gc.collect()
-    gc.freeze()  # what lives as long as the engine is not walked again while it serves
     info = {
         "device": _name(device),
         "dtype": "codes" if model.head.dtype == torch.uint8 else str(dtype).removeprefix("torch."),
@@ -100,7 +101,26 @@ def engine(config: Config) -> Engine:
         "kv_tokens": pages * page,
         "start_seconds": phases.seconds,
     }
-    return Engine(scheduler, executor, info=info)
+    capacity = executor.capacity
+    pace = policies.pace(config, defaults, capacity.tokens, lambda: _cost(config, executor, info))
+    scheduler = policies.scheduler(config, capacity, pace, chains=executor.chains)
+    phases.done("profile")
+    gc.collect()
+    gc.freeze()  # what lives as long as the engine is not walked again while it serves
+    target = pace if isinstance(pace, Target) else None
+    return Engine(scheduler, executor, info=info, target=target)
+
+
+def _cost(config: Config, executor: Local, info: dict[str, Any]) -> Table:
+    """How long steps take here: from the user's cache, else measured now and kept there."""
+    key = profile.identity(info, config.model, __version__)
+    file = profile.path(hub.cache_folder().parent / "profiles", key)
+    with contextlib.suppress(ConfigError):  # none yet, or damaged
+        return profile.load(file, key)
+    table, _ = profile.profile(executor, key, repeats=1)
+    with contextlib.suppress(ConfigError):  # a cache that cannot be written is measured again
+        profile.save(table, file)
+    return table
 
 
 def _device(name: str) -> torch.device:

@@ -33,6 +33,7 @@ Bytes = Annotated[int, Meta(ge=0, extra={"size": True})]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+Duration = Annotated[float, Meta(ge=0, extra={"duration": True})]
 
 Device = Literal["auto", "cpu", "cuda"]
 Weights = Literal["auto", "float32", "bfloat16", "float16"]
@@ -90,6 +91,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_prefill_beside_decode: Annotated[
         Count, about("prompt tokens in a step that also decodes; 0: best for the device")
     ] = 0
+    target_tbt: Annotated[
+        Duration, about("longest time between two tokens, such as 50ms, that steps aim at; 0: none")
+    ] = 0.0
     max_num_seqs: Annotated[Count, about("requests in one step; 0: best for the device")] = 0
     overlap: Annotated[bool, about("plan the next step while the device works")] = True
     max_num_queued_reqs: Annotated[Positive, about("requests that may wait; more get a 503")] = 2048
@@ -252,6 +256,14 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
+def parse_duration(text: str) -> float:
+    """Seconds in `50ms`, `1.5s` or `0.05`."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|)", text.strip().lower())
+    if match is None:
+        raise ValueError("expected a duration such as 50ms or 1.5s")
+    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = msgspec.yaml.decode(path.read_bytes())
@@ -297,8 +309,11 @@ def _convert(name: str, value: object, where: str) -> object:
     if kind is list and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     try:
-        if any((meta.extra or {}).get("size") for meta in info.type.__metadata__) and text:
-            value = parse_size(text)
+        for meta in info.type.__metadata__ if text else ():
+            if (meta.extra or {}).get("size"):
+                value = parse_size(text)
+            elif (meta.extra or {}).get("duration"):
+                value = parse_duration(text)
         result = msgspec.convert(value, info.type, strict=False)
         if isinstance(result, float) and not math.isfinite(result):
             raise ValueError("expected a finite number")
@@ -322,6 +337,11 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {seqs}, but every "
             "running request needs a token a step: raise the first or lower the second"
+        )
+    if config.target_tbt and (config.composer == "whole" or config.max_prefill_beside_decode):
+        raise ConfigError(
+            "--target-tbt sets how much prompt goes beside decodes: leave out --composer whole and "
+            "--max-prefill-beside-decode"
         )
     if not all(config.served_model_name) or not all(config.api_key):
         raise ConfigError("--served-model-name and --api-key must not hold an empty string")

@@ -10,6 +10,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from weir.core import Capacity, Delta, Plan, Request
+from weir.cost.target import Target
 from weir.executor.base import Executor, Handle
 from weir.sched.scheduler import Scheduler
 from weir.wire import Stats
@@ -31,7 +32,8 @@ PAUSE = 1e-4
 
 
 class Engine:
-    """The control loop over a scheduler and an executor. `info` tells people what it runs on."""
+    """The control loop over a scheduler and an executor. `info` tells people what it runs on;
+    `target`, if the scheduler keeps one, learns from every step what steps take."""
 
     def __init__(
         self,
@@ -39,10 +41,12 @@ class Engine:
         executor: Executor,
         clock: Clock | None = None,
         info: dict[str, Any] | None = None,
+        target: Target | None = None,
     ):
         self.info = info or {}
         self.scheduler = scheduler
         self.executor = executor
+        self.target = target
         self.clock = clock or MonotonicClock()
         self.capacity: Capacity = executor.capacity
         self.flying: deque[tuple[Plan, Handle]] = deque()
@@ -104,6 +108,9 @@ class Engine:
         if not chunks:  # it only moved or forgot
             return
         stats.step_seconds.add(seconds)
+        if self.target is not None:
+            stats.target_seconds = self.target.seconds
+            stats.predicted_seconds.add(self.target.observe(plan, seconds))
         stats.step_requests.add(len(chunks))
         stats.step_tokens.add(plan.tokens)
         stats.step_prefill.add(prefill)

@@ -5,10 +5,12 @@ Apart from `weir.build` because a simulation makes the same scheduler and needs 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from weir.config import Config
 from weir.core import Capacity, Tier
+from weir.cost.target import Cost, Target
 from weir.kv.cache import Cache
 from weir.sched.composer import Beside, Chunked, Pace, Whole
 from weir.sched.placement import OnDemand
@@ -30,8 +32,11 @@ class Defaults:
 DEFAULTS = {"cpu": Defaults(4, 512, 64, 64), "cuda": Defaults(16, 4096, 4096, 256)}
 
 
-def pace(config: Config, defaults: Defaults) -> Pace:
-    """How much prompt goes beside decodes, without a latency target."""
+def pace(config: Config, defaults: Defaults, tokens: int, cost: Callable[[], Cost]) -> Pace:
+    """How much prompt goes beside decodes, in steps of at most `tokens`. `cost` is called only if
+    there is a latency target. Raises `ConfigError` for one that cannot be met."""
+    if config.target_tbt:
+        return Target(cost(), config.target_tbt, tokens)
     return Beside(config.max_prefill_beside_decode or defaults.beside)
 
 

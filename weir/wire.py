@@ -104,6 +104,8 @@ class Stats(Struct, tag=True):
     preemptions: int = 0
     recomputed_tokens: int = 0
     step_seconds: Seconds = field(default_factory=Seconds)  # that the device took
+    predicted_seconds: Seconds = field(default_factory=Seconds)  # expected of it, under a target
+    target_seconds: float = 0.0  # that steps aim at; 0: no target
     host_seconds: Seconds = field(default_factory=Seconds)  # to plan a step and settle another
     step_requests: Sizes = field(default_factory=Sizes)
     step_tokens: Sizes = field(default_factory=Sizes)

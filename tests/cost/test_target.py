@@ -49,9 +49,9 @@ def test_steps_that_take_longer_than_predicted_make_it_careful() -> None:
     before = target.prompts(32, 32_000, 0)
     step = plan(32, 1000, before)
     for _ in range(200):
-        target.observe(step, 1.5 * COST.seconds(Work.of(step)))
+        predicted = target.observe(step, 1.5 * COST.seconds(Work.of(step)))
     assert target.ratio == pytest.approx(1.5, rel=0.01)
-    assert target.predicted == pytest.approx(1.5 * COST.seconds(Work.of(step)), rel=0.01)
+    assert predicted == pytest.approx(1.5 * COST.seconds(Work.of(step)), rel=0.01)
     after = target.prompts(32, 32_000, 0)
     assert COST.seconds(Work(32, [1000] * 32, [(after, 0)])) * 1.5 <= 0.0505
     for _ in range(300):

@@ -88,7 +88,8 @@ class Computed:
 
 
 def tiny(config: Config, size: Capacity) -> Replica:
-    made = replica(config, size, COST, pace(config, defaults_of(H100)), MODEL.spec.vocab)
+    paced = pace(config, defaults_of(H100), size.tokens, lambda: COST)
+    made = replica(config, size, COST, paced, MODEL.spec.vocab)
     made.engine.executor = Seen(made.engine.executor)
     return made
 
@@ -221,3 +222,20 @@ def test_cache_aware_forgets_what_replicas_cannot_hold() -> None:
         router.route([1000 * fresh + i for i in range(64)], [0, 0])
     assert all(len(seen) <= 4 for seen in router.seen)
     assert router._known(router._chain(old), router.seen[home]) == 0
+
+
+def test_a_target_holds_and_what_it_costs_is_first_tokens() -> None:
+    words = Words(Vocabulary, 1)
+    items = [Item(words.draw(1500 if at % 3 else 6000), 150) for at in range(60)]
+    load = poisson(Workload("long", items), 6.0, 1.0, 2)
+    reports, engines = [], []
+    for config in (Config(target_tbt=0.015), Config(max_num_batched_tokens=4096)):
+        fleet = [tiny(config, Capacity(16, {int(Tier.GPU): 20_000}, 4096, 256, 8192))]
+        engines.append(fleet[0].engine)
+        reports.append(measure(*replay(load, fleet)).metrics)
+    held, free = reports
+    assert held["itl"].percentile(99) < 16 < 40 < free["itl"].percentile(99)
+    assert held["ttft"].median > free["ttft"].median
+    stats = engines[0].stats()
+    assert stats.target_seconds == 0.015
+    assert stats.predicted_seconds.sum == pytest.approx(stats.step_seconds.sum)

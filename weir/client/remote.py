@@ -34,6 +34,7 @@ COUNTERS = (
     "preemptions",
     "recomputed_tokens",
     "step_seconds",
+    "predicted_seconds",
     "host_seconds",
     "step_requests",
     "step_tokens",

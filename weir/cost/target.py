@@ -44,7 +44,6 @@ class Target:
         self.limit = limit
         self.least = min(least, limit)
         self.ratio = 1.0  # of measured to predicted seconds, over late steps
-        self.predicted = 0.0  # seconds of the last step observed, as corrected before it
         self._known: dict[tuple[int, int, int], int] = {}
         self._known_at = 1.0
 
@@ -60,14 +59,15 @@ class Target:
             self._known[key] = self._search(decodes, context // decodes, start)
         return self._known[key]
 
-    def observe(self, plan: Plan, seconds: float) -> None:
-        """Learn from a step that took `seconds`. Steps with nothing to compute teach nothing."""
+    def observe(self, plan: Plan, seconds: float) -> float:
+        """Learn from a step that took `seconds`; returns what was expected of it."""
         expected = self.cost.seconds(Work.of(plan))
-        self.predicted = expected * self.ratio
+        predicted = expected * self.ratio
         if expected > 0 and seconds > 0:
             # a step that was held up by something else says little of the next one
             ratio = min(seconds / expected, 4 * self.ratio)
             self.ratio += MEMORY * (ratio - self.ratio)
+        return predicted
 
     def _search(self, decodes: int, context: int, start: int) -> int:
         """Bisection: time grows with the length of the chunk."""

@@ -161,10 +161,12 @@ class EngineCollector(Collector):
             ("cache_usage_ratio", "KV pages held by requests, of all", stats.pages_used / pages),
             ("cache_cached_ratio", "KV pages only cached, of all", stats.pages_cached / pages),
             ("cache_pages", "KV pages", stats.pages_total),
+            ("step_target_seconds", "Time that steps aim at; 0: none", stats.target_seconds),
         ):
             yield self._gauge(name, help, {(): value})
         for name, help, spread in (
             ("step_seconds", "Time of the device for a step", stats.step_seconds),
+            ("step_predicted_seconds", "Expected of it, under a target", stats.predicted_seconds),
             ("step_host_seconds", "To plan a step and settle another", stats.host_seconds),
             ("step_requests", "Requests in a step", stats.step_requests),
             ("step_tokens", "Tokens computed in a step", stats.step_tokens),

@@ -11,9 +11,10 @@ from weir.config import Config
 from weir.core import Capacity, Spec
 from weir.cost.hardware import PRESETS, find
 from weir.cost.roofline import Roofline
+from weir.cost.target import Cost
 from weir.cost.work import weights
 from weir.options import add_config, config
-from weir.sim.fleet import Cost, capacity, defaults_of, replica
+from weir.sim.fleet import capacity, defaults_of, replica
 from weir.sim.replay import Replica
 from weir.sim.router import ROUTERS, Router
 from weir.sim.shapes import SHAPES, shape
@@ -39,8 +40,9 @@ class Scene:
         return ROUTERS[self.routing](held // 16)
 
     def _replica(self) -> Replica:
-        pace = policies.pace(self.config, self.defaults)
-        return replica(self.config, self.capacity, self.cost, pace, self.spec.vocab)
+        size, cost = self.capacity, self.cost
+        pace = policies.pace(self.config, self.defaults, size.tokens, lambda: cost)
+        return replica(self.config, size, cost, pace, self.spec.vocab)
 
 
 class Vocabulary:

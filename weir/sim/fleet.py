@@ -5,12 +5,11 @@ Like `weir.build`, but for virtual time: the model is only its shape.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from weir import policies
 from weir.config import Config
 from weir.core import Capacity, Plan, Spec, Tier
 from weir.cost.hardware import Hardware
+from weir.cost.target import Cost, Target
 from weir.cost.work import Work, activations, cache_bytes, weights
 from weir.engine import Engine
 from weir.errors import ConfigError
@@ -19,10 +18,6 @@ from weir.sched.composer import Pace
 from weir.sim.replay import Replica
 
 GB = 10**9
-
-
-class Cost(Protocol):
-    def seconds(self, work: Work) -> float: ...
 
 
 def defaults_of(hardware: Hardware) -> policies.Defaults:
@@ -41,7 +36,8 @@ def replica(config: Config, capacity: Capacity, cost: Cost, pace: Pace, vocab: i
 
     executor = Sim(capacity, clock, seconds, token, depth=2 if config.overlap else 1)
     scheduler = policies.scheduler(config, capacity, pace, chains=executor.chains)
-    return Replica(Engine(scheduler, executor, clock), clock)
+    target = pace if isinstance(pace, Target) else None
+    return Replica(Engine(scheduler, executor, clock, target=target), clock)
 
 
 def capacity(config: Config, spec: Spec, hardware: Hardware, weight_bytes: float = 2.0) -> Capacity:

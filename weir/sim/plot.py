@@ -27,12 +27,13 @@ class Timeline:
 
     def __init__(self) -> None:
         self.moments: list[Moment] = []
-        self._computed = 0  # tokens of all steps so far
+        self._computed: dict[int, int] = {}  # replica → tokens of all its steps so far
 
     def __call__(self, replica: Replica) -> None:
         s, stats = replica.engine.scheduler, replica.engine.stats()
         waiting, computed = len(s.waiting), int(stats.step_tokens.sum)
-        tokens, self._computed = computed - self._computed, computed
+        tokens = computed - self._computed.get(id(replica), 0)
+        self._computed[id(replica)] = computed
         self.moments.append(Moment(replica.clock.time, len(s.running), waiting, tokens))
 
 
