@@ -16,6 +16,8 @@ from weir.errors import ConfigError
 
 MEMORY = 0.05
 """Weight of the newest step in the running ratio of measured to predicted seconds."""
+CARE = 2.0
+"""Spreads above the ratio at which a step must still meet the target: tails count, not means."""
 KEPT = 4096
 """Answers that are remembered; more would not repeat."""
 
@@ -44,6 +46,7 @@ class Target:
         self.limit = limit
         self.least = min(least, limit)
         self.ratio = 1.0  # of measured to predicted seconds, over late steps
+        self.spread = 0.0  # mean distance of late steps from that ratio
         self._known: dict[tuple[int, int, int], int] = {}
         self._known_at = 1.0
 
@@ -52,8 +55,9 @@ class Target:
         prompt goes on from `start`. Without decodes nobody waits, and there is no bound."""
         if not decodes:
             return sys.maxsize
-        if abs(self.ratio - self._known_at) > 0.02 * self._known_at or len(self._known) > KEPT:
-            self._known, self._known_at = {}, self.ratio
+        careful = self.ratio + CARE * self.spread
+        if abs(careful - self._known_at) > 0.02 * self._known_at or len(self._known) > KEPT:
+            self._known, self._known_at = {}, careful
         key = (decodes, context // decodes // 64, start // 256)
         if key not in self._known:
             self._known[key] = self._search(decodes, context // decodes, start)
@@ -66,12 +70,13 @@ class Target:
         if expected > 0 and seconds > 0:
             # a step that was held up by something else says little of the next one
             ratio = min(seconds / expected, 4 * self.ratio)
+            self.spread += MEMORY * (abs(ratio - self.ratio) - self.spread)
             self.ratio += MEMORY * (ratio - self.ratio)
         return predicted
 
     def _search(self, decodes: int, context: int, start: int) -> int:
         """Bisection: time grows with the length of the chunk."""
-        allowed, contexts = self.seconds / self.ratio, [context] * decodes
+        allowed, contexts = self.seconds / self._known_at, [context] * decodes
 
         def fits(length: int) -> bool:
             return self.cost.seconds(Work(decodes, contexts, [(length, start)])) <= allowed
