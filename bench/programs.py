@@ -1,0 +1,192 @@
+"""What the runtime makes of a program's structure: real data, one thing left out at a time.
+
+    python bench/programs.py [--model smollm2-135m] [--programs 16] [--json FILE]
+
+Data: the folder `prefix` of $WEIR_DATA. Arms: all; without the prefix cache; without cache-aware
+order; without parallel calls (branches and programs one after another); without the hint that
+computes a shared prefix before its branches; and none of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gzip
+import json
+import os
+import time
+from pathlib import Path
+
+import weir as w
+
+
+def rows(name: str, count: int) -> list[dict]:
+    folder = os.environ.get("WEIR_DATA")
+    if folder is None:
+        raise SystemExit("set WEIR_DATA to the folder with the benchmark data")
+    with gzip.open(Path(folder) / "prefix" / f"{name}.jsonl.gz", "rt") as lines:
+        return [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
+
+
+@w.function
+def few_shot(s, prefix, question):
+    s += prefix
+    s += f"Question: {question}\nAnswer:" + w.gen("answer", max_tokens=16, ignore_eos=True)
+
+
+@w.function
+def thoughts(s, question):
+    """Three plans, each carried out twice."""
+    s += w.system("You are a careful mathematician. Think before you answer.")
+    s += w.user(question + "\nPropose a plan.")
+    for plan in s.fork(3):
+        plan += w.assistant(w.gen("plan", max_tokens=24, ignore_eos=True))
+        plan += w.user("Carry it out.")
+        for way in plan.fork(2):
+            way += w.assistant(w.gen("solution", max_tokens=24, ignore_eos=True))
+
+
+@w.function
+def judge(s, question, answer):
+    s += w.system("You judge answers fairly, along one dimension at a time.")
+    s += w.user(f"Question: {question}\n\nAnswer: {answer}")
+    with s.fork(4) as branches:
+        branches += [w.user(f"Judge its {d}.") for d in ("clarity", "depth", "truth", "style")]
+        branches += w.assistant(w.gen("judgment", max_tokens=16, ignore_eos=True))
+    s += w.assistant(w.gen("grade", max_tokens=4, ignore_eos=True))
+
+
+@w.function
+def turns(s, questions):
+    for question in questions:
+        s += w.user(question)
+        s += w.assistant(w.gen("answer", max_tokens=32, ignore_eos=True))
+
+
+@w.function
+def agent(s, prefix, question, steps):
+    """A recorded ReAct run: each step's text is asked for, and then stands as it was recorded."""
+    s += prefix + f"Question: {question}\n"
+    for number, step in enumerate(steps, 1):
+        s += f"Thought {number}:"
+        (asked,) = s.fork(1)
+        asked += w.gen("step", max_tokens=16, ignore_eos=True)
+        asked.sync()
+        s += f" {step['thought']}\nAction: {step['action']}\nObservation: {step['observation']}\n"
+
+
+@w.function
+def choose(s, prefix, query, choices):
+    s += prefix + query
+    s += w.select("choice", [" " + choice for choice in choices])
+
+
+def workloads(count: int) -> dict[str, tuple[w.lang.Program, list[dict]]]:
+    questions = [row["question"] for row in rows("gsm8k", count)]
+    solved = rows("gsm8k", count + 8)[count:]
+    shots = "".join(f"Question: {r['question']}\nAnswer: {r['solution']}\n\n" for r in solved)
+    runs = rows("react_hotpotqa", count + 1)
+    example = f"Question: {runs[-1]['question']}\n" + "".join(
+        f"Thought: {s['thought']}\nAction: {s['action']}\nObservation: {s['observation']}\n"
+        for s in runs[-1]["steps"]
+    )
+    picks = [row for row in rows("choices", 4 * count) if row["task"] == "copa"]
+    told = "".join(f"{r['query']} {r['choices'][r['gold']]}\n\n" for r in picks[count : count + 12])
+    talks = rows("mt_bench", count)
+    answers = {row["id"]: row for row in rows("mt_bench_answers", 4000)}
+    judged = [
+        {"question": talk["turns"][0], "answer": _answer(answers.get(talk["id"], {}))}
+        for talk in talks
+    ]
+    agents = [
+        {"prefix": example, "question": run["question"], "steps": run["steps"][:4]}
+        for run in runs[:count]
+    ]
+    return {
+        "few-shot": (few_shot, [{"prefix": shots, "question": q} for q in questions]),
+        "choices": (
+            choose,
+            [{"prefix": told, "query": p["query"], "choices": p["choices"]} for p in picks[:count]],
+        ),
+        "tree of thought": (thoughts, [{"question": q} for q in questions]),
+        "judge": (judge, judged),
+        "multi-turn": (turns, [{"questions": talk["turns"] * 2} for talk in talks]),
+        "agent": (agent, agents),
+    }
+
+
+def _answer(row: dict) -> str:
+    found = row.get("answers") or row.get("turns") or row.get("output") or row.get("answer") or ""
+    return (found if isinstance(found, str) else str(found[0]))[:1500]
+
+
+class Plain(w.Runtime):
+    """A runtime with parts of it left out."""
+
+    hints = parallel = True
+
+    async def generate(self, prompt, settings):
+        async with self._turn_taken():
+            async for piece in super().generate(prompt, settings):
+                yield piece
+
+    async def score(self, prompt, choices):
+        async with self._turn_taken():
+            return await super().score(prompt, choices)
+
+    async def cache(self, prompt):
+        if self.hints:
+            await super().cache(prompt)
+
+    def _turn_taken(self) -> asyncio.Semaphore:
+        if not hasattr(self, "_turns_left"):
+            self._turns_left = asyncio.Semaphore(1 if not self.parallel else 10_000)
+        return self._turns_left
+
+
+ARMS = {
+    "all": {},
+    "no cache": {"enable_prefix_caching": False},
+    "no tree order": {"scheduling_policy": "fcfs"},
+    "no parallelism": {"parallel": False},
+    "no hint": {"hints": False},
+    "none": {"enable_prefix_caching": False, "parallel": False, "hints": False},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--programs", type=int, default=16)
+    parser.add_argument("--only", nargs="*", help="names of programs")
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    jobs = workloads(options.programs)
+    jobs = {name: job for name, job in jobs.items() if not options.only or name in options.only}
+    seconds: dict[str, dict[str, float]] = {name: {} for name in jobs}
+    for arm, settings in ARMS.items():
+        flags = {key: settings[key] for key in ("hints", "parallel") if key in settings}
+        engine = {k: v for k, v in settings.items() if k not in flags}
+        engine.setdefault("scheduling_policy", "lpm")
+        backend = Plain(options.model, **engine)
+        for name, value in flags.items():
+            setattr(backend, name, value)
+        for name, (program, batch) in jobs.items():
+            w.flush_cache(backend)
+            began = time.perf_counter()
+            states = program.run_batch(batch, backend=backend, temperature=0)
+            seconds[name][arm] = time.perf_counter() - began
+            failed = next((s.error() for s in states if s.error() is not None), None)
+            if failed is not None:
+                raise SystemExit(f"{name}: {failed}")
+        backend.shutdown()
+    print(f"{'seconds':<16}" + "".join(f"{arm:>16}" for arm in ARMS) + "   all / none")
+    for name, of in seconds.items():
+        print(f"{name:<16}" + "".join(f"{of[arm]:16.2f}" for arm in ARMS), end="")
+        print(f"{of['none'] / of['all']:11.2f} x")
+    if options.json:
+        Path(options.json).write_text(json.dumps(seconds, indent=1))
+
+
+if __name__ == "__main__":
+    main()
