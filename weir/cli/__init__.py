@@ -22,6 +22,7 @@ COMMANDS = {
     "bench": "measure a server, the engine alone, or the time to start",
     "profile": "measure how long steps take on this machine",
     "simulate": "replay a workload in virtual time, for any model, device and policy",
+    "capacity": "find the highest request rate that keeps latency within a target",
     "top": "watch a running server",
     "doctor": "show what this machine offers, what will be used and what is missing",
     "version": "show the version",
