@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weir.ops import native
-from weir.ops.linear import linear, pack, reference_linear
+from weir.ops.linear import gated_linear, linear, normed_linear, pack, reference_linear
+from weir.ops.mlp import gated
+from weir.ops.norm import rms_norm
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.status())
@@ -112,3 +114,22 @@ def test_what_the_kernel_cannot_read_is_refused() -> None:
         linear(torch.ones(2, 8, dtype=torch.float64), packed)
     with pytest.raises(TypeError, match="8"):
         linear(torch.ones(2, 7), packed)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("act", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("m", [1, 2, 7, 130, 800])
+def test_normalising_and_gating_on_the_way_in_change_no_bit(
+    m: int, act: str, dtype: torch.dtype
+) -> None:
+    x, w, bias, residual = inputs(m, 70, 100, dtype)
+    norm, packed = 1 + torch.randn(100) / 9, pack(w, bias)
+    assert torch.equal(
+        normed_linear(x, norm, 1e-5, packed), linear(rms_norm(x, norm, 1e-5), packed)
+    )
+    gate_up = torch.cat([x, x.flip(0)], dim=1)
+    want = linear(gated(gate_up, act), packed, residual)
+    assert torch.equal(gated_linear(gate_up, act, packed, residual), want)
+    with pytest.raises(TypeError, match="100"):
+        normed_linear(gate_up, norm, 1e-5, packed)

@@ -14,8 +14,7 @@ from weir.models.base import Ropes, Shapes, split_heads
 from weir.models.llama import layer_tensors
 from weir.models.weights import Weights
 from weir.ops.attention import Place
-from weir.ops.linear import Linear, linear, rows
-from weir.ops.mlp import gated
+from weir.ops.linear import Linear, gated_linear, linear, normed_linear, rows
 from weir.ops.norm import rms_norm
 from weir.ops.rope import rope_
 
@@ -81,7 +80,7 @@ class Gemma3:
         self, layer: Layer, x: Tensor, pos: Tensor, place: Place | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         eps = self.spec.eps
-        q, k, v = split_heads(linear(rms_norm(x, layer.norm, eps), layer.qkv), self.spec)
+        q, k, v = split_heads(normed_linear(x, layer.norm, eps, layer.qkv), self.spec)
         table = self.ropes.tables[layer.rope]
         rope_(q, k, pos, table, layer.q_norm, layer.k_norm, eps, v=v, place=place)
         return (q, k, v) if place is None else (q, None, None)
@@ -89,14 +88,14 @@ class Gemma3:
     def out(self, layer: Layer, x: Tensor, o: Tensor) -> Tensor:
         eps = self.spec.eps
         x = x + rms_norm(linear(o.flatten(1), layer.out), layer.out_norm, eps)
-        y = linear(rms_norm(x, layer.mlp_norm, eps), layer.gate_up)
-        y = linear(gated(y, self.spec.activation), layer.down)
+        y = normed_linear(x, layer.mlp_norm, eps, layer.gate_up)
+        y = gated_linear(y, self.spec.activation, layer.down)
         return rms_norm(y, layer.down_norm, eps).add_(x)
 
     def hidden(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.norm, self.spec.eps)
 
     def logits(self, x: Tensor) -> Tensor:
-        y = linear(self.hidden(x), self.head).float()
+        y = normed_linear(x, self.norm, self.spec.eps, self.head).float()
         cap = self.spec.logit_softcap
         return y if cap is None else y.div_(cap).tanh_().mul_(cap)

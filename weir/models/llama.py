@@ -13,8 +13,7 @@ from weir.core import Spec
 from weir.models.base import Ropes, Shapes, shape, split_heads
 from weir.models.weights import Weights
 from weir.ops.attention import Place
-from weir.ops.linear import Linear, linear, rows
-from weir.ops.mlp import gated
+from weir.ops.linear import Linear, gated_linear, linear, normed_linear, rows
 from weir.ops.norm import rms_norm
 from weir.ops.rope import rope_
 
@@ -74,21 +73,21 @@ class Llama:
         self, layer: Layer, x: Tensor, pos: Tensor, place: Place | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         eps = self.spec.eps
-        q, k, v = split_heads(linear(rms_norm(x, layer.norm, eps), layer.qkv), self.spec)
+        q, k, v = split_heads(normed_linear(x, layer.norm, eps, layer.qkv), self.spec)
         table = self.ropes.tables[layer.rope]
         rope_(q, k, pos, table, layer.q_norm, layer.k_norm, eps, v=v, place=place)
         return (q, k, v) if place is None else (q, None, None)
 
     def out(self, layer: Layer, x: Tensor, o: Tensor) -> Tensor:
         x = linear(o.flatten(1), layer.out, x)
-        y = linear(rms_norm(x, layer.mlp_norm, self.spec.eps), layer.gate_up)
-        return linear(gated(y, self.spec.activation), layer.down, x)
+        y = normed_linear(x, layer.mlp_norm, self.spec.eps, layer.gate_up)
+        return gated_linear(y, self.spec.activation, layer.down, x)
 
     def hidden(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.norm, self.spec.eps)
 
     def logits(self, x: Tensor) -> Tensor:
-        return linear(self.hidden(x), self.head).float()
+        return normed_linear(x, self.norm, self.spec.eps, self.head).float()
 
 
 def layer_tensors(spec: Spec, at: str) -> Shapes:

@@ -1,4 +1,4 @@
-"""Linear layers: x @ W.T, with bias and residual added on the way out."""
+"""Linear layers: x @ W.T; rows may be normed or gated first, bias and residual added after."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from weir.ops import native
 from weir.ops.dispatch import floats, kernels
+from weir.ops.mlp import ACTIVATIONS, gated
+from weir.ops.norm import rms_norm
 
 FLOAT32, BFLOAT16, CODES4, CODES8 = range(4)
-"""How a native weight is stored; `Kind` of linear.cpp."""
+"""How a native weight is stored; `Kind` of linear_kinds.h."""
 
 GROUP = 32
 """Neighbours along K that share a scale and an offset."""
@@ -100,14 +102,50 @@ def linear(x: Tensor, w: Linear, residual: Tensor | None = None) -> Tensor:
         return residual.addmm_(x, w.weight.t())
     if w.record is None:
         return reference_linear(x, w.weight, w.bias, residual)
+    return _multiply(x, w, w.k, residual)
+
+
+def normed_linear(x: Tensor, norm: Tensor, eps: float, w: Linear) -> Tensor:
+    """linear(rms_norm(x, norm, eps), w); the native kernel normalises rows as it takes them in."""
+    if w.record is None:
+        return linear(rms_norm(x, norm, eps), w)
+    norm = floats(norm)
+    return _multiply(x, w, w.k, None, norm.data_ptr(), eps)
+
+
+def gated_linear(gate_up: Tensor, act: str, w: Linear, residual: Tensor | None = None) -> Tensor:
+    """linear(gated(gate_up, act), w, residual), gate_up [M, 2K]; likewise."""
+    if w.record is None:
+        return linear(gated(gate_up, act), w, residual)
+    return _multiply(gate_up, w, 2 * w.k, residual, gate=ACTIVATIONS.index(act))
+
+
+def _multiply(
+    x: Tensor,
+    w: Linear,
+    width: int,
+    residual: Tensor | None,
+    norm: int | None = None,
+    eps: float = 0.0,
+    gate: int = -1,
+) -> Tensor:
+    """The native kernel on x [M, width]; `norm`, `eps` and `gate` as in `Input` of linear.cpp."""
     lib = kernels(x)
-    if lib is None or x.shape[1] != w.k:
-        raise TypeError(f"x must be float32 [M, {w.k}] on the CPU, got {x.dtype} {list(x.shape)}")
+    if lib is None or x.shape[1] != width:
+        raise TypeError(f"x must be float32 [M, {width}] on the CPU, got {x.dtype} {list(x.shape)}")
     x, out = x.contiguous(), x.new_empty(x.shape[0], w.n)
     if residual is not None:
         residual = floats(residual.view_as(out))
-    add = residual.data_ptr() if residual is not None else None
-    lib.linear(addressof(w.record), x.data_ptr(), x.shape[0], add, out.data_ptr())
+    lib.linear(
+        addressof(w.record),
+        x.data_ptr(),
+        x.shape[0],
+        norm,
+        eps,
+        gate,
+        residual.data_ptr() if residual is not None else None,
+        out.data_ptr(),
+    )
     return out
 
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Linear(ctypes.Structure):
-    """`Linear` of linear.cpp."""
+    """`Linear` of linear_kinds.h."""
 
     _fields_ = (
         ("weight", c_void_p),
@@ -61,7 +61,7 @@ SIGNATURES = {
     "pack_codes": (None, (POINTER, POINTER, LONG, LONG, INT, POINTER)),
     "rows": (None, (POINTER, POINTER, LONG, POINTER)),
     "has_byte_products": (INT, ()),
-    "linear": (None, (POINTER, POINTER, LONG, POINTER, POINTER)),
+    "linear": (None, (POINTER, POINTER, LONG, POINTER, FLOAT, INT, POINTER, POINTER)),
     "attend": (None, (POINTER,)),
     "write": (
         None,

@@ -1,9 +1,7 @@
 // Operations on one row at a time: norms, rotary embedding, activations. A row's result depends on
 // that row alone; rows are shared out between threads where there are enough of them.
-#include <cmath>
-
 #include "pool.h"
-#include "simd.h"
+#include "rows.h"
 
 namespace weir {
 namespace {
@@ -18,18 +16,6 @@ void each_row(int64_t rows, int64_t width, const Body& body) {
                   });
 }
 
-// x / rms(x) * (weight + offset); out may be x.
-void normalise(const float* x, const float* weight, int64_t n, float eps, float offset, float* out) {
-  F squares = {};
-  for (int64_t i = 0; i < n; i += W) {
-    const F v = load(x + i, n - i);
-    squares = fma(v, v, squares);
-  }
-  const F inverse = splat(1.0f / std::sqrt(sum_lanes(squares)[0] / float(n) + eps));
-  for (int64_t i = 0; i < n; i += W)
-    store(out + i, load(x + i, n - i) * inverse * (load(weight + i, n - i) + splat(offset)), n - i);
-}
-
 void rotate(float* x, const float* cos_sin, int64_t half) {
   for (int64_t i = 0; i < half; i += W) {
     const int64_t left = half - i;
@@ -37,19 +23,6 @@ void rotate(float* x, const float* cos_sin, int64_t half) {
     const F cosine = load(cos_sin + i, left), sine = load(cos_sin + half + i, left);
     store(x + i, fma(a, cosine, -(b * sine)), left);
     store(x + half + i, fma(b, cosine, a * sine), left);
-  }
-}
-
-enum Activation : int32_t { silu, gelu_tanh, relu };
-
-inline F activate(F x, int32_t activation) {
-  switch (activation) {
-    case silu: return x / (splat(1.0f) + exp(-x));
-    case gelu_tanh: {
-      const F inner = x * fma(x * x, splat(0.044715f * 0.7978845608f), splat(0.7978845608f));
-      return x * splat(0.5f) * (splat(1.0f) + tanh(inner));
-    }
-    default: return select(x < F{}, F{}, x);
   }
 }
 
@@ -98,11 +71,7 @@ void weir_rope(float* x, int64_t tokens, int64_t stride, int64_t heads, int64_t 
 
 // act(x[:, :n]) * x[:, n:] for x [rows, 2n] → out [rows, n]
 void weir_gated(const float* x, int64_t rows, int64_t n, int32_t activation, float* out) {
-  each_row(rows, 2 * n, [&](int64_t r) {
-    const float *gate = x + r * 2 * n, *up = gate + n;
-    for (int64_t i = 0; i < n; i += W)
-      store(out + r * n + i, activate(load(gate + i, n - i), activation) * load(up + i, n - i), n - i);
-  });
+  each_row(rows, 2 * n, [&](int64_t r) { gate(x + r * 2 * n, n, activation, out + r * n); });
 }
 
 void weir_activate(float* x, int64_t n, int32_t activation) {
