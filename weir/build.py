@@ -51,6 +51,7 @@ def engine(config: Config) -> Engine:
 
     Raises ConfigError, with the numbers and the flag to change, for what cannot be had here."""
     phases = Phases()
+    policies.check(config)
     torch.manual_seed(config.seed)
     device = _device(config.device)
     threads = config.threads or len(os.sched_getaffinity(0))

@@ -38,8 +38,6 @@ Duration = Annotated[float, Meta(ge=0, extra={"duration": True})]
 Device = Literal["auto", "cpu", "cuda"]
 Weights = Literal["auto", "float32", "bfloat16", "float16"]
 Format = Literal["auto", "safetensors", "gguf", "dummy"]
-Policy = Literal["fcfs", "lpm"]
-Composer = Literal["chunked", "whole"]
 Level = Literal["debug", "info", "warning", "error", "critical"]
 LogFormat = Literal["text", "json"]
 
@@ -80,11 +78,17 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     enable_prefix_caching: Annotated[bool, about("reuse the KV cache of equal prefixes")] = True
 
     scheduling_policy: Annotated[
-        Policy, about("first come first served, or longest prefix match first")
-    ] = "fcfs"
+        Text, about("who goes first, such as lpm or aging(fair(fcfs)); see docs/scheduling.md")
+    ] = "auto"
+    tenant_weights: Annotated[
+        list[str], about("name=weight of tenants that fair() serves more or less than others")
+    ] = []
     composer: Annotated[
-        Composer, about("prompts in chunks beside running requests, or each whole in one step")
+        Text, about("how prompts join a step: chunked, whole, prefill-first or static")
     ] = "chunked"
+    memory_policy: Annotated[
+        Text, about("who is admitted to the KV cache: on-demand, estimate or reserve")
+    ] = "on-demand"
     max_num_batched_tokens: Annotated[
         Count, about("tokens computed in one step; 0: best for the device")
     ] = 0

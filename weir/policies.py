@@ -5,18 +5,19 @@ Apart from `weir.build` because a simulation makes the same scheduler and needs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from weir.config import Config
-from weir.core import Capacity, Tier
+from weir.core import Capacity, Request, Tier
 from weir.cost.target import Cost, Target
+from weir.errors import ConfigError
 from weir.kv.cache import Cache
-from weir.sched.composer import Beside, Chunked, Pace, Whole
-from weir.sched.placement import OnDemand
-from weir.sched.prefix import LongestPrefix, Matches
-from weir.sched.ranking import FCFS
+from weir.sched import names
+from weir.sched.composer import Beside, Pace
 from weir.sched.scheduler import Scheduler
+from weir.sched.shortest import Scorer, promised
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +41,54 @@ def pace(config: Config, defaults: Defaults, tokens: int, cost: Callable[[], Cos
     return Beside(config.max_prefill_beside_decode or defaults.beside)
 
 
-def scheduler(config: Config, capacity: Capacity, pace: Pace, *, chains: bool = True) -> Scheduler:
-    """The scheduler that `config` describes, over what an executor can hold."""
+def scheduler(
+    config: Config,
+    capacity: Capacity,
+    pace: Pace,
+    *,
+    chains: bool = True,
+    length: Callable[[Request], float] = promised,
+    scorer: Scorer | None = None,
+) -> Scheduler:
+    """The scheduler that `config` describes, over what an executor can hold. Raises `ConfigError`
+    for a policy that does not exist."""
     sizes = {Tier(tier): pages for tier, pages in capacity.pages.items()}
     cache = Cache(capacity.page, sizes, reuse=config.enable_prefix_caching)
+    knowledge = names.Knowledge(length, scorer, weights(config.tenant_weights))
     return Scheduler(
         cache,
-        LongestPrefix(Matches(cache)) if config.scheduling_policy == "lpm" else FCFS(),
-        Whole() if config.composer == "whole" else Chunked(pace),
-        OnDemand(cache.hot),
+        names.ranking(config.scheduling_policy, cache, knowledge),
+        names.composer(config.composer, pace),
+        names.placement(config.memory_policy, cache.hot),
         capacity,
         chains=chains,
     )
+
+
+def check(config: Config) -> None:
+    """Raise the `ConfigError` that `scheduler` would, before anything is loaded."""
+    scheduler(config, Capacity(1, {int(Tier.CPU): 1}, 1, 1, 1), Beside(1))
 
 
 def step_tokens(config: Config, default: int, context: int) -> int:
     """Tokens in one step: as configured, else `default`; a whole context where a composer takes
     prompts whole."""
     tokens = config.max_num_batched_tokens or default
-    return max(tokens, context) if config.composer == "whole" else tokens
+    return max(tokens, context) if names.composer(config.composer, Beside(1)).whole else tokens
+
+
+def weights(given: list[str]) -> dict[str, float]:
+    """`name=weight` of each tenant. Raises `ConfigError`."""
+    found = {}
+    for item in given:
+        name, _, text = item.rpartition("=")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not name or not 0 < weight < math.inf:
+            raise ConfigError(
+                f"--tenant-weights: expected name=weight with a weight above 0, got {item!r}"
+            )
+        found[name] = weight
+    return found

@@ -96,14 +96,24 @@ class Taper:
     `first` tokens down to `last`, reached at position `reach`, in `stages` equal steps (an option
     of Sarathi-Serve's code, here by position and not by share of the prompt)."""
 
-    first: int
-    last: int
+    first: int = 2048
+    last: int = 256
     reach: int = 32768
     stages: int = 8
 
     def prompts(self, decodes: int, context: int, start: int) -> int:
         stage = min(self.stages, start * self.stages // self.reach)
         return self.first - (self.first - self.last) * stage // self.stages
+
+
+@dataclass(frozen=True, slots=True)
+class Least:
+    """The smallest share that any of several paces gives."""
+
+    paces: tuple[Pace, ...]
+
+    def prompts(self, decodes: int, context: int, start: int) -> int:
+        return min(pace.prompts(decodes, context, start) for pace in self.paces)
 
 
 @dataclass(frozen=True, slots=True)
