@@ -7,6 +7,7 @@ shows what that took, and stops the server. Exits with 1 and one sentence if any
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def main() -> int:
 def demonstrate(console: Console) -> None:
     """Raises `WeirError` at the first thing that does not work."""
     source = hub.pull(MODEL, progress=True)
-    console.print(f"[bold]1. Model[/] {MODEL}, licence {source.licence}\n   {source.path}")
+    console.print(f"[bold]1. Model[/] {MODEL}, licence {source.licence}")
+    console.print(f"   {source.path}", soft_wrap=True)
     workload = fewshot(PROMPTS, COUNT, ANSWER)
     with console.status("") as status:
 
@@ -68,8 +70,17 @@ def demonstrate(console: Console) -> None:
         with private(MODEL, on_wait=waiting) as server:
             status.stop()
             show(console, server, workload)
-    console.print(f"\n[bold]Next[/]  weir serve {MODEL}\n\nand, with any OpenAI client:\n")
+    console.print(f"\n[bold]Next[/]  {command()} serve {MODEL}\n\nand, with any OpenAI client:\n")
     console.print(Syntax(SNIPPET, "python", background_color="default"))
+
+
+def command() -> str:
+    """How a person at this prompt would call the `weir` of this environment."""
+    beside = Path(sys.executable).with_name("weir")
+    if not beside.exists() or shutil.which("weir") == str(beside):
+        return "weir"
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
 def show(console: Console, server: Private, workload: Workload) -> None:

@@ -19,8 +19,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from tests import fakes
-from weir import batch
-from weir.batch import process
+from weir.batch import Summary, process, run
+from weir.batch.files import opened
 from weir.client import Local
 from weir.config import Config
 from weir.errors import ConfigError, EngineDead
@@ -42,7 +42,7 @@ def files(tmp_path):
     return tmp_path / "in.jsonl", tmp_path / "out.jsonl"
 
 
-def answer(app, source: Path, target: Path, **options) -> batch.Summary:
+def answer(app, source: Path, target: Path, **options) -> Summary:
     async def main():
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://weir") as http:
@@ -161,7 +161,7 @@ def test_answers_of_another_input_are_not_mixed_in(files):
 def test_two_runs_do_not_share_an_output(files):
     source, target = files
     source.write_text(request("a", prompt="x"))
-    with batch._opened(target), pytest.raises(ConfigError, match="another run"):
+    with opened(target), pytest.raises(ConfigError, match="another run"):
         answer(Echo().app, source, target)
 
 
@@ -176,7 +176,7 @@ def test_a_busy_server_is_asked_again_and_a_failing_one_not_for_ever(files, monk
     monkeypatch.setattr(asyncio, "sleep", _no_sleep(asyncio.sleep))
     summary = answer(broken.app, source, target)
     assert (summary.failed, dict(summary.problems)) == (2, {"boom": 2})
-    assert len(broken.seen) == 2 * (1 + batch.RETRIES)
+    assert len(broken.seen) == 2 * (1 + run.RETRIES)
 
 
 def test_when_nobody_answers_the_run_stops_and_keeps_what_it_has(files, monkeypatch):

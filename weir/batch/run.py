@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx
 import msgspec
-from msgspec import Struct
 
 from weir import connect
+from weir.batch.files import (
+    Answer,
+    Line,
+    Response,
+    Trouble,
+    answered,
+    check_resumable,
+    identities,
+    identity,
+    numbered,
+    opened,
+)
 from weir.config import Config
 from weir.errors import ConfigError, EngineDead
 from weir.progress import Bar, progress
@@ -31,35 +41,6 @@ PATIENCE = 300.0
 """Seconds that a request is sent again while the server is busy or cannot be reached."""
 RETRIES = 3
 """Times a request is sent again after the server failed on it."""
-
-
-class Line(Struct):
-    """One line of the input."""
-
-    custom_id: str
-    url: str
-    body: dict[str, Any]
-    method: str = "POST"
-
-
-class Trouble(Struct):
-    code: str
-    message: str
-
-
-class Response(Struct):
-    status_code: int
-    request_id: str
-    body: Any
-
-
-class Answer(Struct):
-    """One line of the output. `id` is "line-N", N the number of the line of the input."""
-
-    id: str
-    custom_id: str | None = None
-    response: Response | None = None
-    error: Trouble | None = None
 
 
 @dataclass(slots=True)
@@ -139,10 +120,10 @@ async def process(
     hidden: bool = False,
 ) -> Summary:
     """See `run_batch`."""
-    with _opened(target) as output:
-        done = _done(output, target)
-        ids = _identities(source)
-        _check_resumable(target, ids, done)
+    with opened(target) as output:
+        done = answered(output, target)
+        ids = identities(source)
+        check_resumable(target, ids, done)
         first: dict[str, int] = {}
         for number, custom_id in ids.items():
             if custom_id is not None:
@@ -152,7 +133,7 @@ async def process(
             progress(len(ids), "answering", done=len(done), hidden=hidden) as bar,
             open(source, "rb") as lines,
         ):
-            todo = ((n, line) for n, line in _numbered(lines) if n not in done)
+            todo = ((n, line) for n, line in numbered(lines) if n not in done)
             workers = _Workers(http, output, first, summary, bar)
             try:
                 async with asyncio.TaskGroup() as group:
@@ -199,7 +180,7 @@ class _Workers:
         self._bar.advance(1, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
 
     async def _answer(self, number: int, raw: bytes) -> Answer:
-        answer = Answer(id=f"line-{number}", custom_id=_identity(raw))
+        answer = Answer(id=f"line-{number}", custom_id=identity(raw))
         try:
             line = msgspec.json.decode(raw, type=Line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -264,73 +245,3 @@ def _code(response: Response | None) -> str:
     error = body.get("error") if isinstance(body, dict) else None
     code = error.get("code") if isinstance(error, dict) else None
     return str(code or (response.status_code if response is not None else "unknown"))
-
-
-def _numbered(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines from 1, blank ones left out."""
-    return ((n, line) for n, line in enumerate(lines, 1) if line.strip())
-
-
-class _Identity(Struct):
-    custom_id: str
-
-
-def _identity(raw: bytes) -> str | None:
-    """The custom_id of a line of the input, if it can be read."""
-    try:
-        return msgspec.json.decode(raw, type=_Identity).custom_id
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
-def _identities(source: Path) -> dict[int, str | None]:
-    """The custom_id of every line that is not blank."""
-    try:
-        with open(source, "rb") as lines:
-            return {number: _identity(raw) for number, raw in _numbered(lines)}
-    except OSError as error:
-        raise ConfigError(f"{source} cannot be read: {error.strerror}") from None
-
-
-def _opened(target: Path) -> IO[bytes]:
-    """The output, for this run alone."""
-    try:
-        output = open(target, "a+b")
-        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        output.close()
-        raise ConfigError(f"another run is writing to {target}: wait for it") from None
-    except OSError as error:
-        raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
-    return output
-
-
-def _done(output: IO[bytes], target: Path) -> dict[int, str | None]:
-    """The lines answered by earlier runs, with their custom_ids. A torn last line is cut off."""
-    done: dict[int, str | None] = {}
-    whole = 0
-    output.seek(0)
-    for raw in output:
-        if not raw.endswith(b"\n"):
-            break
-        try:
-            answer = msgspec.json.decode(raw, type=Answer)
-            number = int(answer.id.removeprefix("line-"))
-        except (msgspec.DecodeError, ValueError):
-            raise ConfigError(
-                f"{target} holds something other than answers of a batch: choose another output"
-            ) from None
-        done[number] = answer.custom_id
-        whole += len(raw)
-    output.truncate(whole)
-    return done
-
-
-def _check_resumable(target: Path, ids: dict[int, str | None], done: dict[int, str | None]) -> None:
-    """Raise `ConfigError` if the answers in `target` belong to another input."""
-    for number, custom_id in done.items():
-        if number not in ids or ids[number] != custom_id:
-            raise ConfigError(
-                f"{target} answers {custom_id!r} in line {number}, which the input does not have "
-                "there: choose another output, or the input that it belongs to"
-            )

@@ -1,0 +1,115 @@
+"""The files of a batch: what their lines say, and what makes a run resumable.
+
+Every line of the output names its line of the input. Knows no server and sends nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+from msgspec import Struct
+
+from weir.errors import ConfigError
+
+
+class Line(Struct):
+    """One line of the input."""
+
+    custom_id: str
+    url: str
+    body: dict[str, Any]
+    method: str = "POST"
+
+
+class Trouble(Struct):
+    code: str
+    message: str
+
+
+class Response(Struct):
+    status_code: int
+    request_id: str
+    body: Any
+
+
+class Answer(Struct):
+    """One line of the output. `id` is "line-N", N the number of the line of the input."""
+
+    id: str
+    custom_id: str | None = None
+    response: Response | None = None
+    error: Trouble | None = None
+
+
+def numbered(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Lines from 1, blank ones left out."""
+    return ((n, line) for n, line in enumerate(lines, 1) if line.strip())
+
+
+class _Identity(Struct):
+    custom_id: str
+
+
+def identity(raw: bytes) -> str | None:
+    """The custom_id of a line of the input, if it can be read."""
+    try:
+        return msgspec.json.decode(raw, type=_Identity).custom_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def identities(source: Path) -> dict[int, str | None]:
+    """The custom_id of every line that is not blank."""
+    try:
+        with open(source, "rb") as lines:
+            return {number: identity(raw) for number, raw in numbered(lines)}
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read: {error.strerror}") from None
+
+
+def opened(target: Path) -> IO[bytes]:
+    """The output, for this run alone."""
+    try:
+        output = open(target, "a+b")
+        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        output.close()
+        raise ConfigError(f"another run is writing to {target}: wait for it") from None
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
+    return output
+
+
+def answered(output: IO[bytes], target: Path) -> dict[int, str | None]:
+    """The lines answered by earlier runs, with their custom_ids. A torn last line is cut off."""
+    done: dict[int, str | None] = {}
+    whole = 0
+    output.seek(0)
+    for raw in output:
+        if not raw.endswith(b"\n"):
+            break
+        try:
+            answer = msgspec.json.decode(raw, type=Answer)
+            number = int(answer.id.removeprefix("line-"))
+        except (msgspec.DecodeError, ValueError):
+            raise ConfigError(
+                f"{target} holds something other than answers of a batch: choose another output"
+            ) from None
+        done[number] = answer.custom_id
+        whole += len(raw)
+    output.truncate(whole)
+    return done
+
+
+def check_resumable(target: Path, ids: dict[int, str | None], done: dict[int, str | None]) -> None:
+    """Raise `ConfigError` if the answers in `target` belong to another input."""
+    for number, custom_id in done.items():
+        if number not in ids or ids[number] != custom_id:
+            raise ConfigError(
+                f"{target} answers {custom_id!r} in line {number}, which the input does not have "
+                "there: choose another output, or the input that it belongs to"
+            )
