@@ -12,10 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.config import (
-    ALIASES,
     FIELDS,
-    NEUTRAL,
-    OPPOSITES,
     SECTIONS,
     Config,
     default,
@@ -25,6 +22,7 @@ from weir.config import (
     plain,
 )
 from weir.errors import ConfigError
+from weir.peers import ALIASES, NEUTRAL, OPPOSITES
 
 
 def test_nothing_given_is_the_default() -> None:

@@ -11,10 +11,7 @@ from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from typing import Any, Literal, get_args, get_origin
 
 from weir.config import (
-    ALIASES,
     FIELDS,
-    NEUTRAL,
-    OPPOSITES,
     SECTIONS,
     Config,
     default,
@@ -22,6 +19,7 @@ from weir.config import (
     load,
     plain,
 )
+from weir.peers import ALIASES, NEUTRAL, OPPOSITES
 
 
 def add_config(parser: ArgumentParser, positional: bool = True) -> None:

@@ -10,9 +10,10 @@ from argparse import ArgumentParser
 import pytest
 
 from weir.cli import BENCHMARKS, COMMANDS, dashed, main
-from weir.config import FIELDS, NEUTRAL, OPPOSITES, Config
+from weir.config import FIELDS, Config
 from weir.errors import ConfigError
 from weir.options import add_config, config, flags, reference
+from weir.peers import NEUTRAL, OPPOSITES
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

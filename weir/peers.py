@@ -1,0 +1,59 @@
+"""What other engines call our settings, so that a command line written for one of them works here.
+
+Plain tables; `config` and `options` read them.
+"""
+
+from __future__ import annotations
+
+ALIASES = {
+    "model_path": "model",
+    "tokenizer_path": "tokenizer",
+    "context_length": "max_model_len",
+    "mem_fraction_static": "gpu_memory_utilization",
+    "page_size": "block_size",
+    "kv_cache_memory_bytes": "kv_cache_memory",
+    "max_running_requests": "max_num_seqs",
+    "chunked_prefill_size": "max_num_batched_tokens",
+    "schedule_policy": "scheduling_policy",
+    "max_queued_requests": "max_num_queued_reqs",
+    "random_seed": "seed",
+    "log_requests": "enable_log_requests",
+    "uvicorn_log_level": "log_level",
+}
+"""Other engines' names for the same setting."""
+
+OPPOSITES = {
+    "disable_radix_cache": "enable_prefix_caching",
+    "disable_overlap_schedule": "overlap",
+}
+"""Other engines' switches that turn a setting off."""
+
+NEUTRAL: dict[str, tuple[frozenset[str], str]] = {}
+"""Peers' settings that have one meaning here: the values accepted, and why no other is."""
+
+
+def _neutral(names: str, values: str, why: str) -> None:
+    NEUTRAL.update({name: (frozenset(values.split()), why) for name in names.split()})
+
+
+_neutral(
+    "tensor_parallel_size tp_size tp pipeline_parallel_size pp_size data_parallel_size dp_size "
+    "ep_size ep nnodes",
+    "1",
+    "Weir runs one rank for now",
+)
+_neutral("node_rank", "0", "Weir runs on one machine for now")
+_neutral("enable_expert_parallel enable_lora", "false", "Weir cannot do that yet")
+_neutral("trust_remote_code", "false", "Weir never runs code that comes with a model")
+_neutral("quantization", "none", "Weir takes the quantisation from the weight file")
+_neutral("speculative_config speculative_algorithm", "none", "Weir does not speculate yet")
+_neutral("cpu_offload_gb kv_offloading_size", "0", "Weir does not offload yet")
+_neutral("kv_transfer_config", "none", "Weir does not transfer KV caches yet")
+_neutral("tool_call_parser reasoning_parser", "none", "Weir does not parse tool calls yet")
+_neutral("grammar_backend", "auto none", "Weir does not constrain output yet")
+_neutral("tokenizer_mode", "auto fast", "Weir has one tokenizer")
+_neutral("enforce_eager disable_cuda_graph", "true false", "Weir captures no graphs yet")
+_neutral("performance_mode", "balanced", "Weir has one mode")
+_neutral("enable_chunked_prefill enable_mixed_chunk", "true", "use --composer whole instead")
+_neutral("enable_metrics enable_cache_report", "true", "Weir always reports these")
+_neutral("enable_prompt_tokens_details", "true", "Weir always reports these")
