@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from weir import build
 from weir.config import load as config
 from weir.core import AttentionSpec, Delta, Move, Page, Request, Sampling, Score
 from weir.models.load import load
+from weir.runtime.graphs import Graphs
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store
 
@@ -153,6 +156,46 @@ def test_the_shape_of_llama_8b_loads_and_generates(folder) -> None:
     assert len({tuple(tokens) for tokens in got}) > 1
 
 
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0.0), Sampling(seed=3)])
+def test_graphs_and_overlap_change_no_token(folder, sampling) -> None:
+    """In float32, whatever the lanes are padded to."""
+    sampling = msgspec.structs.replace(sampling, max_tokens=40)
+    prompts = [[*range(n, n + 7 * n % 90 + 1)] for n in range(1, 12)]
+    settings = {"model": folder(TINY), "load_format": "dummy", "sampling": sampling}
+    want, _ = generate(prompts, **settings, enforce_eager=True, overlap=False)
+    for more in (
+        {},
+        {"overlap": False},
+        {"cuda_graph_sizes": [3, 16]},
+        {"max_num_batched_tokens": 16, "max_num_seqs": 5},
+        {"enforce_eager": True},
+    ):
+        assert generate(prompts, **settings, **more)[0] == want
+    assert len({tuple(tokens) for tokens in want}) > 6
+
+
+def test_many_steps_leave_no_memory_behind(folder) -> None:
+    """Requests come and go for 10,000 steps; what PyTorch holds is what it held after the first."""
+    settings = {"model": folder(TINY), "load_format": "dummy", "device": "cuda"}
+    engine = build.engine(config(settings | {"kv_cache_memory": "64MiB"}, {}))
+    pick, held = random.Random(0), 0
+    try:
+        for step in range(10_000):
+            if len(engine.scheduler.live) < 12:
+                prompt = pick.choices(range(1000), k=pick.randrange(1, 60))
+                sampling = Sampling(seed=step, max_tokens=pick.randrange(1, 60))
+                if step % 5 == 0:
+                    sampling = msgspec.structs.replace(sampling, top_k=5, repetition_penalty=1.2)
+                engine.add(Request(step, prompt, sampling, arrival=float(step)))
+            engine.step()
+            if step == 1000:
+                held = torch.cuda.memory_reserved(), torch.cuda.memory_allocated() // 2**20
+        assert (torch.cuda.memory_reserved(), torch.cuda.memory_allocated() // 2**20) == held
+        assert len(engine.executor.runner.stage.buffers) <= 4
+    finally:
+        engine.close()
+
+
 WISHES = [
     Sampling(temperature=0.0),
     Sampling(seed=1, logprobs=3),
@@ -168,7 +211,8 @@ def test_a_step_never_waits_for_the_device(folder) -> None:
     """PyTorch raises where a call would wait; the result is then waited for once."""
     model = load(folder(TINY), format="dummy", dtype=torch.bfloat16, device=CUDA)
     store = Store(model.spec.attention, 4, {0: 64}, {0: CUDA}, torch.bfloat16)
-    drive = Drive(Runner(model, store, 64, CUDA))
+    drive = Drive(Runner(model, store, 64, CUDA, graphs=Graphs([8])))
+    drive.run.record()
     texts = [[uid + 1, 5, 9, 33, 7, 2 * uid] for uid in range(len(WISHES))]
     for start, end in ((0, 4), (4, 6), (6, 0), (7, 0)):
         chunks = [

@@ -19,11 +19,15 @@ from weir.cost.table import Table
 from weir.cost.target import Target
 from weir.engine import Engine
 from weir.errors import ConfigError
-from weir.executor.local import Local
+from weir.executor.local import Direct, Local
+from weir.models.base import Model
 from weir.models.load import load
 from weir.ops import dispatch, native
+from weir.runtime.graphs import Graphs, decode_sizes
+from weir.runtime.memory import rehearse
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
+from weir.runtime.warmup import pages_needed
 
 GIB = 2**30
 DTYPES = {
@@ -46,63 +50,55 @@ class Phases:
         self.began = now
 
 
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What computes, and in which types."""
+
+    device: torch.device
+    tier: Tier
+    threads: int
+    native: bool  # our kernels for CPUs
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+
+
 def engine(config: Config) -> Engine:
     """The engine that `config` describes, its weights loaded and its KV memory taken.
 
     Raises ConfigError, with the numbers and the flag to change, for what cannot be had here."""
     phases = Phases()
     policies.check(config)
+    platform = _platform(config)
+    try:
+        return _engine(config, platform, phases)
+    except torch.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info(platform.device)
+        raise ConfigError(
+            f"the GPU's memory is not enough: {free / GIB:.1f} of {total / GIB:.1f} GiB are free "
+            f"after {', '.join(phases.seconds)}: free some, or choose a smaller model, "
+            "--max-num-batched-tokens or --kv-cache-memory"
+        ) from error
+
+
+def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     torch.manual_seed(config.seed)
-    device = _device(config.device)
-    threads = config.threads or len(os.sched_getaffinity(0))
-    if device.type == "cpu":
-        native.set_threads(threads)
-        kernels = native.library() is not None
-    else:
-        kernels = False
-    dtype = _dtype(config.dtype, device, kernels)
-    as_kept = kernels and config.dtype == "auto"  # quantised weights stay so
-    phases.done("kernels")
+    phases.done("device")
     source = hub.resolve(config.model, config.revision, config.download_dir)
     phases.done("files")
+    as_kept = platform.native and config.dtype == "auto"  # quantised weights stay so
     model = load(
         source.path,
-        dtype=None if as_kept else dtype,
-        device=device,
+        dtype=None if as_kept else platform.dtype,
+        device=platform.device,
         format=config.load_format,
         context=config.max_model_len,
         seed=config.seed,
-        threads=threads,
+        threads=platform.threads,
     )
     phases.done("weights")
-    defaults = policies.DEFAULTS[device.type]
-    page = config.block_size or defaults.page
-    tier = Tier.GPU if device.type == "cuda" else Tier.CPU
-    kv_dtype = dtype if config.kv_cache_dtype == "auto" else DTYPES[config.kv_cache_dtype]
-    pages = _pages(config, model.spec, page, kv_dtype, device)
-    context = min(model.spec.context, pages * page)
-    store = Store(model.spec.attention, page, {tier: pages}, {tier: device}, kv_dtype)
-    executor = Local(
-        Runner(model, store, context, device),
-        tokens=policies.step_tokens(config, defaults.tokens, context),
-        requests=config.max_num_seqs or defaults.requests,
-        context=context,
-        depth=2 if config.overlap else 1,
-        threads=1 if kernels else threads,
-    )
-    phases.done("memory")
-    info = {
-        "device": _name(device),
-        "dtype": "codes" if model.head.dtype == torch.uint8 else str(dtype).removeprefix("torch."),
-        "kv_dtype": str(kv_dtype).removeprefix("torch."),
-        "kernels": native.status() if device.type == "cpu" else _gpu_kernels(),
-        "threads": threads,
-        "architecture": model.spec.architecture,
-        "vocab": model.spec.vocab,
-        "kv_tokens": pages * page,
-        "start_seconds": phases.seconds,
-    }
-    capacity = executor.capacity
+    executor = _executor(config, platform, model, phases)
+    info = _info(platform, model, executor, phases)
+    capacity, defaults = executor.capacity, policies.DEFAULTS[platform.device.type]
     pace = policies.pace(config, defaults, capacity.tokens, lambda: _cost(config, executor, info))
     scheduler = policies.scheduler(config, capacity, pace, chains=executor.chains)
     phases.done("profile")
@@ -112,7 +108,7 @@ def engine(config: Config) -> Engine:
     return Engine(scheduler, executor, info=info, target=target)
 
 
-def _cost(config: Config, executor: Local, info: dict[str, Any]) -> Table:
+def _cost(config: Config, executor: Direct, info: dict[str, Any]) -> Table:
     """How long steps take here: from the user's cache, else measured now and kept there."""
     key = profile.identity(info, config.model, __version__)
     file = profile.path(hub.cache_folder().parent / "profiles", key)
@@ -124,16 +120,82 @@ def _cost(config: Config, executor: Local, info: dict[str, Any]) -> Table:
     return table
 
 
-def _device(name: str) -> torch.device:
+def _executor(config: Config, platform: Platform, model: Model, phases: Phases) -> Direct:
+    """Takes the memory for KV pages. On a GPU the largest steps run before, to know what is left
+    for them, and the lanes of fixed shapes are recorded after."""
+    device, spec = platform.device, model.spec
+    defaults = policies.DEFAULTS[device.type]
+    page = config.block_size or defaults.page
+    requests = config.max_num_seqs or defaults.requests
+
+    def runner(pages: int, context: int, graphs: Graphs) -> Runner:
+        sizes, devices = {platform.tier: pages}, {platform.tier: device}
+        store = Store(spec.attention, page, sizes, devices, platform.kv_dtype)
+        return Runner(model, store, context, device, requests, graphs)
+
+    graphs = Graphs()
+    if device.type == "cuda":
+        graphs = _graphs(config, requests)
+        tokens = policies.step_tokens(config, defaults.tokens, spec.context)
+        torch.cuda.empty_cache()
+        probe = runner(pages_needed(tokens, requests, page), spec.context, graphs)
+        room = _gpu_room(config, device, rehearse(probe, tokens, requests))
+        del probe
+        phases.done("warm-up")
+    else:
+        room = _cpu_room(config)
+    pages = _pages(config.kv_cache_memory or room, spec, page, platform)
+    context = min(spec.context, pages * page)
+    made = runner(pages, context, graphs)
+    phases.done("memory")
+    made.record()
+    limits = {
+        "tokens": policies.step_tokens(config, defaults.tokens, context),
+        "requests": requests,
+        "context": context,
+        "depth": 2 if config.overlap else 1,
+    }
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        phases.done("graphs")
+        return Direct(made, **limits)
+    return Local(made, **limits, threads=1 if platform.native else platform.threads)
+
+
+def _platform(config: Config) -> Platform:
+    name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("no CUDA device was found: use --device cpu, or see `weir doctor`")
-    return torch.device(name)
+    threads = config.threads or len(os.sched_getaffinity(0))
+    if name == "cpu":
+        native.set_threads(threads)
+    kernels = name == "cpu" and native.library() is not None
+    best = torch.bfloat16 if kernels or name == "cuda" else torch.float32
+    dtype = DTYPES.get(config.dtype, best)
+    tier = Tier.GPU if name == "cuda" else Tier.CPU
+    kv_dtype = DTYPES.get(config.kv_cache_dtype, dtype)
+    return Platform(torch.device(name), tier, threads, kernels, dtype, kv_dtype)
 
 
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def _info(platform: Platform, model: Model, executor: Direct, phases: Phases) -> dict[str, Any]:
+    """What people are told the engine runs on."""
+    device, capacity = platform.device, executor.capacity
+    on_gpu = device.type == "cuda"
+    codes = model.head.dtype == torch.uint8
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "dtype": "codes" if codes else str(platform.dtype).removeprefix("torch."),
+        "kv_dtype": str(platform.kv_dtype).removeprefix("torch."),
+        "kernels": _gpu_kernels() if on_gpu else native.status(),
+        "graphs": len(executor.runner.graphs.recorded),
+        "threads": platform.threads,
+        "architecture": model.spec.architecture,
+        "vocab": model.spec.vocab,
+        "kv_tokens": capacity.pages[platform.tier] * capacity.page,
+        "start_seconds": phases.seconds,
+    }
 
 
 def _gpu_kernels() -> str:
@@ -141,31 +203,39 @@ def _gpu_kernels() -> str:
     return "Triton kernels" if found else "PyTorch, slowly: Triton is not installed"
 
 
-def _dtype(name: str, device: torch.device, kernels: bool) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if kernels or device.type == "cuda" else torch.float32
-    return DTYPES[name]
+def _graphs(config: Config, requests: int) -> Graphs:
+    """Shapes of lanes that a GPU replays."""
+    if config.enforce_eager or dispatch.triton is None:  # the reference looks at lengths
+        return Graphs()
+    sizes = [size for size in config.cuda_graph_sizes if size <= requests]
+    return Graphs(sizes or decode_sizes(requests))
 
 
-def _pages(config: Config, spec: Spec, page: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Pages of the KV cache: what the configuration says, or a share of what is free."""
-    one = page_bytes(spec.attention, page, dtype)
-    room = config.kv_cache_memory or _free(config, device)
-    pages = room // one
+def _pages(room: int, spec: Spec, page: int, platform: Platform) -> int:
+    """Pages of the KV cache in so many bytes."""
+    one = page_bytes(spec.attention, page, platform.kv_dtype)
+    pages = room // one - 1  # one is nobody's
     if pages * page < min(spec.context, 256):
+        flags, used = "--kv-cache-memory", ""
+        if platform.device.type == "cuda":
+            flags += " or --gpu-memory-utilization"
+            used = (
+                f" beside {torch.cuda.memory_reserved() / GIB:.2f} GiB of weights and activations"
+            )
         raise ConfigError(
-            f"the KV cache would hold {pages * page} tokens in {room / GIB:.2f} GiB "
-            f"({one / page / 1024:.0f} KiB a token): give it more with --kv-cache-memory"
-            + (" or --gpu-memory-utilization" if device.type == "cuda" else "")
+            f"the KV cache would hold {max(0, pages * page)} tokens in {room / GIB:.2f} GiB"
+            f"{used} ({one / page / 1024:.0f} KiB a token): give it more with {flags}"
         )
     return int(pages)
 
 
-def _free(config: Config, device: torch.device) -> int:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(device)
-        return max(0, int(free - (1 - config.gpu_memory_utilization) * total))
+def _gpu_room(config: Config, device: torch.device, reserve: int) -> int:
+    """Bytes for KV pages: what is free, less a `reserve` and the share that is not ours."""
+    free, total = torch.cuda.mem_get_info(device)
+    return int(free - (1 - config.gpu_memory_utilization) * total - reserve)
+
+
+def _cpu_room(config: Config) -> int:
     with open("/proc/meminfo") as lines:
         sizes = dict(line.split(":") for line in lines)
     return int(int(sizes["MemAvailable"].split()[0]) * 1024 * config.cpu_memory_fraction)

@@ -19,6 +19,9 @@ ALIASES = {
     "random_seed": "seed",
     "log_requests": "enable_log_requests",
     "uvicorn_log_level": "log_level",
+    "disable_cuda_graph": "enforce_eager",
+    "cudagraph_capture_sizes": "cuda_graph_sizes",
+    "cuda_graph_bs": "cuda_graph_sizes",
 }
 """Other engines' names for the same setting."""
 
@@ -52,7 +55,6 @@ _neutral("kv_transfer_config", "none", "Weir does not transfer KV caches yet")
 _neutral("tool_call_parser reasoning_parser", "none", "Weir does not parse tool calls yet")
 _neutral("grammar_backend", "auto none", "Weir does not constrain output yet")
 _neutral("tokenizer_mode", "auto fast", "Weir has one tokenizer")
-_neutral("enforce_eager disable_cuda_graph", "true false", "Weir captures no graphs yet")
 _neutral("performance_mode", "balanced", "Weir has one mode")
 _neutral("enable_chunked_prefill enable_mixed_chunk", "true", "use --composer whole instead")
 _neutral("enable_metrics enable_cache_report", "true", "Weir always reports these")

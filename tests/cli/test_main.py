@@ -86,7 +86,8 @@ def test_every_setting_has_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parsed("m", "--page_size=8", "--tp-size", "1") == Config(model="m", block_size=8)
     assert parsed("--model-path", "m", "--disable-radix-cache").enable_prefix_caching is False
     assert parsed("--no-overlap", "--api-key", "a", "b").api_key == ["a", "b"]
-    assert parsed("--enforce-eager") == Config()
+    assert parsed("--disable-cuda-graph").enforce_eager is True
+    assert parsed("--cuda-graph-sizes", "1", "8").cuda_graph_sizes == [1, 8]
     with pytest.raises(ConfigError, match="--tensor-parallel-size: only 1"):
         parsed("--tensor-parallel-size", "2")
 

@@ -12,7 +12,7 @@ from tests.runtime.drive import EVERY, Drive, runner
 from weir.core import Request, Sampling, Tier
 from weir.engine import Engine
 from weir.errors import EngineDead
-from weir.executor.local import Local
+from weir.executor.local import Direct, Local
 from weir.kv.cache import Cache
 from weir.runtime.runner import Runner
 from weir.sched.composer import Chunked, Whole
@@ -86,6 +86,22 @@ def test_closing_finishes_what_was_submitted():
     executor.close()
     executor.close()
     assert all(uid in handle.result().tokens for uid, handle in enumerate(handles))
+    with pytest.raises(EngineDead, match="closed"):
+        executor.submit(drive.plan())
+
+
+def test_a_device_with_a_queue_needs_no_thread():
+    executor = Direct(runner(MODEL), tokens=64, requests=16, context=128)
+    drive, tokens = Drive(executor.runner), [5, 9, 1]
+    plans = [drive.plan([drive.chunk(1, 0, tokens, sample=EVERY)])]
+    plans += [drive.plan([drive.chunk(1, 3 + n, [], sample=EVERY)]) for n in range(3)]
+    handles = [executor.submit(plan) for plan in plans]
+    assert [handle.result().tokens[1] for handle in handles] == generate(MODEL, tokens, 4)
+    drive.pages[2] = drive.take(1, 1)  # the executor is not told of this page
+    for plan in (drive.plan([drive.chunk(2, 0, [1], sample=EVERY)]), drive.plan()):
+        with pytest.raises(EngineDead, match="past the pages"):
+            executor.submit(plan).result()
+    executor.close()
     with pytest.raises(EngineDead, match="closed"):
         executor.submit(drive.plan())
 

@@ -14,6 +14,7 @@ from tests.runtime.drive import Drive, runner
 from weir.core import Sampling, Score
 from weir.runtime.graphs import Graphs, decode_sizes
 from weir.runtime.inputs import Shape
+from weir.runtime.warmup import pages_needed, warm_up
 
 MODEL = Tiny()
 GREEDY = Sampling(temperature=0.0)
@@ -122,3 +123,23 @@ def test_padding_writes_to_no_request_s_page():
     for n in range(4):
         drive.go([drive.chunk(1, n, [7], sample=GREEDY)])
     assert all(not kv[1:3].any() and kv[0].any() and kv[3].any() for kv in run.store.kv[1])
+
+
+def test_warming_up_leaves_nothing_behind():
+    run = runner(MODEL, graphs=graphs())
+    warm_up(run, 64, 8)
+    assert not run.tables.row and len(run.tables.free) == run.tables.padding
+    assert not run.sampler.penalties.slot and not run.pooler.sums
+    drive, tokens = Drive(run), [5, 9, 1]
+    result = drive.go([drive.chunk(1, 0, tokens, sample=GREEDY)])
+    assert [result.tokens[1]] == generate(MODEL, tokens, 1)
+
+
+@pytest.mark.parametrize(("tokens", "requests"), [(64, 8), (7, 64), (2, 1), (100, 3)])
+def test_warming_up_fills_a_step_and_writes_the_pages_it_names(tokens, requests):
+    most = []
+    run = runner(MODEL, pages={1: pages_needed(tokens, requests, 4)}, requests=64)
+    launch = run.launch
+    run.launch = lambda plan: most.append(plan.tokens) or launch(plan)
+    warm_up(run, tokens, requests)
+    assert tokens - max(2, tokens // requests) < max(most) <= max(tokens, 3)

@@ -1,6 +1,7 @@
-"""The executor of one device in this process: a thread that runs plans in the order submitted.
+"""The executors of one device in this process.
 
-The caller plans the next iteration meanwhile. Kernels and PyTorch let go of the interpreter's lock
+A GPU has a queue of its own: the caller fills it and goes on. On a CPU a thread runs the plans, and
+the caller plans the next iteration meanwhile: kernels and PyTorch let go of the interpreter's lock
 while they compute.
 """
 
@@ -14,38 +15,28 @@ import torch
 
 from weir.core import Capacity, Plan, Result
 from weir.errors import EngineDead
-from weir.runtime.outputs import Landing
+from weir.executor.base import Handle
 from weir.runtime.runner import Runner
 
 
-class LocalHandle:
-    """One plan under way."""
+class Lost:
+    """A plan that could not be run."""
 
-    def __init__(self) -> None:
-        self.launched: Future[Landing] = Future()
+    def __init__(self, error: Exception):
+        self.error = error
 
     def result(self) -> Result:
-        """Wait for the plan to land. Raises `EngineDead` if this or an earlier plan broke."""
-        return self.launched.result().result()
+        raise EngineDead(f"a plan could not be run: {self.error!r}") from self.error
 
 
-class Local:
-    """runner: owns the model and its pages; used by this executor's thread alone.
+class Direct:
+    """Launches plans in the thread that submits them, on a device that computes beside the host.
 
-    depth: plans in flight, 1 or 2. tokens, requests: most in one plan. context: the longest
-    sequence. threads: PyTorch's own, for what no native kernel computes; 0: as it is.
+    runner: owns the model and its pages; used by this executor alone. depth: plans in flight, 1 or
+    2. tokens, requests: most in one plan. context: the longest sequence.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        *,
-        tokens: int,
-        requests: int,
-        context: int,
-        depth: int = 2,
-        threads: int = 0,
-    ):
+    def __init__(self, runner: Runner, *, tokens: int, requests: int, context: int, depth: int = 2):
         self.runner = runner
         self.depth = depth
         self.chains = True
@@ -53,39 +44,67 @@ class Local:
         self.capacity = Capacity(store.page, dict(store.pages), tokens, requests, context)
         self.error: Exception | None = None  # once set, nothing runs any more
         self.closed = False
-        self.queue: SimpleQueue[tuple[Plan, LocalHandle] | None] = SimpleQueue()
+
+    def submit(self, plan: Plan) -> Handle:
+        """Launch a plan. Its result raises `EngineDead` if this or an earlier plan broke."""
+        if self.closed:
+            raise EngineDead("the executor is closed")
+        return self._launch(plan)
+
+    def close(self) -> None:
+        """Take no more plans. May be called twice."""
+        self.closed = True
+
+    def _launch(self, plan: Plan) -> Handle:
+        if self.error is None:
+            try:
+                return self.runner.launch(plan)
+            except Exception as error:
+                self.error = error
+        return Lost(self.error)
+
+
+class Awaited:
+    """A plan that waits for the thread, or is under way."""
+
+    def __init__(self) -> None:
+        self.launched: Future[Handle] = Future()
+
+    def result(self) -> Result:
+        return self.launched.result().result()
+
+
+class Local(Direct):
+    """As `Direct`, with a thread that runs the plans in the order submitted.
+
+    threads: PyTorch's own, for what no native kernel computes; 0: as it is.
+    """
+
+    def __init__(self, runner: Runner, *, threads: int = 0, **capacity: int):
+        super().__init__(runner, **capacity)
+        self.queue: SimpleQueue[tuple[Plan, Awaited] | None] = SimpleQueue()
         self.thread = threading.Thread(
             target=self._work, args=(threads,), name="weir-executor", daemon=True
         )
         self.thread.start()
 
-    def submit(self, plan: Plan) -> LocalHandle:
-        """Queue a plan. Plans run in the order submitted."""
+    def submit(self, plan: Plan) -> Handle:
+        """Queue a plan."""
         if self.closed:
             raise EngineDead("the executor is closed")
-        handle = LocalHandle()
+        handle = Awaited()
         self.queue.put((plan, handle))
         return handle
 
     def close(self) -> None:
         """Finish the plans in hand, then end the thread. May be called twice."""
-        self.closed = True
+        super().close()
         self.queue.put(None)
         self.thread.join()
 
     def _work(self, threads: int) -> None:
         if threads:
             torch.set_num_threads(threads)  # counts for the thread that calls it
-        if self.runner.device.index is not None:
-            torch.cuda.set_device(self.runner.device)  # likewise
         while (item := self.queue.get()) is not None:
             plan, handle = item
-            if self.error is None:
-                try:
-                    handle.launched.set_result(self.runner.launch(plan))
-                    continue
-                except Exception as error:
-                    self.error = error
-            dead = EngineDead(f"a plan could not be run: {self.error!r}")
-            dead.__cause__ = self.error
-            handle.launched.set_exception(dead)
+            handle.launched.set_result(self._launch(plan))

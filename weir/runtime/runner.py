@@ -69,29 +69,31 @@ class Runner:
         self.sampler = Sampler(self.vocab, device)
         self.pooler = Pooler()
         self.graphs = graphs or Graphs()
+        # what recorded lanes leave behind: the rows they keep, and the tokens chosen for these
+        size = max((shape.sequences for shape in self.graphs.shapes), default=0)
+        nothing = torch.zeros(1, dtype=torch.int64, device=device)
+        self.states = model.embed(nothing, nothing).new_zeros(size, model.spec.hidden)
+        self.tokens = nothing.new_zeros(size)
 
     @torch.inference_mode()
     def record(self) -> None:
         """Record the lanes of all shapes. Until then none is padded."""
-        shapes = self.graphs.shapes
-        if not shapes:
-            return
-        size = max(shape.sequences for shape in shapes)
-        nothing = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.states = self.model.embed(nothing, nothing).new_zeros(size, self.model.spec.hidden)
-        self.tokens = nothing.new_zeros(size)
         recorder = Recorder(self.device)
-        for shape in shapes:
-            self.stage.begin()
-            lane, choice = self._padded([], shape, Landing(self.device))
-            staged = self.stage.used
-            self.stage.send()
+        for shape in self.graphs.shapes:
+            lane, choice, staged = self._nothing(shape)
             self.graphs.recorded[shape] = Recorded(
                 lane,
                 staged,
                 forward=recorder.record(lambda lane=lane: self._forward(lane)),
                 choose=recorder.record(lambda choice=choice: self._choose(choice)),
             )
+
+    @torch.inference_mode()
+    def pad(self, shape: Shape) -> None:
+        """Launch a lane that is nothing but padding."""
+        lane, choice, _ = self._nothing(shape)
+        self._forward(lane)
+        self._choose(choice)
 
     def run(self, plan: Plan) -> Result:
         """Run a plan and wait for it."""
@@ -151,6 +153,13 @@ class Runner:
         rows = self.tables.rows([chunk.uid for chunk in chunks])
         padding = shape.sequences, self.tables.padding
         return lane, self.sampler.choice(chunks, rows, landing.failed, self.stage, padding)
+
+    def _nothing(self, shape: Shape) -> tuple[Lane, Choice, int]:
+        """A lane of padding alone, and how many bytes of the stage it takes."""
+        self.stage.begin()
+        lane, choice = self._padded([], shape, Landing(self.device))
+        self.stage.send()
+        return lane, choice, self.stage.used
 
     def _draws(self, chunks: list[Chunk], landing: Landing) -> list[Draw]:
         draws = []

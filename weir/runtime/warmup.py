@@ -1,0 +1,58 @@
+"""Steps that serve nobody: after them memory is known and every kernel is compiled and loaded.
+
+They run before the first request, over the pages that it will be given, and leave nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from weir.core import Chunk, Page, Plan, Sampling
+from weir.runtime.runner import Runner
+
+CHOICES = [
+    Sampling(temperature=0.0),
+    Sampling(),
+    Sampling(top_k=50, top_p=0.9),
+    Sampling(logprobs=1),
+    Sampling(repetition_penalty=1.1),
+    Sampling(logit_bias={0: 0.0}),
+]
+
+
+def pages_needed(tokens: int, requests: int, page: int) -> int:
+    """Pages that `warm_up` writes to."""
+    return _length(tokens, requests) // page + 1
+
+
+def warm_up(runner: Runner, tokens: int, requests: int) -> None:
+    """Run the largest steps, of prompts and of decodes, and every way of choosing a token.
+
+    All requests share their pages: what they compute is of no use to anyone."""
+    last = None
+    for plan in _plans(runner, tokens, requests):
+        last = runner.launch(plan)
+    if last is not None:
+        last.result()
+
+
+def _plans(runner: Runner, tokens: int, requests: int) -> Iterator[Plan]:
+    length = _length(tokens, requests)
+    tier = min(runner.store.pages)
+    pages = [Page(tier, i) for i in range(pages_needed(tokens, requests, runner.store.page))]
+    uids = [-1 - i for i in range(min(tokens // length, requests))]
+    prompts = [Chunk(uid, 0, [0] * length, pages, tier, Sampling()) for uid in uids]
+    yield Plan(0, [], [prompts], [])
+    yield Plan(0, [], [[Chunk(uid, length, [], [], tier, Sampling()) for uid in uids]], [])
+    yield Plan(0, [], [], uids)
+    for sampling in CHOICES:  # beside each other: a chunk of several tokens, and one of one
+        history = [] if sampling.penalised else None
+        chunk = Chunk(-1, 0, [0] * length, pages, tier, sampling, history=history)
+        single = Chunk(-2, length, [0], pages, tier, sampling, history=history)
+        yield Plan(0, [], [[chunk, single]], [])
+        yield Plan(0, [], [], [-1, -2])
+
+
+def _length(tokens: int, requests: int) -> int:
+    """Tokens of a prompt such that prompts of as many requests as may run fill a step."""
+    return max(2, tokens // requests)
