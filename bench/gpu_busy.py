@@ -1,6 +1,6 @@
 """How much of the time a GPU is busy while it decodes, and what a step costs on either side.
 
-    python bench/gpu_busy.py CONFIG... [--batches 1 32 256] [--steps 200]
+    python bench/gpu_busy.py CONFIG... [--batches 1 32 256] [--steps 200] [--top 10]
 
 Each CONFIG is the config.json of a model, which gets random weights. Requests of random tokens and
 lengths of nano-vllm's benchmark (100 to 1024 in and out), temperature 1. Busy is the union of what
@@ -17,18 +17,19 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from weir import build
 from weir.config import load
 from weir.core import Request, Sampling
 from weir.engine import Engine
+
+HEAD = "batch  ms/step    device      host  between     busy  tokens/s"
 
 
 def fill(engine: Engine, count: int, vocab: int) -> None:
@@ -55,23 +56,26 @@ def steps(engine: Engine, count: int) -> tuple[float, float, float]:
     return (time.perf_counter() - began) / count, statistics.median(device), statistics.median(host)
 
 
-def busy(engine: Engine, count: int) -> float:
-    """Share of the time that the device was busy over `count` steps."""
+def busy(engine: Engine, count: int, top: int) -> tuple[float, list[str]]:
+    """Share of the time that the device was busy over `count` steps, and what it was busy with:
+    the `top` kernels by time, with the microseconds that each takes of a step."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         for _ in range(count):
             engine.step()
         torch.cuda.synchronize()
-    spans = sorted(
-        (event.start_ns(), event.start_ns() + event.duration_ns())
-        for event in seen.profiler.kineto_results.events()
-        if event.device_type() == torch.autograd.DeviceType.CUDA
-    )
+    spans, kernels = [], Counter[str]()
+    for event in seen.profiler.kineto_results.events():
+        if event.device_type() == torch.autograd.DeviceType.CUDA:
+            spans.append((event.start_ns(), event.start_ns() + event.duration_ns()))
+            kernels[event.name()] += event.duration_ns()
+    spans.sort()
     total, end = 0, spans[0][0]
     for start, stop in spans:
         total += max(0, stop - max(start, end))
         end = max(end, stop)
-    return total / (end - spans[0][0])
+    lines = [f"{ns / count / 1e3:9.1f} µs  {name[:90]}" for name, ns in kernels.most_common(top)]
+    return total / (end - spans[0][0]), lines
 
 
 def make(shape: Path, settings: dict[str, Any]) -> Engine:
@@ -82,28 +86,20 @@ def make(shape: Path, settings: dict[str, Any]) -> Engine:
         return build.engine(load(settings, {}))
 
 
-def measure(
-    table: Table, shape: Path, settings: dict[str, Any], batches: list[int], n: int
-) -> None:
-    name, began = shape.stem, time.perf_counter()
-    engine = make(shape, settings)
+def measure(shape: Path, options: argparse.Namespace) -> None:
+    began = time.perf_counter()
+    engine = make(shape, {"enforce_eager": options.enforce_eager})
     phases = ", ".join(f"{k} {v:.2f}" for k, v in engine.info["start_seconds"].items())
-    print(f"{name}: engine made in {time.perf_counter() - began:.2f} s ({phases})")
-    print({k: v for k, v in engine.info.items() if k != "start_seconds"})
-    for batch in batches:
+    print(f"{shape.stem}: engine made in {time.perf_counter() - began:.2f} s ({phases})")
+    print(HEAD)
+    for batch in options.batches:
         fill(engine, batch, engine.info["vocab"])
         steps(engine, 20)
-        wall, device, host = steps(engine, n)
-        table.add_row(
-            name,
-            str(batch),
-            f"{wall * 1e3:.2f}",
-            f"{device * 1e3:.2f}",
-            f"{host * 1e3:.2f}",
-            f"{device / wall:.1%}",
-            f"{busy(engine, n):.1%}",
-            f"{batch / wall:,.0f}",
-        )
+        wall, device, host = steps(engine, options.steps)
+        share, lines = busy(engine, options.traced, options.top)
+        times = f"{wall * 1e3:9.3f} {device * 1e3:9.3f} {host * 1e3:9.3f}"
+        print(f"{batch:5} {times} {device / wall:8.1%} {share:8.1%} {batch / wall:9,.0f}")
+        print("\n".join(lines), flush=True)
         for uid in list(engine.scheduler.live):
             engine.abort(uid)
         while engine.busy:
@@ -113,20 +109,19 @@ def measure(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shapes", nargs="+", type=Path, metavar="CONFIG")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32, 256])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--enforce-eager", action="store_true", help="without CUDA graphs")
+    add = parser.add_argument
+    add("shapes", nargs="+", type=Path, metavar="CONFIG")
+    add("--batches", nargs="+", type=int, default=[1, 32, 256])
+    add("--steps", type=int, default=200, help="that are timed (200)")
+    add("--traced", type=int, default=50, help="that are profiled (50)")
+    add("--top", type=int, default=0, metavar="N", help="show the N kernels that take longest")
+    add("--enforce-eager", action="store_true", help="without CUDA graphs")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("this needs a CUDA device", file=sys.stderr)
         return 1
-    table = Table("model", "batch", "ms a step", "device", "host", "between", "busy", "tokens/s")
     for shape in options.shapes:
-        settings = {"enforce_eager": options.enforce_eager}
-        measure(table, shape, settings, options.batches, options.steps)
-    table.title = torch.cuda.get_device_name()
-    Console(width=110).print(table)
+        measure(shape, options)
     return 0
 
 
