@@ -17,9 +17,10 @@ LEVEL = {
     "executor": 5,
     "engine": 6,
     "client": 7, "policies": 7,
-    "build": 8, "connect": 8, "sim": 8,
-    "llm": 9, "server": 9, "host": 9, "bench": 10, "batch": 10, "lang": 10,
-    "doctor": 11, "top": 11, "demo": 11, "cli": 12,
+    "connect": 8, "sim": 8,
+    "build": 9,
+    "llm": 10, "server": 10, "host": 10, "bench": 11, "batch": 11, "lang": 11,
+    "doctor": 12, "top": 12, "demo": 12, "cli": 13,
 }  # fmt: skip
 TORCH = {"ops", "models", "runtime", "build"}
 TORCH_FILES = {"executor/local.py"}

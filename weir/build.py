@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from weir import __version__, hub, policies
+from weir import __version__, connect, hub, policies
 from weir.config import Config
 from weir.core import Spec, Tier
 from weir.cost import profile
@@ -20,6 +20,7 @@ from weir.cost.target import Target
 from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.local import Direct, Local
+from weir.grammar.library import Library, Tokens
 from weir.models.base import Model
 from weir.models.load import load
 from weir.ops import dispatch, native
@@ -105,7 +106,20 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     gc.collect()
     gc.freeze()  # what lives as long as the engine is not walked again while it serves
     target = pace if isinstance(pace, Target) else None
-    return Engine(scheduler, executor, info=info, target=target)
+    library = _library(config, model.spec.vocab)
+    return Engine(scheduler, executor, info=info, target=target, library=library)
+
+
+def _library(config: Config, vocab: int) -> Library | None:
+    """Grammars for this model; reads its tokenizer on a thread, which nobody waits for."""
+    if config.grammar_backend == "none":
+        return None
+
+    def tokens() -> Tokens:
+        text = connect.text(config)
+        return Tokens(text.pieces(True), text.eos, lambda one: text.encode(one, False))
+
+    return Library(tokens, vocab)
 
 
 def _cost(config: Config, executor: Direct, info: dict[str, Any]) -> Table:

@@ -40,6 +40,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Weights = Literal["auto", "float32", "bfloat16", "float16"]
 Format = Literal["auto", "safetensors", "gguf", "dummy"]
 Level = Literal["debug", "info", "warning", "error", "critical"]
+Grammars = Literal["auto", "automaton", "guidance", "none"]
 LogFormat = Literal["text", "json"]
 
 
@@ -109,6 +110,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = []
     max_num_queued_reqs: Annotated[Positive, about("requests that may wait; more get a 503")] = 2048
     max_num_queued_tokens: Annotated[Count, about("prompt tokens that may wait; 0: no bound")] = 0
+
+    grammar_backend: Annotated[
+        Grammars, about("what holds answers to a grammar; auto: the fastest that can")
+    ] = "auto"
+    grammar_timeout: Annotated[
+        Seconds, about("seconds that compiling a grammar may take until it is refused")
+    ] = 10.0
 
     host: Annotated[Text, about("address to listen on")] = "127.0.0.1"
     port: Annotated[Port, about("port to listen on; 0: any free one")] = 8000

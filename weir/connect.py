@@ -6,6 +6,7 @@ from weir import hub
 from weir.client import Limits, Remote
 from weir.config import Config
 from weir.gguf import GGUF
+from weir.grammar.compiler import Compiler
 from weir.text import Text
 
 
@@ -22,6 +23,12 @@ def limits(config: Config) -> Limits:
     return Limits(config.max_num_queued_reqs, config.max_num_queued_tokens)
 
 
+def compiler(config: Config) -> Compiler:
+    """Compiles the grammars that requests ask for; starts nothing before the first."""
+    folder = hub.cache_folder("grammars")
+    return Compiler(config.grammar_backend, config.grammar_timeout, folder)
+
+
 def remote(config: Config) -> Remote:
     """A client whose engine runs in a process of its own, not started yet. Raises `ConfigError`."""
     return Remote(
@@ -30,6 +37,7 @@ def remote(config: Config) -> Remote:
         config.names,
         limits=limits(config),
         seed=config.seed,
+        compiler=compiler(config),
         step_timeout=config.step_timeout,
         heartbeat_timeout=config.heartbeat_timeout,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -75,6 +75,14 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return max(0, self.score_from - 1) if self.prompt_logprobs is not None else None
 
 
+class Grammar(Struct, frozen=True):
+    """What an answer must follow, compiled. key: equal for equal grammars."""
+
+    key: str
+    kind: Literal["automaton", "guidance"]
+    data: bytes  # an encoded automaton, or a grammar in llguidance's words
+
+
 class TokenLogprobs(Struct, frozen=True, array_like=True):
     token: int
     logprob: float
@@ -116,7 +124,8 @@ class Request:
     arrival: float
     priority: int = 0  # smaller goes first
     user: str = ""
-    matcher: Matcher | None = None
+    grammar: Grammar | None = None
+    matcher: Matcher | None = None  # the grammar opened for this request
     prompt: int = 0  # len(tokens) at arrival
     computed: int = 0  # tokens whose KV exists once every flying plan has landed
     settled: int = 0  # tokens whose value is known

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from concurrent.futures import Future
 from typing import Any, Protocol
 
-from weir.core import Capacity, Delta, Plan, Request
+from weir.core import Capacity, Delta, Matcher, Plan, Request
 from weir.cost.target import Target
 from weir.executor.base import Executor, Handle
+from weir.grammar.library import Library
 from weir.sched.scheduler import Scheduler
 from weir.wire import Stats
 
@@ -33,7 +35,8 @@ PAUSE = 1e-4
 
 class Engine:
     """The control loop over a scheduler and an executor. `info` tells people what it runs on;
-    `target`, if the scheduler keeps one, learns from every step what steps take."""
+    `target`, if the scheduler keeps one, learns from every step what steps take; `library` opens
+    grammars, where there may be any."""
 
     def __init__(
         self,
@@ -42,8 +45,11 @@ class Engine:
         clock: Clock | None = None,
         info: dict[str, Any] | None = None,
         target: Target | None = None,
+        library: Library | None = None,
     ):
         self.info = info or {}
+        self.library = library
+        self.opening: dict[int, tuple[Request, Future[Matcher]]] = {}  # wait for their grammar
         self.scheduler = scheduler
         self.executor = executor
         self.target = target
@@ -57,13 +63,37 @@ class Engine:
         longest = request.prompt + request.sampling.max_tokens
         if not request.prompt or longest > self.capacity.context:
             why = f"{longest} tokens were asked for; this engine holds 1 to {self.capacity.context}"
-            self.scheduler.ended.append(Delta(request.uid, done="error", error=why))
-            return
-        self.scheduler.add(request)
+            return self._refuse(request.uid, why)
+        if request.grammar is None:
+            self.scheduler.add(request)
+        elif self.library is None:
+            return self._refuse(request.uid, "this engine was started without grammars")
+        else:
+            jumps = request.sampling.logprobs is None  # a forced token was not sampled: it has none
+            opened = self.library.open(request.grammar, request.tokens, jumps)
+            self.opening[request.uid] = request, opened
+            self._open()
         self._stats.prompt_tokens += request.prompt
+
+    def _refuse(self, uid: int, why: str) -> None:
+        self.scheduler.ended.append(Delta(uid, done="error", error=why))
+
+    def _open(self) -> None:
+        """Hand over to the scheduler those whose grammar has been opened."""
+        for uid, (request, opened) in list(self.opening.items()):
+            if not opened.done():
+                continue
+            del self.opening[uid]
+            try:
+                request.matcher = opened.result()
+                self.scheduler.add(request)
+            except Exception as error:
+                self._refuse(uid, f"the grammar could not be opened: {error}")
 
     def abort(self, uid: int) -> None:
         """End a request now. Its last Delta comes with the next step."""
+        if self.opening.pop(uid, None) is not None:
+            self.scheduler.ended.append(Delta(uid, done="abort"))
         self.scheduler.abort(uid)
 
     def flush(self) -> None:
@@ -73,13 +103,15 @@ class Engine:
     @property
     def busy(self) -> bool:
         s = self.scheduler
-        return bool(s.live or self.flying or s.ended or s.forget)
+        return bool(s.live or self.flying or s.ended or s.forget or self.opening)
 
     def step(self) -> list[Delta]:
         """Plan and submit one iteration, then settle the oldest if the pipe is full. Returns what
         that one brought; nothing while the pipe fills."""
         began = time.perf_counter()
         plan = None
+        if self.opening:
+            self._open()
         if len(self.flying) < self.executor.depth:
             plan = self.scheduler.plan(self.clock.now())
             if plan is not None:
@@ -121,7 +153,7 @@ class Engine:
         stats, s = self._stats, self.scheduler
         hot = s.cache.hot
         stats.running = len(s.running)
-        stats.waiting = len(s.waiting)
+        stats.waiting = len(s.waiting) + len(self.opening)
         stats.pages_cached = s.cache.tree.unlocked[hot]
         stats.pages_used = stats.pages_total - s.cache.room(hot)
         stats.hit_tokens = s.hits
@@ -131,3 +163,5 @@ class Engine:
 
     def close(self) -> None:
         self.executor.close()
+        if self.library is not None:
+            self.library.close()

@@ -83,12 +83,13 @@ EMBEDDED = {
 }
 
 
-def cache_folder() -> Path:
-    """Where this user's fetched models lie: WEIR_CACHE/models, else XDG_CACHE_HOME/weir/models."""
+def cache_folder(kind: str = "models") -> Path:
+    """Where this user's fetched models lie, or things of another kind: WEIR_CACHE/models, else
+    XDG_CACHE_HOME/weir/models."""
     if own := os.environ.get("WEIR_CACHE"):
-        return Path(own).expanduser() / "models"
+        return Path(own).expanduser() / kind
     shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(shared).expanduser() / "weir" / "models"
+    return Path(shared).expanduser() / "weir" / kind
 
 
 def resolve(

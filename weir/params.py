@@ -7,6 +7,7 @@ and everything else about text stay on this side.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +19,47 @@ MAX_LOGPROBS = 100
 MAX_STOPS = 64
 MAX_N = 128
 MAX_BIAS = 100.0
+
+
+class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What an answer must follow: exactly one of these."""
+
+    json: dict[str, Any] | bool | str | None = None  # a JSON Schema, or one as text
+    json_object: bool = False  # any JSON object
+    regex: str | None = None  # that the whole answer matches
+    choice: list[str] | None = None
+    grammar: str | None = None  # Lark, or EBNF as in GBNF
+
+    @property
+    def field(self) -> str:
+        """The one that is given."""
+        given = [
+            name for name in self.__struct_fields__ if getattr(self, name) not in (None, False)
+        ]
+        return given[0] if given else "json"
+
+    @property
+    def schema(self) -> dict[str, Any] | bool | None:
+        """The JSON Schema asked for. Raises `BadRequest` for a text that holds none."""
+        if self.json_object:
+            return {"type": "object"}
+        if not isinstance(self.json, str):
+            return self.json
+        try:
+            return msgspec.json.decode(self.json, type=dict[str, Any] | bool)
+        except msgspec.DecodeError as error:
+            raise BadRequest(f"the JSON Schema is not valid JSON: {error}", param="json") from None
+
+    def check(self) -> None:
+        """Raise `BadRequest` unless exactly one is given, and it can be meant."""
+        given = [self.json is not None, self.json_object, self.regex is not None]
+        if sum([*given, self.choice is not None, self.grammar is not None]) != 1:
+            raise BadRequest(
+                "structured outputs take exactly one of json, json_object, regex, choice, grammar",
+                param="structured_outputs",
+            )
+        if self.choice is not None and not all(self.choice or [""]):
+            raise BadRequest("choice must hold texts, none of them empty", param="choice")
 
 
 class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -43,6 +85,7 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
     score_from: int = 0
     skip_special_tokens: bool = True
     detokenize: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -113,6 +156,8 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
             need(
                 value is None or 0 <= value <= MAX_LOGPROBS, param, f"between 0 and {MAX_LOGPROBS}"
             )
+        if self.structured_outputs is not None:
+            self.structured_outputs.check()
         need(self.score_from >= 0, "score_from", "0 or positive")
 
     def sampling(

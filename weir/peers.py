@@ -53,7 +53,6 @@ _neutral("speculative_config speculative_algorithm", "none", "Weir does not spec
 _neutral("cpu_offload_gb kv_offloading_size", "0", "Weir does not offload yet")
 _neutral("kv_transfer_config", "none", "Weir does not transfer KV caches yet")
 _neutral("tool_call_parser reasoning_parser", "none", "Weir does not parse tool calls yet")
-_neutral("grammar_backend", "auto none", "Weir does not constrain output yet")
 _neutral("tokenizer_mode", "auto fast", "Weir has one tokenizer")
 _neutral("performance_mode", "balanced", "Weir has one mode")
 _neutral("enable_chunked_prefill enable_mixed_chunk", "true", "use --composer whole instead")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 from msgspec import Struct, field
 
-from weir.core import Delta, Sampling
+from weir.core import Delta, Grammar, Sampling
 
 
 class Boot(Struct):
@@ -28,6 +28,7 @@ class Submit(Struct, tag=True):
     arrival: float  # time.monotonic() of this machine
     priority: int = 0
     user: str = ""
+    grammar: Grammar | None = None
 
 
 class Abort(Struct, tag=True):

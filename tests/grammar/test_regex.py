@@ -56,9 +56,11 @@ def finder(pattern: str) -> Automaton:
 @settings(max_examples=150, deadline=None)
 @example("(?:a|é)*1{2,3}", ["aéa11", "111", "a1"])
 def test_matches_what_python_matches(pattern: str, texts: list[str]):
-    ours, theirs = automaton(pattern), re.compile(pattern)
+    ours, theirs = automaton(pattern), re.compile(pattern, re.ASCII)
+    every, anywhere = automaton("(?u)" + pattern), re.compile(pattern)
     for text in texts:
         assert ours.matches(text.encode()) == bool(theirs.fullmatch(text)), text
+        assert every.matches(text.encode()) == bool(anywhere.fullmatch(text)), text
 
 
 LOOKING = st.lists(
@@ -161,8 +163,9 @@ def test_what_explodes_is_given_up(pattern: str):
         automaton(pattern)
 
 
-def test_json_schema_classes_are_ascii_and_python_classes_are_not():
-    assert automaton(r"\d\w").matches("٣é".encode())
+def test_classes_are_ascii_unless_told():
+    assert automaton(r"(?u)\d\w").matches("٣é".encode())
+    assert not automaton(r"\d\w").matches("٣é".encode())
     assert not finder(r"\d|é\w").matches("٣éé".encode())
     assert finder(r"^\u00e9$").matches("é".encode())
     assert finder(r"\uD83D\uDE00").matches("x😀".encode())

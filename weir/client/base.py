@@ -7,6 +7,7 @@ from typing import Protocol
 
 from weir.client.events import Finished, ModelInfo
 from weir.client.stream import Stream
+from weir.core import Grammar
 from weir.params import SamplingParams
 from weir.text import Text
 from weir.wire import Stats
@@ -28,6 +29,14 @@ class Client(Protocol):
         """Take no more requests, give those in hand `drain` seconds, abort the rest, end."""
         ...
 
+    async def compile(self, params: SamplingParams) -> Grammar | None:
+        """The grammar that `params` ask for, which `submit` must be given; None: they ask for none.
+
+        May take seconds, while nothing else waits. Raises `BadRequest` saying what cannot be held
+        to.
+        """
+        ...
+
     def submit(
         self,
         prompt: str | list[int],
@@ -38,6 +47,7 @@ class Client(Protocol):
         user: str = "",
         pool: str | None = None,
         add_special_tokens: bool = True,
+        grammar: Grammar | None = None,
     ) -> Stream:
         """Check everything at once and hand the request to the engine; never waits for it.
 

@@ -10,8 +10,9 @@ from weir.client.assemble import Assembly
 from weir.client.events import Finished, ModelInfo
 from weir.client.ledger import Event, Ledger, Limits
 from weir.client.stream import Stream
-from weir.core import Delta
+from weir.core import Delta, Grammar
 from weir.errors import BadRequest, Overloaded
+from weir.grammar.compiler import Compiler
 from weir.params import SamplingParams
 from weir.text import Text
 from weir.wire import Abort, Flush, Stats, Up
@@ -27,8 +28,15 @@ class Dispatcher:
     send: hands a message to the engine at once, or drops it when there is none."""
 
     def __init__(
-        self, text: Text, names: list[str], send: Send, limits: Limits | None, seed: int | None
+        self,
+        text: Text,
+        names: list[str],
+        send: Send,
+        limits: Limits | None,
+        seed: int | None,
+        compiler: Compiler | None,
     ):
+        self._compiler = compiler or Compiler()
         self.text = text
         self.model = ModelInfo(
             name=names[0], names=names, context=0, vocab=text.vocab, eos=text.eos
@@ -50,6 +58,18 @@ class Dispatcher:
     def health(self) -> str:
         return self._health
 
+    async def compile(self, params: SamplingParams) -> Grammar | None:
+        """See `Client.compile`."""
+        asked = params.structured_outputs
+        if asked is None:
+            return None
+        known = self._compiler.known(asked)
+        try:
+            return known or await asyncio.to_thread(self._compiler.compile, asked)
+        except BadRequest:
+            self._ledger.reject("grammar")
+            raise
+
     def submit(
         self,
         prompt: str | list[int],
@@ -60,6 +80,7 @@ class Dispatcher:
         user: str = "",
         pool: str | None = None,
         add_special_tokens: bool = True,
+        grammar: Grammar | None = None,
     ) -> Stream:
         """See `Client.submit`."""
         if self._health != "ready":
@@ -74,6 +95,7 @@ class Dispatcher:
             user=user,
             pool=pool,
             add_special_tokens=add_special_tokens,
+            grammar=grammar,
         )
         stream = self._streams[assembly.id] = Stream(assembly, self._end)
         try:
@@ -103,6 +125,7 @@ class Dispatcher:
         while self._ledger.live and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         self.abort(None)
+        self._compiler.close()
 
     def _hand_over(self, assembly: Assembly) -> None:
         for submit in assembly.submits:

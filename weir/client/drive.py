@@ -38,6 +38,7 @@ def request(submit: Submit) -> Request:
         arrival=submit.arrival,
         priority=submit.priority,
         user=submit.user,
+        grammar=submit.grammar,
     )
 
 

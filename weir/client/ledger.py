@@ -15,7 +15,7 @@ from functools import cached_property
 
 from weir.client.assemble import Assembly, Choice
 from weir.client.events import Finished, ModelInfo, Output, Timing, Usage
-from weir.core import Delta
+from weir.core import Delta, Grammar
 from weir.errors import BadRequest, Overloaded
 from weir.params import SamplingParams
 from weir.text import Text
@@ -76,11 +76,15 @@ class Ledger:
         user: str = "",
         pool: str | None = None,
         add_special_tokens: bool = True,
+        grammar: Grammar | None = None,
     ) -> Assembly:
         """Check a request and enter it; the caller sends its `submits` to the engine.
 
-        Raises `BadRequest` naming the field, or `Overloaded` when too much is waiting.
+        grammar: what `params` ask for, compiled. Raises `BadRequest` naming the field, or
+        `Overloaded` when too much is waiting.
         """
+        if (grammar is None) != (params.structured_outputs is None):
+            raise RuntimeError("a request with structured outputs takes its compiled grammar along")
         try:
             ids = self._checked(prompt, params, request_id, pool, add_special_tokens)
             room = self._room(len(ids), params, pool)
@@ -99,6 +103,7 @@ class Ledger:
                 arrival=now,
                 priority=priority,
                 user=user,
+                grammar=grammar,
             )
             for index in range(params.n)
         ]

@@ -10,6 +10,7 @@ from typing import Any
 from weir.client.dispatch import CLOSED, Dispatcher
 from weir.client.drive import Engine, Loop
 from weir.client.ledger import Limits
+from weir.grammar.compiler import Compiler
 from weir.text import Text
 from weir.wire import Deltas, Stop, Up
 
@@ -28,9 +29,10 @@ class Local(Dispatcher):
         *,
         limits: Limits | None = None,
         seed: int | None = None,
+        compiler: Compiler | None = None,
     ):
         self._inbox: queue.SimpleQueue[Up] = queue.SimpleQueue()
-        super().__init__(text, names, self._inbox.put, limits, seed)
+        super().__init__(text, names, self._inbox.put, limits, seed, compiler)
         self.model.context = engine.capacity.context
         self.model.info = engine.info
         self._engine = engine

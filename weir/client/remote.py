@@ -15,6 +15,7 @@ from weir.client.dispatch import CLOSED, Dispatcher
 from weir.client.ledger import Event, Limits
 from weir.client.process import EngineProcess
 from weir.errors import EngineDead
+from weir.grammar.compiler import Compiler
 from weir.text import Text
 from weir.wire import Deltas, Ready, Stats, Up
 
@@ -66,11 +67,12 @@ class Remote(Dispatcher):
         factory: str = "weir.build:engine",
         limits: Limits | None = None,
         seed: int | None = None,
+        compiler: Compiler | None = None,
         step_timeout: float = 60.0,
         heartbeat_timeout: float = 5.0,
         start_timeout: float = 600.0,
     ):
-        super().__init__(text, names, self._post, limits, seed)
+        super().__init__(text, names, self._post, limits, seed, compiler)
         self._config = config
         self._factory = factory
         self._timeouts = {

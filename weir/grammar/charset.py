@@ -83,11 +83,11 @@ SPACES = of(" \t\n\r\f\v")
 
 
 @cache
-def shorthand(letter: str, ascii_only: bool) -> Charset:
-    r"""The class that \d, \w, \s or, negated, \D, \W, \S stands for. Unicode: as Python's `re`."""
+def shorthand(letter: str, every_script: bool) -> Charset:
+    r"""What \d, \w, \s or, negated, \D, \W, \S stands for: in ASCII, or as Python's `re` has it."""
     if letter.isupper():
-        return negate(shorthand(letter.lower(), ascii_only))
-    if ascii_only:
+        return negate(shorthand(letter.lower(), every_script))
+    if not every_script:
         return {"d": DIGITS, "w": WORDS, "s": SPACES}[letter]
     return charset(
         (match.start(), match.end() - 1) for match in re.finditer(rf"\{letter}+", _everything())

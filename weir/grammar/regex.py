@@ -1,10 +1,11 @@
-"""Regular expressions as Python and JSON Schema write them, read into `Expressions`.
+r"""Regular expressions as Python and JSON Schema write them, read into `Expressions`.
 
 What no automaton can match is refused by name. An answer is matched as a whole; `search` makes of a
 pattern what a JSON Schema means by it: found anywhere, unless anchored.
 
-In two points we differ from Python's `re`: `$` is the end of the text and nothing else, and word
-boundaries know ASCII words only.
+In three points we differ from Python's `re`: \d, \w and \s are ASCII, as in JSON Schema and since a
+model would otherwise answer with the digits of any script, unless the flag u is given; `$` is the
+end of the text and nothing else; and word boundaries know ASCII words only.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ class Flags:
     ignore_case: bool = False  # i
     dot_all: bool = False  # s
     verbose: bool = False  # x
-    ascii: bool = False  # a: \d, \w and \s are ASCII, as in JSON Schema
+    unicode: bool = False  # u: \d, \w and \s are of any script
 
 
-def parse(expressions: Expressions, pattern: str, *, ascii_only: bool = False) -> Node:
+def parse(expressions: Expressions, pattern: str) -> Node:
     """What `pattern` matches as a whole. Raises `BadPattern`."""
     if len(pattern) > MAX_LENGTH:
         raise BadPattern(f"the pattern has more than {MAX_LENGTH} characters")
-    return _Parser(expressions, pattern, Flags(ascii=ascii_only)).pattern()
+    return _Parser(expressions, pattern, Flags()).pattern()
 
 
 def search(expressions: Expressions, pattern: str) -> Node:
     """The texts in which a JSON Schema finds `pattern`."""
     text = expressions.text
-    middle = _Parser(expressions, pattern, Flags(ascii=True), after=text).pattern()
+    middle = _Parser(expressions, pattern, Flags(), after=text).pattern()
     return expressions.concat(text, middle)
 
 
@@ -294,7 +295,7 @@ class _Parser:
             ignore_case=("i" in on or now.ignore_case) and "i" not in off,
             dot_all=("s" in on or now.dot_all) and "s" not in off,
             verbose=("x" in on or now.verbose) and "x" not in off,
-            ascii=("a" in on or now.ascii) and "u" not in on,
+            unicode=("u" in on or now.unicode) and not ("a" in on or "u" in off),
         )
 
     # -- escapes and classes -------------------------------------------------------------------
@@ -326,7 +327,7 @@ class _Parser:
         letter = self.source[self.at]
         if letter in "dwsDWS":
             self.at += 1
-            return charset.shorthand(letter, self.flags.ascii)
+            return charset.shorthand(letter, self.flags.unicode)
         if letter in "pP" and (found := self._match(PROPERTY)):
             try:
                 named = charset.category(found[2] or found[3])

@@ -38,8 +38,10 @@ class Vocabulary:
         self.pieces = pieces
         self.size = size
         self.ends = sorted({end for end in ends if 0 <= end < size})
+        self.mask_bytes = -(-size // 8)
         self.end_mask = self.pack(np.array(self.ends, np.int64))
         texts = set(range(min(size, len(pieces)))) - set(self.ends)
+        self.lengths = np.array([len(piece) for piece in pieces[:size]], np.int64)
         self.levels = list(self._levels(sorted(t for t in texts if pieces[t])))
 
     def _levels(self, tokens: list[int]) -> Iterable[Level]:
@@ -71,7 +73,7 @@ class Vocabulary:
 
     def pack(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
         """One bit a token id, lowest first."""
-        bits = np.zeros(-(-self.size // 8) * 8, np.bool_)
+        bits = np.zeros(self.mask_bytes * 8, np.bool_)
         bits[tokens] = True
         return np.packbits(bits, bitorder="little")
 
@@ -88,6 +90,7 @@ class Masks:
             automaton.classes[level.letters].astype(np.int64) for level in vocabulary.levels
         ]
         self._known: dict[int, bytes] = {}
+        self._longest: dict[int, int] = {}
 
     def mask(self, state: int) -> bytes:
         """One bit a token, lowest first; those that end an answer where it may end."""
@@ -99,8 +102,13 @@ class Masks:
             found = self._known[state] = mask.tobytes()
         return found
 
-    def knows(self, state: int) -> bool:
-        return state in self._known
+    def longest(self, state: int) -> int:
+        """Bytes of the longest token that may come in a state."""
+        found = self._longest.get(state)
+        if found is None:
+            lengths = self.vocabulary.lengths[self._allowed(state)]
+            found = self._longest[state] = int(lengths.max(initial=0))
+        return found
 
     def _allowed(self, state: int) -> NDArray[np.int64]:
         """Go down the trie and the automaton together, a level at a time. `states` are those of

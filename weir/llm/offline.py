@@ -17,6 +17,7 @@ from weir.client.drive import Engine, request
 from weir.client.ledger import Event, Ledger
 from weir.config import load
 from weir.errors import BadRequest, EngineDead
+from weir.grammar.compiler import Compiler
 from weir.llm.outputs import RequestOutput, request_output, update
 from weir.params import SamplingParams
 from weir.progress import progress
@@ -40,22 +41,26 @@ class LLM:
 
     def __init__(self, model: str, **settings: Any):
         config = load({"model": model, **settings}, {})
-        self._take(build.engine(config), connect.text(config), config.names, config.seed)
+        engine, text = build.engine(config), connect.text(config)
+        self._take(engine, text, config.names, config.seed, connect.compiler(config))
 
     @classmethod
     def of(cls, engine: Engine, text: Text, name: str = "model", seed: int = 0) -> Self:
         """Around an engine made elsewhere."""
         llm = cls.__new__(cls)
-        llm._take(engine, text, [name], seed)
+        llm._take(engine, text, [name], seed, Compiler())
         return llm
 
-    def _take(self, engine: Engine, text: Text, names: list[str], seed: int) -> None:
+    def _take(
+        self, engine: Engine, text: Text, names: list[str], seed: int, compiler: Compiler
+    ) -> None:
         context = engine.capacity.context
         vocab = min(text.vocab, engine.info.get("vocab", text.vocab))
         model = ModelInfo(names[0], names, context, vocab, text.eos, engine.info)
         self.model = model
         self.text = text
         self._engine = engine
+        self._compiler = compiler
         self._ledger = Ledger(text, model, Limits(requests=0), seed=seed)
 
     def __enter__(self) -> Self:
@@ -72,6 +77,7 @@ class LLM:
     def close(self) -> None:
         """Give back the memory and the threads of the engine."""
         self._engine.close()
+        self._compiler.close()
 
     def generate(
         self, prompts: Prompts, params: Params = None, *, progress: bool = True
@@ -129,12 +135,14 @@ class LLM:
         admitted: list[Assembly] = []
         try:
             for prompt, chosen in zip(prompts, params, strict=True):
+                asked = chosen.structured_outputs
                 assembly = self._ledger.admit(
                     prompt,
                     chosen,
                     now=time.monotonic(),
                     pool=pool,
                     add_special_tokens=add_special_tokens,
+                    grammar=None if asked is None else self._compiler.compile(asked),
                 )
                 admitted.append(assembly)
         except BaseException:

@@ -33,7 +33,13 @@ class AsyncLLM:
         config = load({"model": model, **settings}, {})
         if in_process:
             engine, text = build.engine(config), connect.text(config)
-            self.client: Client = Local(engine, text, config.names, limits=connect.limits(config))
+            self.client: Client = Local(
+                engine,
+                text,
+                config.names,
+                limits=connect.limits(config),
+                compiler=connect.compiler(config),
+            )
         else:
             self.client = connect.remote(config)
 
@@ -70,12 +76,14 @@ class AsyncLLM:
         Leaving the loop aborts the request. Raises `BadRequest`, `Overloaded`, and `EngineDead` if
         the engine dies in the middle.
         """
+        params = params or SamplingParams()
         stream = self.client.submit(
             prompt,
-            params or SamplingParams(),
+            params,
             request_id=request_id,
             priority=priority,
             add_special_tokens=add_special_tokens,
+            grammar=await self.client.compile(params),
         )
         result = request_output(stream.assembly)
         async with contextlib.aclosing(aiter(stream)) as events:

@@ -112,6 +112,7 @@ class Service:
         job = self.jobs[request_id] = Job(request_id, each[0].n)
         try:
             for index, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
+                grammar = await self.client.compile(param)
                 stream = self.client.submit(
                     await self._prepare(prompt, param, add_special_tokens, truncate),
                     param,
@@ -120,6 +121,7 @@ class Service:
                     user=user,
                     pool=pool,
                     add_special_tokens=add_special_tokens,
+                    grammar=grammar,
                 )
                 job.streams.append(stream)
                 if self.tracer is not None:

@@ -49,7 +49,9 @@ class Runtime:
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]
     ) -> AsyncGenerator[Piece, None]:
-        stream = self.client.submit(self._ids(prompt), convert(settings))
+        params = convert(settings)
+        grammar = await self.client.compile(params)
+        stream = self.client.submit(self._ids(prompt), params, grammar=grammar)
         async for output in stream:
             usage = stream.usage
             yield Piece(

@@ -1,0 +1,107 @@
+"""From what a caller asks to a compiled grammar: which engine serves it, and why none can.
+
+Runs in a worker process, which may be killed at any time; see `compiler`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llguidance import LLMatcher, LLTokenizer
+from llguidance._tokenizer import TokenizerWrapper
+from llguidance.gbnf_to_lark import any_to_lark
+
+from weir.core import Grammar
+from weir.errors import BadRequest
+from weir.grammar.automaton import Automaton, TooComplex, build
+from weir.grammar.expression import Expressions
+from weir.grammar.regex import BadPattern, parse
+from weir.grammar.schema import Unsuitable, expression
+from weir.params import StructuredOutputs
+
+JSON_OPTIONS: Any = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+"""As both engines write JSON, and Python does: a model has no say, so it need not be asked."""
+
+
+def compile(asked: StructuredOutputs, backend: str, key: str) -> Grammar:
+    """Raises `BadRequest` naming the keyword or construct that cannot be held to.
+
+    backend: "automaton" or "guidance" alone, or "auto": an automaton where there is one."""
+    reason = "it was turned off with --grammar-backend"
+    if backend != "guidance":
+        try:
+            return Grammar(key, "automaton", automaton(asked).encode())
+        except TooComplex as error:
+            reason = str(error)
+        except Unsuitable as error:
+            reason = str(error)
+        except BadPattern as error:
+            raise BadRequest(f"the pattern cannot be used: {error}") from None
+    if backend == "automaton":
+        raise BadRequest(f"no automaton can hold this: {reason}")
+    return Grammar(key, "guidance", guidance(asked).encode())
+
+
+def automaton(asked: StructuredOutputs) -> Automaton:
+    """Raises `BadPattern`, `TooComplex` and, for what is not regular, `Unsuitable`."""
+    expressions = Expressions()
+    if asked.regex is not None:
+        wanted = parse(expressions, asked.regex)
+    elif asked.choice is not None:
+        wanted = expressions.either(map(expressions.literal, asked.choice))
+    elif asked.schema is not None:
+        wanted = expression(expressions, asked.schema)
+    else:
+        raise Unsuitable("a grammar is not regular")
+    built = build(expressions, wanted)
+    if built.states == 1:
+        raise BadRequest("nothing matches this: no answer is possible")
+    return built
+
+
+def guidance(asked: StructuredOutputs) -> str:
+    """The grammar in llguidance's words, once llguidance has said that it can hold to it."""
+    if asked.regex is not None:
+        grammar = LLMatcher.grammar_from_regex(asked.regex)
+    elif asked.choice is not None:
+        choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in asked.choice)
+        grammar = LLMatcher.grammar_from_lark(f"start: {choices}")
+    elif asked.schema is not None:
+        try:
+            text = json.dumps(asked.schema)
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS)
+        except ValueError as error:
+            raise BadRequest(f"the schema cannot be used: {error}") from None
+    else:
+        assert asked.grammar is not None
+        try:
+            grammar = LLMatcher.grammar_from_lark(any_to_lark(asked.grammar))
+        except ValueError as error:
+            raise BadRequest(f"the grammar cannot be read: {error}") from None
+    matcher = LLMatcher(_bytes(), grammar, log_level=0)
+    matcher.compute_bitmask()
+    if matcher.is_error():
+        reason = matcher.get_error().split("\n")[0][:1000]
+        raise BadRequest(f"this cannot be held to: {reason}")
+    return grammar
+
+
+class _Bytes:
+    """A token a byte: enough to try a grammar out."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    tokens = [bytes([byte]) for byte in range(256)] + [b"<end>"]
+    special_token_ids = [256]  # noqa: RUF012
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
+def _bytes() -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Bytes()))

@@ -1,0 +1,194 @@
+"""Compiles grammars in processes that can be killed, and remembers what came of it.
+
+A pattern may be hostile: it costs its own request a refusal after `seconds`, and others nothing.
+Used by clients, before a request reaches the engine; blocks, and may be called from many threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import select
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from functools import cache
+from pathlib import Path
+from queue import LifoQueue
+
+import msgspec
+
+from weir.core import Grammar
+from weir.errors import BadRequest
+from weir.grammar.job import Answer, Job
+from weir.params import StructuredOutputs
+
+MEMORY = 4 << 30
+WORKERS = 2
+REMEMBERED = 1024
+"""Answers kept in memory, refusals among them."""
+
+
+class Worker:
+    """A worker process, or none yet."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, job: Job, seconds: float) -> Answer:
+        """Raises TimeoutError and, if the process died of it, OSError; it is gone in both cases."""
+        process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        message, deadline = msgspec.msgpack.encode(job), time.monotonic() + seconds
+        try:
+            process.stdin.write(struct.pack("<I", len(message)) + message)
+            process.stdin.flush()
+            (length,) = struct.unpack("<I", self._read(4, deadline))
+            return msgspec.msgpack.decode(self._read(length, deadline), type=Answer)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+        self._process = subprocess.Popen(
+            (sys.executable, "-P", "-m", "weir.grammar.worker"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path},  # the very modules that this process has
+            start_new_session=True,
+        )
+        return self._process
+
+    def _read(self, count: int, deadline: float) -> bytes:
+        assert self._process is not None and self._process.stdout is not None
+        descriptor, data = self._process.stdout.fileno(), b""
+        while len(data) < count:
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            part = os.read(descriptor, count - len(data))
+            if not part:
+                raise OSError("the worker ended")
+            data += part
+        return data
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+
+
+class Compiler:
+    """seconds: that a grammar may take. backend: see `weir.grammar.compile`. folder: where compiled
+    grammars outlive this process; None: nowhere."""
+
+    def __init__(
+        self,
+        backend: str = "auto",
+        seconds: float = 10.0,
+        folder: Path | None = None,
+        memory: int = MEMORY,
+    ):
+        self.backend = backend
+        self.seconds = seconds
+        self._folder = folder
+        self._memory = memory
+        self._idle: LifoQueue[Worker] = LifoQueue()
+        self._workers = [Worker() for _ in range(WORKERS)]
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compile(self, asked: StructuredOutputs) -> Grammar:
+        """Raises `BadRequest` saying what cannot be held to, or that it takes too long."""
+        if self.backend == "none":
+            raise BadRequest("this server was started without grammars", param=asked.field)
+        asked.check()
+        key = self._key(asked)
+        answer = self._remembered(key) or self._load(key) or self._ask(key, asked)
+        self._remember(key, answer)
+        if answer.grammar is None:
+            raise BadRequest(answer.error, param=asked.field, code="invalid_grammar")
+        return answer.grammar
+
+    def known(self, asked: StructuredOutputs) -> Grammar | None:
+        """What `compile` would give, where that takes no time."""
+        answer = self._remembered(self._key(asked))
+        return answer.grammar if answer is not None else None
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+    def _key(self, asked: StructuredOutputs) -> str:
+        """Equal for requests that compile to the same grammar."""
+        text = _version() + self.backend.encode() + msgspec.json.encode(asked)
+        return hashlib.sha256(text).hexdigest()[:32]
+
+    def _remembered(self, key: str) -> Answer | None:
+        with self._lock:
+            return self._answers.get(key)
+
+    def _ask(self, key: str, asked: StructuredOutputs) -> Answer:
+        worker = self._idle.get()
+        try:
+            answer = self._remembered(key)  # another may have asked meanwhile
+            if answer is not None:
+                return answer
+            answer = worker.run(Job(key, asked, self.backend, self._memory), self.seconds)
+            self._store(key, answer)
+            return answer
+        except TimeoutError:
+            return Answer(error=f"compiling this grammar takes more than {self.seconds:g} s")
+        except OSError:
+            return Answer(error="compiling this grammar takes too much memory")
+        finally:
+            self._idle.put(worker)
+
+    def _remember(self, key: str, answer: Answer) -> None:
+        with self._lock:
+            self._answers[key] = answer
+            self._answers.move_to_end(key)
+            if len(self._answers) > REMEMBERED:
+                self._answers.popitem(last=False)
+
+    # -- on disk -------------------------------------------------------------------------------
+
+    def _load(self, key: str) -> Answer | None:
+        if self._folder is None:
+            return None
+        try:
+            return msgspec.msgpack.decode((self._folder / key).read_bytes(), type=Answer)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def _store(self, key: str, answer: Answer) -> None:
+        """Keep what was compiled; a folder that cannot be written costs speed alone."""
+        if self._folder is None or answer.grammar is None:
+            return
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+                file.write(msgspec.msgpack.encode(answer))
+            os.replace(file.name, self._folder / key)
+
+
+@cache
+def _version() -> bytes:
+    """Of the code that compiles: it goes into every key, so that no older result is read."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.digest()

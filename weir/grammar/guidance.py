@@ -1,0 +1,140 @@
+"""llguidance behind the matcher: for grammars that no finite automaton holds.
+
+Its masks are computed at each step, on a thread of their own: what takes long makes its own request
+wait and nobody else's. Calls release the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, TimeoutError
+from time import perf_counter
+
+from llguidance import LLMatcher, LLTokenizer
+from llguidance._tokenizer import TokenizerWrapper
+
+from weir.errors import GrammarError
+from weir.grammar.matcher import Cutter, trim
+from weir.grammar.vocabulary import Vocabulary
+
+QUICK = 5e-4
+"""Seconds that a step waits for a mask, if the one before it came in that time."""
+
+
+class _Tokens:
+    """The vocabulary as llguidance reads it."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary, encode: Callable[[str], Sequence[int]]):
+        size, pieces = vocabulary.size, vocabulary.pieces
+        known = [pieces[t] if t < len(pieces) else b"" for t in range(size)]
+        ends = set(vocabulary.ends)
+        self.eos_token_id = vocabulary.ends[0] if vocabulary.ends else size - 1
+        self.special_token_ids = [t for t in range(size) if not known[t] or t in ends]
+        special = set(self.special_token_ids)
+        self.tokens = [b"\xff<%d>" % t if t in special else known[t] for t in range(size)]
+        self._encode = encode
+
+    def __call__(self, text: str) -> list[int]:
+        return list(self._encode(text))
+
+
+class Guidance:
+    """llguidance for one vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary, cutter: Cutter):
+        self.vocabulary = vocabulary
+        self.cutter = cutter
+        wrapper = TokenizerWrapper(_Tokens(vocabulary, cutter.encode))
+        ends = vocabulary.ends or None
+        self._tokenizer = LLTokenizer(wrapper, n_vocab=vocabulary.size, eos_token=ends)
+
+    def compile(self, grammar: str) -> LLMatcher:
+        """Raises `GrammarError` saying why it cannot."""
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise GrammarError(matcher.get_error())
+        return matcher
+
+
+class GuidedMatcher:
+    """matcher: at its start, and this request's own. pool: computes masks. cutter: None: never
+    jump."""
+
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocabulary: Vocabulary,
+        pool: Executor,
+        cutter: Cutter | None,
+        before: bytes,
+    ):
+        self._matcher = matcher
+        self._pieces = vocabulary.pieces
+        self._size = vocabulary.mask_bytes
+        self._pool = pool
+        self._cutter = cutter
+        self._before = before
+        self._job: Future[bytes] | None = None
+        self._seconds = 0.0  # that the last mask took
+        self.complete = False
+
+    def begin(self, most: int) -> list[int]:
+        tokens = self._forced(b"")
+        if len(tokens) > most:
+            return []
+        self._take(tokens)
+        return tokens
+
+    def mask(self) -> bytes | None:
+        if self._job is None:
+            self._job = self._pool.submit(self._compute)
+            if self._seconds < QUICK:
+                try:
+                    return self._job.result(QUICK)
+                except TimeoutError:
+                    return None
+        return self._job.result() if self._job.done() else None
+
+    def advance(self, token: int) -> list[int]:
+        tokens, piece = [token], self._pieces[token]
+        if not self._matcher.consume_token(token):
+            raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
+        kept = self._forced(piece)
+        if kept and kept != tokens and self._matcher.rollback(1):
+            tokens = kept
+            if not self._matcher.consume_tokens(tokens):
+                raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
+        self._note(tokens)
+        return tokens
+
+    def _forced(self, piece: bytes) -> list[int]:
+        """Tokens of `piece`, which has been taken in, and what must follow it, without the last
+        one, which the model might choose longer; empty if that says no more than `piece`."""
+        if self._cutter is None:
+            return []
+        forced = self._matcher.compute_ff_bytes()
+        if not forced:
+            return []
+        tokens = self._cutter.cut(self._before, piece + forced)[:-1]
+        told = sum(len(self._pieces[token]) for token in tokens)
+        return tokens if told >= len(piece) else []
+
+    def _take(self, tokens: list[int]) -> None:
+        if tokens and not self._matcher.consume_tokens(tokens):
+            raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
+        self._note(tokens)
+
+    def _note(self, tokens: list[int]) -> None:
+        self._before = trim(self._before + b"".join(self._pieces[t] for t in tokens))
+        self._job = None
+        if self._matcher.is_error():
+            raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
+        self.complete = self._matcher.is_stopped()
+
+    def _compute(self) -> bytes:
+        began = perf_counter()
+        mask = self._matcher.compute_bitmask()
+        self._seconds = perf_counter() - began
+        return bytes(mask[: self._size])

@@ -1,0 +1,92 @@
+"""The grammars an engine knows: compiled elsewhere, opened here for one request after the other.
+
+Vocabulary and tokenizer live in the engine's process because masks and forced tokens are needed
+between two steps; they are read on a thread while the engine starts. Whatever takes long happens on
+that thread: a request waits for its grammar, a step never does.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+from weir.core import Grammar, Matcher
+from weir.grammar.automaton import Automaton
+from weir.grammar.guidance import Guidance, GuidedMatcher
+from weir.grammar.matcher import AutomatonMatcher, Cutter, context
+from weir.grammar.vocabulary import Masks, Vocabulary
+
+KEPT = 256
+"""Grammars that are kept for the next request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a tokenizer says. ends: ids that end an answer."""
+
+    pieces: Sequence[bytes]
+    ends: Iterable[int]
+    encode: Callable[[str], Sequence[int]]
+
+
+class Library:
+    """tokens: reads the tokenizer; called on the library's thread. size: ids the model has."""
+
+    def __init__(self, tokens: Callable[[], Tokens], size: int):
+        self._pool = ThreadPoolExecutor(1, "weir-grammar")
+        self._masks = ThreadPoolExecutor(1, "weir-masks")
+        self._size = size
+        self._known: OrderedDict[str, Future[Masks | str]] = OrderedDict()
+        self._vocabulary = self._pool.submit(self._read, tokens)
+
+    def open(self, grammar: Grammar, prompt: Sequence[int], jumps: bool) -> Future[Matcher]:
+        """A matcher for one request; done at once if the grammar is known. jumps: whether forced
+        tokens may be taken without being sampled."""
+        if grammar.key not in self._known:
+            self._known[grammar.key] = self._pool.submit(self._compile, grammar)
+            if len(self._known) > KEPT:
+                self._known.popitem(last=False)
+        compiled = self._known[grammar.key]
+        self._known.move_to_end(grammar.key)
+        if grammar.kind == "automaton" and compiled.done():
+            opened: Future[Matcher] = Future()
+            try:
+                opened.set_result(self._open(compiled, prompt, jumps))
+            except Exception as error:
+                opened.set_exception(error)
+            return opened
+        return self._pool.submit(self._open, compiled, prompt, jumps)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._masks.shutdown(wait=False, cancel_futures=True)
+
+    # -- on the thread -------------------------------------------------------------------------
+
+    def _read(self, tokens: Callable[[], Tokens]) -> tuple[Vocabulary, Cutter]:
+        read = tokens()
+        return Vocabulary(read.pieces, self._size, read.ends), Cutter(read.encode, read.pieces)
+
+    @cached_property
+    def _guidance(self) -> Guidance:
+        return Guidance(*self._vocabulary.result())
+
+    def _compile(self, grammar: Grammar) -> Masks | str:
+        if grammar.kind != "automaton":
+            return grammar.data.decode()
+        masks = Masks(Automaton.decode(grammar.data), self._vocabulary.result()[0])
+        masks.mask(masks.automaton.start)
+        return masks
+
+    def _open(self, compiled: Future[Masks | str], prompt: Sequence[int], jumps: bool) -> Matcher:
+        vocabulary, cutter = self._vocabulary.result()
+        before = context(vocabulary.pieces, prompt)
+        cuts = cutter if jumps else None
+        found = compiled.result()
+        if isinstance(found, Masks):
+            return AutomatonMatcher(found, cuts, before)
+        matcher = self._guidance.compile(found)
+        return GuidedMatcher(matcher, vocabulary, self._masks, cuts, before)

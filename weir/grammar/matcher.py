@@ -1,0 +1,143 @@
+"""What one request's answer must still follow, over an automaton shared by all that have the same.
+
+Forced bytes are jumped: cut into tokens together with the token before them, as the tokenizer would
+have cut the whole text. Only tokens that nothing longer competes with are taken; the rest is left
+to the model, so a jump decides nothing that the model could have decided otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from weir.errors import GrammarError
+from weir.grammar.automaton import DEAD
+from weir.grammar.vocabulary import Masks
+
+CONTEXT = 48
+"""Bytes before a jump that are cut into tokens with it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cutter:
+    """Cuts forced text into tokens. encode: text to token ids, without special tokens."""
+
+    encode: Callable[[str], Sequence[int]]
+    pieces: Sequence[bytes]
+
+    def cut(self, before: bytes, text: bytes) -> list[int]:
+        """The tokens of `text` where it follows `before`; empty if they cannot be told apart. An
+        incomplete character at the end is left out."""
+        text = whole(text)
+        joined = self._encode(before, text)
+        return joined if joined or not before else self._encode(b"", text)
+
+    def _encode(self, before: bytes, text: bytes) -> list[int]:
+        try:
+            tokens = list(self.encode((before + text).decode()))
+        except UnicodeDecodeError:
+            return []
+        pieces = [self.pieces[token] for token in tokens]
+        joined = b"".join(pieces)
+        extra = len(joined) - len(before) - len(text)  # a space that some put before a text
+        if joined[extra:] != before + text or extra not in (0, 1):
+            return []
+        at = 0
+        for index, piece in enumerate(pieces):
+            if at == len(before) + extra:
+                return tokens[index:]
+            at += len(piece)
+        return []
+
+
+def whole(text: bytes) -> bytes:
+    """Without an incomplete character at its end."""
+    for back in range(1, min(4, len(text) + 1)):
+        if text[-back] >= 0xC0:
+            lead = text[-back]
+            needed = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            return text[:-back] if needed > back else text
+        if text[-back] < 0x80:
+            break
+    return text
+
+
+def context(pieces: Sequence[bytes], tokens: Sequence[int]) -> bytes:
+    """The last bytes of a prompt, from where a character begins; special tokens end them."""
+    found = b""
+    for token in reversed(tokens):
+        piece = pieces[token] if token < len(pieces) else b""
+        if not piece or len(found) >= CONTEXT:
+            break
+        found = piece + found
+    return trim(found)
+
+
+def trim(text: bytes) -> bytes:
+    """The last `CONTEXT` bytes, from where a character begins."""
+    text = text[-CONTEXT:]
+    while text and 0x80 <= text[0] < 0xC0:
+        text = text[1:]
+    return text
+
+
+class AutomatonMatcher:
+    """before: the last bytes of the prompt. cutter: None: never jump."""
+
+    def __init__(self, masks: Masks, cutter: Cutter | None, before: bytes = b""):
+        self._masks = masks
+        self._automaton = masks.automaton
+        self._pieces = masks.vocabulary.pieces
+        self._cutter = cutter
+        self._before = before
+        self._state = self._automaton.start
+        self.complete = False
+
+    def begin(self, most: int) -> list[int]:
+        forced, _ = self._automaton.force(self._state)
+        if not forced or self._cutter is None:
+            return []
+        tokens = self._kept(self._cutter.cut(self._before, forced), self._state, len(forced), 0)
+        if len(tokens) > most or self._ends(tokens):
+            return []  # at least one token is the model's, so that there is an answer to give
+        self._take(tokens)
+        return tokens
+
+    def mask(self) -> bytes | None:
+        return self._masks.mask(self._state)
+
+    def advance(self, token: int) -> list[int]:
+        piece = self._pieces[token] if token < len(self._pieces) else b""
+        start, automaton = self._state, self._automaton
+        after = automaton.run(piece, start)
+        if not piece or after == DEAD:
+            raise GrammarError(f"token {token} does not fit the grammar")
+        forced, _ = automaton.force(after)
+        tokens = [token]
+        if forced and self._cutter is not None:
+            whole = self._cutter.cut(self._before, piece + forced)
+            kept = self._kept(whole, start, len(piece) + len(forced), 1)
+            if sum(len(self._pieces[one]) for one in kept) >= len(piece):
+                tokens = kept
+        self._take(tokens)
+        return tokens
+
+    def _take(self, tokens: list[int]) -> None:
+        text = b"".join(self._pieces[token] for token in tokens)
+        self._state = self._automaton.run(text, self._state)
+        self._before = trim(self._before + text)
+        self.complete = bool(self._automaton.final[self._state])
+
+    def _ends(self, tokens: list[int]) -> bool:
+        text = b"".join(self._pieces[token] for token in tokens)
+        return bool(self._automaton.accepting[self._automaton.run(text, self._state)])
+
+    def _kept(self, tokens: list[int], state: int, length: int, free: int) -> list[int]:
+        """Of the tokens of `length` forced bytes, those before the first that the model might
+        replace by one that reaches further. The first `free` ones are not questioned."""
+        for index, token in enumerate(tokens):
+            if index >= free and self._masks.longest(state) > length:
+                return tokens[:index]
+            state = self._automaton.run(self._pieces[token], state)
+            length -= len(self._pieces[token])
+        return tokens

@@ -1,0 +1,66 @@
+"""The process that compiles grammars: `python -m weir.grammar.worker`, started by a `Compiler`.
+
+One job after the other from standard input, each answered on standard output. It limits its own
+memory; its parent limits its time.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+import sys
+import threading
+from typing import BinaryIO
+
+import msgspec
+
+from weir.errors import BadRequest
+from weir.grammar.compile import compile
+from weir.grammar.job import Answer, Job
+
+STACK = 256 << 20
+RECURSION = 50_000
+
+
+def read(stream: BinaryIO) -> bytes:
+    """One message; empty at the end of the stream."""
+    head = stream.read(4)
+    return stream.read(struct.unpack("<I", head)[0]) if len(head) == 4 else b""
+
+
+def write(stream: BinaryIO, message: bytes) -> None:
+    stream.write(struct.pack("<I", len(message)) + message)
+    stream.flush()
+
+
+def answer(job: Job) -> Answer:
+    resource.setrlimit(resource.RLIMIT_AS, (job.memory, resource.RLIM_INFINITY))
+    try:
+        return Answer(compile(job.asked, job.backend, job.key))
+    except BadRequest as error:
+        return Answer(error=str(error))
+    except (MemoryError, RecursionError):
+        return Answer(error="the grammar is too complex to be compiled")
+    except Exception as error:
+        return Answer(error=f"the grammar cannot be compiled: {error!r}")
+
+
+def serve() -> None:
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not look like an answer
+    while message := read(sys.stdin.buffer):
+        job = msgspec.msgpack.decode(message, type=Job)
+        write(output, msgspec.msgpack.encode(answer(job)))
+
+
+def main() -> None:
+    sys.setrecursionlimit(RECURSION)
+    threading.stack_size(STACK)  # nested patterns are walked recursively
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join()
+
+
+if __name__ == "__main__":
+    main()
