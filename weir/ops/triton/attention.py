@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weir.ops.prefix import Shared
+from weir.ops.triton import hopper
 from weir.ops.triton.decode import decode, joinable
 from weir.ops.triton.prefill import prefill
 
@@ -37,7 +38,8 @@ def attend(
     shortest, longest = lengths or (1, len(q))
     mixed = shortest == 1 and longest > 1
     if longest > 1:
-        prefill(q, kv, o, lse, q_start, kv_len, first, table, scale, window, softcap, mixed)
+        run = hopper.prefill if hopper.takes(q, kv) else prefill
+        run(q, kv, o, lse, q_start, kv_len, first, table, scale, window, softcap, mixed)
     if shortest == 1:
         starts = q_start if mixed else None
         # a window has left most of a prefix behind, and one tier holds only some of it

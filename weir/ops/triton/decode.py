@@ -31,7 +31,7 @@ STAGES = 5  # two turns in flight: Triton counts the load of page numbers as sta
 PROGRAMS = 2  # of a multiprocessor at a time
 PARTS = 64  # programs at most that share a sequence and kv head
 ROWS = 128  # queries of a program at most
-JOINED = 8192  # numbers that are joined at once: 64 registers of each thread
+JOINED = 16384  # numbers that are joined at once: 128 registers of each thread
 
 
 @cache
@@ -141,8 +141,8 @@ def _launch(
 
 
 def _at_least(units: int) -> int:
-    """A power of 4 from 64 on, so that few kernels are compiled."""
-    bound = 64
+    """A power of 4 from 256 on, so that few kernels are compiled."""
+    bound = 256
     while bound < units:
         bound *= 4
     return bound

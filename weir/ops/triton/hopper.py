@@ -1,0 +1,224 @@
+"""Attention of chunks on a Hopper GPU: as prefill.py, with work divided among warps.
+
+One warp has the copy engine (TMA) bring keys and values, page by page, into a ring of tiles in
+shared memory; two groups of four warps each multiply 64 rows of queries with them. A group begins
+the product of its queries with the next tile of keys before it takes the softmax of the last one,
+so that the tensor cores have work meanwhile (FlashAttention-3, arXiv 2407.08608, sections 3.1
+and 3.2). Written in Gluon, the layer below Triton in which layouts and barriers are explicit.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from weir.ops.triton.launch import Kernel
+from weir.ops.triton.warps import bring, multiply
+
+ROWS = 64  # of a group of warps: what one instruction multiplies
+GROUPS = 2
+KEYS = 128
+HALF = 64  # numbers in the 128 bytes that shared memory is swizzled by
+RING = 2  # tiles of keys, and of values
+
+
+@cache
+def hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def takes(q: Tensor, kv: Tensor) -> bool:
+    """Whether the kernel is for such queries and such a store."""
+    page, size = kv.shape[3:]
+    group = q.shape[1] // kv.shape[2]
+    return (
+        hopper(q.device)
+        and q.dtype == kv.dtype
+        and q.element_size() == 2
+        and size in (64, 128)
+        and page % 8 == 0
+        and (KEYS % page == 0 or page % KEYS == 0)
+        and ROWS % group == 0
+    )
+
+
+def prefill(
+    q: Tensor,
+    kv: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    q_start: Tensor,
+    kv_len: Tensor,
+    first: Tensor | None,
+    table: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    mixed: bool,
+) -> None:
+    """As weir.ops.triton.prefill.prefill."""
+    tokens, heads, size = q.shape
+    sequences, kv_heads, page = len(kv_len), *kv.shape[2:4]
+    group = heads // kv_heads
+    span = GROUPS * ROWS // group
+    box = min(page, KEYS)
+    swizzled = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    lines = TensorDescriptor(kv, [kv.numel() // size, size], [size, 1], [box, HALF], swizzled)
+    _prefill(
+        (kv_heads, tokens // span + sequences, 1),
+        q,
+        lines,
+        o,
+        lse,
+        q_start,
+        kv_len,
+        first,
+        table,
+        sequences,
+        table.stride(0),
+        kv.numel() // size,
+        scale,
+        softcap or 0.0,
+        STRIDE=q.stride(0),
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        SIZE=size,
+        PAGE=page,
+        BOX=box,
+        WINDOW=window or 0,
+        SOFTCAP=softcap is not None,
+        FIRST=first is not None,
+        MIXED=mixed,
+        ROWS=ROWS,
+        SPAN=span,
+        KEYS=KEYS,
+        HALF=HALF,
+        RING=RING,
+        warps=4,
+    )
+
+
+@gluon.jit
+def _owner(q_start, sequences, tile, SPAN: gl.constexpr):
+    """As that of weir.ops.triton.prefill."""
+    low = 0
+    high = sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        if gl.load(q_start + middle) // SPAN + middle <= tile:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _kernel(
+    q,
+    lines,
+    o,
+    lse,
+    q_start,
+    kv_len,
+    first,
+    table,
+    sequences,
+    table_stride,
+    beyond,
+    scale,
+    softcap,
+    STRIDE: gl.constexpr,
+    KV_HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    SIZE: gl.constexpr,
+    PAGE: gl.constexpr,
+    BOX: gl.constexpr,
+    WINDOW: gl.constexpr,
+    SOFTCAP: gl.constexpr,
+    FIRST: gl.constexpr,
+    MIXED: gl.constexpr,
+    ROWS: gl.constexpr,
+    SPAN: gl.constexpr,
+    KEYS: gl.constexpr,
+    HALF: gl.constexpr,
+    RING: gl.constexpr,
+):
+    head = gl.program_id(0)
+    # the last tiles of a prompt have the most keys and begin first
+    tile = gl.num_programs(1) - 1 - gl.program_id(1)
+    sequence = _owner(q_start, sequences, tile, SPAN)
+    start = gl.load(q_start + sequence)
+    count = gl.load(q_start + sequence + 1) - start
+    token = (tile - start // SPAN - sequence) * SPAN
+    if token >= count:
+        return
+    if MIXED:
+        if count == 1:
+            return
+    length = gl.load(kv_len + sequence)
+    if FIRST:
+        position = gl.load(first + sequence)
+    else:
+        position = length - count
+    begin = 0
+    if WINDOW:
+        begin = gl.maximum(position + token - WINDOW + 1, 0) // KEYS * KEYS
+    end = gl.maximum(gl.minimum(position + gl.minimum(token + SPAN, count), length), begin)
+
+    HALVES: gl.constexpr = SIZE // HALF
+    BOXES: gl.constexpr = KEYS // BOX
+    type: gl.constexpr = q.dtype.element_ty
+    layout: gl.constexpr = lines.layout
+    # a tile is its halves of 128-byte lines, each one box after another
+    keys = gl.allocate_shared_memory(type, [RING * HALVES * BOXES, BOX, HALF], layout)
+    values = gl.allocate_shared_memory(type, [RING * HALVES * BOXES, BOX, HALF], layout)
+    tile_keys = keys._reinterpret(type, [RING * HALVES, KEYS, HALF], layout)
+    tile_values = values._reinterpret(type, [RING * HALVES, KEYS, HALF], layout)
+    upper = gl.allocate_shared_memory(type, [HALVES, ROWS, HALF], layout)
+    lower = gl.allocate_shared_memory(type, [HALVES, ROWS, HALF], layout)
+    keys_full = gl.allocate_shared_memory(gl.int64, [RING, 1], mbarrier.MBarrierLayout())
+    values_full = gl.allocate_shared_memory(gl.int64, [RING, 1], mbarrier.MBarrierLayout())
+    keys_empty = gl.allocate_shared_memory(gl.int64, [RING, 1], mbarrier.MBarrierLayout())
+    values_empty = gl.allocate_shared_memory(gl.int64, [RING, 1], mbarrier.MBarrierLayout())
+    for n in gl.static_range(RING):
+        mbarrier.init(keys_full.index(n), count=1)
+        mbarrier.init(values_full.index(n), count=1)
+        mbarrier.init(keys_empty.index(n), count=2)
+        mbarrier.init(values_empty.index(n), count=2)
+    fence_async_shared()
+
+    pages = table + sequence.to(gl.int64) * table_stride
+    gl.warp_specialize(
+        [
+            (multiply, (
+                q, o, lse, upper, tile_keys, tile_values, values, keys_full, values_full,
+                keys_empty, values_empty, head, start, token, count, position, begin, end, scale,
+                softcap, STRIDE, KV_HEADS, GROUP, SIZE, BOX, WINDOW, SOFTCAP, ROWS, KEYS, HALF,
+                RING,
+            )),
+            (multiply, (
+                q, o, lse, lower, tile_keys, tile_values, values, keys_full, values_full,
+                keys_empty, values_empty, head, start, token + SPAN // 2, count, position, begin,
+                end, scale, softcap, STRIDE, KV_HEADS, GROUP, SIZE, BOX, WINDOW, SOFTCAP, ROWS,
+                KEYS, HALF, RING,
+            )),
+            (bring, (
+                lines, pages, keys, values, keys_full, values_full, keys_empty, values_empty, head,
+                begin, end, beyond, KV_HEADS, SIZE, PAGE, BOX, KEYS, HALF, RING,
+            )),
+        ],
+        [4, 1],  # warps: of the second group, and of the copies; the first has the kernel's
+        [240, 24],  # registers of each of their threads
+    )  # fmt: skip
+
+
+_prefill = Kernel(
+    gluon.jit(
+        _kernel, do_not_specialize=["sequences", "table_stride", "beyond", "scale", "softcap"]
+    )
+)
