@@ -20,8 +20,8 @@ from weir.cost.roofline import Roofline
 from weir.cost.work import Work
 from weir.errors import ConfigError
 from weir.executor.local import Local
-from weir.policies import pace
-from weir.sim.fleet import capacity, defaults_of, replica
+from weir.sim.flags import Scene
+from weir.sim.fleet import capacity, defaults_of
 from weir.sim.replay import Replica, replay
 from weir.sim.report import measure
 from weir.sim.router import CacheAware, LeastLoaded, RoundRobin
@@ -88,8 +88,8 @@ class Computed:
 
 
 def tiny(config: Config, size: Capacity) -> Replica:
-    paced = pace(config, defaults_of(H100), size.tokens, lambda: COST)
-    made = replica(config, size, COST, paced, MODEL.spec.vocab)
+    scene = Scene(config, MODEL.spec, size, COST, defaults_of(H100))
+    made = scene.fleet()[0]
     made.engine.executor = Seen(made.engine.executor)
     return made
 

@@ -11,7 +11,7 @@ from weir.config import Config
 from weir.core import Capacity, Spec
 from weir.cost.hardware import PRESETS, find
 from weir.cost.roofline import Roofline
-from weir.cost.target import Cost
+from weir.cost.target import Cost, Target
 from weir.cost.work import weights
 from weir.options import add_config, config
 from weir.sim.fleet import capacity, defaults_of, replica
@@ -40,9 +40,11 @@ class Scene:
         return ROUTERS[self.routing](held // 16)
 
     def _replica(self) -> Replica:
-        size, cost = self.capacity, self.cost
-        pace = policies.pace(self.config, self.defaults, size.tokens, lambda: cost)
-        return replica(self.config, size, cost, pace, self.spec.vocab)
+        config, size, cost = self.config, self.capacity, self.cost
+        pace = policies.pace(config, self.defaults, size.tokens, lambda: cost)
+        scheduler = policies.scheduler(config, size, pace)
+        target = pace if isinstance(pace, Target) else None
+        return replica(scheduler, cost, self.spec.vocab, 2 if config.overlap else 1, target)
 
 
 class Vocabulary:

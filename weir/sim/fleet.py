@@ -1,7 +1,4 @@
-"""Replicas made from a configuration: the scheduler as it would serve, over a priced device.
-
-Like `weir.build`, but for virtual time: the model is only its shape.
-"""
+"""Replicas for virtual time: a scheduler as it would serve, over a device that is only priced."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from weir.cost.work import Work, activations, cache_bytes, weights
 from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.sim import Sim, VirtualClock
-from weir.sched.composer import Pace
+from weir.sched.scheduler import Scheduler
 from weir.sim.replay import Replica
 
 GB = 10**9
@@ -24,8 +21,10 @@ def defaults_of(hardware: Hardware) -> policies.Defaults:
     return policies.DEFAULTS["cpu" if hardware.name == "cpu" else "cuda"]
 
 
-def replica(config: Config, capacity: Capacity, cost: Cost, pace: Pace, vocab: int) -> Replica:
-    """An idle engine at time 0 whose plans take what `cost` says."""
+def replica(
+    scheduler: Scheduler, cost: Cost, vocab: int, depth: int = 2, target: Target | None = None
+) -> Replica:
+    """An idle engine at time 0 whose plans take what `cost` says, so many of them in flight."""
     clock = VirtualClock()
 
     def seconds(plan: Plan) -> float:
@@ -34,9 +33,7 @@ def replica(config: Config, capacity: Capacity, cost: Cost, pace: Pace, vocab: i
     def token(uid: int, position: int) -> int:
         return (uid * 7919 + position * 104729) % vocab  # answers of two requests differ
 
-    executor = Sim(capacity, clock, seconds, token, depth=2 if config.overlap else 1)
-    scheduler = policies.scheduler(config, capacity, pace, chains=executor.chains)
-    target = pace if isinstance(pace, Target) else None
+    executor = Sim(scheduler.capacity, clock, seconds, token, depth=depth)
     return Replica(Engine(scheduler, executor, clock, target=target), clock)
 
 
