@@ -53,7 +53,7 @@ class Model(Protocol):
         ...
 
     def logits(self, x: Tensor) -> Tensor:
-        """[B, H], before the final norm → float32 [B, V]."""
+        """[B, H], before the final norm → [B, V] of the type of x, or float32."""
         ...
 
 

@@ -96,6 +96,6 @@ class Gemma3:
         return rms_norm(x, self.norm, self.spec.eps)
 
     def logits(self, x: Tensor) -> Tensor:
-        y = normed_linear(x, self.norm, self.spec.eps, self.head).float()
+        y = normed_linear(x, self.norm, self.spec.eps, self.head)
         cap = self.spec.logit_softcap
-        return y if cap is None else y.div_(cap).tanh_().mul_(cap)
+        return y if cap is None else y.float().div_(cap).tanh_().mul_(cap)

@@ -87,7 +87,7 @@ class Llama:
         return rms_norm(x, self.norm, self.spec.eps)
 
     def logits(self, x: Tensor) -> Tensor:
-        return normed_linear(x, self.norm, self.spec.eps, self.head).float()
+        return normed_linear(x, self.norm, self.spec.eps, self.head)
 
 
 def layer_tensors(spec: Spec, at: str) -> Shapes:

@@ -115,7 +115,7 @@ class OPT:
         return x if self.project_out is None else linear(x, self.project_out)
 
     def logits(self, x: Tensor) -> Tensor:
-        return linear(self.hidden(x), self.head).float()
+        return linear(self.hidden(x), self.head)
 
 
 def _norm(weights: Weights, name: str) -> Norm:

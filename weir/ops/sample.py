@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from weir.ops.dispatch import gpu_kernels
+
 ONE = 2.0**30
 """Weight of the most likely token. What is less likely by more than this weighs nothing."""
 
@@ -45,6 +47,10 @@ def uniform(seed: NDArray[np.uint64], position: NDArray[np.int64]) -> NDArray[np
 def greedy(logits: Tensor) -> Tensor:
     """logits [B, V] → int64 [B]: the most likely token, the lowest id among equals; -1 where the
     row holds NaN or +inf, or nothing but -inf."""
+    gpu = gpu_kernels(logits)
+    if gpu is not None:
+        zeros = torch.zeros(len(logits), dtype=torch.float32, device=logits.device)
+        return gpu.choose(logits, zeros, zeros.double())
     size = next((n for n in (64, 32) if logits.shape[-1] % n == 0), None)
     if size is None:
         best, token = logits.max(dim=-1)
@@ -57,10 +63,11 @@ def greedy(logits: Tensor) -> Tensor:
 
 
 def weights(logits: Tensor, temperature: Tensor) -> Tensor:
-    """logits float32 [B, V] → int32 [B, V]: probabilities relative to the row's best, times `ONE`.
+    """logits [B, V] → int32 [B, V]: probabilities relative to the row's best, times `ONE`.
 
     `temperature` is float32 [B] and positive.
     """
+    logits = logits.float()
     relative = logits - logits.amax(dim=-1, keepdim=True)
     return relative.div_(temperature.unsqueeze(-1)).exp_().mul_(ONE).int()
 
@@ -95,21 +102,17 @@ def _slices(logits: Tensor) -> Iterator[slice]:
 def draw(logits: Tensor, temperature: Tensor, u: Tensor) -> Tensor:
     """A token from softmax(logits / temperature) by inverse CDF in order of token id.
 
-    logits float32 [B, V], temperature float32 [B], u float64 [B] in [0, 1) → int64 [B]; -1 where
-    the row cannot be sampled (see `greedy`).
+    logits [B, V], temperature float32 [B], u float64 [B] in [0, 1) → int64 [B]; -1 where the row
+    cannot be sampled (see `greedy`).
     """
+    gpu = gpu_kernels(logits)
+    if gpu is not None:
+        return gpu.choose(logits, temperature, u)
     tokens = []
     for rows in _slices(logits):
         cumulative = weights(logits[rows], temperature[rows]).cumsum(dim=-1)
         tokens.append(_choose(cumulative, cumulative[:, -1], u[rows]))
     return torch.where(logits.amax(dim=-1).isfinite(), torch.cat(tokens), -1)
-
-
-def choose(logits: Tensor, temperature: Tensor, u: Tensor) -> Tensor:
-    """As `draw`, but a row of temperature 0 is as `greedy`; nothing is looked at on the host."""
-    warm = temperature > 0
-    drawn = draw(logits, torch.where(warm, temperature, 1.0), u)
-    return torch.where(warm, drawn, greedy(logits))
 
 
 @dataclass(slots=True, eq=False)
@@ -131,6 +134,9 @@ class Filters:
 
 def draw_filtered(logits: Tensor, temperature: Tensor, filters: Filters, u: Tensor) -> Tensor:
     """As `draw`, by inverse CDF over what the filters keep, most likely first."""
+    gpu = gpu_kernels(logits)
+    if gpu is not None:
+        return gpu.choose(logits, temperature, u, (filters.top_k, filters.top_p, filters.min_p))
     tokens = [
         _draw_rows(logits[rows], temperature[rows], filters[rows], u[rows])
         for rows in _slices(logits)
@@ -138,8 +144,30 @@ def draw_filtered(logits: Tensor, temperature: Tensor, filters: Filters, u: Tens
     return torch.where(logits.amax(dim=-1).isfinite(), torch.cat(tokens), -1)
 
 
+def choose(
+    logits: Tensor, temperature: Tensor, u: Tensor, filters: Filters | None = None
+) -> Tensor:
+    """Each row as `draw`, or as `draw_filtered` where filters cut it, or as `greedy` where its
+    temperature is 0.
+
+    Nothing is looked at on the host, so a CUDA graph may hold it. A row that filters cut costs
+    many times what others do."""
+    gpu = gpu_kernels(logits)
+    if gpu is not None:
+        cut = None if filters is None else (filters.top_k, filters.top_p, filters.min_p)
+        return gpu.choose(logits, temperature, u, cut)
+    warm = temperature > 0
+    heat = torch.where(warm, temperature, 1.0)
+    drawn = draw(logits, heat, u)
+    if filters is not None:
+        cut = (filters.top_k > 0) | (filters.top_p < 1) | (filters.min_p > 0)
+        drawn = torch.where(cut, draw_filtered(logits, heat, filters, u), drawn)
+    return torch.where(warm, drawn, greedy(logits))
+
+
 def _draw_rows(logits: Tensor, temperature: Tensor, filters: Filters, u: Tensor) -> Tensor:
-    """Rank a row only as deep as its filters reach; on a GPU, where to look is to wait, in full."""
+    """Rank a row only as deep as its filters reach; without kernels for it, where to look is to
+    wait, in full."""
     vocab = logits.shape[-1]
     depth = vocab if logits.is_cuda else min(vocab, 128)
     tokens = _draw_ranked(logits, temperature, filters, u, depth)
@@ -209,11 +237,12 @@ def unpack(mask: Tensor, vocab: int) -> Tensor:
 
 
 def logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log_softmax of logits float32 [B, V], seen from `tokens` int64 [B] and from the n best.
+    """log_softmax of logits [B, V], seen from `tokens` int64 [B] and from the n best.
 
     → logprob float64 [B] and rank int64 [B] (1: the most likely) of the tokens; ids int64 [B, n]
     and logprobs float64 [B, n] of the n most likely.
     """
+    logits = logits.float()
     best = logits.amax(dim=-1, keepdim=True)
     norm = (
         best.double() + (logits - best).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64).log()

@@ -183,10 +183,12 @@ class Sampler:
         return self.wishes[rows]
 
     def draw(self, logits: Tensor, draw: Draw) -> Drawn:
-        """Choose from logits float32 [B, V], which are changed."""
+        """Choose from logits [B, V], which may be changed."""
         raw = logits
         if draw.scored is not None:
             raw = logits[draw.scored[0]]
+        if draw.edits or draw.penalised is not None:
+            logits = logits.float()
         for row, position, edit, mask in draw.edits:
             if mask is not None:
                 logits[row].masked_fill_(~sample.unpack(mask, self.vocab), -torch.inf)
