@@ -5,9 +5,21 @@ weir.ops, which check and document the arguments; nothing else may import it.
 """
 
 from weir.ops.triton.attention import attend
+from weir.ops.triton.linear import product, suits, tile_for
 from weir.ops.triton.rope import rope_
 from weir.ops.triton.rows import gated, layer_norm, rms_norm
 from weir.ops.triton.sample import choose
 from weir.ops.triton.store import write
 
-__all__ = ["attend", "choose", "gated", "layer_norm", "rms_norm", "rope_", "write"]
+__all__ = [
+    "attend",
+    "choose",
+    "gated",
+    "layer_norm",
+    "product",
+    "rms_norm",
+    "rope_",
+    "suits",
+    "tile_for",
+    "write",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
@@ -123,11 +124,18 @@ def _gated(
         gdc_launch_dependents()
     gate = tl.load(gate_up + row * STRIDE + column, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * STRIDE + WIDTH + column, mask=mask, other=0.0).to(tl.float32)
-    if ACT == "silu":
-        gate = gate * tl.sigmoid(gate)
-    elif ACT == "gelu_tanh":  # (1 + tanh(z)) / 2 is sigmoid(2 z)
-        z = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        gate = gate * tl.sigmoid(2.0 * z)
-    else:
-        gate = tl.where(gate < 0.0, 0.0, gate)  # keeps NaN
+    gate = activation(gate, ACT)
     tl.store(out + row * WIDTH + column, (gate * up).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def activation(x, ACT: tl.constexpr):
+    """One of weir.ops.mlp.ACTIVATIONS, of float32."""
+    if ACT == "silu":
+        x = x * tl.sigmoid(x)
+    elif ACT == "gelu_tanh":  # (1 + tanh(z)) / 2 is sigmoid(2 z)
+        z = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+        x = x * tl.sigmoid(2.0 * z)
+    else:
+        x = tl.where(x < 0.0, 0.0, x)  # keeps NaN
+    return x
