@@ -19,7 +19,8 @@ from rich.table import Table
 from torch import Tensor
 
 from weir.core import AttentionSpec
-from weir.ops.attention import Batch, attend, reference_attend, write
+from weir.ops import sample
+from weir.ops.attention import Batch, Place, attend, reference_attend, write
 from weir.ops.linear import linear, pack
 from weir.ops.mlp import gated, reference_gated
 from weir.ops.norm import reference_rms_norm, rms_norm
@@ -27,7 +28,7 @@ from weir.ops.rope import reference_rotate_, rope_
 
 DTYPE = torch.bfloat16
 HEADS, KV_HEADS, SIZE, PAGE = 32, 8, 128, 16  # Llama-3.1-8B
-HIDDEN, FFN = 4096, 14336
+HIDDEN, FFN, VOCAB = 4096, 14336, 128256
 DECODES = [(1, 2048), (32, 2048), (256, 1024), (64, 8192), (1, 32768)]
 PROMPTS = [(1, 2048, 0), (1, 8192, 0), (4, 512, 2048), (1, 512, 8192)]  # chunks, tokens, before
 
@@ -164,11 +165,6 @@ def rows(report: Report) -> None:
         cos_sin = torch.cat([angle.cos(), angle.sin()], dim=1)
         want = q.clone()
         reference_rotate_(want, pos, cos_sin, None, 1e-6, False)
-        rope_(q, k, pos, cos_sin)
-        report.add(
-            "rope", f"{tokens}", lambda q=q, k=k, pos=pos, t=cos_sin: rope_(q, k, pos, t),
-            distance(q, want), moved=4.0 * tokens * (HEADS + KV_HEADS) * SIZE,
-        )  # fmt: skip
         kv = torch.zeros(tokens // PAGE + 1, 2, KV_HEADS, PAGE, SIZE, device="cuda", dtype=DTYPE)
         slots = torch.randperm(len(kv) * PAGE, device="cuda")[:tokens]
         write(kv, k, v, slots)
@@ -178,21 +174,58 @@ def rows(report: Report) -> None:
             lambda kv=kv, k=k, v=v, s=slots: write(kv, k, v, s),
             distance(got, v), moved=8.0 * tokens * KV_HEADS * SIZE,
         )  # fmt: skip
+        place = Place(kv, slots)
+        rope_(q, k, pos, cos_sin, v=v, place=place)
+        report.add(
+            "rope and write", f"{tokens}",
+            lambda q=q, k=k, v=v, pos=pos, t=cos_sin, p=place: rope_(q, k, pos, t, v=v, place=p),
+            distance(q, want), moved=4.0 * tokens * (HEADS + 2 * KV_HEADS) * SIZE,
+        )  # fmt: skip
+
+
+def sampling(report: Report) -> None:
+    """Errors are the share of rows that choose another token than on a CPU."""
+    cuts = {"": (0, 1.0), "top-k 50": (50, 1.0), "top-p 0.9": (0, 0.9)}
+    for count in (1, 32, 256):
+        logits = torch.randn(count, VOCAB, device="cuda").mul_(4).to(DTYPE)
+        heat = torch.ones(count, device="cuda")
+        u = torch.rand(count, device="cuda", dtype=torch.float64)
+        for name, (k, p) in cuts.items():
+            filters = sample.Filters(
+                torch.full_like(u, k).long(), torch.full_like(u, p), torch.zeros_like(u)
+            )
+            call = (logits, heat, u, filters if name else None)
+            few = (logits[:8].float(), heat[:8], u[:8], filters[:8] if name else None)
+            want = sample.choose(*(x if x is None else on_cpu(x) for x in few)).cuda()
+            error = float((sample.choose(*call)[:8] != want).float().mean())
+            report.add(
+                f"sample {name}", f"{count} x {VOCAB}", lambda c=call: sample.choose(*c), error,
+                moved=4.0 * count * VOCAB,
+            )  # fmt: skip
+
+
+def on_cpu(x: Tensor | sample.Filters) -> Tensor | sample.Filters:
+    if isinstance(x, Tensor):
+        return x.cpu()
+    return sample.Filters(x.top_k.cpu(), x.top_p.cpu(), x.min_p.cpu())
 
 
 def linears(report: Report) -> None:
-    weight = torch.randn(2 * FFN, HIDDEN, device="cuda", dtype=DTYPE) / 64
-    w = pack(weight)
-    for tokens in (1, 64, 256, 2048):
-        x = torch.randn(tokens, HIDDEN, device="cuda", dtype=DTYPE)
-        residual = torch.randn(tokens, 2 * FFN, device="cuda", dtype=DTYPE)
-        want = x.float() @ weight.float().T + residual
-        error = distance(linear(x, w, residual), want)
-        report.add(
-            "linear", f"{tokens} x {HIDDEN} → {2 * FFN}", lambda x=x: linear(x, w), error,
-            moved=0.0 if tokens > 256 else 2.0 * weight.numel(),
-            flop=2.0 * tokens * weight.numel() if tokens > 256 else 0.0,
-        )  # fmt: skip
+    """Of Llama-3.1-8B and of Qwen3-0.6B: weights that take long to read, and weights that do not."""
+    for n, k in ((2 * FFN, HIDDEN), (HIDDEN, FFN), (HIDDEN, HIDDEN), (4096, 1024), (1024, 3072)):
+        weight = torch.randn(n, k, device="cuda", dtype=DTYPE) / 64
+        w = pack(weight)
+        for tokens in (1, 16, 64, 256, 2048, 4096):
+            x = torch.randn(tokens, k, device="cuda", dtype=DTYPE)
+            residual = torch.randn(tokens, n, device="cuda", dtype=DTYPE)
+            want = x.float() @ weight.float().T + residual
+            error = distance(linear(x, w, residual.clone()), want)
+            report.add(
+                "linear", f"{tokens} x {k} → {n}", lambda x=x, r=residual, w=w: linear(x, w, r),
+                error,
+                moved=0.0 if tokens > 256 else 2.0 * weight.numel(),
+                flop=2.0 * tokens * weight.numel() if tokens > 256 else 0.0,
+            )  # fmt: skip
 
 
 def main() -> int:
@@ -204,7 +237,7 @@ def main() -> int:
         return 1
     torch.manual_seed(0)
     report = Report(repeat=10 if options.quick else 50)
-    for part in (attention, rows, linears):
+    for part in (attention, rows, linears, sampling):
         part(report)
     report.table.title = torch.cuda.get_device_name()
     Console(width=110).print(report.table)
