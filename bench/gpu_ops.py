@@ -211,7 +211,7 @@ def on_cpu(x: Tensor | sample.Filters) -> Tensor | sample.Filters:
 
 
 def linears(report: Report) -> None:
-    """Of Llama-3.1-8B and of Qwen3-0.6B: weights that take long to read, and weights that do not."""
+    """Of Llama-3.1-8B and of Qwen3-0.6B: weights that take long to read, and others."""
     for n, k in ((2 * FFN, HIDDEN), (HIDDEN, FFN), (HIDDEN, HIDDEN), (4096, 1024), (1024, 3072)):
         weight = torch.randn(n, k, device="cuda", dtype=DTYPE) / 64
         w = pack(weight)
