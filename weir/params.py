@@ -53,13 +53,13 @@ class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True, omit_d
     def check(self) -> None:
         """Raise `BadRequest` unless exactly one is given, and it can be meant."""
         given = [self.json is not None, self.json_object, self.regex is not None]
+        why = ""
         if sum([*given, self.choice is not None, self.grammar is not None]) != 1:
-            raise BadRequest(
-                "structured outputs take exactly one of json, json_object, regex, choice, grammar",
-                param="structured_outputs",
-            )
-        if self.choice is not None and not all(self.choice or [""]):
-            raise BadRequest("choice must hold texts, none of them empty", param="choice")
+            why = "structured outputs take exactly one of json, json_object, regex, choice, grammar"
+        elif self.choice is not None and not all(self.choice or [""]):
+            why = "choice must hold texts, none of them empty"
+        if why:
+            raise BadRequest(why, param="structured_outputs", code="invalid_grammar")
 
 
 class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):

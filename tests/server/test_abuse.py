@@ -99,8 +99,24 @@ ABSURD = [
     {"stream": "yes"},
     {"stream_options": 1},
     {"model": 1},
-    {"guided_regex": "(a+)+"},
+    {"guided_regex": "(a"},
+    {"guided_regex": 1},
+    {"guided_choice": []},
+    {"guided_json": "{"},
+    {"guided_json": {"type": "object", "patternProperties": 1}},
+    {"guided_grammar": "start: ("},
     {"structured_outputs": {}},
+    {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+    {"structured_outputs": {"regex": r"(a)\1"}},
+    {"structured_outputs": {"colour": "red"}},
+    {"response_format": {"type": "json_schema"}},
+    {"response_format": {"type": "xml"}},
+    {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": {"$ref": "x"}},
+        }
+    },
 ]
 
 

@@ -109,7 +109,7 @@ def test_logprobs(http, start):
         ({}, "text"),
         ({"text": "a", "input_ids": [1]}, "text"),
         ({"text": []}, "text"),
-        ({"text": "a", "sampling_params": {"regex": "a*"}}, "sampling_params.regex"),
+        ({"text": "a", "sampling_params": {"regex": "a**"}}, "sampling_params"),
         ({"text": "a", "image_data": "x"}, "image_data"),
         ({"text": "a", "return_hidden_states": True}, "return_hidden_states"),
         ({"text": "a", "rid": "a b"}, "rid"),

@@ -182,8 +182,8 @@ def test_embeddings(sdk):
     ("change", "param"),
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
-        ({"extra_body": {"guided_json": {}}}, "guided_json"),
+        ({"response_format": {"type": "json"}}, "response_format.type"),
+        ({"extra_body": {"guided_json": 5}}, "guided_json"),
         ({"extra_body": {"nonsense": 1}}, "nonsense"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"temperature": -1}, "temperature"),

@@ -77,6 +77,14 @@ class Automaton:
     def matches(self, text: bytes) -> bool:
         return bool(self.accepting[self.run(text, self.start)])
 
+    def moves(self, state: int) -> list[tuple[int, int]]:
+        """What follows a state: each other one, and the bytes that lead there, as 256 bits."""
+        found: dict[int, int] = {}
+        for byte, after in enumerate(self.table[state][self.classes].tolist()):
+            if after != DEAD:
+                found[after] = found.get(after, 0) | 1 << byte
+        return list(found.items())
+
     @cached_property
     def forced(self) -> NDArray[np.int16]:
         """int16 [states]: the one byte that can come, where no other can and the text cannot end

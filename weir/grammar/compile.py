@@ -14,7 +14,8 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from weir.core import Grammar
 from weir.errors import BadRequest
-from weir.grammar.automaton import Automaton, TooComplex, build
+from weir.grammar import schema
+from weir.grammar.automaton import MAX_STATES, Automaton, TooComplex, build
 from weir.grammar.expression import Expressions
 from weir.grammar.regex import BadPattern, parse
 from weir.grammar.schema import Unsuitable, expression
@@ -55,10 +56,14 @@ def automaton(asked: StructuredOutputs) -> Automaton:
     elif asked.choice is not None:
         wanted = expressions.either(map(expressions.literal, asked.choice))
     elif asked.schema is not None:
-        wanted = expression(expressions, asked.schema)
+        try:
+            wanted = expression(expressions, asked.schema)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise Unsuitable(f"the schema is malformed: {error!r}") from None
     else:
         raise Unsuitable("a grammar is not regular")
-    built = build(expressions, wanted)
+    limit = schema.MAX_STATES if asked.schema is not None else MAX_STATES
+    built = build(expressions, wanted, limit)
     if built.states == 1:
         raise BadRequest("nothing matches this: no answer is possible")
     return built

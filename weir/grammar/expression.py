@@ -57,6 +57,7 @@ class Expressions:
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], Node] = {}
+        self._machines: list[Callable[[int], Moves]] = []
         self.nothing = self._make("nothing")
         self.empty = self._make("empty", empty=EVERYWHERE)
         self.anything = self._make("anything", empty=EVERYWHERE, whole=False)  # any bytes
@@ -97,6 +98,17 @@ class Expressions:
         if count == 0:
             return self.empty
         return self._make("rest", count, values, whole=False)
+
+    def machine(self, moves: Callable[[int], Moves]) -> int:
+        """Take in something that is a machine already: what follows each byte in one of its states.
+        Returns its number, for `state`."""
+        self._machines.append(moves)
+        return len(self._machines) - 1
+
+    def state(self, machine: int, state: int, *, accepting: bool) -> Node:
+        """What a machine matches from a state on. Not to stand after `whole` characters alone."""
+        empty = EVERYWHERE if accepting else 0
+        return self._make("state", machine, state, empty=empty, whole=False)
 
     def literal(self, text: str) -> Node:
         return self.sequence(self.chars(single(ord(one))) for one in text)
@@ -177,6 +189,8 @@ class Expressions:
         return self._make("complement", node, empty=empty, looks=node.looks, whole=False)
 
     def repeat(self, node: Node, least: int, most: int | None) -> Node:
+        if most is not None and most < least:
+            return self.nothing
         if most == 0 or node is self.empty:
             return self.empty
         if node is self.nothing:
@@ -216,6 +230,10 @@ class Expressions:
             return self._lead(node.arguments[0])  # type: ignore[arg-type]
         if node.kind == "rest":
             return self._continue(*node.arguments)  # type: ignore[arg-type]
+        if node.kind == "state":
+            machine, state = node.arguments
+            assert isinstance(machine, int) and isinstance(state, int)
+            return self._machines[machine](state)
         if node.kind == "anything":
             return ((ALL_BYTES, node),)
         if node.kind == "concat":

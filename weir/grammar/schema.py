@@ -1,10 +1,68 @@
-"""JSON Schemas that are regular, as expressions."""
+"""JSON Schemas that are regular, as expressions over the JSON text.
+
+The text is written as Python's `json.dumps` writes it: one space after a comma or a colon, keys in
+the order of `properties`. So most of it is forced, and a model has nothing to choose there.
+What is not regular, or would explode, is `Unsuitable`: llguidance takes it, or says what it cannot.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
-from weir.grammar.expression import Expressions, Node
+from weir.grammar import charset
+from weir.grammar.automaton import build
+from weir.grammar.charset import ANY
+from weir.grammar.expression import ALL_BYTES, Expressions, Moves, Node
+from weir.grammar.regex import BadPattern, parse, search
+
+MAX_STATES = 6_000
+MAX_LENGTH = 500
+"""Longer strings, and automata of more states, are llguidance's: it does not unfold them."""
+
+MAX_NODES = 5_000
+"""Subschemas, each counted as often as it is referred to."""
+
+ANNOTATIONS = frozenset(
+    "$schema $id id $comment title description default examples example deprecated readOnly "
+    "writeOnly $defs definitions contentMediaType contentEncoding".split()
+)
+"""Keywords that allow and forbid nothing."""
+
+OF_TYPE = {
+    "string": frozenset(("minLength", "maxLength", "pattern", "format")),
+    "integer": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")),
+    "number": frozenset(),
+    "boolean": frozenset(),
+    "null": frozenset(),
+    "array": frozenset(("items", "prefixItems", "minItems", "maxItems")),
+    "object": frozenset(("properties", "required", "additionalProperties")),
+}
+"""Keywords that are held to here, by the type they speak of."""
+
+KINDS: dict[type, set[str]] = {
+    str: {"string"}, int: {"integer", "number"}, float: {"number"}, bool: {"boolean"},
+    type(None): {"null"}, list: {"array"}, dict: {"object"},
+}  # fmt: skip
+"""The types of JSON Schema that a Python value is of."""
+
+INTEGER = r"-?(?:0|[1-9][0-9]*)"
+NUMBER = INTEGER + r"(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+FORMATS = {
+    "date": r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])",
+    "uuid": r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+}
+"""Formats that are exactly regular, or as near as anybody checks them."""
+
+ESCAPED = {chr(code): f"\\u{code:04x}" for code in range(0x20)} | {
+    '"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t",
+}  # fmt: skip
+"""Characters that a JSON string writes in another way."""
+
+UNESCAPED = ALL_BYTES & ~sum(1 << ord(character) for character in ESCAPED)
+PLAIN = charset.subtract(ANY, charset.union(charset.of('"\\'), ((0, 0x1F),)))
+"""Characters that stand for themselves in a JSON string."""
 
 
 class Unsuitable(Exception):
@@ -12,4 +70,239 @@ class Unsuitable(Exception):
 
 
 def expression(expressions: Expressions, schema: Any) -> Node:
-    raise Unsuitable("not yet")
+    """The JSON texts of the instances of a schema. Raises `Unsuitable`."""
+    return _Writer(expressions, schema).value(schema)
+
+
+class _Writer:
+    def __init__(self, expressions: Expressions, root: Any):
+        self.make = expressions
+        self.root = root
+        self.open: list[str] = []  # references being followed
+        self.count = 0
+
+    def value(self, schema: Any) -> Node:
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise Unsuitable("the schema is too large")
+        if not isinstance(schema, dict):
+            raise Unsuitable("any JSON value is not regular")
+        keys = schema.keys() - ANNOTATIONS
+        if "$ref" in keys:
+            self._only(keys, {"$ref"})
+            return self._reference(schema["$ref"])
+        if "const" in keys or "enum" in keys:
+            self._only(keys, {"const", "enum", "type"})
+            return self._among(schema)
+        if "anyOf" in keys:
+            self._only(keys, {"anyOf"})
+            return self.make.either(map(self.value, schema["anyOf"]))
+        kinds = schema.get("type")
+        if isinstance(kinds, list):
+            return self.make.either(self._typed(schema, kind, keys) for kind in kinds)
+        return self._typed(schema, kinds, keys)
+
+    def _only(self, keys: set[str], known: set[str] | frozenset[str]) -> None:
+        if unknown := sorted(keys - known):
+            raise Unsuitable(f"the keyword {unknown[0]} is not regular here")
+
+    def _typed(self, schema: dict[str, Any], kind: Any, keys: set[str]) -> Node:
+        if not isinstance(kind, str) or kind not in OF_TYPE:
+            raise Unsuitable("a schema without a type is not regular")
+        known = (
+            frozenset().union(*OF_TYPE.values())
+            if isinstance(schema["type"], list)
+            else OF_TYPE[kind]
+        )
+        self._only(keys, {"type", *known})
+        writers: dict[str, Callable[[dict[str, Any]], Node]] = {
+            "string": self._string,
+            "integer": self._integer,
+            "array": self._array,
+            "object": self._object,
+        }
+        if kind in writers:
+            return writers[kind](schema)
+        return parse(self.make, {"number": NUMBER, "boolean": "true|false", "null": "null"}[kind])
+
+    def _reference(self, name: Any) -> Node:
+        """What a reference within the document means, if it does not lead to itself."""
+        if not isinstance(name, str) or not name.startswith("#"):
+            raise Unsuitable("a reference to another document")
+        if name in self.open:
+            raise Unsuitable("a recursive schema is not regular")
+        target = self.root
+        for part in name[1:].split("/")[1:]:
+            part = part.replace("~1", "/").replace("~0", "~")
+            if not isinstance(target, dict) or part not in target:
+                raise Unsuitable(f"the reference {name} leads nowhere")
+            target = target[part]
+        self.open.append(name)
+        found = self.value(target)
+        self.open.pop()
+        return found
+
+    def _among(self, schema: dict[str, Any]) -> Node:
+        values = [schema["const"]] if "const" in schema else schema["enum"]
+        if "const" in schema and "enum" in schema:
+            raise Unsuitable("const beside enum")
+        kinds = schema.get("type", [])
+        kinds = kinds if isinstance(kinds, list) else [kinds]
+        return self.make.either(
+            self._literal(one) for one in values if not kinds or KINDS[type(one)] & set(kinds)
+        )
+
+    def _literal(self, value: Any) -> Node:
+        if isinstance(value, float):
+            raise Unsuitable("a number has many spellings")
+        return self.make.literal(json.dumps(value, ensure_ascii=False))
+
+    # -- types ---------------------------------------------------------------------------------
+
+    def _string(self, schema: dict[str, Any]) -> Node:
+        make = self.make
+        least, most = schema.get("minLength", 0), schema.get("maxLength")
+        if max(least, most or 0) > MAX_LENGTH:
+            raise Unsuitable("a long string")
+        parts = []
+        if "pattern" in schema:
+            parts.append(self._matching(schema["pattern"]))
+        if "format" in schema:
+            if schema["format"] not in FORMATS:
+                raise Unsuitable(f"the format {schema['format']} is not regular here")
+            parts.append(parse(make, FORMATS[schema["format"]]))
+        if least or most is not None or not parts:
+            parts.append(make.repeat(self._character(loose=not parts), int(least), most))
+        quote = make.literal('"')
+        return make.sequence([quote, make.both(parts), quote])
+
+    def _character(self, loose: bool) -> Node:
+        """A character of a string as it is written. loose: in any of the ways JSON allows."""
+        make = self.make
+        ways = [make.chars(PLAIN), parse(make, r'\\["\\bfnrt]')]
+        if loose:
+            ways.append(parse(make, r"\\/|\\u[0-9a-fA-F]{4}"))
+        else:
+            ways.append(parse(make, r"\\u00[01][0-9a-f]"))
+        return make.either(ways)
+
+    def _matching(self, pattern: str) -> Node:
+        """The strings in which `pattern` is found, as they are written: its automaton, in which
+        a character that has to be escaped is escaped, in one way."""
+        make, inner = self.make, Expressions()
+        try:
+            automaton = build(inner, search(inner, pattern), MAX_STATES)
+        except BadPattern as error:
+            raise Unsuitable(f"the pattern cannot be used: {error}") from None
+
+        def state(number: int) -> Node:
+            return make.state(machine, number, accepting=bool(automaton.accepting[number]))
+
+        def moves(number: int) -> Moves:
+            escapes = []
+            for character, escape in ESCAPED.items():
+                if after := automaton.run(character.encode(), number):
+                    escapes.append(make.concat(make.literal(escape[1:]), state(after)))
+            found = {mask & UNESCAPED: state(after) for after, mask in automaton.moves(number)}
+            backslash = make.either(escapes)
+            return tuple(
+                (mask, node)
+                for mask, node in (*found.items(), (1 << 0x5C, backslash))
+                if mask and node is not make.nothing
+            )
+
+        machine = make.machine(moves)
+        return state(automaton.start)
+
+    def _integer(self, schema: dict[str, Any]) -> Node:
+        low, high = schema.get("minimum"), schema.get("maximum")
+        if "exclusiveMinimum" in schema or "exclusiveMaximum" in schema:
+            raise Unsuitable("exclusive bounds are not regular here")
+        if low is None and high is None:
+            return parse(self.make, INTEGER)
+        if not all(one is None or type(one) is int for one in (low, high)):
+            raise Unsuitable("bounds that are no integers")
+        return self._between(low, high)
+
+    def _between(self, low: int | None, high: int | None) -> Node:
+        """Integers from `low` to `high`, either of which may be missing."""
+        make, parts = self.make, []
+        if low is None or low < 0:
+            most = None if low is None else -low
+            least = 1 if high is None or high >= 0 else -high
+            parts.append(make.concat(make.literal("-"), self._positive(least, most)))
+        if high is None or high >= 0:
+            if low is None or low <= 0:
+                parts.append(make.literal("0"))
+            if high is None or high > 0:
+                parts.append(self._positive(max(1, low or 1), high))
+        return make.either(parts)
+
+    def _positive(self, low: int, high: int | None) -> Node:
+        """Integers from `low` >= 1 to `high` by their digits."""
+        make, digit = self.make, self.make.chars(charset.DIGITS)
+        if high is None:
+            size = len(str(low))
+            longer = [make.chars(charset.of("123456789")), make.repeat(digit, size, None)]
+            return make.either([self._digits(str(low), "9" * size), make.sequence(longer)])
+        found = []
+        for size in range(len(str(low)), len(str(high)) + 1):
+            first, last = max(low, 10 ** (size - 1)), min(high, 10**size - 1)
+            if first <= last:
+                found.append(self._digits(str(first), str(last)))
+        return make.either(found)
+
+    def _digits(self, low: str, high: str) -> Node:
+        """Numbers of as many digits as both bounds have."""
+        make = self.make
+        if not low:
+            return make.empty
+        if low == "0" * len(low) and high == "9" * len(high):
+            return make.repeat(make.chars(charset.DIGITS), len(low), len(low))
+        if low[0] == high[0]:
+            return make.concat(make.literal(low[0]), self._digits(low[1:], high[1:]))
+        nines, zeros = "9" * (len(low) - 1), "0" * (len(low) - 1)
+        parts = [
+            make.concat(make.literal(low[0]), self._digits(low[1:], nines)),
+            make.concat(make.literal(high[0]), self._digits(zeros, high[1:])),
+        ]
+        if ord(high[0]) - ord(low[0]) > 1:
+            middle = charset.charset([(ord(low[0]) + 1, ord(high[0]) - 1)])
+            parts.append(make.concat(make.chars(middle), self._digits(zeros, nines)))
+        return make.either(parts)
+
+    def _array(self, schema: dict[str, Any]) -> Node:
+        make, comma = self.make, self.make.literal(", ")
+        if "prefixItems" in schema or "items" not in schema:
+            raise Unsuitable("items of any kind are not regular")
+        item = self.value(schema["items"])
+        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        rest = make.repeat(
+            make.concat(comma, item), max(0, least - 1), None if most is None else most - 1
+        )
+        inside = make.empty if most == 0 else make.concat(item, rest)
+        if least == 0:
+            inside = make.either([inside, make.empty])
+        return make.sequence([make.literal("["), inside, make.literal("]")])
+
+    def _object(self, schema: dict[str, Any]) -> Node:
+        make, comma = self.make, self.make.literal(", ")
+        if schema.get("additionalProperties") is not False:
+            raise Unsuitable("additional properties of any kind are not regular")
+        properties, required = schema.get("properties", {}), set(schema.get("required", ()))
+        if unknown := required - properties.keys():
+            raise Unsuitable(f"{sorted(unknown)[0]} is required but not a property")
+        first = after = make.empty  # what follows where nothing, or something, stands before
+        for name, inner in reversed(properties.items()):
+            if inner is False and name not in required:
+                continue
+            member = make.concat(
+                make.literal(json.dumps(name, ensure_ascii=False) + ": "), self.value(inner)
+            )
+            with_comma = make.sequence([comma, member, after])
+            alone = make.concat(member, after)
+            if name in required:
+                first, after = alone, with_comma
+            else:
+                first, after = make.either([alone, first]), make.either([with_comma, after])
+        return make.sequence([make.literal("{"), first, make.literal("}")])

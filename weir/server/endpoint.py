@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from weir.errors import BadRequest
 from weir.params import SamplingParams
 from weir.server.jobs import Job
-from weir.server.openai import OpenAIRequest
+from weir.server.openai import Generation, OpenAIRequest
 from weir.server.problems import invalid, problem
 from weir.server.service import Service
 from weir.server.sse import START, frame
@@ -63,6 +63,7 @@ class Call:
             priority=body.priority or 0,
             user=body.user or "",
             truncate=body.truncate_prompt_tokens,
+            structured=body.structured[0] if isinstance(body, Generation) else "",
             **options,
         )
 
@@ -72,19 +73,27 @@ class Call:
         params: SamplingParams | Sequence[SamplingParams],
         *,
         request_id: str | None = None,
+        structured: str = "",
         **options: Any,
     ) -> Job:
-        """An X-Request-Id names a job too, but proxies repeat them: a second one gets a suffix."""
+        """structured: what the client calls the grammar, for errors about it.
+
+        An X-Request-Id names a job too, but proxies repeat them: a second one gets a suffix."""
         if request_id is None:
             taken = self.id in self.service.jobs
             request_id = f"{self.id}-{uuid4().hex[:8]}" if taken else self.id
-        self.job = await self.service.submit(
-            prompts,
-            params,
-            request_id=request_id,
-            traceparent=self.request.headers.get("traceparent"),
-            **options,
-        )
+        try:
+            self.job = await self.service.submit(
+                prompts,
+                params,
+                request_id=request_id,
+                traceparent=self.request.headers.get("traceparent"),
+                **options,
+            )
+        except BadRequest as error:
+            if error.code == "invalid_grammar":
+                error.param = structured
+            raise
         return self.job
 
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from weir.client import Completion, Logprob, Stream
 from weir.errors import BadRequest
-from weir.params import MAX_N, MAX_STOPS, SamplingParams
+from weir.params import MAX_N, MAX_STOPS, SamplingParams, StructuredOutputs
 from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
 from weir.server.openai import (
@@ -54,9 +54,9 @@ class NativeSampling(Struct, kw_only=True, forbid_unknown_fields=True):
     logit_bias: dict[TokenId, Bias] | None = None
     sampling_seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop_regex: Unserved = None
-    regex: Unserved = None
-    ebnf: Unserved = None
-    json_schema: Unserved = None
+    regex: str | None = None
+    ebnf: str | None = None
+    json_schema: str | dict[str, Any] | None = None
     structural_tag: Unserved = None
     beam_width: Unserved = None
     custom_params: Unserved = None
@@ -80,8 +80,14 @@ class NativeSampling(Struct, kw_only=True, forbid_unknown_fields=True):
             skip_special_tokens=self.skip_special_tokens,
             logit_bias=self.logit_bias or {},
             seed=self.sampling_seed,
+            structured_outputs=self.structured,
             **logprobs,
         )
+
+    @property
+    def structured(self) -> StructuredOutputs | None:
+        asked = StructuredOutputs(json=self.json_schema, regex=self.regex, grammar=self.ebnf)
+        return asked if asked != StructuredOutputs() else None
 
 
 class GenerateRequest(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -140,6 +146,7 @@ async def generate(call: Call, body: GenerateRequest) -> Reply:
         request_id=body.rid,
         priority=body.priority,
         field="text" if body.input_ids is None else "input_ids",
+        structured="sampling_params",
     )
     text = call.service.client.text
     if body.stream:

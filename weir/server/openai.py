@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from weir.params import MAX_BIAS, MAX_LOGPROBS, MAX_N, MAX_STOPS, SamplingParams
+from weir.errors import BadRequest
+from weir.params import (
+    MAX_BIAS,
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_STOPS,
+    SamplingParams,
+    StructuredOutputs,
+)
 
 MAX_PROMPTS = 2048
 SMALL = 2**31 - 1  # every integer that reaches the engine fits 32 bits, a seed 64
@@ -58,6 +66,31 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: Ignored = None
 
 
+class JsonSchema(Struct, forbid_unknown_fields=True):
+    """`strict` or not, the answer follows the schema."""
+
+    name: str
+    schema: dict[str, Any] | bool = True
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @property
+    def structured(self) -> StructuredOutputs | None:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise BadRequest(
+                'response_format has a json_schema if, and only if, its type is "json_schema"',
+                param="response_format.json_schema",
+            )
+        if self.json_schema is not None:
+            return StructuredOutputs(json=self.json_schema.schema)
+        return StructuredOutputs(json_object=True) if self.type == "json_object" else None
+
+
 class Generation(OpenAIRequest, kw_only=True):
     """What both completion routes may hold. Names shared with `SamplingParams` mean the same."""
 
@@ -87,11 +120,13 @@ class Generation(OpenAIRequest, kw_only=True):
     prediction: Ignored = None  # a hint for speed
     bad_words: Unserved = None
     spaces_between_special_tokens: Unserved = None
-    guided_json: Unserved = None
-    guided_regex: Unserved = None
-    guided_choice: Unserved = None
-    guided_grammar: Unserved = None
-    structured_outputs: Unserved = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | bool | str | None = None  # vLLM's earlier names for the same
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_decoding_backend: Ignored = None
     return_tokens_as_token_ids: Unserved = None
     kv_transfer_params: Unserved = None
     vllm_xargs: Unserved = None
@@ -107,16 +142,29 @@ class Generation(OpenAIRequest, kw_only=True):
     def params(self, **changes: Any) -> SamplingParams:
         """The sampling parameters asked for; `changes` are those that a route words differently."""
         given = {name: getattr(self, name) for name in SHARED}
+        given["structured_outputs"] = self.structured[1]
         return SamplingParams(
             **({name: value for name, value in given.items() if value is not None} | changes)
         )
 
+    @property
+    def structured(self) -> tuple[str, StructuredOutputs | None]:
+        """What the answer must follow, and the field that says so."""
+        asked = {"structured_outputs": self.structured_outputs}
+        for name in ("json", "regex", "choice", "grammar"):
+            value = getattr(self, f"guided_{name}")
+            asked[f"guided_{name}"] = None if value is None else StructuredOutputs(**{name: value})
+        if self.response_format is not None:
+            asked["response_format"] = self.response_format.structured
+        found = [(name, value) for name, value in asked.items() if value is not None]
+        if len(found) > 1:
+            raise BadRequest(
+                f"{found[1][0]} and {found[0][0]} exclude each other", param=found[1][0]
+            )
+        return found[0] if found else ("structured_outputs", None)
+
 
 SHARED = sorted(set(Generation.__struct_fields__) & set(SamplingParams.__struct_fields__))
-
-
-class ResponseFormat(Struct, forbid_unknown_fields=True):
-    type: Literal["text"]
 
 
 class TextPart(Struct, forbid_unknown_fields=True):
@@ -148,7 +196,6 @@ class ChatRequest(Generation, kw_only=True):
     max_completion_tokens: Count | None = None  # the new name of max_tokens
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
-    response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None  # none of them unless tool_choice is "none"
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: Ignored = None
@@ -172,7 +219,6 @@ class CompletionRequest(Generation, kw_only=True):
     echo: bool | None = None
     logprobs: Logprobs | None = None
     best_of: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None  # only n itself
-    response_format: ResponseFormat | None = None
     suffix: Unserved = None
     prompt_embeds: Unserved = None
 

@@ -1,0 +1,237 @@
+"""Grammars in a whole engine: an executor that draws any token the mask allows stands in for the
+model, so what comes out must match whatever it draws."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weir.core import Capacity, Delta, Grammar, Plan, Request, Result, Sampling, Tier, TokenLogprobs
+from weir.engine import Engine
+from weir.grammar.compile import compile
+from weir.grammar.library import Library, Tokens
+from weir.kv.cache import Cache
+from weir.params import StructuredOutputs
+from weir.sched.composer import Chunked
+from weir.sched.placement import OnDemand
+from weir.sched.ranking import FCFS
+from weir.sched.scheduler import Scheduler
+
+WORDS = [
+    '{"',
+    '":',
+    '": ',
+    ', "',
+    '"}',
+    "na",
+    "name",
+    "age",
+    "me",
+    "ag",
+    " [",
+    "é",
+    "12",
+    "true",
+    "  ",
+]
+PIECES = [bytes([byte]) for byte in range(256)] + [b""] + [word.encode() for word in WORDS]
+END = 256
+SIZE = len(PIECES) + 3
+BY_LENGTH = sorted(range(257, len(PIECES)), key=lambda token: -len(PIECES[token]))
+
+
+def encode(text: str) -> list[int]:
+    """The longest piece that fits, again and again."""
+    data, tokens = text.encode(), []
+    while data:
+        token = next((t for t in BY_LENGTH if data.startswith(PIECES[t])), data[0])
+        tokens.append(token)
+        data = data[len(PIECES[token]) :]
+    return tokens
+
+
+class Drawing:
+    """Draws among the allowed tokens by position and seed; without a mask, a letter."""
+
+    chains = True
+
+    def __init__(self, seed: int, depth: int):
+        self.depth = depth
+        self.seed = seed
+        self.capacity = Capacity(4, {Tier.CPU: 200}, tokens=32, requests=8, context=256)
+        self.masked = 0
+        self.plans: list[Plan] = []
+
+    def submit(self, plan: Plan) -> Drawing:
+        self.plans.append(plan)
+        result = Result({})
+        for chunk in (chunk for lane in plan.lanes for chunk in lane if chunk.sample is not None):
+            rng = random.Random(self.seed * 1000 + chunk.uid * 7919 + chunk.start + chunk.length)
+            if chunk.mask is None:
+                token = rng.randrange(97, 123)
+            else:
+                bits = np.unpackbits(np.frombuffer(chunk.mask, np.uint8), bitorder="little")
+                token = int(rng.choice(np.flatnonzero(bits)))
+                assert token < len(PIECES) and (PIECES[token] or token == END)
+            result.tokens[chunk.uid] = token
+            if chunk.sample.logprobs is not None:
+                result.logprobs[chunk.uid] = TokenLogprobs(token, -1.0, 1, [])
+        self._result = result
+        return _Handle(result)  # type: ignore[return-value]
+
+    def close(self) -> None:
+        pass
+
+
+class _Handle:
+    def __init__(self, result: Result):
+        self._result = result
+
+    def result(self) -> Result:
+        return self._result
+
+
+@pytest.fixture(scope="module")
+def library():
+    made = Library(lambda: Tokens(PIECES, [END], encode), SIZE)
+    yield made
+    made.close()
+
+
+def engine(library: Library, seed: int = 0, depth: int = 2) -> Engine:
+    executor = Drawing(seed, depth)
+    cache = Cache(4, {Tier.CPU: 200})
+    placement = OnDemand(Tier.CPU)
+    scheduler = Scheduler(cache, FCFS(), Chunked(), placement, executor.capacity, chains=True)
+    return Engine(scheduler, executor, library=library)
+
+
+def request(uid: int, grammar: Grammar | None, most: int = 120, **sampling) -> Request:
+    prompt = list(b"prompt %d: " % uid)
+    wishes = Sampling(max_tokens=most, stops=[END], **sampling)
+    return Request(uid, prompt, wishes, 0.0, grammar=grammar)
+
+
+def run(engine: Engine, requests: list[Request]) -> dict[int, Delta]:
+    """All that deltas told of each request, as one."""
+    whole = {r.uid: Delta(r.uid) for r in requests}
+    for r in requests:
+        engine.add(r)
+    while engine.busy:
+        for delta in engine.step():
+            mine = whole[delta.uid]
+            assert mine.done is None
+            mine.tokens = mine.tokens + delta.tokens
+            mine.logprobs = mine.logprobs + delta.logprobs
+            mine.done, mine.error = delta.done, delta.error
+    assert not engine.scheduler.live and engine.scheduler.cache.room(Tier.CPU) == 200
+    return whole
+
+
+def text(delta: Delta) -> str:
+    tokens = delta.tokens[:-1] if delta.tokens and delta.tokens[-1] == END else delta.tokens
+    return b"".join(PIECES[token] for token in tokens).decode()
+
+
+REGEXES = [
+    r'\{"name": "(na|é|12)*", "age": (true|[0-9]{1,3})\}',
+    r"(name|age): é{2,4}",
+    r'(\{"name": \[true, true\]\})?x',
+    "é12true",
+    "[a-f]{5,}",
+]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "array", "items": {"$ref": "#"}},
+        "age": {"type": "boolean"},
+    },
+    "required": ["age"],
+    "additionalProperties": False,
+}
+
+
+def compiled(**asked) -> Grammar:
+    grammar = compile(StructuredOutputs(**asked), "auto", repr(asked))
+    return grammar
+
+
+@given(st.integers(0, 2**20), st.sampled_from([1, 2]))
+@settings(max_examples=25, deadline=None)
+def test_answers_follow_their_grammars(library, seed: int, depth: int):
+    wanted = [REGEXES[(seed + n) % len(REGEXES)] for n in range(4)]
+    requests = [request(uid, compiled(regex=one)) for uid, one in enumerate(wanted)]
+    requests.append(request(10, compiled(json=SCHEMA)))
+    requests.append(request(11, None, most=30))
+    requests += [request(20 + n, compiled(regex=one), logprobs=1) for n, one in enumerate(wanted)]
+    made = engine(library, seed, depth)
+    whole = run(made, requests)
+    for r in requests:
+        delta = whole[r.uid]
+        assert delta.done in ("stop", "length"), delta.error
+        assert len(delta.tokens) <= r.sampling.max_tokens
+        if r.uid >= 20:
+            assert len(delta.logprobs) == len(delta.tokens)
+        if delta.done == "stop" and r.uid == 10:
+            json.loads(text(delta))
+        elif delta.done == "stop":
+            assert re.fullmatch(wanted[r.uid % 10], text(delta)), text(delta)
+    assert len(whole[11].tokens) == 30 and all(97 <= t < 123 for t in whole[11].tokens)
+
+
+def test_forced_tokens_are_cut_as_the_tokenizer_cuts_and_cost_no_step(library):
+    grammar = compiled(regex=r'\{"name": \["é", "é"\], "age": [ab]\}')
+    jumping, stepping = engine(library), engine(library)
+    jumped = run(jumping, [request(1, grammar)])[1]
+    stepped = run(stepping, [request(1, grammar, logprobs=0)])[1]
+    assert re.fullmatch(r'\{"name": \["é", "é"\], "age": [ab]\}', text(jumped))
+    body = text(jumped)
+    assert jumped.tokens[: len(encode(body)) - 4] == encode(body)[: len(encode(body)) - 4]
+    assert len(jumping.executor.plans) <= len(stepping.executor.plans) // 2
+    assert jumped.done == stepped.done == "stop"
+
+
+def test_an_answer_ends_where_nothing_can_be_added(library):
+    delta = run(engine(library), [request(1, compiled(choice=["é12true"]))])[1]
+    assert text(delta) == "é12true" and delta.done == "stop" and END not in delta.tokens
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 8])
+def test_max_tokens_cuts_a_jump(library, most: int):
+    grammar = compiled(regex='[xy]name: true, "age": 12 and so on[xy]')
+    delta = run(engine(library), [request(1, grammar, most=most)])[1]
+    assert (len(delta.tokens), delta.done) == (most, "length")
+
+
+def test_a_stop_token_inside_a_jump_ends_the_answer(library):
+    stop = encode("12")[0]
+    r = request(1, compiled(regex="[xy]name: 12 and so on[xy]"))
+    r.sampling = Sampling(max_tokens=50, stops=[END, stop])
+    delta = run(engine(library), [r])[1]
+    assert delta.done == "stop" and delta.tokens[-1] == stop and text(delta).endswith("name: 12")
+
+
+def test_a_request_aborted_while_its_grammar_opens_ends(library):
+    made = engine(library)
+    slow = request(1, compiled(json=SCHEMA))
+    made.add(slow)
+    made.abort(1)
+    (delta,) = [delta for _ in range(3) for delta in made.step()]
+    assert delta.done == "abort" and not made.busy
+
+
+def test_a_grammar_that_cannot_be_opened_ends_its_request_alone(library):
+    broken = Grammar("broken", "automaton", b"nonsense")
+    nonsense = Grammar("nonsense", "guidance", b"{")
+    whole = run(
+        engine(library), [request(1, broken), request(2, nonsense), request(3, None, most=5)]
+    )
+    for uid in (1, 2):
+        assert whole[uid].done == "error" and "could not be opened" in whole[uid].error
+    assert whole[3].done == "length"

@@ -1,0 +1,131 @@
+"""Schemas that become automata: their instances, and what is left to llguidance."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weir.errors import BadRequest
+from weir.grammar.automaton import Automaton
+from weir.grammar.compile import compile
+from weir.params import StructuredOutputs
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 2, "maxLength": 9, "pattern": "^[^0-9]+$"},
+        "age": {"type": "integer", "minimum": -7, "maximum": 120},
+        "tags": {"type": "array", "items": {"enum": ["a", 'b"', None, 3]}, "maxItems": 2},
+        "note": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/text"}]},
+    },
+    "required": ["name", "tags"],
+    "additionalProperties": False,
+    "$defs": {"text": {"type": "string"}},
+}
+
+
+def kind(schema: object) -> str:
+    return compile(StructuredOutputs(json=schema), "auto", "key").kind
+
+
+def matches(schema: object, value: object) -> bool:
+    grammar = compile(StructuredOutputs(json=schema), "automaton", "key")
+    return Automaton.decode(grammar.data).matches(json.dumps(value, ensure_ascii=False).encode())
+
+
+@pytest.mark.parametrize(
+    ("value", "valid"),
+    [
+        ({"name": "Ann", "age": 3, "tags": ["a", None], "note": 'x"\\\n\té😀'}, True),
+        ({"name": 'A"\\\n', "tags": []}, True),
+        ({"name": "An", "age": -7, "tags": ['b"', 3], "note": None}, True),
+        ({"name": "A", "tags": []}, False),
+        ({"name": "Annnnnnnnn", "tags": []}, False),
+        ({"name": "Ann1", "tags": []}, False),
+        ({"name": "Ann", "age": 121, "tags": []}, False),
+        ({"name": "Ann", "age": 1.5, "tags": []}, False),
+        ({"name": "Ann", "tags": ["a", "a", "a"]}, False),
+        ({"name": "Ann", "tags": ["b"]}, False),
+        ({"name": "Ann"}, False),
+        ({"name": "Ann", "tags": [], "more": 1}, False),
+    ],
+)
+def test_instances(value: object, valid: bool):
+    assert kind(PERSON) == "automaton"
+    assert matches(PERSON, value) == valid
+
+
+@given(st.integers(-2000, 2000), st.integers(-2000, 2000), st.lists(st.integers(-3000, 3000)))
+@settings(max_examples=60, deadline=None)
+def test_bounds_of_integers(a: int, b: int, values: list[int]):
+    low, high = min(a, b), max(a, b)
+    for schema, fits in (
+        ({"type": "integer", "minimum": low, "maximum": high}, lambda n: low <= n <= high),
+        ({"type": "integer", "minimum": low}, lambda n: low <= n),
+        ({"type": "integer", "maximum": high}, lambda n: n <= high),
+    ):
+        grammar = compile(StructuredOutputs(json=schema), "automaton", "key")
+        automaton = Automaton.decode(grammar.data)
+        for value in [*values, low - 1, low, high, high + 1, 0]:
+            assert automaton.matches(str(value).encode()) == fits(value), (schema, value)
+
+
+@given(
+    st.sets(st.sampled_from("abcd")),
+    st.sets(st.sampled_from("abcd")),
+    st.sets(st.sampled_from("abcd")),
+)
+def test_optional_and_required_properties(declared: set[str], required: set[str], given: set[str]):
+    declared |= required
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "boolean"} for name in sorted(declared)},
+        "required": sorted(required),
+        "additionalProperties": False,
+    }
+    value = dict.fromkeys(sorted(given), True)
+    assert matches(schema, value) == (required <= given <= declared)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"type": "array", "items": {"$ref": "#"}},
+        {"type": "string", "format": "date-time"},
+        {"type": "string", "maxLength": 100_000},
+        {"allOf": [{"type": "string"}]},
+        {"type": "number", "minimum": 3},
+    ],
+)
+def test_what_is_not_regular_is_left_to_llguidance(schema: object):
+    assert kind(schema) == "guidance"
+    with pytest.raises(BadRequest, match="no automaton"):
+        compile(StructuredOutputs(json=schema), "automaton", "key")
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "uniqueItems"),
+        ({"type": "string", "format": "klingon"}, "klingon"),
+        ({"type": "object", "properties": 5}, "properties"),
+        ({"type": "strange"}, "strange"),
+        ({"$ref": "other.json"}, "other.json"),
+        ({"type": "string", "pattern": "(?<=a)b"}, "regex parse error"),
+    ],
+)
+def test_a_keyword_that_nobody_holds_to_is_named(schema: object, name: str):
+    with pytest.raises(BadRequest, match=name):
+        kind(schema)
+
+
+def test_what_nothing_matches_is_refused():
+    with pytest.raises(BadRequest, match="nothing matches"):
+        kind({"type": "string", "minLength": 3, "maxLength": 2})
+    with pytest.raises(BadRequest, match="nothing matches"):
+        compile(StructuredOutputs(regex="(?!a)a"), "auto", "key")
