@@ -181,7 +181,8 @@ def test_embeddings(sdk):
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json"}}, "response_format.type"),
         ({"extra_body": {"guided_json": 5}}, "guided_json"),
         ({"extra_body": {"nonsense": 1}}, "nonsense"),

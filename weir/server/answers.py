@@ -88,10 +88,25 @@ def chat_logprobs(positions: list[Logprob]) -> ChatLogprobs:
     )
 
 
+class CalledFunction(Struct):
+    arguments: str  # JSON; in a stream, what is new of it
+    name: str | UnsetType = UNSET
+
+
+class ToolCall(Struct):
+    """A call of a tool; in a stream, what is new of it, with id, type and name when it begins."""
+
+    index: int
+    function: CalledFunction
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class AssistantMessage(Struct):
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct):
@@ -115,7 +130,8 @@ class ChatCompletion(Struct):
 
 
 class Delta(Struct):
-    content: str
+    content: str | UnsetType
+    tool_calls: list[ToolCall] | UnsetType = UNSET
     role: Literal["assistant"] | UnsetType = UNSET  # with the first chunk of a choice
 
 

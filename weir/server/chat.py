@@ -26,6 +26,7 @@ from weir.server.jobs import Job
 from weir.server.openai import ChatRequest
 from weir.server.prompts import render
 from weir.server.sse import DONE, frame
+from weir.server.tools import Calls, whole
 
 
 async def chat(call: Call, body: ChatRequest) -> Reply:
@@ -37,17 +38,7 @@ async def chat(call: Call, body: ChatRequest) -> Reply:
     identity, created = f"chatcmpl-{job.id}", int(time.time())
     if body.stream:
         return _chunks(job, body, identity, created, model)
-    choices = [
-        ChatChoice(
-            index=one.index,
-            message=AssistantMessage(one.text),
-            logprobs=chat_logprobs(one.logprobs or []) if body.logprobs else None,
-            finish_reason=one.finish_reason,
-            stop_reason=one.stop_reason,
-            token_ids=one.token_ids if body.return_token_ids else UNSET,
-        )
-        for one in await job.collect()
-    ]
+    choices = [_choice(one, body) for one in await job.collect()]
     answer = ChatCompletion(identity, created, model, choices, usage(job.usage))
     stream = job.streams[0]
     if body.prompt_logprobs is not None:
@@ -57,13 +48,33 @@ async def chat(call: Call, body: ChatRequest) -> Reply:
     return answer
 
 
+def _choice(one: Output, body: ChatRequest) -> ChatChoice:
+    """A whole answer."""
+    message, reason = AssistantMessage(one.text), one.finish_reason
+    if body.toolbox.tools:
+        message.content, calls = whole(one.text, body.toolbox.must)
+        if calls:
+            message.tool_calls = calls
+            reason = "tool_calls" if reason == "stop" else reason
+    return ChatChoice(
+        index=one.index,
+        message=message,
+        logprobs=chat_logprobs(one.logprobs or []) if body.logprobs else None,
+        finish_reason=reason,
+        stop_reason=one.stop_reason,
+        token_ids=one.token_ids if body.return_token_ids else UNSET,
+    )
+
+
 async def _chunks(
     job: Job, body: ChatRequest, identity: str, created: int, model: str
 ) -> AsyncGenerator[bytes, None]:
     begun: set[int] = set()
+    toolbox = body.toolbox
+    read = {index: Calls(toolbox.must) for index in range(job.choices if toolbox.tools else 0)}
 
     def chunk(output: Output) -> bytes:
-        delta = Delta(output.text)
+        delta = _delta(output, read.get(output.index))
         value = ChatChunk(identity, created, model, [_piece(output, delta, body)])
         if output.index not in begun:
             begun.add(output.index)
@@ -84,6 +95,16 @@ async def _chunks(
         yield DONE
 
 
+def _delta(output: Output, calls: Calls | None) -> Delta:
+    """What an event says, read for calls where there may be some."""
+    if calls is None:
+        return Delta(output.text)
+    content, found = calls.push(output.text, last=output.finish_reason is not None)
+    if output.finish_reason == "stop" and calls.count:
+        output.finish_reason = "tool_calls"
+    return Delta(content or UNSET, found or UNSET)
+
+
 def _piece(output: Output, delta: Delta, body: ChatRequest) -> ChatChunkChoice:
     return ChatChunkChoice(
         index=output.index,
@@ -96,11 +117,6 @@ def _piece(output: Output, delta: Delta, body: ChatRequest) -> ChatChunkChoice:
 
 
 def _params(body: ChatRequest) -> SamplingParams:
-    if body.tools and body.tool_choice != "none":
-        raise BadRequest(
-            'tools are not supported by this server: leave them out or set tool_choice to "none"',
-            param="tools",
-        )
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     if body.stream and body.prompt_logprobs is not None:

@@ -19,6 +19,7 @@ from weir.params import (
     SamplingParams,
     StructuredOutputs,
 )
+from weir.server.tools import Tool, Toolbox, ToolChoice
 
 MAX_PROMPTS = 2048
 SMALL = 2**31 - 1  # every integer that reaches the engine fits 32 bits, a seed 64
@@ -132,6 +133,11 @@ class Generation(OpenAIRequest, kw_only=True):
     vllm_xargs: Unserved = None
 
     @property
+    def toolbox(self) -> Toolbox:
+        """The tools that the answer may call."""
+        return Toolbox(None, None, several=False)
+
+    @property
     def usage_wanted(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
@@ -150,7 +156,7 @@ class Generation(OpenAIRequest, kw_only=True):
     @property
     def structured(self) -> tuple[str, StructuredOutputs | None]:
         """What the answer must follow, and the field that says so."""
-        asked = {"structured_outputs": self.structured_outputs}
+        asked = {"structured_outputs": self.structured_outputs, "tools": self.toolbox.structured}
         for name in ("json", "regex", "choice", "grammar"):
             value = getattr(self, f"guided_{name}")
             asked[f"guided_{name}"] = None if value is None else StructuredOutputs(**{name: value})
@@ -196,9 +202,9 @@ class ChatRequest(Generation, kw_only=True):
     max_completion_tokens: Count | None = None  # the new name of max_tokens
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
-    tools: list[dict[str, Any]] | None = None  # none of them unless tool_choice is "none"
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: Ignored = None
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None  # auto by default
+    parallel_tool_calls: bool | None = None  # yes by default
     modalities: list[Literal["text"]] | None = None
     echo: Unserved = None
     audio: Unserved = None
@@ -210,6 +216,10 @@ class ChatRequest(Generation, kw_only=True):
     thinking_token_budget: Unserved = None
     verbosity: Unserved = None
     web_search_options: Unserved = None
+
+    @property
+    def toolbox(self) -> Toolbox:
+        return Toolbox(self.tools, self.tool_choice, self.parallel_tool_calls is not False)
 
 
 class CompletionRequest(Generation, kw_only=True):

@@ -9,6 +9,7 @@ import msgspec
 
 from weir.errors import BadRequest
 from weir.server.openai import MAX_PROMPTS, ChatRequest, Message, TokenizeRequest
+from weir.server.tools import BEGIN
 from weir.text import Text
 
 RESERVED = frozenset(
@@ -47,12 +48,24 @@ def render(text: Text, body: ChatRequest | TokenizeRequest) -> str:
             "continue_final_message and add_generation_prompt exclude each other: set one of them",
             param="continue_final_message",
         )
-    return text.chat(
-        [_plain(message) for message in body.messages or []],
-        add_generation_prompt=start,
-        continue_final_message=go_on,
-        **extra,
-    )
+    messages = [_plain(message) for message in body.messages or []]
+
+    def chat(tools: list[dict[str, Any]] | None, messages: list[dict[str, Any]]) -> str:
+        return text.chat(
+            messages,
+            tools,
+            add_generation_prompt=start,
+            continue_final_message=go_on,
+            **extra,
+        )
+
+    toolbox = body.toolbox if isinstance(body, ChatRequest) else None
+    if toolbox is None or not toolbox.tools:
+        return chat(None, messages)
+    prompt = chat(toolbox.plain(), messages)
+    if prompt == chat(None, messages):  # the template says nothing of tools
+        prompt = chat(None, [{"role": "system", "content": toolbox.instructions()}, *messages])
+    return prompt + (BEGIN if toolbox.must else "")
 
 
 def _plain(message: Message) -> dict[str, Any]:

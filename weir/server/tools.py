@@ -1,0 +1,211 @@
+"""Tools: how a model is told of them, how its calls are held to their schemas and read back.
+
+A call is written as Hermes and Qwen write it: a JSON object between `<tool_call>` tags. A grammar
+sees to it from the tag on, so what is read back here has one form only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+import msgspec
+from msgspec import Meta, Struct
+
+from weir.errors import BadRequest
+from weir.params import StructuredOutputs
+from weir.server.answers import CalledFunction, ToolCall
+
+BEGIN, END = "<tool_call>\n", "\n</tool_call>"
+HEAD = re.compile(r'\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
+TAIL = "}" + END
+
+STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+INSTRUCTIONS = """You may call these functions, each described by a JSON schema:
+{tools}
+To call one, answer with its name and arguments as JSON between tags:
+<tool_call>
+{{"name": "...", "arguments": {{...}}}}
+</tool_call>"""
+"""For models whose chat template says nothing of tools."""
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+
+
+class Function(Struct, forbid_unknown_fields=True):
+    """`strict` or not, calls follow the schema of the parameters."""
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, forbid_unknown_fields=True):
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class ChosenTool(Struct, forbid_unknown_fields=True):
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+ToolChoice = Literal["none", "auto", "required"] | ChosenTool
+
+
+class Toolbox:
+    """The tools of one request. must: whether the answer is a call, so that `BEGIN` belongs to the
+    prompt. several: whether there may be more than one."""
+
+    def __init__(self, tools: Sequence[Tool] | None, choice: ToolChoice | None, several: bool):
+        """Raises `BadRequest` for a choice that is not there."""
+        self.tools = [] if choice == "none" else list(tools or ())
+        self.must = isinstance(choice, ChosenTool) or choice == "required"
+        self.several = several
+        if self.must and not self.tools:
+            raise BadRequest("tool_choice needs tools to choose from", param="tool_choice")
+        self._callable = [tool.function for tool in self.tools]
+        if isinstance(choice, ChosenTool):
+            name = choice.function.name
+            self._callable = [one for one in self._callable if one.name == name]
+            if not self._callable:
+                raise BadRequest(f"tool_choice names {name!r}, no tool", param="tool_choice")
+
+    @property
+    def structured(self) -> StructuredOutputs | None:
+        """What an answer must follow: any text, and calls as their schemas have it."""
+        if not self.tools:
+            return None
+        again = '("\\n" tag body end)*' if self.several else ""
+        if self.must:
+            start = f"start: body end {again}"
+        elif self.several:
+            start = "start: (trigger body end)* TEXT"
+        else:
+            start = "start: TEXT | trigger body end"
+        rules = [
+            "%llguidance {}",
+            start,
+            "TEXT: /(.|\\n)*/",
+            f"trigger[lazy]: TEXT {json.dumps(BEGIN)}",
+            f"tag: {json.dumps(BEGIN)}",
+            f"end: {json.dumps(END)}",
+            f"body: %json {json.dumps(self._schema())}",
+        ]
+        return StructuredOutputs(grammar="\n".join(rules) + "\n")
+
+    def _schema(self) -> dict[str, Any]:
+        """The JSON object of a call."""
+        definitions = {}
+        calls = []
+        for index, function in enumerate(self._callable):
+            at = f"#/$defs/{index}"
+            definitions[str(index)] = _moved(function.parameters or {"type": "object"}, at)
+            calls.append(
+                {
+                    "type": "object",
+                    "properties": {"name": {"const": function.name}, "arguments": {"$ref": at}},
+                    "required": ["name", "arguments"],
+                    "additionalProperties": False,
+                }
+            )
+        return {"x-guidance": STYLE, "$defs": definitions, "anyOf": calls}
+
+    def plain(self) -> list[dict[str, Any]] | None:
+        """As chat templates take them."""
+        found: list[dict[str, Any]] = []
+        for tool in self.tools:
+            function = msgspec.to_builtins(tool.function)
+            kept = {name: value for name, value in function.items() if value is not None}
+            found.append({"type": "function", "function": kept})
+        return found or None
+
+    def instructions(self) -> str:
+        tools = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in self.plain() or ())
+        return INSTRUCTIONS.format(tools=tools)
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """A schema whose references are to itself, put at `root` of another."""
+    if isinstance(schema, list):
+        return [_moved(one, root) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {name: _moved(value, root) for name, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = root + reference[1:]
+    return moved
+
+
+class Calls:
+    """Reads one answer as it comes. inside: it begins within a call, whose tag is in the prompt."""
+
+    def __init__(self, inside: bool):
+        self._mode = "head" if inside else "text"
+        self._held = ""
+        self.count = 0  # calls begun
+
+    def push(self, text: str, last: bool) -> tuple[str, list[ToolCall]]:
+        """What is new: text, and calls or what there is more of the arguments of one."""
+        self._held += text
+        content, calls = "", list[ToolCall]()
+        while True:
+            if self._mode == "text":
+                shown, found = self._until(BEGIN, last)
+                content += shown.lstrip("\n") if self.count else shown
+                if not found:
+                    return content, calls
+                self._mode = "head"
+            elif self._mode == "head":
+                head = HEAD.match(self._held)
+                if head is None:
+                    return content, calls
+                self._held = self._held[head.end() :]
+                function = CalledFunction("", json.loads(head[1]))
+                calls.append(ToolCall(self.count, function, f"call_{uuid4().hex[:24]}", "function"))
+                self.count += 1
+                self._mode = "arguments"
+            else:
+                shown, found = self._until(TAIL, last)
+                if shown:
+                    calls.append(ToolCall(self.count - 1, CalledFunction(shown)))
+                if not found:
+                    return content, calls
+                self._mode = "text"
+
+    def _until(self, mark: str, last: bool) -> tuple[str, bool]:
+        """Take the text before `mark`, and the mark if it is there; what may become one is held."""
+        shown, found, rest = self._held.partition(mark)
+        if found:
+            self._held = rest
+            return shown, True
+        keep = (
+            0
+            if last
+            else max((n for n in range(1, len(mark)) if self._held.endswith(mark[:n])), default=0)
+        )
+        at = len(self._held) - keep
+        shown, self._held = self._held[:at], self._held[at:]
+        return shown, False
+
+
+def whole(text: str, inside: bool) -> tuple[str | None, list[ToolCall]]:
+    """A complete answer: its text, None where there are calls alone, and its calls."""
+    content, parts = Calls(inside).push(text, last=True)
+    calls: dict[int, ToolCall] = {}
+    for part in parts:
+        if isinstance(part.id, str):
+            calls[part.index] = part
+        else:
+            calls[part.index].function.arguments += part.function.arguments
+    return (content if content or not calls else None), list(calls.values())
