@@ -95,8 +95,8 @@ def sweep(arms: Sequence[Arm], load: Workload, rates: Sequence[float], seed: int
 
 def iteration(seed: int, images: Path) -> None:
     """Orca figure 10: median normalised latency against rate, and rates at equal latency."""
-    load = sets.uniform(1000, seed)
-    arms = [STATIC, ORCA, replace(WIDE, name="stall-free 2048")]
+    load = sets.uniform(2000, seed)
+    arms = [STATIC, ORCA, WIDE]
     idle = SARATHI.run(poisson(load, 0.2, 1.0, seed)).metrics["ptl"].median
     figure, axis = plot.canvas()
     rows = []
@@ -111,7 +111,7 @@ def iteration(seed: int, images: Path) -> None:
                 trial = Limits(1e9, 1e9).trial(rate, report)
                 return replace(trial, kept=points[-1][1] <= limit)
 
-            held[factor] = search(attempt, 8.0, 0.05)[0]
+            held[factor] = search(attempt, 16.0, 0.05)[0]
         rows.append([arm.name, held[2], held[4]])
         axis.plot(*zip(*sorted(points), strict=True), marker=".", label=arm.name)
     rows = [[*row, row[1] / rows[0][1], row[2] / rows[0][2]] for row in rows]
@@ -147,26 +147,35 @@ def stalls(seed: int, images: Path) -> None:
 
 def capacities(seed: int, images: Path) -> None:
     """Sarathi-Serve figures 10 and 12: the highest rate within a P99 target."""
+    _capacity("azure2023_conv", 12.0, seed)
+
+
+def papers(seed: int, images: Path) -> None:
+    """The same for summaries of papers, whose prompts are longer."""
+    _capacity("arxiv_summarization_lengths", 4.0, seed)
+
+
+def _capacity(file: str, first: float, seed: int) -> None:
     step = COST.seconds(Work(32, [4096] * 32))
+    load = sets.lengths(f"traces/{file}.csv.gz", 1500, seed)
+    limits = [Limits(5 * step), Limits(25 * step)]
+    fixed = [FIRST, WHOLE, SARATHI, WIDE]
     rows = []
-    for file in ("azure2023_conv", "arxiv_summarization_lengths"):
-        load = sets.lengths(f"traces/{file}.csv.gz", 600, seed)
-        for factor in (5, 25):
-            limits = Limits(factor * step)
-            arms = [ORCA, FIRST, WHOLE, SARATHI, WIDE, aimed(0.9 * limits.tbt)]
-            held = [_held(arm, load, limits, seed) for arm in arms]
-            rows.append([file, f"{1000 * limits.tbt:.0f} ms", *held, max(held[3:]) / held[1]])
-    head = ["trace", "P99 TBT", "Orca", "prefill first", "whole", "512", "2048", "target"]
-    table("Capacity, requests/s", [*head, "best / prefill first"], rows)
+    for limit in limits:
+        arms = [*fixed, aimed(0.9 * limit.tbt)]
+        held = [_held(arm, load, limit, first, seed) for arm in arms]
+        rows.append([f"{1000 * limit.tbt:.0f} ms", *held, max(held[2:]) / held[0]])
+    head = ["P99 TBT", "prefill first", "whole", "512", "2048", "target", "best / prefill first"]
+    table(f"Capacity, requests/s: {file}", head, rows)
 
 
-def _held(arm: Arm, load: Workload, limits: Limits, seed: int) -> float:
+def _held(arm: Arm, load: Workload, limit: Limits, first: float, seed: int) -> float:
     """The highest rate that an arm keeps."""
 
     def attempt(rate: float) -> Trial:
-        return limits.trial(rate, arm.run(poisson(load, rate, 1.0, seed)))
+        return limit.trial(rate, arm.run(poisson(load, rate, 1.0, seed)))
 
-    return search(attempt, 4.0, 0.04)[0]
+    return search(attempt, first, 0.05)[0]
 
 
 def budgets(seed: int, images: Path) -> None:
@@ -178,23 +187,23 @@ def budgets(seed: int, images: Path) -> None:
         full, part = arm.run(load), arm.run(poisson(load, 12.0, 1.0, seed))
         rows.append([tokens, full.total_throughput, part.metrics["itl"].percentile(99)])
         rows[-1].append(part.metrics["ttft"].median)
+    sizes, rates, gaps, _ = zip(*rows, strict=True)
     figure, axis = plot.canvas()
     other = axis.twinx()
-    axis.plot(
-        [row[0] for row in rows], [row[1] for row in rows], "o-", label="tokens/s, all at once"
-    )
-    other.plot([row[0] for row in rows], [row[2] for row in rows], "s--", c="C1")
+    axis.plot(sizes, rates, "o-")
+    other.plot(sizes, gaps, "s--", c="C1")
     axis.set(xlabel="tokens a step", ylabel="tokens/s, all at once", xscale="log", ylim=(0, None))
+    axis.set_xticks(sizes, labels=list(map(str, sizes)))
+    axis.minorticks_off()
     other.set(ylabel="P99 ms between tokens, 12 req/s (dashed)", ylim=(0, None))
     plot.save(figure, images / "budget.png")
     head = ["tokens a step", "tokens/s, all at once", "P99 TBT at 12 req/s", "TTFT P50"]
     table("The budget of a step", head, rows)
 
 
-def shortest(seed: int, images: Path) -> None:
-    """Learning to Rank sections 5.2 and 5.4, with the true lengths for a ranker."""
+def orders() -> list[Arm]:
     base = replace(WIDE, requests=256)
-    arms = [
+    return [
         replace(base, name="FCFS"),
         replace(base, name="shortest", ranking=lambda cache: Shortest()),
         replace(base, name="aging(shortest)", ranking=lambda cache: Aging(Shortest())),
@@ -202,29 +211,36 @@ def shortest(seed: int, images: Path) -> None:
         replace(base, name="aging(preemptive)",
                 ranking=lambda cache: Aging(Shortest(preempt=True))),
     ]  # fmt: skip
+
+
+def shortest(seed: int, images: Path) -> None:
+    """Learning to Rank section 5.2, with the true lengths for a ranker."""
     load = sets.chats(2000, seed)
     figure, axes = plot.canvas(1, 2)
-    head = ["", "PTL mean", "P90", "TTFT P50", "TPOT P99", "wait mean", "max", "preempted", "s"]
-    for axis, rate in zip(axes, (float("inf"), 40.0), strict=True):
+    head = ["ms", "PTL mean", "P90", "TTFT P50", "TPOT P99", "wait mean", "max", "preempted"]
+    for axis, rate in zip(axes, (float("inf"), 60.0), strict=True):
         rows = []
-        for arm in arms:
+        for arm in orders():
             report = arm.run(poisson(load, rate, 1.0, seed))
             m = report.metrics
             rows.append([arm.name, m["ptl"].mean, m["ptl"].percentile(90), m["ttft"].median])
             rows[-1] += [m["tpot"].percentile(99), m["wait"].mean, m["wait"].percentile(100)]
-            rows[-1] += [report.preemptions, report.duration]
+            rows[-1].append(report.preemptions)
             plot.cumulative(axis, {arm.name: m["ptl"].sorted})
         title = "burst of 2,000" if rate == float("inf") else f"{rate:g} requests/s"
         axis.set(title=title, xlabel="ms a token, end to end")
-        table(f"Chat lengths, {title} (ms)", head, rows)
+        table(f"Chat lengths, {title}", head, rows)
     plot.save(figure, images / "shortest-first.png")
+
+
+def samples(seed: int, images: Path) -> None:
+    """Learning to Rank section 5.4: the first 1,000 of 10,000 samples."""
     rows = []
-    for arm in arms[:3]:
-        gen = arm.run(sets.chats(10_000, seed))
-        ends = gen.metrics["e2el"].sorted
-        rows.append([arm.name, ends[999] / 1000, gen.duration])
-    rows = [[*row, rows[0][1] / row[1]] for row in rows]
-    table("First 1,000 of 10,000 samples", ["", "first 1,000, s", "all, s", "gain"], rows)
+    for arm in orders()[:2]:
+        report = arm.run(sets.chats(10_000, seed))
+        first = report.metrics["e2el"].sorted[999] / 1000
+        rows.append([arm.name, first, report.duration])
+    table("First 1,000 of 10,000 samples", ["", "first 1,000, s", "all, s"], rows)
 
 
 def prefixes(seed: int, images: Path) -> None:
@@ -250,7 +266,8 @@ def prefixes(seed: int, images: Path) -> None:
     table("Hit rates, A10G", [*head, "longest / best", "time FCFS / longest"], rows)
 
 
-FIGURES = {f.__name__: f for f in (iteration, stalls, capacities, budgets, shortest, prefixes)}
+ALL = (iteration, stalls, capacities, papers, budgets, shortest, samples, prefixes)
+FIGURES = {figure.__name__: figure for figure in ALL}
 
 
 def main() -> None:
