@@ -218,7 +218,7 @@ def shortest(seed: int, images: Path) -> None:
     load = sets.chats(2000, seed)
     figure, axes = plot.canvas(1, 2)
     head = ["ms", "PTL mean", "P90", "TTFT P50", "TPOT P99", "wait mean", "max", "preempted"]
-    for axis, rate in zip(axes, (float("inf"), 60.0), strict=True):
+    for axis, rate in zip(axes, (float("inf"), 120.0), strict=True):
         rows = []
         for arm in orders():
             report = arm.run(poisson(load, rate, 1.0, seed))
