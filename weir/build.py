@@ -24,7 +24,8 @@ from weir.grammar.library import Library, Tokens
 from weir.models.base import Model
 from weir.models.load import load
 from weir.ops import dispatch, native
-from weir.runtime.graphs import Graphs, decode_sizes
+from weir.ops.prefix import shares
+from weir.runtime.graphs import Graphs, decode_sizes, shared_sizes
 from weir.runtime.memory import rehearse
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
@@ -149,7 +150,7 @@ def _executor(config: Config, platform: Platform, model: Model, phases: Phases) 
 
     graphs = Graphs()
     if device.type == "cuda":
-        graphs = _graphs(config, requests)
+        graphs = _graphs(config, requests, spec)
         tokens = policies.step_tokens(config, defaults.tokens, spec.context)
         torch.cuda.empty_cache()
         probe = runner(pages_needed(tokens, requests, page), spec.context, graphs)
@@ -217,12 +218,13 @@ def _gpu_kernels() -> str:
     return "Triton kernels" if found else "PyTorch, slowly: Triton is not installed"
 
 
-def _graphs(config: Config, requests: int) -> Graphs:
+def _graphs(config: Config, requests: int, spec: Spec) -> Graphs:
     """Shapes of lanes that a GPU replays."""
     if config.enforce_eager or dispatch.triton is None:  # the reference looks at lengths
         return Graphs()
     sizes = [size for size in config.cuda_graph_sizes if size <= requests]
-    return Graphs(sizes or decode_sizes(requests))
+    sizes = sizes or decode_sizes(requests)
+    return Graphs(sizes, shared=shared_sizes(sizes) if shares(spec.attention) else ())
 
 
 def _pages(room: int, spec: Spec, page: int, platform: Platform) -> int:

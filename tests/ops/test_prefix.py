@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.ops import prefix
-from weir.ops.prefix import LEAST, MEMBERS, find
+from weir.ops.prefix import LEAST, MEMBERS, Prefixes
 
 PAGE = 16
+
+
+def find(table: np.ndarray, keys: np.ndarray, page: int) -> Prefixes | None:
+    """Of rows that lie anywhere among others."""
+    rows = np.random.default_rng(0).permutation(2 * len(table))[: len(table)]
+    among = np.full((2 * len(table), table.shape[1]), 7, np.int32)
+    among[rows] = table
+    return prefix.find(among, rows, keys, page)
 
 
 @pytest.fixture(autouse=True)

@@ -5,15 +5,29 @@ Found on the host from page numbers alone: requests share what the radix tree ga
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-MEMBERS = 16  # decodes of a tile: with 4 query heads a kv head they fill a tile of tensor cores
+MEMBERS = 16  # decodes of a tile
+ROWS = 128  # query heads of a tile at most, those of one kv head of every member
 LEAST = 128  # keys of a prefix
 SAVED = 24_576  # keys that a step must be spared, or the second pass costs more (docs/results.md)
+
+
+class Heads(Protocol):
+    """What is read of a layer's attention; `weir.core.AttentionSpec` is one."""
+
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def window(self) -> int | None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -33,24 +47,52 @@ class Prefixes:
     keys: NDArray[np.int32]
     skip: NDArray[np.int32]
 
+    @classmethod
+    def none(cls) -> Prefixes:
+        nothing = np.zeros(0, np.int32)
+        return cls(nothing.reshape(0, MEMBERS), nothing, nothing)
 
-def find(table: NDArray[np.int32], keys: NDArray[np.int64], page: int) -> Prefixes | None:
-    """Tiles of the sequences of table [S, P] with `keys` [S] to share, 0 for one that must not.
+    def padded(self, sequences: int) -> Prefixes:
+        """The same for so many sequences, in as many tiles as they can have: 2 share one."""
+        tiles = sequences // 2
+        member = np.full((tiles, MEMBERS), -1, np.int32)
+        member[: len(self.member)] = self.member
+        keys, skip = np.zeros(tiles, np.int32), np.zeros(sequences, np.int32)
+        keys[: len(self.keys)] = self.keys
+        skip[: len(self.skip)] = self.skip
+        return Prefixes(member, keys, skip)
+
+
+def fits(heads: int, kv_heads: int, window: int | None, members: int = MEMBERS) -> bool:
+    """Whether attention of this kind can read prefixes once. A window leaves them behind."""
+    return window is None and heads // kv_heads * members <= ROWS
+
+
+def shares(layers: Iterable[Heads]) -> bool:
+    """Whether any layer can read prefixes once."""
+    return any(fits(layer.heads, layer.kv_heads, layer.window) for layer in layers)
+
+
+def find(
+    table: NDArray[np.int32], rows: NDArray[np.int64], keys: NDArray[np.int64], page: int
+) -> Prefixes | None:
+    """Tiles of S sequences with `keys` [S] to share, 0 for one that must not; the pages of each
+    are in row rows[s] of table [R, P].
 
     Sequences that begin with the same page form a group, and share what all of it has in common.
     Returns None where that does not pay.
     """
-    order = np.argsort(table[:, 0], kind="stable")
-    order = order[keys[order] >= LEAST]
-    if (len(order) - 1) * int(keys.max(initial=0)) < SAVED:
-        return None
-    head = np.flatnonzero(np.diff(table[order, 0], prepend=-1))  # where a group begins
+    able = np.flatnonzero(keys >= LEAST)
+    order = able[np.argsort(table[rows[able], 0], kind="stable")]
+    head = np.flatnonzero(np.diff(table[rows[order], 0], prepend=-1))  # where a group begins
     size = np.diff(head, append=len(order))
-    rows = table[order, : int(keys.max()) // page]
-    differs = np.ones((len(order), rows.shape[1] + 1), bool)
-    np.not_equal(rows[1:], rows[:-1], out=differs[1:, :-1])
+    if np.sum(size - 1) * int(keys.max(initial=0)) < SAVED:
+        return None
+    pages = table[rows[order], : int(keys.max()) // page]
+    differs = np.ones((len(order), pages.shape[1] + 1), bool)
+    np.not_equal(pages[1:], pages[:-1], out=differs[1:, :-1])
     common = differs.argmax(axis=1)  # pages in common with the one before
-    common[head] = rows.shape[1]
+    common[head] = pages.shape[1]
     common = np.minimum(common, keys[order] // page)
     shared = np.minimum.reduceat(common, head) * page
     shared[(size < 2) | (shared < LEAST)] = 0
@@ -62,6 +104,6 @@ def find(table: NDArray[np.int32], keys: NDArray[np.int64], page: int) -> Prefix
     member = np.full((int(begins.sum()), MEMBERS), -1, np.int32)
     tile = np.cumsum(begins) - 1
     member[tile[each > 0], rank[each > 0] % MEMBERS] = order[each > 0]
-    skip = np.zeros(len(table), np.int32)
+    skip = np.zeros(len(rows), np.int32)
     skip[order] = each
     return Prefixes(member, each[begins].astype(np.int32), skip)

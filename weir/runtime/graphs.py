@@ -23,6 +23,11 @@ def decode_sizes(most: int) -> list[int]:
     return [n for n in (1, 2, 4) if n < most] + [*range(8, most, 8), most]
 
 
+def shared_sizes(sizes: Iterable[int]) -> list[int]:
+    """Those of decode lanes that may have prefixes worth reading once: the larger, and few."""
+    return [n for n in sizes if n % 32 == 0]
+
+
 @dataclass(slots=True, eq=False)
 class Recorded:
     """A padded lane, and what replays its two parts."""
@@ -63,28 +68,37 @@ class Graphs:
     """The shapes there are, and their recordings once they are made.
 
     decodes: sequences of lanes with one token each. mixed: shapes of lanes of any chunks.
+    shared: as decodes, of lanes that read the prefixes they have in common once.
     """
 
-    def __init__(self, decodes: Iterable[int] = (), mixed: Iterable[Shape] = ()):
+    def __init__(
+        self,
+        decodes: Iterable[int] = (),
+        mixed: Iterable[Shape] = (),
+        shared: Iterable[int] = (),
+    ):
         self.decodes = sorted(decodes)
         self.mixed = sorted(mixed)
+        self.shared = sorted(shared)
         self.recorded: dict[Shape, Recorded] = {}
 
     @property
     def shapes(self) -> list[Shape]:
         """Largest first."""
-        return sorted([*(Shape(n, n) for n in self.decodes), *self.mixed], reverse=True)
+        decodes = [Shape(n, n) for n in self.decodes] + [Shape(n, n, True) for n in self.shared]
+        return sorted([*decodes, *self.mixed], reverse=True)
 
-    def fit(self, chunks: Sequence[Chunk]) -> Shape | None:
-        """The smallest shape that holds the chunks; None: there is none, or they ask for rows that
-        no padded lane keeps."""
+    def fit(self, chunks: Sequence[Chunk], shared: bool = False) -> Shape | None:
+        """The smallest shape that holds the chunks, for their prefixes too if those are `shared`;
+        None: there is none, or they ask for rows that no padded lane keeps."""
         if not self.recorded or any(c.score is not None or c.pool is not None for c in chunks):
             return None
         count, tokens = len(chunks), sum(c.length for c in chunks)
         if tokens == count:
-            at = bisect_left(self.decodes, count)
-            if at < len(self.decodes):
-                return Shape(self.decodes[at], self.decodes[at])
+            sizes = self.shared if shared and count <= max(self.shared, default=0) else self.decodes
+            at = bisect_left(sizes, count)
+            if at < len(sizes):
+                return Shape(sizes[at], sizes[at], sizes is self.shared)
         for shape in self.mixed:  # a sequence more, for the tokens that fill it up
             if shape.tokens >= tokens and shape.sequences > count:
                 return shape

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weir.core import PENDING, Chunk
 from weir.ops.attention import Batch
+from weir.ops.prefix import Prefixes, Shared
 from weir.runtime.stage import Stage
 from weir.runtime.store import Store
 from weir.runtime.tables import Tables
@@ -24,10 +25,11 @@ from weir.runtime.tables import Tables
 @dataclass(frozen=True, slots=True, order=True)
 class Shape:
     """What a lane is padded to, so that its launches can be recorded: as many sequences of one
-    token each, or fewer sequences of any length."""
+    token each, or fewer sequences of any length. `shared`: prefixes in common are read once."""
 
     tokens: int
     sequences: int
+    shared: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -113,9 +115,11 @@ def build(
     vocab: int,
     stage: Stage,
     shape: Shape | None = None,
+    prefixes: Prefixes | None = None,
 ) -> Lane:
     """Tensors of one lane, padded to `shape` if there is one; then it must lie on the first tier,
-    and none of it be scored or pooled. Adds the chunks' new pages to `tables` on the way."""
+    and none of it be scored or pooled. `prefixes` are what its decodes have in common. Adds the
+    chunks' new pages to `tables` on the way."""
     if any(not c.ids and c.uid not in tables.row for c in chunks):
         raise RuntimeError("a chunk goes on from a token that was never sampled here")
     spans = Spans.of(chunks, tables, shape)
@@ -141,7 +145,7 @@ def build(
     else:
         keep = np.maximum(spans.bound[1:] - 1, 0)
     every = len(keep) == len(ids) and np.array_equal(keep, np.arange(len(ids)))
-    width, parts = _parts(spans, tables, store, stage, shape)
+    width, parts = _parts(spans, tables, store, stage, shape, prefixes)
     return Lane(
         ids=stage.put(ids),
         pos=stage.put(spans.pos),
@@ -193,7 +197,12 @@ def _keep(
 
 
 def _parts(
-    spans: Spans, tables: Tables, store: Store, stage: Stage, shape: Shape | None
+    spans: Spans,
+    tables: Tables,
+    store: Store,
+    stage: Stage,
+    shape: Shape | None,
+    prefixes: Prefixes | None,
 ) -> tuple[int, list[Part]]:
     """The parts of a lane, and `Lane.width`."""
     page = store.page
@@ -217,8 +226,20 @@ def _parts(
         table=tables.there,  # until it is linked
         slots=stage.put(slots),
         lengths=lengths,
+        shared=_shared(prefixes, shape, stage),
     )
     return width, [Part(tier, batch)]
+
+
+def _shared(prefixes: Prefixes | None, shape: Shape | None, stage: Stage) -> Shared | None:
+    """What a lane's decodes share; of a padded lane always as many tiles as there may be."""
+    if shape is not None:
+        if not shape.shared:
+            return None
+        prefixes = (prefixes or Prefixes.none()).padded(shape.sequences)
+    if prefixes is None:
+        return None
+    return Shared(*map(stage.put, (prefixes.member, prefixes.keys, prefixes.skip)))
 
 
 def _split(

@@ -15,6 +15,7 @@ from torch import Tensor
 from weir.core import Chunk, Plan, Result
 from weir.models.base import Model
 from weir.ops import sample
+from weir.ops.prefix import Prefixes, find, shares
 from weir.runtime import inputs
 from weir.runtime.attention import Tiered
 from weir.runtime.forward import forward
@@ -64,6 +65,7 @@ class Runner:
         self.vocab = model.spec.vocab
         self.rows = max(1, min(MAX_ROWS, LOGITS[device.type] // self.vocab))  # of a slice of logits
         self.attention = Tiered(store, model.spec.attention)
+        self.shares = device.type == "cuda" and shares(model.spec.attention)
         self.stage = Stage(device)
         self.tables = Tables(requests, -(-context // store.page), store.pages, device)
         self.sampler = Sampler(self.vocab, device)
@@ -123,13 +125,14 @@ class Runner:
 
     def _prepare(self, chunks: Sequence[Chunk], landing: Landing, alone: bool) -> Work:
         """`alone`: there is no other lane, so this may be a recorded one."""
-        shape = self.graphs.fit(chunks) if alone else None
+        prefixes = self._prefixes(chunks) if self.shares else None
+        shape = self.graphs.fit(chunks, prefixes is not None) if alone else None
         if shape is None:
-            lane = self._lane(chunks, landing, None)
+            lane = self._lane(chunks, landing, None, prefixes)
             feed = self.sampler.penalties.plan(chunks, self.stage)
             return Work(chunks, lane, feed, self._draws(lane.sampled, landing))
         recorded = self.graphs.recorded[shape]
-        lane, choice = self._padded(chunks, shape, landing)
+        lane, choice = self._padded(chunks, shape, landing, prefixes)
         if self.stage.used != recorded.staged:
             raise RuntimeError("a padded lane does not lie where it was recorded")
         feed = self.sampler.penalties.plan(chunks, self.stage)
@@ -140,16 +143,34 @@ class Runner:
             work.draws = self._draws(lane.sampled, landing)
         return work
 
-    def _lane(self, chunks: Sequence[Chunk], landing: Landing, shape: Shape | None) -> Lane:
-        lane = inputs.build(chunks, self.tables, self.store, self.vocab, self.stage, shape)
+    def _prefixes(self, chunks: Sequence[Chunk]) -> Prefixes | None:
+        """What decodes among the chunks have in common, found before their new pages are known."""
+        rows = [self.tables.row.get(c.uid, self.tables.padding) for c in chunks]
+        keys = [c.start if c.length == 1 and c.uid in self.tables.row else 0 for c in chunks]
+        return find(self.tables.page, np.array(rows), np.array(keys), self.store.page)
+
+    def _lane(
+        self,
+        chunks: Sequence[Chunk],
+        landing: Landing,
+        shape: Shape | None,
+        prefixes: Prefixes | None,
+    ) -> Lane:
+        lane = inputs.build(
+            chunks, self.tables, self.store, self.vocab, self.stage, shape, prefixes
+        )
         landing.failed |= lane.failed
         return lane
 
     def _padded(
-        self, chunks: Sequence[Chunk], shape: Shape, landing: Landing
+        self,
+        chunks: Sequence[Chunk],
+        shape: Shape,
+        landing: Landing,
+        prefixes: Prefixes | None = None,
     ) -> tuple[Lane, Choice]:
         """What must be first on the stage and, but for its values, the same whatever the chunks."""
-        lane = self._lane(chunks, landing, shape)
+        lane = self._lane(chunks, landing, shape, prefixes)
         rows = self.tables.rows([chunk.uid for chunk in chunks])
         padding = shape.sequences, self.tables.padding
         return lane, self.sampler.choice(chunks, rows, landing.failed, self.stage, padding)

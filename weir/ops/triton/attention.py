@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weir.ops.prefix import Shared
+from weir.ops.prefix import Shared, fits
 from weir.ops.triton import hopper
-from weir.ops.triton.decode import decode, joinable
+from weir.ops.triton.decode import decode
 from weir.ops.triton.prefill import prefill
 
 
@@ -42,8 +42,9 @@ def attend(
         run(q, kv, o, lse, q_start, kv_len, first, table, scale, window, softcap, mixed)
     if shortest == 1:
         starts = q_start if mixed else None
-        # a window has left most of a prefix behind, and one tier holds only some of it
-        if window is not None or first is not None or not joinable(q, kv, shared):
-            shared = None
+        if shared is not None:
+            members = shared.member.shape[1]
+            if first is not None or not fits(q.shape[1], kv.shape[2], window, members):
+                shared = None  # which says no more than the table
         decode(q, kv, o, lse, starts, kv_len, first, table, scale, window, softcap, shared)
     return o, lse

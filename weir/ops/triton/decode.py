@@ -30,7 +30,6 @@ from weir.ops.triton.softmax import LN2, LOG2E, close, take
 STAGES = 5  # two turns in flight: Triton counts the load of page numbers as stages, too
 PROGRAMS = 2  # of a multiprocessor at a time
 PARTS = 64  # programs at most that share a sequence and kv head
-ROWS = 128  # queries of a program at most
 JOINED = 16384  # numbers that are joined at once: 128 registers of each thread
 
 
@@ -66,11 +65,6 @@ def decode(
     common_lse = torch.empty_like(lse)
     _launch(*place, common, common_lse, shared.keys, member=shared.member)
     _launch(*place, o, lse, kv_len, skip=shared.skip, common=(common, common_lse))
-
-
-def joinable(q: Tensor, kv: Tensor, shared: Shared | None) -> bool:
-    """Whether the queries of all members of a tile fit one program."""
-    return shared is not None and q.shape[1] // kv.shape[2] * shared.member.shape[1] <= ROWS
 
 
 def _launch(
