@@ -30,7 +30,7 @@ from weir.ops.triton.softmax import LN2, LOG2E, close, take
 STAGES = 5  # two turns in flight: Triton counts the load of page numbers as stages, too
 PROGRAMS = 2  # of a multiprocessor at a time
 PARTS = 64  # programs at most that share a sequence and kv head
-JOINED = 16384  # numbers that are joined at once: 128 registers of each thread
+JOINED = 16384  # numbers that are joined at once: 128 registers of a thread, of more rows half
 
 
 @cache
@@ -128,7 +128,7 @@ def _launch(
         LINES=lines,
         KEYS=max(16, min(64, 16384 // (dims * q.element_size()))),
         DIMS=dims,
-        BLOCK=max(1, JOINED // (lines * dims)),
+        BLOCK=max(1, (JOINED if members == 1 else JOINED // 2) // (lines * dims)),
         warps=4 if lines <= 64 else 8,
         stages=STAGES if members == 1 else 3,
     )
