@@ -23,6 +23,7 @@ COMMANDS = {
     "profile": "measure how long steps take on this machine",
     "simulate": "replay a workload in virtual time, for any model, device and policy",
     "capacity": "find the highest request rate that keeps latency within a target",
+    "plan": "find where weights and KV of a model too large for the GPU should lie",
     "top": "watch a running server",
     "doctor": "show what this machine offers, what will be used and what is missing",
     "version": "show the version",

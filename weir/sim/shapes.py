@@ -24,6 +24,19 @@ def _llama(hidden: int, layers: int, heads: int, cache: int, ffn: int, **more: A
     }
 
 
+def _opt(hidden: int, layers: int, heads: int) -> Any:
+    return {
+        "model_type": "opt",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "ffn_dim": 4 * hidden,
+        "word_embed_proj_dim": hidden,
+        "vocab_size": 50272,
+        "max_position_embeddings": 2048,
+    }
+
+
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-2-7b": _llama(4096, 32, 32, 32, 11008, vocab_size=32000, max_position_embeddings=4096),
     "llama-3.1-8b": _llama(4096, 32, 32, 8, 14336),
@@ -40,6 +53,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         max_position_embeddings=40960,
         tie_word_embeddings=True,
     ),
+    "opt-6.7b": _opt(4096, 32, 32),
+    "opt-30b": _opt(7168, 48, 56),
+    "opt-175b": _opt(12288, 96, 96),
 }
 
 

@@ -1,0 +1,46 @@
+"""`weir plan`: what it prints, and that it says what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from weir.cli import main
+from weir.cost.offload import Offload
+
+WORDS = ["plan", "opt-30b", "--hardware", "t4"]
+
+
+def test_the_plan_and_the_choices_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(WORDS) == 0
+    shown = capsys.readouterr().out
+    assert "tokens/s: prompts" in shown and "by hand:" in shown
+    assert shown.count("tokens/s  ") == 4
+
+
+def test_json_can_be_read_back_and_less_memory_is_slower(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = []
+    for size in ("16GiB", "8GiB"):
+        assert main([*WORDS, "--gpu-memory", size, "--json"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        msgspec.convert(answer["planned"]["offload"], Offload)
+        found.append(answer["planned"]["predicted"]["throughput"])
+    assert found[0] >= found[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpu-memory", "much"], "expected a size"),
+        (["--prompt", "4000"], "exceed the model's 2048 tokens"),
+        (["--hardware", "abacus"], "there are t4, a10g, h100"),
+        (["--cpu-memory", "1GiB", "--disk", "0"], "give it more memory or disk"),
+    ],
+)
+def test_errors(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*WORDS, *words]) == 1
+    assert said in capsys.readouterr().err

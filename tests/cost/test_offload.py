@@ -1,0 +1,200 @@
+"""Offloading: the linear program against brute force, its limits, and what the paper measured."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from weir.core import AttentionSpec, Spec
+from weir.cost.machine import ENDLESS, MACHINES, T4, Machine, disk_rates, find
+from weir.cost.offload import Costs, Job, Offload, predict
+from weir.cost.search import CPU, DISK, GPU, naive, search, solve
+from weir.errors import ConfigError
+
+
+def spec(hidden: int = 1024, layers: int = 8, heads: int = 16, kv_heads: int = 16) -> Spec:
+    dim = hidden // heads
+    return Spec(
+        architecture="opt" if heads == kv_heads else "llama",
+        vocab=50272,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        ffn=4 * hidden,
+        context=2048,
+        tied=True,
+        attention=[AttentionSpec(heads, kv_heads, dim, dim**-0.5)] * layers,
+    )
+
+
+OPT_30B = spec(7168, 48, 56, 56)
+BASE = Offload(batch=4, batches=2, weights=CPU, cache=CPU, hidden=CPU)
+SMALL = replace(T4, gpu_memory=600 * 10**6, cpu_memory=400 * 10**6, disk=10**12)
+
+machines = st.builds(
+    lambda gpu, cpu, disk, link, codes: replace(
+        T4,
+        gpu_memory=int(gpu * 1e9),
+        cpu_memory=int(cpu * 1e9),
+        disk=int(disk * 1e9),
+        to_gpu=link * 1e9,
+        cpu_codes=codes,
+    ),
+    st.floats(0.2, 3),
+    st.floats(0.05, 3),
+    st.floats(0, 5),
+    st.floats(1, 60),
+    st.sampled_from([ENDLESS, 5e9]),
+)
+choices = st.builds(
+    lambda batch, batches, there, weights, cache, overlap: replace(
+        BASE,
+        batch=batch,
+        batches=batches,
+        cpu_attention=there,
+        weight_bits=weights,
+        cache_bits=cache,
+        overlap=overlap,
+    ),
+    st.sampled_from([1, 4, 16]),
+    st.sampled_from([1, 3, 8]),
+    st.booleans(),
+    st.sampled_from([4, 16]),
+    st.sampled_from([4, 16]),
+    st.sampled_from(["none", "copies", "lanes"]),
+)
+shapes = st.sampled_from([spec(), spec(kv_heads=4)])
+JOB = Job(prompt=128, output=16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, machines, choices)
+def test_what_is_found_fits_and_adds_up(model: Spec, machine: Machine, choice: Offload) -> None:
+    found = solve(Costs(model, JOB, machine, choice))
+    if found is None:
+        return
+    offload = found.offload
+    for shares in (offload.weights, offload.cache, offload.hidden):
+        assert sum(shares) == pytest.approx(1, abs=1e-6) and min(shares) >= 0
+    rooms = {"GPU memory": machine.gpu_memory, "CPU memory": machine.cpu_memory}
+    for name, room in (rooms | {"disk": machine.disk}).items():
+        assert found.predicted.memory[name] <= room * 0.9 * (1 + 1e-5)
+    assert predict(model, JOB, machine, offload) == found.predicted
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shapes,
+    machines,
+    choices,
+    st.sampled_from(["gpu_memory", "cpu_memory", "disk", "to_gpu", "disk_read", "cpu_cache"]),
+)
+def test_more_of_anything_is_never_slower(
+    model: Spec, machine: Machine, choice: Offload, what: str
+) -> None:
+    more = replace(machine, **{what: 2 * getattr(machine, what)})
+    before, after = (solve(Costs(model, JOB, one, choice)) for one in (machine, more))
+    if before is not None:
+        assert after is not None
+        assert after.predicted.throughput >= before.predicted.throughput * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("kv_heads", [16, 4])
+def test_no_placement_of_a_grid_beats_the_linear_program(there: bool, kv_heads: int) -> None:
+    """And the best of the grid comes as near as steps of a tenth can."""
+    model = spec(kv_heads=kv_heads)
+    choice = replace(BASE, batch=16, batches=4, cpu_attention=there)
+    costs = Costs(model, JOB, SMALL, choice)
+    found = solve(costs)
+    assert found is not None
+    tenths = np.linspace(0, 1, 11)
+    splits = [(g, c, 1 - g - c) for g, c in itertools.product(tenths, tenths) if g + c < 1.001]
+    grid = np.array([[*w, *k, *h, 1] for w in splits for k in splits for h in (GPU, CPU, DISK)])
+    fits = np.ones(len(grid), bool)
+    for peaks, room in costs.memory.values():
+        for peak in peaks:
+            fits &= grid @ peak <= room
+    prompt, decode = (
+        np.max([grid @ part for part in phase.values()], axis=0)
+        for phase in (costs.prompt, costs.decode)
+    )
+    seconds = (prompt + decode * (JOB.output - 1)) * model.layers
+    best = seconds[fits].min()
+    planned = found.predicted.prefill + found.predicted.decode
+    assert fits.sum() > 100
+    assert planned <= best * (1 + 1e-6)
+    assert best <= planned * 1.15
+
+
+def test_sizes_are_those_of_the_model() -> None:
+    costs = Costs(spec(kv_heads=4), JOB, T4, BASE)
+    assert costs.kv == 2 * 2 * 4 * 64  # keys and values, 2 bytes, 4 heads of 64
+    assert costs.layer == 2 * (2 * 1024 * 1024 + 2 * 1024 * 256 + 3 * 1024 * 4096)
+    codes = Costs(spec(), JOB, T4, replace(BASE, weight_bits=4, cache_bits=4))
+    plain = Costs(spec(), JOB, T4, BASE)
+    assert plain.layer / codes.layer == plain.kv / codes.kv == pytest.approx(3.56, abs=0.01)
+
+
+def test_attention_on_the_cpu_saves_the_copies_of_the_cache() -> None:
+    """With a slow link the KV had better stay; with an endless one it had better travel."""
+    offload = replace(BASE, batch=16, batches=4)
+    for link, stays in ((1e9, True), (1e13, False)):
+        machine = replace(T4, to_gpu=link)
+        there, here = (
+            predict(spec(), JOB, machine, replace(offload, cpu_attention=way)).throughput
+            for way in (True, False)
+        )
+        assert (there > here) == stays
+
+
+def test_the_placement_of_flexgen_costs_about_what_the_paper_measured() -> None:
+    shares = (0.2, 0.8, 0.0)
+    offload = Offload(batch=48, batches=3, weights=shares, cache=CPU, hidden=CPU)
+    job = Job(prompt=512, output=32)
+    said = predict(OPT_30B, job, T4, offload)
+    assert said.throughput == pytest.approx(7.32, rel=0.2)
+    apart = predict(OPT_30B, job, T4, replace(offload, overlap="none"))
+    assert apart.throughput == pytest.approx(5.86, rel=0.05)
+    best = search(OPT_30B, job, T4, offload)
+    assert best.predicted.throughput >= said.throughput
+    hands = naive(OPT_30B, job, T4, offload)
+    assert len(hands) == 4
+    assert all(hand.predicted.fits for hand in hands)
+    assert all(hand.predicted.throughput <= best.predicted.throughput for hand in hands)
+
+
+def test_latency_is_one_request() -> None:
+    one = search(OPT_30B, JOB, MACHINES["h100"], BASE, "latency")
+    many = search(OPT_30B, JOB, MACHINES["h100"], BASE)
+    assert one.offload.block == 1
+    assert one.predicted.prefill + one.predicted.decode < (
+        many.predicted.prefill + many.predicted.decode
+    )
+    assert one.predicted.throughput < many.predicted.throughput
+
+
+def test_what_cannot_be_planned_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = replace(T4, gpu_memory=10**8, cpu_memory=10**8, disk=0)
+    with pytest.raises(ConfigError, match="not one request"):
+        search(OPT_30B, JOB, tiny, BASE)
+    with pytest.raises(ConfigError, match="no machine"):
+        find("abacus")
+    monkeypatch.setitem(sys.modules, "highspy", None)
+    with pytest.raises(ConfigError, match=r"weir-llm\[plan\]"):
+        search(spec(), JOB, T4, BASE)
+
+
+def test_disk_rates_leave_nothing_behind(tmp_path) -> None:
+    read, write = disk_rates(tmp_path, 2**23)
+    assert read > 0 and write > 0 and not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="cannot be measured"):
+        disk_rates(tmp_path / "missing", 2**23)

@@ -1,0 +1,117 @@
+"""Find where weights, KV cache and activations of a model should lie: GPU, CPU memory or disk.
+
+For many requests of one length, the placement and the sizes of batches that generate most tokens a
+second (or, for latency, one request soonest), what is predicted of them and what limits them,
+beside the choices one would make by hand. No model is loaded, only its shape is read.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from weir.bench.datasets import positive
+from weir.config import parse_size
+from weir.cost import machine
+from weir.cost.offload import Job, Offload
+from weir.cost.search import CPU, Planned, naive, search
+from weir.errors import ConfigError
+from weir.sim.shapes import shape
+
+USAGE = "weir plan MODEL [--hardware NAME] [--gpu-memory 16GiB] [OPTIONS]"
+SIZES = {"gpu_memory": "memory of the GPU", "cpu_memory": "main memory", "disk": "disk"}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="what weir serve takes, or a well-known shape")
+    names = ", ".join(machine.MACHINES)
+    add("--hardware", default="h100", metavar="NAME", help=f"{names} (h100)")
+    add(
+        "--measure", type=Path, metavar="FOLDER",
+        help="measure this host's memory, and the disk of that folder, instead of the preset's",
+    )  # fmt: skip
+    for name, help in SIZES.items():
+        flag = "--" + name.replace("_", "-")
+        add(flag, metavar="SIZE", help=f"{help} to be used, such as 16GiB; 0: none")
+    add("--prompt", type=positive, default=512, metavar="N", help="tokens of a prompt (512)")
+    add("--output", type=positive, default=32, metavar="N", help="tokens of an answer (32)")
+    add("--target", choices=("throughput", "latency"), default="throughput", help="(throughput)")
+    add("--weight-bits", type=int, choices=(16, 4), default=16, help="of a weight (16)")
+    add("--cache-bits", type=int, choices=(16, 4), default=16, help="of a number of KV (16)")
+    add(
+        "--overlap", choices=("none", "copies", "lanes"), default="copies",
+        help="what runs beside what: nothing, copies, or attention on the CPU too (copies)",
+    )  # fmt: skip
+    add("--json", action="store_true", help="print JSON")
+
+
+def run(options: Namespace) -> int:
+    found = machine.find(options.hardware)
+    if options.measure:
+        found = machine.measured(found, options.measure)
+    found = replace(found, **sizes(options))
+    spec = shape(options.model)
+    job = Job(prompt=options.prompt, output=options.output)
+    if job.prompt + job.output > spec.context:
+        raise ConfigError(f"--prompt and --output exceed the model's {spec.context} tokens")
+    base = Offload(
+        batch=1,
+        batches=1,
+        weights=CPU,
+        cache=CPU,
+        hidden=CPU,
+        weight_bits=options.weight_bits,
+        cache_bits=options.cache_bits,
+        overlap=options.overlap,
+    )
+    planned = search(spec, job, found, base, options.target)
+    others = naive(spec, job, found, base) if options.target == "throughput" else []
+    if options.json:
+        answer = {"machine": found, "job": job, "planned": planned, "by_hand": others}
+        print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+    else:
+        print("\n".join(report(planned, others)))
+    return 0
+
+
+def sizes(options: Namespace) -> dict[str, int]:
+    """The sizes given. Raises `ConfigError`."""
+    given = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
+    try:
+        return {name: parse_size(text) for name, text in given.items()}
+    except ValueError as error:
+        raise ConfigError(f"--gpu-memory, --cpu-memory, --disk: {error}") from None
+
+
+def report(planned: Planned, others: list[Planned]) -> list[str]:
+    offload, predicted = planned.offload, planned.predicted
+    where = "on the CPU" if offload.cpu_attention else "on the GPU"
+    lines = [
+        f"{offload.batches} x {offload.batch} requests, KV away from the GPU attended to {where}",
+        f"{'':12}{'GPU':>8}{'CPU':>8}{'disk':>8}",
+    ]
+    parts: dict[str, Any] = {
+        "weights": offload.weights,
+        "KV cache": offload.cache,
+        "activations": offload.hidden,
+    }
+    for name, shares in parts.items():
+        lines.append(f"{name:12}" + "".join(f"{share:8.1%}" for share in shares))
+    used = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in predicted.memory.items())
+    lines += [
+        f"{predicted.throughput:.2f} tokens/s: prompts {predicted.prefill:.1f} s, waiting for "
+        f"{predicted.prompt_limit}; answers {predicted.decode:.1f} s, waiting for "
+        f"{predicted.decode_limit}",
+        f"peak: {used}",
+    ]
+    if others:
+        lines.append("by hand:")
+    for other in others:
+        what = f"{other.name}, {other.offload.block} requests"
+        lines.append(f"{other.predicted.throughput:10.2f} tokens/s  {what}")
+    return lines

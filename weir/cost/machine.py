@@ -1,0 +1,155 @@
+"""A computer with three memories: what its GPU, its main memory, its disk and the links between
+them hold and sustain. Only offloading looks at a machine this way; it knows no model.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from weir.cost.hardware import GB, PRESETS, TB, TERA, this_cpu
+from weir.errors import ConfigError
+
+ENDLESS = 1e30
+"""A rate that never limits."""
+
+
+class Machine(Struct, frozen=True, kw_only=True):
+    """Sizes are bytes; rates bytes/s, where they are of KV as stored, or FLOP/s; under load."""
+
+    name: str
+    gpu_memory: int
+    cpu_memory: int
+    disk: int
+    to_gpu: float  # CPU memory to GPU, pinned
+    to_cpu: float  # GPU to CPU memory
+    cache_to_cpu: float  # the same for the KV of a prompt
+    both_ways: float = ENDLESS  # both directions together
+    disk_read: float
+    disk_write: float
+    cpu_read: float = ENDLESS  # CPU memory, for copies and attention together
+    cpu_cache: float  # KV read by decode attention on the CPU
+    cpu_codes: float = ENDLESS  # KV that attention on the CPU makes of 4-bit codes, in 16 bits
+    gpu_weights: float  # GPU memory, reading weights
+    gpu_codes: float = ENDLESS  # 16-bit numbers that the GPU makes of 4-bit codes
+    prompt_matrix: float  # FLOP/s of linears over prompts
+    decode_matrix: float  # FLOP/s of linears over decodes, once weights are read fast enough
+    prompt_attention: float  # FLOP/s
+    gpu_cache: float  # KV read by decode attention on the GPU
+    layer_seconds: float = 0.0  # of one layer's kernels for one batch, however little they do
+
+
+T4 = Machine(
+    name="t4",
+    gpu_memory=16 * GB,
+    cpu_memory=208 * GB,
+    disk=1500 * GB,
+    to_gpu=12.89 * GB,
+    to_cpu=4.82 * GB,
+    cache_to_cpu=0.97 * GB,
+    disk_read=2 * GB,
+    disk_write=1 * GB,
+    cpu_cache=12.3 * GB,
+    gpu_weights=0.25 * TB,
+    gpu_codes=25 * GB,
+    prompt_matrix=21.24 * TERA,
+    decode_matrix=4.3 * TERA,
+    prompt_attention=5.0 * TERA,
+    gpu_cache=79 * GB,
+)
+"""FlexGen's machine, with the constants its authors fitted to runs of their engine there. Their
+attention multiplies over whole squares, so its rate is halved here; their fitted disk (0.473 GB/s)
+contradicts the run times they publish, so it is the disk they describe. `gpu_codes` is reckoned:
+ten reads and writes of 16 bits for each number."""
+
+
+def _hosted(name: str, cpu_memory: int, link: float, cpu_read: float) -> Machine:
+    """A preset GPU in a host of that memory, PCIe rate of one direction and memory bandwidth;
+    attention on the CPU at 80 % of the latter."""
+    gpu = PRESETS[name]
+    return Machine(
+        name=name,
+        gpu_memory=gpu.memory,
+        cpu_memory=cpu_memory,
+        disk=1000 * GB,
+        to_gpu=link,
+        to_cpu=link,
+        cache_to_cpu=link,
+        both_ways=1.69 * link,  # of an H100's link: 92.9 of 55.1
+        disk_read=1.68 * GB,
+        disk_write=1.29 * GB,
+        cpu_read=cpu_read,
+        cpu_cache=0.8 * cpu_read,
+        gpu_weights=gpu.weight_rate,
+        prompt_matrix=gpu.matrix_rate,
+        decode_matrix=gpu.matrix_rate,
+        prompt_attention=gpu.attention_rate,
+        gpu_cache=gpu.cache_rate,
+        layer_seconds=gpu.layer_seconds,
+    )
+
+
+MACHINES = {
+    machine.name: machine
+    for machine in (
+        T4,
+        _hosted("a10g", 256 * GB, 25 * GB, 200 * GB),
+        _hosted("h100", 125 * GB, 55.1 * GB, 95 * GB),
+    )
+}
+"""h100: link, memory and disk measured on a host of 16 cores; a10g: the quoted rates of NEO's."""
+
+
+def find(name: str) -> Machine:
+    """The preset of that name. Raises `ConfigError`."""
+    if name not in MACHINES:
+        raise ConfigError(f"no machine {name!r}; there are {', '.join(MACHINES)}")
+    return MACHINES[name]
+
+
+def measured(machine: Machine, folder: Path) -> Machine:
+    """`machine` with the memory and disk of this host: their sizes, and what reading, writing and
+    attention sustain here. The GPU and its link stay as they are. Raises `ConfigError`."""
+    cpu = this_cpu()
+    read, write = disk_rates(folder)
+    space = os.statvfs(folder)
+    return replace(
+        machine,
+        name=f"{machine.name} in this host",
+        cpu_memory=cpu.memory,
+        disk=space.f_bavail * space.f_frsize,
+        disk_read=read,
+        disk_write=write,
+        cpu_read=cpu.weight_rate,
+        cpu_cache=min(cpu.cache_rate, cpu.weight_rate),
+    )
+
+
+def disk_rates(folder: Path, size: int = 2**28) -> tuple[float, float]:
+    """Bytes/s of reading and of writing `size` bytes that are not in memory. Raises `ConfigError`
+    for a folder that cannot be written."""
+    path = folder / f".weir-disk-{os.getpid()}"
+    block = os.urandom(2**22)
+    try:
+        began = time.perf_counter()
+        with open(path, "wb", buffering=0) as file:
+            for _ in range(size // len(block)):
+                file.write(block)
+            os.fsync(file.fileno())
+        written = time.perf_counter()
+        with open(path, "rb", buffering=0) as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            began_reading = time.perf_counter()
+            while file.read(len(block)):
+                pass
+            done = time.perf_counter()
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be measured: {error.strerror}") from None
+    finally:
+        path.unlink(missing_ok=True)
+    return size / (done - began_reading), size / (written - began)

@@ -1,0 +1,272 @@
+"""What a placement of weights, KV and activations over GPU, CPU and disk costs (FlexGen section
+4.3 and appendix A), with the bytes of the model as it is: grouped queries, gated MLPs, 4-bit
+codes, attention on the CPU.
+
+A block of requests goes through the model layer by layer; each layer's weights are brought to the
+GPU once for all batches of the block. Everything said of a placement is linear in its nine shares,
+so one set of rows prices a placement given and is what the linear program of `weir.cost.search`
+minimises over. Nothing here searches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from weir.core import Spec
+from weir.cost.machine import Machine
+from weir.cost.work import cache_bytes, head_weights, layer_weights
+
+Row = NDArray[np.float64]
+"""Coefficients of the nine shares (weights, cache, hidden, each GPU, CPU, disk) and a constant."""
+Shares = tuple[float, float, float]
+"""On GPU, CPU and disk; they add up to one."""
+Overlap = Literal["none", "copies", "lanes"]
+"""What runs beside what: nothing; copies beside computing; also the CPU's attention beside the
+GPU's work, for another batch of the block."""
+
+MARGIN = 0.9
+"""The part of each memory that may be planned for."""
+CODE_BYTES = 4.5 / 8
+"""Of a number in 4 bits, with scale and least value of its group of 64 in 16 bits each."""
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """Requests of `prompt` tokens that generate `output` each."""
+
+    prompt: int = 512
+    output: int = 32
+
+
+class Offload(Struct, frozen=True, kw_only=True):
+    """A placement. Shares of weights are by layer, of the others by request."""
+
+    batch: int  # requests computed at once
+    batches: int  # of a block
+    weights: Shares
+    cache: Shares
+    hidden: Shares
+    cpu_attention: bool = True  # of decodes, for KV that is not on the GPU
+    weight_bits: int = 16
+    cache_bits: int = 16
+    overlap: Overlap = "copies"
+
+    @property
+    def block(self) -> int:
+        return self.batch * self.batches
+
+    @property
+    def shares(self) -> Row:
+        return np.array([*self.weights, *self.cache, *self.hidden, 1.0])
+
+
+class Prediction(Struct, frozen=True, kw_only=True):
+    prefill: float  # seconds of a block's prompts
+    decode: float  # seconds of all its other tokens
+    throughput: float  # tokens generated a second
+    prompt_limit: str  # what the prompts wait for
+    decode_limit: str
+    memory: dict[str, float]  # bytes used at the peak of each memory
+    fits: bool
+
+
+Phase = dict[str, Row]
+"""Seconds that each resource is busy with one layer for a whole block."""
+
+
+def row(
+    weights: Sequence[float] = (0, 0, 0),
+    cache: Sequence[float] = (0, 0, 0),
+    hidden: Sequence[float] = (0, 0, 0),
+    fixed: float = 0.0,
+) -> Row:
+    return np.array([*weights, *cache, *hidden, fixed], np.float64)
+
+
+class Costs:
+    """Rows for one model, job and machine, given everything of a placement but its shares."""
+
+    def __init__(self, spec: Spec, job: Job, machine: Machine, choice: Offload):
+        self.spec, self.job, self.machine, self.choice = spec, job, machine, choice
+        compressed = choice.cache_bits == 4
+        self.layer = layer_weights(spec) * (CODE_BYTES if choice.weight_bits == 4 else 2.0)
+        self.kv = cache_bytes(spec, CODE_BYTES if compressed else 2.0) / spec.layers  # a token
+        self.wide_kv = cache_bytes(spec, 2.0) / spec.layers
+        self.state = 2.0 * spec.hidden  # a token's activations between layers
+        self.head = 2.0 * head_weights(spec) * (1 if spec.tied else 2)
+        self.prompt = self._prompt()
+        self.decode = self._decode()
+        self.memory = self._memory()
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def _prompt(self) -> Phase:
+        """One layer over every prompt of a block: KV is made on the GPU and leaves for its home."""
+        m, job, tokens = self.machine, self.job, self.choice.block * self.job.prompt
+        kv, state = self.kv * tokens, self.state * tokens
+        pairs = self.choice.block * job.prompt * (job.prompt + 1) / 2
+        attention = 4 * self.spec.heads * self.spec.head_dim * pairs / m.prompt_attention
+        gpu = self._linears(job.prompt, m.prompt_matrix) + attention
+        cached = row(cache=(0, kv, kv))
+        return self._phase(
+            to_gpu=row((0, self.layer, self.layer), hidden=(0, state, state)) / m.to_gpu,
+            to_cpu=cached / m.cache_to_cpu + row(hidden=(0, state, state)) / m.to_cpu,
+            link=row((0, self.layer, self.layer), (0, kv, kv), (0, 2 * state, 2 * state)),
+            read=row((0, 0, self.layer), hidden=(0, 0, state)),
+            write=row(cache=(0, 0, kv), hidden=(0, 0, state)),
+            gpu=row(fixed=gpu),
+            cpu=row(),
+            touched=row(),
+        )
+
+    def _decode(self) -> Phase:
+        """One layer over one token of each request, at the mean length. KV away from the GPU is
+        attended to where it lies, and queries and outputs travel, or travels itself."""
+        m, job, spec, block = self.machine, self.job, self.spec, self.choice.block
+        kv, new = self.kv * block * (job.prompt + job.output / 2), self.kv * block
+        state = self.state * block
+        inner = 2.0 * spec.heads * spec.head_dim * block  # queries, or outputs
+        there = self.choice.cpu_attention
+        sent = inner if there else kv
+        back = inner + new if there else new
+        wide = kv * self.wide_kv / self.kv
+        codes = self.choice.cache_bits == 4
+        on_gpu = max(kv / m.gpu_cache, wide / m.gpu_codes if codes else 0.0)
+        on_cpu = max(kv / m.cpu_cache, wide / m.cpu_codes if codes else 0.0)
+        gpu = row(
+            cache=(on_gpu, 0, 0) if there else (on_gpu, on_gpu, on_gpu),
+            fixed=self._linears(1, m.decode_matrix) + self._head_seconds() / spec.layers,
+        )
+        moved = row((0, self.layer, self.layer), (0, sent, sent), (0, state, state))
+        return self._phase(
+            to_gpu=moved / m.to_gpu,
+            to_cpu=row(cache=(0, back, back), hidden=(0, state, state)) / m.to_cpu,
+            link=moved + row(cache=(0, back, back), hidden=(0, state, state)),
+            read=row((0, 0, self.layer), (0, 0, kv), (0, 0, state)),
+            write=row(cache=(0, 0, new), hidden=(0, 0, state)),
+            gpu=gpu,
+            cpu=row(cache=(0, on_cpu, on_cpu)) if there else row(),
+            touched=row(cache=(0, kv, kv)) if there else row(),
+        )
+
+    def _phase(
+        self,
+        *,
+        to_gpu: Row,
+        to_cpu: Row,
+        link: Row,
+        read: Row,
+        write: Row,
+        gpu: Row,
+        cpu: Row,
+        touched: Row,
+    ) -> Phase:
+        """to_gpu, to_cpu, gpu, cpu: seconds; the others bytes. `touched`: read by the CPU itself;
+        what crosses a link or goes to disk also passes through the CPU's memory."""
+        m = self.machine
+        seconds = {
+            "copies to the GPU": to_gpu,
+            "copies to the CPU": to_cpu,
+            "the link both ways": link / m.both_ways,
+            "disk reads": read / m.disk_read,
+            "disk writes": write / m.disk_write,
+            "CPU memory": (link + read + write + touched) / m.cpu_read,
+        }
+        if self.choice.overlap == "lanes":
+            seconds |= {"the GPU": gpu, "attention on the CPU": cpu}
+        elif self.choice.overlap == "copies":
+            seconds["computing"] = gpu + cpu
+        else:
+            parts = (to_gpu, to_cpu, seconds["disk reads"], seconds["disk writes"], gpu, cpu)
+            seconds["everything in turn"] = np.sum(parts, axis=0)
+        return seconds
+
+    def _linears(self, length: int, rate: float) -> float:
+        """GPU seconds of a layer's linears over `length` tokens of each request of a block: each
+        batch reads the weights again from the GPU's memory."""
+        m, weights = self.machine, layer_weights(self.spec)
+        read = self.layer / m.gpu_weights
+        if self.choice.weight_bits == 4:
+            read = max(read, 2.0 * weights / m.gpu_codes)
+        multiply = 2 * weights * self.choice.batch * length / rate
+        return self.choice.batches * (max(read, multiply) + m.layer_seconds)
+
+    def _head_seconds(self) -> float:
+        m, weights = self.machine, head_weights(self.spec)
+        multiply = 2 * weights * self.choice.batch / m.decode_matrix
+        return self.choice.batches * max(2.0 * weights / m.gpu_weights, multiply)
+
+    # -- memory --------------------------------------------------------------------------------
+
+    def _memory(self) -> dict[str, tuple[list[Row], float]]:
+        """Peaks in bytes, which each phase may reach, and what there is of each memory."""
+        m, spec, job, choice = self.machine, self.spec, self.job, self.choice
+        layers, block, batch = spec.layers, choice.block, choice.batch
+        held, kv = self.layer * layers, self.kv * (job.prompt + job.output) * block * layers
+        one = self.kv * (job.prompt + job.output) * batch  # KV of a batch in a layer
+        relay = 2 * self.layer  # double buffers
+        inner = 2.0 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim
+        wide = 2.0 * spec.ffn * (1 if spec.architecture == "opt" else 2)
+        working = 2 * self.state + max(inner, wide)  # of a token, inside a layer
+        streamed = 0.0 if choice.cpu_attention else 2 * one
+
+        def on_gpu(length: int) -> Row:
+            state = self.state * length
+            return row(
+                (held, relay, relay),
+                (kv, streamed if length == 1 else 0, streamed if length == 1 else 0),
+                (state * block, 2 * state * batch, 2 * state * batch),
+                self.head + working * length * batch,
+            )
+
+        def on_cpu(length: int) -> Row:
+            state = self.state * length
+            passing = 2 * one  # KV between disk and attention
+            return row(
+                (0, held, relay), (0, kv, passing), (0, state * block, 2 * state * batch), relay
+            )
+
+        disk = row((0, 0, held), (0, 0, kv), (0, 0, self.state * job.prompt * block))
+        return {
+            "GPU memory": ([on_gpu(job.prompt), on_gpu(1)], MARGIN * m.gpu_memory),
+            "CPU memory": ([on_cpu(job.prompt), on_cpu(1)], MARGIN * m.cpu_memory),
+            "disk": ([disk], MARGIN * m.disk),
+        }
+
+    # -- a placement given ---------------------------------------------------------------------
+
+    def predict(self, placed: Offload) -> Prediction:
+        """What `placed`, which differs from the choice in shares only, takes."""
+        shares, layers = placed.shares, self.spec.layers
+        prompt, prompt_limit = _longest(self.prompt, shares)
+        decode, decode_limit = _longest(self.decode, shares)
+        memory = {
+            name: max(float(peak @ shares) for peak in peaks)
+            for name, (peaks, _) in self.memory.items()
+        }
+        prefill = prompt * layers
+        rest = decode * layers * (self.job.output - 1)
+        return Prediction(
+            prefill=prefill,
+            decode=rest,
+            throughput=placed.block * self.job.output / (prefill + rest),
+            prompt_limit=prompt_limit,
+            decode_limit=decode_limit,
+            memory=memory,
+            fits=all(memory[name] <= room * (1 + 1e-9) for name, (_, room) in self.memory.items()),
+        )
+
+
+def predict(spec: Spec, job: Job, machine: Machine, placed: Offload) -> Prediction:
+    """What a placement takes on a machine, whether it fits there or not."""
+    return Costs(spec, job, machine, placed).predict(placed)
+
+
+def _longest(phase: Phase, shares: Row) -> tuple[float, str]:
+    seconds = {name: float(part @ shares) for name, part in phase.items()}
+    name = max(seconds, key=seconds.__getitem__)
+    return seconds[name], name

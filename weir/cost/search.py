@@ -1,0 +1,186 @@
+"""The best placement of a model over GPU, CPU and disk: FlexGen's linear program inside an
+enumeration over sizes of batches and blocks, and the choices one would make without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from weir.core import Spec
+from weir.cost.machine import Machine
+from weir.cost.offload import Costs, Job, Offload, Prediction, Shares
+from weir.errors import ConfigError
+
+Target = Literal["throughput", "latency"]
+
+BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 20)
+"""Batches of a block: the more, the less often weights travel."""
+SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Requests of a batch."""
+GPU, CPU, DISK = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+
+
+class Planned(Struct, frozen=True, kw_only=True):
+    """A placement and what it is predicted to give."""
+
+    name: str
+    offload: Offload
+    predicted: Prediction
+
+
+def search(
+    spec: Spec,
+    job: Job,
+    machine: Machine,
+    base: Offload,
+    target: Target = "throughput",
+    disk: bool = True,
+    cpu_attention: bool | None = None,
+) -> Planned:
+    """The best placement; of `base`, only bits and overlap count. `latency` is the least time from
+    prompt to last token of one request. cpu_attention: None tries both.
+
+    Raises `ConfigError` if the model fits nowhere, or the solver is not installed."""
+    best: Planned | None = None
+    for choice in _choices(base, target, cpu_attention):
+        solved = solve(Costs(spec, job, machine, choice), disk)
+        if solved is None:
+            continue
+        if best is None or solved.predicted.throughput > best.predicted.throughput:
+            best = solved
+    if best is None:
+        raise ConfigError(
+            f"the model does not fit: not one request of {job.prompt + job.output} tokens finds "
+            f"room on {machine.name}: give it more memory or disk, or 4-bit weights"
+        )
+    return best
+
+
+def _choices(base: Offload, target: Target, cpu_attention: bool | None) -> Iterator[Offload]:
+    """Every size of batch and block, with and without attention on the CPU."""
+    for size in SIZES if target == "throughput" else (1,):
+        for batches in BATCHES if target == "throughput" else (1,):
+            for there in (True, False) if cpu_attention is None else (cpu_attention,):
+                yield replace(base, batch=size, batches=batches, cpu_attention=there)
+
+
+def solve(costs: Costs, disk: bool = True) -> Planned | None:
+    """The shares that take least time for one choice of sizes; None if none fit. disk: whether
+    anything may lie there.
+
+    Eleven unknowns: the shares, and the seconds of a layer over prompts and over one decode, which
+    are at least those of every resource."""
+    job, choice = costs.job, costs.choice
+    rows: list[np.ndarray] = []
+    least: list[float] = []
+    for at, phase in ((9, costs.prompt), (10, costs.decode)):
+        for part in phase.values():
+            line = np.zeros(11)
+            line[:9], line[at] = -part[:9], 1.0
+            rows.append(line)
+            least.append(float(part[9]))
+    for peaks, room in costs.memory.values():
+        for peak in peaks:  # in units of the room: bytes beside seconds would be ill-scaled
+            rows.append(np.append(-peak[:9] / max(room, 1.0), (0.0, 0.0)))
+            least.append(float(peak[9] / max(room, 1.0) - (room > 0)))
+    for first in (0, 3, 6):
+        line = np.zeros(11)
+        line[first : first + 3] = 1.0
+        rows += [line, -line]
+        least += [1.0, -1.0]
+    weight = np.zeros(11)
+    weight[9], weight[10] = 1.0, job.output - 1
+    most = np.full(11, np.inf)
+    if not disk:
+        most[[2, 5, 8]] = 0.0
+    values = _minimise(weight, np.array(rows), np.array(least), most)
+    if values is None:
+        return None
+    weights, cache, hidden = (_shares(values[first : first + 3]) for first in (0, 3, 6))
+    placed = replace(choice, weights=weights, cache=cache, hidden=hidden)
+    return Planned(name="planned", offload=placed, predicted=costs.predict(placed))
+
+
+def _shares(values: Any) -> Shares:
+    kept = np.clip(np.round(values, 9), 0.0, 1.0)
+    return float(kept[0]), float(kept[1]), float(kept[2])
+
+
+def _minimise(weight: Any, rows: Any, least: Any, most: Any) -> Any:
+    """x ≥ 0 with x ≤ most and rows·x ≥ least that makes weight·x least; None if there is none.
+    Raises `ConfigError` without HiGHS."""
+    try:
+        import highspy
+    except ImportError:
+        raise ConfigError("planning needs the HiGHS solver: pip install 'weir-llm[plan]'") from None
+    program = highspy.HighsLp()
+    program.num_col_, program.num_row_ = len(weight), len(rows)
+    program.col_cost_ = weight
+    program.col_lower_, program.col_upper_ = np.zeros(len(weight)), most
+    program.row_lower_, program.row_upper_ = least, np.full(len(rows), np.inf)
+    matrix = program.a_matrix_
+    matrix.format_ = highspy.MatrixFormat.kRowwise
+    kept = [np.flatnonzero(line) for line in rows]
+    matrix.start_ = np.cumsum([0, *(len(columns) for columns in kept)])
+    matrix.index_ = np.concatenate(kept)
+    matrix.value_ = rows[rows != 0]
+    make: Any = highspy.Highs
+    solver = make()
+    solver.setOptionValue("output_flag", False)
+    solver.setOptionValue("threads", 1)
+    solver.passModel(program)
+    solver.run()
+    if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+        return None
+    return np.array(solver.getSolution().col_value)
+
+
+def naive(spec: Spec, job: Job, machine: Machine, base: Offload) -> list[Planned]:
+    """What one would choose by hand, each with the largest block that fits."""
+    cpu = replace(base, cpu_attention=True)
+    gpu = replace(base, cpu_attention=False)
+    hands = {
+        "weights where they fit, the rest on the GPU": [
+            replace(gpu, weights=shares, cache=GPU, hidden=GPU)
+            for shares in _fill(spec, job, machine, gpu)
+        ],
+        "weights on the CPU, the rest on the GPU": [
+            replace(gpu, weights=CPU, cache=GPU, hidden=GPU)
+        ],
+        "everything on the CPU": [replace(cpu, weights=CPU, cache=CPU, hidden=CPU)],
+        "everything on disk": [replace(cpu, weights=DISK, cache=DISK, hidden=CPU)],
+    }
+    found = []
+    for name, choices in hands.items():
+        best = _largest(spec, job, machine, choices)
+        if best is not None:
+            found.append(Planned(name=name, offload=best[0], predicted=best[1]))
+    return found
+
+
+def _fill(spec: Spec, job: Job, machine: Machine, base: Offload) -> list[Shares]:
+    """Weights on the GPU as far as they leave half of it, then on the CPU, then on disk."""
+    costs = Costs(spec, job, machine, replace(base, batch=1, batches=1))
+    held = costs.layer * spec.layers
+    gpu = min(1.0, 0.5 * machine.gpu_memory / held)
+    cpu = min(1.0 - gpu, 0.8 * machine.cpu_memory / held)
+    return [(gpu, cpu, max(0.0, 1.0 - gpu - cpu))]
+
+
+def _largest(
+    spec: Spec, job: Job, machine: Machine, choices: Iterable[Offload]
+) -> tuple[Offload, Prediction] | None:
+    """The choice with the largest single batch that fits."""
+    best: tuple[Offload, Prediction] | None = None
+    for choice in choices:
+        for size in SIZES:
+            placed = replace(choice, batch=size, batches=1)
+            predicted = Costs(spec, job, machine, placed).predict(placed)
+            if predicted.fits:
+                best = placed, predicted
+    return best
