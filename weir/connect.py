@@ -8,6 +8,8 @@ from weir.config import Config
 from weir.gguf import GGUF
 from weir.grammar.compiler import Compiler
 from weir.text import Text
+from weir.text.folder import lacks_tokenizer, read_vocab
+from weir.text.numbered import numbered
 
 
 def text(config: Config) -> Text:
@@ -16,6 +18,8 @@ def text(config: Config) -> Text:
     source = hub.resolve(name, config.revision, config.download_dir)
     if source.kind == "gguf":
         return Text.from_gguf(GGUF.open(source.path), config.chat_template)
+    if config.load_format == "dummy" and not config.tokenizer and lacks_tokenizer(source.path):
+        return Text(numbered(read_vocab(source.path)), config.chat_template)
     return Text.from_folder(source.path, config.chat_template)
 
 

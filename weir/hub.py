@@ -108,6 +108,8 @@ def resolve(
     if path.is_dir():
         return _folder(path, name)
     if path.is_file():
+        if path.suffix == ".json":  # the config of a model with random weights
+            return Source("folder", path, name)
         if path.suffix != ".gguf":
             raise ConfigError(f"{name} is a file, but only .gguf files can be opened as models")
         return Source("gguf", path, name)

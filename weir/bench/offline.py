@@ -2,6 +2,9 @@
 
 Everything is asked at once. The prefix cache is off unless --enable-prefix-caching is given; while
 it is off, prefill and decode are told apart by a second run that stops at the first token.
+
+With --workload the named workloads run as they are compared among GPU engines: everything at its
+default, the prefix cache on and empty, temperature 1, one table.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from weir.bench import datasets
+from weir.bench import datasets, named
 from weir.errors import EngineDead
 from weir.llm import LLM, RequestOutput
 from weir.options import add_config, config
@@ -62,10 +65,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     datasets.add_arguments(parser, 16)
     parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--workload", nargs="+", default=[], metavar="NAME", help=", ".join(named.NAMES)
+    )
+    parser.add_argument("--repeat", type=datasets.positive, default=1, help="of each workload (1)")
     add_config(parser)
 
 
 def run(options: Namespace) -> int:
+    if options.workload:
+        return compare(options)
     cached = getattr(options, "enable_prefix_caching", False)
     settings = config(options, enable_prefix_caching=cached)
     with LLM(**asdict(settings)) as llm:
@@ -75,6 +84,77 @@ def run(options: Namespace) -> int:
     if options.output_json:
         options.output_json.write_bytes(msgspec.json.encode(result) + b"\n")
     return 0
+
+
+def compare(options: Namespace) -> int:
+    """Run named workloads and show them beside what others reached."""
+    began = time.perf_counter()
+    settings = config(options)
+    with LLM(**asdict(settings)) as llm:
+        started = time.perf_counter() - began
+        made = [named.make(name, llm.model.vocab) for name in options.workload]
+        _ask(llm, named.make("fixed:8", llm.model.vocab), 16, False)
+        rows = []
+        for workload in made:
+            for _ in range(options.repeat):
+                llm.flush()
+                rows.append(_ask(llm, workload, None, not options.quiet))
+    stem = Path(settings.model).stem
+    print(f"{stem}, engine made in {started:.1f} s; others on one H100")
+    print(
+        f"{'workload':<16}{'s':>8}{'in':>10}{'out':>9}{'out/s':>8}{'peer':>8}{'best':>8}{'floor':>8}"
+    )
+    for row in rows:
+        print(row.line(named.REACHED.get(stem, {}).get(row.name)))
+    if options.output_json:
+        result = {"model": stem, "start": started, "engine": llm.model.info, "runs": rows}
+        options.output_json.write_bytes(msgspec.json.encode(result) + b"\n")
+    return 0
+
+
+class Run(Struct):
+    """One run of a named workload."""
+
+    name: str
+    seconds: float
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+
+    def line(self, reached: named.Reached | None) -> str:
+        others = (reached.peer, reached.kernels, reached.floor) if reached else ()
+        return (
+            f"{self.name:<16}{self.seconds:>8.2f}{self.prompt_tokens:>10,}"
+            f"{self.output_tokens:>9,}{self.output_tokens / self.seconds:>8,.0f}"
+            + "".join(f"{other:>8.2f}" for other in others)
+        )
+
+
+def _ask(llm: LLM, workload: Workload, limit: int | None, shown: bool) -> Run:
+    """Answer a workload of token ids, with no more text than its users would see."""
+    prompts = [item.prompt for item in workload.items if not isinstance(item.prompt, str)]
+    params = [
+        SamplingParams(
+            temperature=1.0, ignore_eos=True, detokenize=False, max_tokens=limit or item.output
+        )
+        for item in workload.items
+    ]
+    began = time.perf_counter()
+    outputs = _checked(llm.generate(prompts, params, progress=shown))
+    return Run(
+        workload.name,
+        time.perf_counter() - began,
+        sum(map(len, prompts)),
+        sum(len(output.outputs[0].token_ids) for output in outputs),
+        sum(output.num_cached_tokens for output in outputs),
+    )
+
+
+def _checked(outputs: list[RequestOutput]) -> list[RequestOutput]:
+    failed = [choice.error for output in outputs for choice in output.outputs if choice.error]
+    if failed:
+        raise EngineDead(f"{len(failed)} requests failed: {failed[0]}")
+    return outputs
 
 
 def measure(llm: LLM, workload: Workload, cached: bool, shown: bool) -> Result:
@@ -111,8 +191,4 @@ def generate(
     ]
     begin = time.perf_counter()
     outputs = llm.generate(prompts, params, progress=shown)
-    elapsed = time.perf_counter() - begin
-    failed = [choice.error for output in outputs for choice in output.outputs if choice.error]
-    if failed:
-        raise EngineDead(f"{len(failed)} requests failed: {failed[0]}")
-    return elapsed, outputs
+    return time.perf_counter() - begin, _checked(outputs)

@@ -117,6 +117,10 @@ class LLM:
             raise EngineDead(f"request {failed.id} could not be computed: {failed.error}")
         return [cast(list[float], assembly.vector) for assembly in assemblies]
 
+    def flush(self) -> None:
+        """Forget every cached prefix."""
+        self._engine.flush()
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return self.text.encode(text, add_special_tokens=add_special_tokens)
 

@@ -52,6 +52,7 @@ class Lane:
     pos: Tensor  # int64 [T]
     owner: Tensor  # int64 [T]: row of Tables of each token
     rows: Tensor  # int64 [S]: of each chunk
+    seats: NDArray[np.int64]  # the same of those that do not fill it up, on the host
     parts: list[Part]
     keep: Tensor | None  # int64: rows wanted after the last layer; None: all, in order
     kept: int
@@ -151,6 +152,7 @@ def build(
         pos=stage.put(spans.pos),
         owner=stage.put(spans.rows[spans.owner]),
         rows=stage.put(spans.rows),
+        seats=real,
         parts=parts,
         keep=None if every else stage.put(keep),
         kept=len(keep),

@@ -171,9 +171,8 @@ class Runner:
     ) -> tuple[Lane, Choice]:
         """What must be first on the stage and, but for its values, the same whatever the chunks."""
         lane = self._lane(chunks, landing, shape, prefixes)
-        rows = self.tables.rows([chunk.uid for chunk in chunks])
         padding = shape.sequences, self.tables.padding
-        return lane, self.sampler.choice(chunks, rows, landing.failed, self.stage, padding)
+        return lane, self.sampler.choice(chunks, lane.seats, landing.failed, self.stage, padding)
 
     def _nothing(self, shape: Shape) -> tuple[Lane, Choice, int]:
         """A lane of padding alone, and how many bytes of the stage it takes."""

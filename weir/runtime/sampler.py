@@ -27,6 +27,7 @@ WISHES = np.dtype(
     [
         ("known", np.bool_),
         ("edited", np.bool_),  # has an `Edit`
+        ("simple", np.bool_),  # a `Choice` says all
         ("kind", np.int8),
         ("temperature", np.float32),
         ("top_k", np.int64),
@@ -163,12 +164,7 @@ class Sampler:
             temperature[at] = np.where(wishes["kind"] == GREEDY, 0, wishes["temperature"])
             position = np.array([c.start + c.length for c in some], np.int64)
             u[at] = sample.uniform(wishes["seed"], position)
-            enough = not (
-                (wishes["kind"] == FILTERED).any()
-                or wishes["edited"].any()
-                or (wishes["logprobs"] >= 0).any()
-                or any(c.mask is not None or c.sample.penalised for c in some)
-            )
+            enough = bool(wishes["simple"].all()) and all(c.mask is None for c in some)
         return Choice(stage.put(target), stage.put(temperature), stage.put(u), enough)
 
     def _wishes(
@@ -228,6 +224,8 @@ class Sampler:
         wish["edited"] = edit is not None
         if edit is not None:
             self.edits[row] = edit
+        beside = s.penalised or s.logprobs is not None or edit is not None
+        wish["simple"] = wish["kind"] != FILTERED and not beside
 
     def _edit(self, s: Sampling, prompt: int) -> Edit | None:
         stops = [t for t in s.stops if 0 <= t < self.vocab] if s.min_tokens > 0 else []

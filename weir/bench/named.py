@@ -1,0 +1,84 @@
+"""The workloads that GPU engines are compared on, and what others reached on them.
+
+Prompts are random token ids, EOS is ignored, temperature 1. The lengths of two workloads come from
+a file, `bench/workloads.json` under the folder that WEIR_DATA names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from weir.errors import ConfigError
+from weir.sim.workload import Item, Workload
+
+NAMES = ("nano_256", "azure_conv_1000", "gsp", "fixed:N")
+EDGE = 1000  # ids at either end of a vocabulary that may mean something
+
+
+class Reached(NamedTuple):
+    """Seconds on one H100: the better of vLLM 0.26.0 and SGLang 0.5.16, the same schedule with
+    every byte and product at the chip's ceilings, and with the best kernels known."""
+
+    peer: float
+    floor: float
+    kernels: float
+
+
+REACHED = {
+    "llama-3.1-8b": {
+        "nano_256": Reached(16.91, 13.2, 15.2),
+        "azure_conv_1000": Reached(50.74, 39.4, 43.2),
+        "fixed:256": Reached(7.21, 5.5, 6.4),
+        "fixed:1": Reached(1.68, 1.27, 1.34),
+        "gsp": Reached(14.1, 6.7, 7.5),
+    },
+    "qwen3-0.6b": {
+        "nano_256": Reached(7.89, 5.4, 5.8),
+        "fixed:1": Reached(0.63, 0.11, 0.12),
+    },
+}
+"""By the stem of the model's name, then by workload."""
+
+
+def make(name: str, vocab: int, seed: int = 1) -> Workload:
+    """The workload of that name, over a vocabulary of that size. Raises `ConfigError`."""
+    random = Random(seed)
+
+    def ids(count: int) -> list[int]:
+        return [random.randrange(EDGE, vocab - EDGE) for _ in range(count)]
+
+    kind, _, count = name.partition(":")
+    if vocab <= 2 * EDGE:
+        raise ConfigError(f"the named workloads need more than {2 * EDGE} tokens, not {vocab}")
+    if kind == "fixed" and count.isdecimal() and int(count) > 0:
+        return Workload(name, [Item(ids(512), 256) for _ in range(int(count))])
+    if name == "gsp":
+        return Workload(name, _shared(ids))
+    if name in ("nano_256", "azure_conv_1000"):
+        return Workload(name, [Item(ids(prompt), output) for prompt, output in _lengths(name)])
+    raise ConfigError(f"there is no workload {name}: choose from {', '.join(NAMES)}")
+
+
+def _shared(ids: Callable[[int], list[int]]) -> list[Item]:
+    """64 groups of 16 requests share 2,048 tokens and have 128 of their own, in random order."""
+    prefixes = [ids(2048) for _ in range(64)]
+    items = [Item(prefix + ids(128), 64) for _ in range(16) for prefix in prefixes]
+    Random(2).shuffle(items)
+    return items
+
+
+def _lengths(name: str) -> list[tuple[int, int]]:
+    """Prompt and output tokens of each request."""
+    folder = os.environ.get("WEIR_DATA")
+    if not folder:
+        raise ConfigError(f"{name} needs WEIR_DATA, the folder that holds bench/workloads.json")
+    file = Path(folder) / "bench" / "workloads.json"
+    try:
+        return [(prompt, output) for prompt, output in json.loads(file.read_text())[name]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: lengths of {name} cannot be read: {error}") from None
