@@ -25,7 +25,7 @@ from weir.models.base import Model
 from weir.models.load import load
 from weir.ops import dispatch, native
 from weir.ops.prefix import shares
-from weir.runtime.graphs import Graphs, decode_sizes, shared_sizes
+from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes, shared_sizes
 from weir.runtime.memory import rehearse
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
@@ -224,7 +224,8 @@ def _graphs(config: Config, requests: int, spec: Spec) -> Graphs:
         return Graphs()
     sizes = [size for size in config.cuda_graph_sizes if size <= requests]
     sizes = sizes or decode_sizes(requests)
-    return Graphs(sizes, shared=shared_sizes(sizes) if shares(spec.attention) else ())
+    shared = shared_sizes(sizes) if shares(spec.attention) else ()
+    return Graphs(sizes, mixed_shapes(spec, requests), shared)
 
 
 def _pages(room: int, spec: Spec, page: int, platform: Platform) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tests.reference import Tiny, generate
 from tests.runtime.drive import Drive, runner
 from weir.core import Sampling, Score
-from weir.runtime.graphs import Graphs, decode_sizes
+from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes
 from weir.runtime.inputs import Shape
 from weir.runtime.warmup import pages_needed, warm_up
 
@@ -39,6 +40,13 @@ def test_sizes_reach_the_most_and_waste_little(most):
     assert sizes[0] == 1 and sizes[-1] == most == max(sizes)
     assert sizes == sorted({*sizes})
     assert all(b - a <= max(8, a) for a, b in pairwise(sizes))
+
+
+def test_lanes_of_chunks_are_recorded_where_launching_takes_longest():
+    small = msgspec.structs.replace(MODEL.spec, hidden=1024, ffn=3072, heads=16, head_dim=128)
+    large = msgspec.structs.replace(MODEL.spec, hidden=8192, ffn=28672, heads=64, head_dim=128)
+    assert max(mixed_shapes(small, 64)).tokens >= 1024
+    assert mixed_shapes(large, 64) == mixed_shapes(small, 1) == []
 
 
 def test_the_smallest_shape_that_holds_the_chunks_is_chosen():

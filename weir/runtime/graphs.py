@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from weir.core import Chunk
+from weir.core import Chunk, Spec
 from weir.runtime.inputs import Lane, Shape
 
 
@@ -26,6 +26,14 @@ def decode_sizes(most: int) -> list[int]:
 def shared_sizes(sizes: Iterable[int]) -> list[int]:
     """Those of decode lanes that may have prefixes worth reading once: the larger, and few."""
     return [n for n in sizes if n % 32 == 0]
+
+
+def mixed_shapes(spec: Spec, requests: int) -> list[Shape]:
+    """Lanes of chunks and decodes that a GPU computes in less time than the host launches them:
+    16 layers take about a millisecond to launch, 600 TFLOP/s the products of an H100."""
+    widest = spec.hidden * (3 * spec.ffn + 2 * (spec.heads + spec.kv_heads) * spec.head_dim)
+    tokens = 1e-3 / 16 * 6e14 / (2 * widest)
+    return [Shape(2**n, requests) for n in range(6, 12) if 2**n <= tokens and requests > 1]
 
 
 @dataclass(slots=True, eq=False)
