@@ -109,7 +109,7 @@ def tokens_of(run, wishes, seed: int):
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=15, deadline=None)
 def test_padded_lanes_give_the_tokens_of_unpadded_ones(seed):
-    for wishes in ([GREEDY], WISHES):
+    for wishes in ([GREEDY], WISHES[:3], [*WISHES[:4], Sampling(seed=8, min_p=0.1)], WISHES):
         got = tokens_of(runner(MODEL, graphs=graphs()), wishes, seed)
         assert got == tokens_of(runner(MODEL), wishes, seed)
         assert any(len(tokens) > 3 for tokens in got.values())

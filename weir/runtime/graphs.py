@@ -38,12 +38,13 @@ def mixed_shapes(spec: Spec, requests: int) -> list[Shape]:
 
 @dataclass(slots=True, eq=False)
 class Recorded:
-    """A padded lane, and what replays its two parts."""
+    """A padded lane, and what replays its parts."""
 
     lane: Lane
     staged: int  # bytes of the stage that belong to it
     forward: Callable[[], None]
-    choose: Callable[[], None]
+    plain: Callable[[], None]  # the choice, where no filter cuts a row
+    filtered: Callable[[], None]
 
 
 class Recorder:

@@ -43,6 +43,7 @@ class Work:
     feed: Feed | None
     draws: list[Draw]
     recorded: Recorded | None = None  # what runs a padded lane
+    plain: bool = True  # whether no filter cuts any of its rows
     drawn: Tensor | None = None  # int64: rows of a padded lane that `draws` are of
 
 
@@ -87,7 +88,8 @@ class Runner:
                 lane,
                 staged,
                 forward=recorder.record(lambda lane=lane: self._forward(lane)),
-                choose=recorder.record(lambda choice=choice: self._choose(choice)),
+                plain=recorder.record(lambda choice=choice: self._choose(choice, False)),
+                filtered=recorder.record(lambda choice=choice: self._choose(choice, True)),
             )
 
     @torch.inference_mode()
@@ -95,7 +97,7 @@ class Runner:
         """Launch a lane that is nothing but padding."""
         lane, choice, _ = self._nothing(shape)
         self._forward(lane)
-        self._choose(choice)
+        self._choose(choice, True)
 
     def run(self, plan: Plan) -> Result:
         """Run a plan and wait for it."""
@@ -136,7 +138,7 @@ class Runner:
         if self.stage.used != recorded.staged:
             raise RuntimeError("a padded lane does not lie where it was recorded")
         feed = self.sampler.penalties.plan(chunks, self.stage)
-        work = Work(chunks, lane, feed, [], recorded)
+        work = Work(chunks, lane, feed, [], recorded, choice.plain)
         if not choice.enough:
             drawn = [i for i, chunk in enumerate(chunks) if chunk.sample is not None]
             work.drawn = self.stage.put(np.array(drawn, np.int64))
@@ -204,7 +206,7 @@ class Runner:
         recorded.forward()
         self._count(work.feed, recorded.lane)
         if work.drawn is None:
-            recorded.choose()
+            (recorded.plain if work.plain else recorded.filtered)()
             landing.add_tokens(work.chunks, self.tokens[: len(work.chunks)])
         else:
             self._draw(work.draws, self.states[work.drawn], landing)
@@ -215,13 +217,16 @@ class Runner:
         (x,) = forward(self.model, self.model.layers, self.attention, [lane])
         self.states[: lane.kept].copy_(x)
 
-    def _choose(self, choice: Choice) -> None:
+    def _choose(self, choice: Choice, filtered: bool) -> None:
         """What is recorded after it: from `states` to `tokens`."""
         count = len(choice.target)
         for first in range(0, count, self.rows):
             rows = slice(first, min(count, first + self.rows))
             logits = self.model.logits(self.states[rows])
-            self.tokens[rows] = sample.choose(logits, choice.temperature[rows], choice.u[rows])
+            filters = choice.filters[rows] if filtered else None
+            self.tokens[rows] = sample.choose(
+                logits, choice.temperature[rows], choice.u[rows], filters
+            )
         self.tables.last.index_copy_(0, choice.target, self.tokens[:count].clamp(min=0))
 
     def _count(self, feed: Feed | None, lane: Lane) -> None:

@@ -90,6 +90,8 @@ class Choice:
     target: Tensor  # int64: rows of Tables that take the tokens
     temperature: Tensor  # float32; 0: greedy
     u: Tensor  # float64
+    filters: sample.Filters
+    plain: bool  # whether no filter cuts any row
     enough: bool  # whether that is all its requests ask for
 
 
@@ -153,19 +155,26 @@ class Sampler:
         """As `plan` for a lane padded to `padding[0]` chunks; what is chosen for those that do not
         sample goes to row `padding[1]`."""
         size, nobody = padding
-        target = np.full(size, nobody, np.int64)
-        temperature, u = np.zeros(size, np.float32), np.zeros(size)
+        asked = np.zeros(size, WISHES)
+        asked["top_p"] = 1.0
+        target, u = np.full(size, nobody, np.int64), np.zeros(size)
         at = [i for i, c in enumerate(chunks) if c.sample is not None]
-        enough = True
         if at:
             some = [chunks[i] for i in at]
-            wishes = self._wishes(some, rows[at], failed)
+            asked[at] = self._wishes(some, rows[at], failed)
             target[at] = rows[at]
-            temperature[at] = np.where(wishes["kind"] == GREEDY, 0, wishes["temperature"])
             position = np.array([c.start + c.length for c in some], np.int64)
-            u[at] = sample.uniform(wishes["seed"], position)
-            enough = bool(wishes["simple"].all()) and all(c.mask is None for c in some)
-        return Choice(stage.put(target), stage.put(temperature), stage.put(u), enough)
+            u[at] = sample.uniform(asked["seed"][at], position)
+        enough = bool(asked["simple"][at].all()) and all(c.mask is None for c in chunks)
+        cut = asked["kind"] == FILTERED
+        return Choice(
+            target=stage.put(target),
+            temperature=stage.put(np.where(asked["kind"] == GREEDY, 0, asked["temperature"])),
+            u=stage.put(u),
+            filters=sample.Filters(*(stage.put(asked[n]) for n in ("top_k", "top_p", "min_p"))),
+            plain=not cut.any(),
+            enough=enough,
+        )
 
     def _wishes(
         self, chunks: Sequence[Chunk], rows: NDArray[np.int64], failed: dict[int, str]
@@ -225,7 +234,7 @@ class Sampler:
         if edit is not None:
             self.edits[row] = edit
         beside = s.penalised or s.logprobs is not None or edit is not None
-        wish["simple"] = wish["kind"] != FILTERED and not beside
+        wish["simple"] = not beside
 
     def _edit(self, s: Sampling, prompt: int) -> Edit | None:
         stops = [t for t in s.stops if 0 <= t < self.vocab] if s.min_tokens > 0 else []
