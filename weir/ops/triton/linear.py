@@ -18,13 +18,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from weir.ops.triton.launch import kernel, power_of_2
+from weir.ops.triton.launch import kernel, power_of_2, shared_memory
 from weir.ops.triton.rows import activation
 
 TILES = 16384  # of one launch, at most, where columns are split
 # rows, and elements of a weight, up to which cuBLAS is slower (docs/results.md)
 FEW, FEW_WEIGHTS = 16, 16 << 20
 SOME, SOME_WEIGHTS = 64, 8 << 20
+ROOM = 192 << 10  # bytes of shared memory that a program may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,9 @@ class Tile:
     ahead: int = 0  # columns of each split fetched into the cache before x is there
 
 
-@lru_cache
 def suits(device: torch.device) -> bool:
-    """Whether a GPU has the 228 KiB of shared memory a processor that the tiles are cut for."""
-    return torch.cuda.get_device_capability(device)[0] in (9, 10)
+    """Whether a GPU has the shared memory that the tiles are cut for, as from Hopper on."""
+    return shared_memory(device) >= ROOM
 
 
 @lru_cache

@@ -1,0 +1,90 @@
+"""Compiles every kernel for a Hopper GPU, where there is none: what the interpreter lets pass, such
+as a name with two types, no compiler does. Run by test_compile.py."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from weir.ops import triton as gpu
+from weir.ops.triton import launch, linear
+
+TARGET = GPUTarget("cuda", 90, 32)
+SHARED = 232448  # bytes that a program may have
+NAMES = {
+    torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+    torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
+}  # fmt: skip
+
+
+def compile_only(self, grid, *arguments, warps: int, stages: int = 2, **constants) -> None:
+    """In place of Kernel.__call__."""
+    names, signature, values, aligned = self.function.arg_names, {}, {}, {}
+    if self.early:
+        constants["EARLY"] = True
+    for i, (name, argument) in enumerate(
+        zip(names, [*arguments, *constants.values()], strict=True)
+    ):
+        if isinstance(argument, Tensor):
+            signature[name], aligned[(i,)] = NAMES[argument.dtype], [["tt.divisibility", 16]]
+        elif i < len(arguments) and argument is not None:
+            signature[name] = "fp32" if isinstance(argument, float) else "i32"
+        else:
+            signature[name], values[(i,)] = "constexpr", argument
+    source = ASTSource(fn=self.function, signature=signature, constexprs=values, attrs=aligned)
+    options = {"num_warps": warps, "num_stages": stages, "launch_pdl": self.early}
+    compiled = triton.compile(source, target=TARGET, options=options)
+    assert compiled.metadata.shared <= SHARED, (self.function.__name__, compiled.metadata.shared)
+    print(self.function.__name__, len(compiled.asm["cubin"]))
+
+
+def half(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.bfloat16)
+
+
+def rows_and_heads() -> None:
+    x, norm = half(3, 4096), torch.ones(4096)
+    gpu.rms_norm(x, norm, 1e-5, False)
+    gpu.layer_norm(x, norm, norm, 1e-5)
+    for act in ("silu", "gelu_tanh", "relu"):
+        gpu.gated(x, act)
+    fused, kv = half(3, 48, 128), half(4, 2, 8, 16, 128)
+    q, k, v = fused.split((32, 8, 8), dim=1)
+    at, table, each = torch.zeros(3, dtype=torch.int64), torch.zeros(64, 128), torch.ones(128)
+    for norms in ((None, None), (each, each)):
+        gpu.rope_(q, k, v, at, table, *norms, 1e-5, False, kv, at)
+        gpu.rope_(q, k, None, at, table[:, :64], *norms, 1e-5, False, None, None)
+    gpu.write(kv, k, v, at)
+
+
+def attention() -> None:
+    q, kv, one = half(3, 32, 128), half(9, 2, 8, 16, 128), torch.ones(3, dtype=torch.int32)
+    table, start = torch.zeros(3, 99, dtype=torch.int32), torch.arange(4, dtype=torch.int32)
+    for window, softcap in ((None, None), (100, 5.0)):
+        for lengths in ((1, 1), (1, 2), (2, 2)):
+            gpu.attend(q, kv, start, one, None, table, lengths, 0.1, window, softcap)
+
+
+def linears() -> None:
+    for m in (1, linear.SOME):
+        for n, k in ((4096, 1024), (1000, 2100)):
+            tile, norm = linear.tile_for(m, n, k), torch.ones(k)
+            gpu.product(half(m, k), half(n, k), half(m, n), tile)
+            gpu.product(half(m, k), half(n, k), None, tile, norm, 1e-5)
+            gpu.product(half(m, 2 * k), half(n, k), half(m, n), tile, act="silu")
+
+
+def sampling() -> None:
+    heat, u = torch.ones(2), torch.zeros(2, dtype=torch.float64)
+    for dtype in (torch.bfloat16, torch.float32):
+        gpu.choose(torch.zeros(2, 128256, dtype=dtype), heat, u)
+        gpu.choose(torch.zeros(2, 128256, dtype=dtype), heat, u, (u.long(), u, u))
+
+
+if __name__ == "__main__":
+    launch.Kernel.__call__ = compile_only
+    for part in (rows_and_heads, attention, linears, sampling):
+        part()
