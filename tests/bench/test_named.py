@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from weir import connect
-from weir.bench import named
+from weir.bench import datasets, named
 from weir.cli import main
 from weir.config import Config
 from weir.errors import ConfigError
@@ -78,6 +79,16 @@ def test_a_table_and_json(data: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [(run["output_tokens"], run["cached_tokens"]) for run in runs] == [(14, 0)] * 2 + [
         (256, 0)
     ] * 2
+
+
+def test_a_server_can_be_given_the_recorded_lengths(data: Path) -> None:
+    parser = ArgumentParser()
+    datasets.add_arguments(parser, 2)
+    options = parser.parse_args(["--dataset-name", "nano_256"])
+    shape = data / "config.json"
+    shape.write_text(json.dumps(SHAPE))
+    made = datasets.make(options, lambda: datasets.tokenizer(str(data)), 7)
+    assert made.items == named.make("nano_256", 2500).items[:2]
 
 
 def test_numbers_are_text_where_a_model_has_none(tmp_path: Path) -> None:

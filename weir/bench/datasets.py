@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from weir import connect
+from weir.bench import named
 from weir.config import Config
 from weir.errors import ConfigError
 from weir.sim import workload
@@ -26,6 +28,7 @@ NAMES = (
     "gsm8k",
     "mt_bench",
     "custom",
+    *named.RECORDED,
 )
 FILES = {"sharegpt", "azure", "mooncake", "servegen", "gsm8k", "mt_bench", "custom"}
 
@@ -75,7 +78,7 @@ def add_arguments(parser: ArgumentParser, count: int) -> None:
 
 def tokenizer(model: str) -> Text:
     """The tokenizer of a model by its folder, file or name. Raises `ConfigError`."""
-    return connect.text(Config(model=model))
+    return connect.text(Config(model=model, load_format="dummy"))  # numbers if it has none
 
 
 def positive(text: str) -> int:
@@ -110,6 +113,9 @@ def make(options: Namespace, tokenizer: Callable[[], Tokenizer], seed: int) -> W
         return workload.custom(path, count, output or 256)
     if name == "sharegpt":
         return workload.sharegpt(path, tokenizer(), count, seed, output)
+    if name in named.RECORDED:
+        made = named.make(name, tokenizer().vocab)
+        return replace(made, items=made.items[:count])
     made = synthetic(options, Words(tokenizer(), seed))
     return workload.lengthened(made, output) if output else made
 

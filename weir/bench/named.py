@@ -16,7 +16,8 @@ from typing import NamedTuple
 from weir.errors import ConfigError
 from weir.sim.workload import Item, Workload
 
-NAMES = ("nano_256", "azure_conv_1000", "gsp", "fixed:N")
+RECORDED = ("nano_256", "azure_conv_1000")
+NAMES = (*RECORDED, "gsp", "fixed:N")
 EDGE = 1000  # ids at either end of a vocabulary that may mean something
 
 
@@ -59,7 +60,7 @@ def make(name: str, vocab: int, seed: int = 1) -> Workload:
         return Workload(name, [Item(ids(512), 256) for _ in range(int(count))])
     if name == "gsp":
         return Workload(name, _shared(ids))
-    if name in ("nano_256", "azure_conv_1000"):
+    if name in RECORDED:
         return Workload(name, [Item(ids(prompt), output) for prompt, output in _lengths(name)])
     raise ConfigError(f"there is no workload {name}: choose from {', '.join(NAMES)}")
 

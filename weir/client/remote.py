@@ -117,6 +117,10 @@ class Remote(Dispatcher):
         self._start_seconds = time.monotonic() - began
         self._engine = engine
         self._welcome(ready)
+        phases = ready.info.get("start_seconds", {})
+        rest = self._start_seconds - sum(phases.values())
+        listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items())
+        log.info("engine made in %.1f s: imports %.1f, %s", self._start_seconds, rest, listed)
         return engine
 
     def _welcome(self, ready: Ready) -> None:
