@@ -43,7 +43,7 @@ REACHED = {
         "fixed:1": Reached(0.63, 0.11, 0.12),
     },
 }
-"""By the stem of the model's name, then by workload."""
+"""By the name of the model's file or folder, then by workload."""
 
 
 def make(name: str, vocab: int, seed: int = 1) -> Workload:

@@ -99,7 +99,7 @@ def compare(options: Namespace) -> int:
             for _ in range(options.repeat):
                 llm.flush()
                 rows.append(_ask(llm, workload, None, not options.quiet))
-    stem = Path(settings.model).stem
+    stem = Path(settings.model).name.removesuffix(".json")
     print(f"{stem}, engine made in {started:.1f} s; others on one H100")
     print(
         f"{'workload':<16}{'s':>8}{'in':>10}{'out':>9}{'out/s':>8}{'peer':>8}{'best':>8}{'floor':>8}"
