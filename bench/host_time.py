@@ -1,9 +1,9 @@
 """Host time of one step: plan, submit and commit over a simulated executor.
 
-    python bench/host_time.py [--running 256] [--waiting 10000] [--steps 400]
+    python bench/host_time.py [--running 256] [--waiting 10000] [--steps 400] [--policies NAME ...]
 
-The issue's bound is 1.5 ms with 256 running and 10,000 waiting requests. Every running request
-decodes; the waiting ones cannot be admitted because as many run as may.
+The bound is 1.5 ms with 256 running and 10,000 waiting requests, whatever the policy. Every running
+request decodes; the waiting ones cannot be admitted because as many run as may.
 """
 
 from __future__ import annotations
@@ -19,19 +19,66 @@ from weir.engine import Engine
 from weir.executor.sim import Sim, VirtualClock
 from weir.kv.cache import Cache
 from weir.sched.composer import Chunked
-from weir.sched.placement import OnDemand
-from weir.sched.ranking import FCFS
+from weir.sched.names import Knowledge, placement, ranking
 from weir.sched.scheduler import Scheduler
 
+POLICIES = [
+    *("fcfs", "lpm", "dfs-weight", "shortest", "learned", "mlfq", "fair(fcfs)", "aging(fcfs)"),
+    *("queued(aging(learned))", "queued(aging(fair(learned)))"),
+]
 
-def engine(running: int, page: int = 16) -> Engine:
+
+class Lengths:
+    """A scorer that knows, and answers a few requests a step."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def submit(self, prompts: list[tuple[int, list[int]]]) -> None:
+        self.asked += [uid for uid, _ in prompts]
+
+    def collect(self) -> list[tuple[int, float]]:
+        some, self.asked = self.asked[:16], self.asked[16:]
+        return [(uid, uid * 7919 % 997) for uid in some]
+
+
+def engine(policy: str, memory: str, running: int, page: int = 16) -> Engine:
     pages = running * 80
     capacity = Capacity(page, {int(Tier.GPU): pages}, 2048, running, 8192)
     clock = VirtualClock()
+    cache = Cache(page, {Tier.GPU: pages})
     scheduler = Scheduler(
-        Cache(page, {Tier.GPU: pages}), FCFS(), Chunked(), OnDemand(Tier.GPU), capacity
+        cache,
+        ranking(policy, cache, Knowledge(scorer=Lengths())),
+        Chunked(),
+        placement(memory, Tier.GPU),
+        capacity,
     )
     return Engine(scheduler, Sim(capacity, clock, lambda plan: 0.01, lambda u, p: 5), clock)
+
+
+def measure(policy: str, memory: str, running: int, waiting: int, steps: int) -> list[float]:
+    """Milliseconds of each step, sorted."""
+    rng = random.Random(0)
+    it = engine(policy, memory, running)
+    sampling = Sampling(max_tokens=800)
+    for uid in range(running + waiting):
+        prompt = [rng.randrange(30000) for _ in range(rng.randrange(60, 180))]
+        user = f"tenant {uid % 1000}"
+        it.add(Request(uid, prompt, sampling, arrival=uid * 1e-3, user=user))
+    while len(it.scheduler.running) < running or any(
+        r.computed < r.prompt for r in it.scheduler.running.values()
+    ):
+        it.step()
+    gc.collect()
+    gc.disable()  # as in the engine's process, which collects between steps
+    times = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        it.step()
+        times.append((time.perf_counter() - began) * 1e3)
+    gc.enable()
+    return sorted(times)
 
 
 def main() -> None:
@@ -39,27 +86,15 @@ def main() -> None:
     parser.add_argument("--running", type=int, default=256)
     parser.add_argument("--waiting", type=int, default=10000)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--memory-policy", default="on-demand")
     args = parser.parse_args()
-    rng = random.Random(0)
-    it = engine(args.running)
-    sampling = Sampling(max_tokens=800)
-    for uid in range(args.running + args.waiting):
-        prompt = [rng.randrange(30000) for _ in range(rng.randrange(60, 180))]
-        it.add(Request(uid, prompt, sampling, arrival=uid * 1e-3))
-    while len(it.scheduler.running) < args.running or any(
-        r.computed < r.prompt for r in it.scheduler.running.values()
-    ):
-        it.step()
-    gc.collect()
-    gc.disable()  # as in the engine's process, which collects between steps
-    times = []
-    for _ in range(args.steps):
-        began = time.perf_counter()
-        it.step()
-        times.append((time.perf_counter() - began) * 1e3)
-    times.sort()
     print(f"{args.running} running, {args.waiting} waiting, {args.steps} steps, ms a step:")
-    print(f"median {statistics.median(times):.3f}  p99 {times[int(len(times) * 0.99)]:.3f}")
+    print(f"{'':30} median    p99    max")
+    for policy in args.policies:
+        times = measure(policy, args.memory_policy, args.running, args.waiting, args.steps)
+        p99 = times[int(len(times) * 0.99)]
+        print(f"{policy:30} {statistics.median(times):6.3f} {p99:6.3f} {times[-1]:6.3f}")
 
 
 if __name__ == "__main__":

@@ -7,47 +7,18 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sched.draw import a_scheduler, check
 from tests.shadow import Shadow, expected
-from weir.core import Capacity, Request, Sampling, Tier
+from weir.core import Request, Sampling
 from weir.engine import Engine
 from weir.executor.sim import VirtualClock
-from weir.kv.cache import Cache
-from weir.sched.composer import Beside, Chunked, Whole
-from weir.sched.placement import OnDemand
-from weir.sched.prefix import LongestPrefix, Matches
-from weir.sched.ranking import FCFS
-from weir.sched.scheduler import Scheduler
 
 
-def build(rng: random.Random, page: int, depth: int, chains: bool, longest: int):
+def build(rng: random.Random, page: int, depth: int, chains: bool, longest: int) -> Engine:
     """An engine of random policies over a shadow executor, with a pool that forces preemption."""
-    hot = rng.choice([Tier.GPU, Tier.CPU])
-    need = -(-longest // page)
-    sizes = {hot: need + rng.randrange(0, 3 * need)}
-    if hot == Tier.GPU and rng.random() < 0.6:
-        sizes[Tier.CPU] = rng.randrange(1, 4 * need)
-        if rng.random() < 0.5:
-            sizes[Tier.DISK] = rng.randrange(1, 4 * need)
-    cache = Cache(page, sizes, reuse=rng.random() < 0.8)
-    whole = rng.random() < 0.3
-    tokens = max(longest, 64) if whole else rng.choice([1, 3, 16, 64])
-    capacity = Capacity(
-        page, {int(k): v for k, v in sizes.items()}, tokens, rng.choice([1, 4, 64]), longest
-    )
-    ranking = (
-        FCFS()
-        if rng.random() < 0.6
-        else LongestPrefix(Matches(cache, limit=rng.choice([0, 3, 100])))
-    )
-    scheduler = Scheduler(
-        cache,
-        ranking,
-        Whole() if whole else Chunked(rng.choice([None, Beside(1), Beside(5), Beside(30)])),
-        OnDemand(hot, spare=rng.choice([0.0, 0.1])),
-        capacity,
-        chains=chains,
-    )
-    return Engine(scheduler, Shadow(capacity, depth=depth, chains=chains), VirtualClock())
+    scheduler = a_scheduler(rng, page, chains, longest)
+    executor = Shadow(scheduler.capacity, depth=depth, chains=chains)
+    return Engine(scheduler, executor, VirtualClock())
 
 
 class Toy:
@@ -101,7 +72,12 @@ def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None
             if arrival == step:
                 stops = [] if stop is None else [stop]
                 r = Request(
-                    uid, list(prompt), Sampling(max_tokens=wanted, stops=stops), float(step)
+                    uid,
+                    list(prompt),
+                    Sampling(max_tokens=wanted, stops=stops),
+                    float(step),
+                    priority=uid % 5 == 0,
+                    user="abc"[uid % 3],
                 )
                 if rng is not None and uid % 2:
                     r.matcher = Toy(rng)
@@ -116,7 +92,7 @@ def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None
             got[delta.uid] += delta.tokens
             if delta.done:
                 done[delta.uid] = delta.done
-        engine.scheduler.cache.check(engine.scheduler.live.values())
+        check(engine.scheduler)
         step += 1
         if step > 30 and not engine.busy:
             break

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from weir.core import Request
 from weir.sched.ranking import Around, Group, Key
 
+KEPT = 512  # tenants that are remembered while they have no request
+
 
 @dataclass(slots=True)
 class Fair(Around):
@@ -60,7 +62,7 @@ class Fair(Around):
         self.live[r.user] -= 1
         if not self.live[r.user]:
             del self.live[r.user]
-            if len(self.counters) > 2 * len(self.live) + 1024:
+            if len(self.counters) > 2 * (len(self.live) + KEPT):
                 self._tidy()
         self.inner.leave(r)
 
@@ -72,12 +74,11 @@ class Fair(Around):
                 del self.waiting[r.user]
 
     def _tidy(self) -> None:
-        """Forget who is gone and would be lifted to the floor when coming back."""
-        self.counters = {
-            user: counter
-            for user, counter in self.counters.items()
-            if user in self.live or counter > self.floor
-        }
+        """Forget the least served of those who are gone: they have the least to make up for."""
+        gone = [user for user in self.counters if user not in self.live]
+        gone.sort(key=self.counters.__getitem__)
+        for user in gone[:-KEPT]:
+            del self.counters[user]
 
     def _least(self) -> float:
         """The counter of the least served tenant that waits, or what it was when one last did."""

@@ -73,7 +73,7 @@ def _ranking(e: Expression, cache: Cache, knowledge: Knowledge) -> Ranking:
                 return Shortest(knowledge.length, matches, **options)
             if knowledge.scorer is None:
                 raise ConfigError(f"{e.where}: learned needs a ranker, and there is none")
-            return Learned(knowledge.scorer, matches, **options)
+            return Learned(matches=matches, scorer=knowledge.scorer, **options)
         case "fair":
             inner, _ = around()
             return Fair(inner, knowledge.weights)

@@ -66,12 +66,16 @@ class OnDemand:
         pass
 
     def place(self, pick: Pick, cache: Cache, moves: list[Move]) -> Tier | None:
-        r, size = pick.request, cache.pools[self.home].size
-        alone = cache.room(self.home) + len(r.pages) == size
-        if r.sent == 0 and (self.lacking(pick, cache) > 0 or not (alone or self.admits(r, cache))):
+        r = pick.request
+        if r.sent == 0 and not self._starts(pick, cache):
             return None
         grown = cache.grow(r, r.computed + pick.length, self.home, moves)
         return self.home if grown else None
+
+    def _starts(self, pick: Pick, cache: Cache) -> bool:
+        r, size = pick.request, cache.pools[self.home].size
+        alone = cache.room(self.home) + len(r.pages) == size
+        return self.lacking(pick, cache) <= 0 and (self.admits(r, cache) or alone)
 
     def lacking(self, pick: Pick, cache: Cache) -> int:
         r = pick.request

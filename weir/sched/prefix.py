@@ -66,6 +66,8 @@ class DepthFirst(Ranking):
         before, self.paths = self.paths, {}
         if len(waiting) <= self.limit:
             self._walk(sorted(waiting, key=lambda r: r.uid))
+        elif not before:
+            return ()
         return [r for r in waiting if before.get(r.uid) != self.paths.get(r.uid)]
 
     def _walk(self, waiting: list[Request]) -> None:

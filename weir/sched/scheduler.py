@@ -156,7 +156,9 @@ class Scheduler:
         before, key = r.computed, order(self.ranking, r) if fresh else None
         if fresh or (r.computed < r.prompt and not r.sampling.penalised):
             self.cache.attach(r, self.placement.coldest, it.moves)
-        length = self._align(r, min(length, r.todo), it)
+        length = min(length, r.todo)
+        if length < r.todo:
+            length = self._align(r, length, it)
         home = self._place(Pick(r, length), key, it) if length else None
         if home is None:
             if fresh:
@@ -171,36 +173,36 @@ class Scheduler:
         return advance(r, length, home)
 
     def _align(self, r: Request, length: int, it: Iteration) -> int:
-        """End a chunk on a page boundary unless it ends the tokens, so that others can go on from
-        it. What is left of a budget under one page goes to the first prompt of a plan only."""
-        if length == r.todo:
-            return length
+        """End a chunk that does not end the tokens on a page boundary, so that others can go on
+        from it. What is left of a budget under one page goes to the first prompt of a plan only."""
         over = (r.computed + length) % self.capacity.page
         if over < length:
             return length - over
         return 0 if it.prompts else length
 
     def _place(self, pick: Pick, key: Key | None, it: Iteration) -> Tier | None:
-        """Reserve pages, and a newcomer's right to run, taking them from requests that rank after
-        the pick and are not yet in this plan. `key`: where a newcomer stood as it waited."""
-        r, cache = pick.request, self.cache
-        after: list[Request] | None = None
-        while (home := self._settle_in(pick, key is not None, it)) is None:
-            if after is None:
-                after = it.after(key or order(self.ranking, r), r)
-                if sum(len(v.pages) for v in after) < self.placement.lacking(pick, cache):
-                    return None  # all of them together would go in vain
-            victim = self.placement.victim(after, cache) if after else None
-            if victim is None:
-                return None
+        """Reserve pages and, for a newcomer, which stood at `key` as it waited, one of the places
+        of those that may run."""
+        if key is None or len(self.running) < self.capacity.requests:
+            home = self.placement.place(pick, self.cache, it.moves)
+            if home is not None:
+                return home
+        return self._displace(pick, key or order(self.ranking, pick.request), it)
+
+    def _displace(self, pick: Pick, key: Key, it: Iteration) -> Tier | None:
+        """Take what the pick needs from requests that rank after `key` and are not in this plan."""
+        cache, placement, fresh = self.cache, self.placement, pick.request.uid not in self.running
+        after = it.after(key, pick.request)
+        if sum(len(victim.pages) for victim in after) < placement.lacking(pick, cache):
+            return None  # all of them together would go in vain
+        while after and (victim := placement.victim(after, cache)) is not None:
             after.remove(victim)
             self._evict(victim, it)
-        return home
-
-    def _settle_in(self, pick: Pick, fresh: bool, it: Iteration) -> Tier | None:
-        if fresh and len(self.running) >= self.capacity.requests:
-            return None
-        return self.placement.place(pick, self.cache, it.moves)
+            if not fresh or len(self.running) < self.capacity.requests:
+                home = placement.place(pick, cache, it.moves)
+                if home is not None:
+                    return home
+        return None
 
     def _evict(self, victim: Request, it: Iteration) -> None:
         decoding = victim.decoding and self._ready(victim)
@@ -244,6 +246,8 @@ class Scheduler:
                     delta = settle(r, chunk, result)
                     if delta is not None:
                         deltas.append(delta)
+                    if not r.running:  # evicted while it flew: what it waits for has changed
+                        self.waiting.renew((r,))
                 if r.done is not None:
                     self._retire(r)
         return deltas

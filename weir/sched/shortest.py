@@ -38,11 +38,14 @@ class Shortest(Ranking):
     preempt: bool = False
 
     def key(self, r: Request) -> Key:
-        answer = max(0.0, self.length(r) - (len(r.tokens) - r.prompt))
-        left = len(r.tokens) - r.computed + answer
+        tokens = len(r.tokens)
+        left = tokens - r.computed + max(0.0, self.expected(r) + r.prompt - tokens)
         if self.matches is not None:
             left -= self.matches.of(r)
         return (r.priority, left) if self.preempt else (r.priority, not r.running, left)
+
+    def expected(self, r: Request) -> float:
+        return self.length(r)
 
     def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
         return self.matches.refresh(waiting) if self.matches is not None else ()
@@ -61,26 +64,23 @@ class Scorer(Protocol):
 
 
 @dataclass(slots=True)
-class Learned(Ranking):
+class Learned(Shortest):
     """Shortest first by `Request.score`, which a scorer fills in. A scorer that fails is switched
     off, with a warning; then it is first come, first served."""
 
     scorer: Scorer | None = None
-    matches: Matches | None = None
-    preempt: bool = False
     failure: str = ""
-    neutral: float = 256.0  # of an unknown length: the mean of those predicted, slowly moving
+    neutral: float = 256.0  # for an unknown length: the mean of those predicted, slowly moving
     new: list[Request] = field(default_factory=list)
     pending: dict[int, Request] = field(default_factory=dict)
-    shortest: Shortest = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.shortest = Shortest(self._length, self.matches, self.preempt)
 
     def key(self, r: Request) -> Key:
         if self.failure:
             return (r.priority,) if self.preempt else (r.priority, not r.running)
-        return self.shortest.key(r)
+        return Shortest.key(self, r)
+
+    def expected(self, r: Request) -> float:
+        return min(self.neutral if r.score is None else r.score, r.sampling.max_tokens)
 
     def enter(self, r: Request) -> None:
         if r.score is None and r.preempted == 0:
@@ -89,7 +89,7 @@ class Learned(Ranking):
     def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
         if self.failure:
             return ()
-        moved = list(self.shortest.before(step, waiting))
+        moved = list(Shortest.before(self, step, waiting))
         try:
             return moved + self._exchange()
         except Exception as error:  # whatever goes wrong in there, serving goes on
@@ -104,10 +104,6 @@ class Learned(Ranking):
     @property
     def degraded(self) -> str:
         return self.failure
-
-    def _length(self, r: Request) -> float:
-        expected = self.neutral if r.score is None else r.score
-        return min(expected, r.sampling.max_tokens)
 
     def _exchange(self) -> list[Request]:
         """Give the scorer who has come and take what it has found."""

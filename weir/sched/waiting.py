@@ -61,12 +61,12 @@ class Waiting(Collection[Request]):
 
     def renew(self, moved: Iterable[Request]) -> None:
         """Put those of `moved` who wait into their present places."""
-        found = [r for r in moved if r.uid in self._where]
-        if len(found) >= len(self):
+        found = {r.uid: r for r in moved if r.uid in self._where}
+        if len(found) == len(self):
             self._groups, self._where, self._heads, self._latest = {}, {}, [], {}
-        for r in found:
+        for r in found.values():
             self.discard(r)
-        for r in found:
+        for r in found.values():
             self.add(r)
 
     def first(self) -> Entry | None:

@@ -1,0 +1,95 @@
+"""Random policies for property tests, and the invariants that hold under every one of them."""
+
+from __future__ import annotations
+
+import random
+
+from weir.core import Capacity, Tier
+from weir.kv.cache import Cache
+from weir.sched.composer import Beside, Chunked, Composer, Least, PrefillFirst, Static, Taper, Whole
+from weir.sched.names import Knowledge, ranking
+from weir.sched.placement import Estimate, OnDemand, Placement, Reserve
+from weir.sched.ranking import Ranking, order
+from weir.sched.scheduler import Scheduler
+
+LEAVES = [
+    *("fcfs", "fcfs", "lpm", "lpm(limit=3)", "dfs-weight", "dfs-weight(limit=5)", "learned"),
+    *("shortest", "shortest(preempt=true)", "learned(preempt=true, limit=4)", "mlfq(quantum=2)"),
+]
+AROUND = [
+    *("fair({})", "queued({})", "queued({}, least=1)", "queued({}, least=5)"),
+    *("aging({}, threshold=20)", "aging({}, threshold=60, quantum=3)"),
+]
+
+
+class Oracle:
+    """A scorer that answers late, out of order and not always; it may fail."""
+
+    def __init__(self, rng: random.Random, fails: float = 0.0):
+        self.rng, self.fails = rng, fails
+        self.asked: list[int] = []
+
+    def submit(self, prompts):
+        self.asked += [uid for uid, _ in prompts]
+
+    def collect(self):
+        if self.rng.random() < self.fails:
+            raise RuntimeError("out of ideas")
+        if self.rng.random() < 0.5 or not self.asked:
+            return []
+        self.rng.shuffle(self.asked)
+        uid = self.asked.pop()
+        return [(uid, self.rng.choice([float("nan"), *map(float, range(30))]))]
+
+
+def a_ranking(rng: random.Random, cache: Cache) -> Ranking:
+    text = rng.choice(LEAVES)
+    for _ in range(rng.choice([0, 0, 1, 1, 2])):
+        text = rng.choice(AROUND).format(text)
+    scorer = Oracle(rng, rng.choice([0.0, 0.05]))
+    weights = {"a": 2.0, "b": 0.5}
+    return ranking(text, cache, Knowledge(scorer=scorer, weights=weights))
+
+
+def a_composer(rng: random.Random) -> Composer:
+    paces = [None, Beside(1), Beside(5), Beside(30), Taper(20, 3, reach=40, stages=3)]
+    paces.append(Least((Beside(9), Taper(30, 2, reach=30))))
+    chunked = Chunked(rng.choice(paces), tile=rng.choice([1, 1, 4, 16]))
+    return rng.choice([chunked, chunked, chunked, Whole(), PrefillFirst(), Static()])
+
+
+def a_placement(rng: random.Random, home: Tier) -> Placement:
+    spare, window = rng.choice([0.0, 0.1]), rng.choice([1, 1, 3])
+    kinds = [OnDemand, OnDemand, Reserve, Estimate]
+    return rng.choice(kinds)(home, spare=spare, window=window)
+
+
+def a_scheduler(rng: random.Random, page: int, chains: bool, longest: int) -> Scheduler:
+    """Random policies over a pool that forces preemption; `longest`: tokens of a request."""
+    hot = rng.choice([Tier.GPU, Tier.CPU])
+    need = -(-longest // page)
+    sizes = {hot: need + rng.randrange(0, 3 * need)}
+    if hot == Tier.GPU and rng.random() < 0.6:
+        sizes[Tier.CPU] = rng.randrange(1, 4 * need)
+        if rng.random() < 0.5:
+            sizes[Tier.DISK] = rng.randrange(1, 4 * need)
+    cache = Cache(page, sizes, reuse=rng.random() < 0.8)
+    composer = a_composer(rng)
+    tokens = max(longest, 64) if composer.whole else rng.choice([1, 3, 16, 64])
+    pages = {int(tier): count for tier, count in sizes.items()}
+    capacity = Capacity(page, pages, tokens, rng.choice([1, 4, 64]), longest)
+    placement = a_placement(rng, hot)
+    return Scheduler(cache, a_ranking(rng, cache), composer, placement, capacity, chains=chains)
+
+
+def check(scheduler: Scheduler) -> None:
+    """What must hold between any two steps."""
+    live, running = scheduler.live, scheduler.running
+    scheduler.cache.check(live.values())
+    waiting = {r.uid for r in scheduler.waiting}
+    assert waiting | set(running) == set(live) and not waiting & set(running)
+    assert all(r.running for r in running.values())
+    if waiting:
+        first = scheduler.waiting.first()
+        assert first is not None
+        assert first[0] == min(order(scheduler.ranking, r) for r in scheduler.waiting)
