@@ -47,6 +47,10 @@ def test_lanes_of_chunks_are_recorded_where_launching_takes_longest():
     large = msgspec.structs.replace(MODEL.spec, hidden=8192, ffn=28672, heads=64, head_dim=128)
     assert max(mixed_shapes(small, 64)).tokens >= 1024
     assert mixed_shapes(large, 64) == mixed_shapes(small, 1) == []
+    for requests in (2, 64, 256, 1024):
+        shapes = mixed_shapes(small, requests)
+        assert all(1 < shape.sequences < shape.tokens for shape in shapes)
+        assert all(shape.sequences <= requests for shape in shapes)
 
 
 def test_the_smallest_shape_that_holds_the_chunks_is_chosen():

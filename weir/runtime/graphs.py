@@ -30,10 +30,12 @@ def shared_sizes(sizes: Iterable[int]) -> list[int]:
 
 def mixed_shapes(spec: Spec, requests: int) -> list[Shape]:
     """Lanes of chunks and decodes that a GPU computes in less time than the host launches them:
-    16 layers take about a millisecond to launch, 600 TFLOP/s the products of an H100."""
+    16 layers take about a millisecond to launch, 600 TFLOP/s the products of an H100. None has as
+    many sequences as tokens: that is a lane of decodes."""
     widest = spec.hidden * (3 * spec.ffn + 2 * (spec.heads + spec.kv_heads) * spec.head_dim)
     tokens = 1e-3 / 16 * 6e14 / (2 * widest)
-    return [Shape(2**n, requests) for n in range(6, 12) if 2**n <= tokens and requests > 1]
+    sizes = [2**n for n in range(6, 12) if 2**n <= tokens and requests > 1]
+    return [Shape(size, min(requests, size - 1)) for size in sizes]
 
 
 @dataclass(slots=True, eq=False)
