@@ -229,7 +229,7 @@ def test_a_target_holds_and_what_it_costs_is_first_tokens() -> None:
     items = [Item(words.draw(1500 if at % 3 else 6000), 150) for at in range(60)]
     load = poisson(Workload("long", items), 6.0, 1.0, 2)
     reports, engines = [], []
-    for config in (Config(target_tbt=0.015), Config(max_num_batched_tokens=4096)):
+    for config in (Config(target_tbt=0.015), Config(max_prefill_beside_decode=4096)):
         fleet = [tiny(config, Capacity(16, {int(Tier.GPU): 20_000}, 4096, 256, 8192))]
         engines.append(fleet[0].engine)
         reports.append(measure(*replay(load, fleet)).metrics)
