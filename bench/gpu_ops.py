@@ -3,7 +3,8 @@
     python bench/gpu_ops.py [--quick]
 
 Memory-bound ops are compared with the chip's own copy, attention over prompts and linears with its
-largest matrix product. Times are medians of events around the op, the L2 cache cleared before each.
+largest matrix product. Times are medians of events around the op, the L2 cache cleared before each;
+decodes are timed as a CUDA graph of calls over different keys.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -24,13 +26,16 @@ from weir.ops.attention import Batch, Place, attend, reference_attend, write
 from weir.ops.linear import linear, pack
 from weir.ops.mlp import gated, reference_gated
 from weir.ops.norm import reference_rms_norm, rms_norm
+from weir.ops.prefix import Shared, find
 from weir.ops.rope import reference_rotate_, rope_
 
 DTYPE = torch.bfloat16
 HEADS, KV_HEADS, SIZE, PAGE = 32, 8, 128, 16  # Llama-3.1-8B
 HIDDEN, FFN, VOCAB = 4096, 14336, 128256
-DECODES = [(1, 2048), (32, 2048), (256, 1024), (64, 8192), (1, 32768)]
-PROMPTS = [(1, 2048, 0), (1, 8192, 0), (4, 512, 2048), (1, 512, 8192)]  # chunks, tokens, before
+DECODES = [(1, 640), (1, 2048), (16, 640), (32, 2048), (256, 1024), (64, 8192), (1, 32768)]
+PROMPTS = [(1, 512, 0), (1, 2048, 0), (1, 8192, 0), (4, 512, 2048), (1, 512, 8192),
+           (1, 2048, 30000)]  # chunks, tokens, before  # fmt: skip
+SHARED = [(16, 16, 2048, 160), (64, 4, 2048, 160)]  # groups, decodes, keys in common, own keys
 
 
 def milliseconds(run: Callable[[], object], repeat: int) -> float:
@@ -90,9 +95,11 @@ class Report:
         *,
         moved: float = 0.0,
         flop: float = 0.0,
+        calls: int = 1,
     ) -> None:
-        """`moved` bytes or `flop`: what the op cannot do without; `error` is relative."""
-        time = milliseconds(run, self.repeat)
+        """`moved` bytes or `flop`: what the op cannot do without; `error` is relative. `run` is
+        that many calls of it."""
+        time = milliseconds(run, self.repeat) / calls
         if flop:
             rate, ceiling, unit = flop / time / 1e9, self.product, "TFLOP/s"
         else:
@@ -133,15 +140,55 @@ def attention(report: Report) -> None:
             n * (length - n) + n * (n + 1) / 2 for length, n in zip(lengths, chunks, strict=True)
         )
         many = chunks.count(1) < len(chunks) / 2
+        work = f"{len(chunks)}: {chunks[-1]} of {lengths[-1]}"
+        if many:
+            report.add(
+                "prompt attention", work,
+                lambda q=q, kv=kv, batch=batch: attend(q, kv, batch, spec),
+                error, flop=4.0 * pairs * HEADS * SIZE,
+            )  # fmt: skip
+        else:
+            work += " mixed" if len({*chunks}) > 1 else ""
+            moved = 4.0 * sum(lengths) * KV_HEADS * SIZE
+            graph, calls = recorded(q, kv, batch, spec)
+            report.add("decode attention", work, graph, error, moved=moved, calls=calls)
+
+
+def shared_prefixes(report: Report) -> None:
+    """The bytes moved are those of every prefix once."""
+    spec = AttentionSpec(HEADS, KV_HEADS, SIZE, SIZE**-0.5)
+    for groups, decodes, common, own in SHARED:
+        count = groups * decodes
+        kv, batch = batch_of([common + own] * count, [1] * count)
+        for rows in torch.randperm(count, device="cuda").view(groups, decodes):
+            batch.table[rows, : common // PAGE] = batch.table[rows[0], : common // PAGE].clone()
+        table, keys = batch.table.cpu().numpy(), np.full(count, common + own - 1)
+        found = find(table, np.arange(count), keys, PAGE)
+        q = torch.randn(count, HEADS, SIZE, device="cuda", dtype=DTYPE)
+        want = attend(q, kv, batch, spec)
+        arrays = found.member, found.keys, found.skip
+        batch.shared = Shared(*(torch.from_numpy(x).cuda() for x in arrays))
+        got = attend(q, kv, batch, spec)
+        graph, calls = recorded(q, kv, batch, spec)
         report.add(
-            "prompt attention" if many else "decode attention",
-            f"{len(chunks)}: {chunks[-1]} of {lengths[-1]}"
-            + (" mixed" if len({*chunks}) > 1 else ""),
-            lambda q=q, kv=kv, batch=batch: attend(q, kv, batch, spec),
-            error,
-            moved=0.0 if many else 4.0 * sum(lengths) * KV_HEADS * SIZE,
-            flop=4.0 * pairs * HEADS * SIZE if many else 0.0,
-        )
+            "shared prefixes", f"{groups} x {decodes}: {common} + {own}", graph,
+            max(distance(got[0], want[0]), distance(got[1], want[1])),
+            moved=4.0 * (groups * common + count * own) * KV_HEADS * SIZE, calls=calls,
+        )  # fmt: skip
+
+
+def recorded(
+    q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec
+) -> tuple[Callable[[], None], int]:
+    """A CUDA graph of attention over copies of kv that do not fit the cache, and of how many."""
+    copies = [kv.clone() for _ in range(max(2, min(12, 2**28 // kv.nbytes)))]
+    attend(q, kv, batch, spec)  # compiled before it is recorded
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for copy in copies:
+            attend(q, copy, batch, spec)
+
+    return lambda keep=copies: graph.replay(), len(copies)  # it reads them, so they are kept
 
 
 def rows(report: Report) -> None:
@@ -237,7 +284,7 @@ def main() -> int:
         return 1
     torch.manual_seed(0)
     report = Report(repeat=10 if options.quick else 50)
-    for part in (attention, rows, linears, sampling):
+    for part in (attention, shared_prefixes, rows, linears, sampling):
         part(report)
     report.table.title = torch.cuda.get_device_name()
     Console(width=110).print(report.table)

@@ -22,7 +22,7 @@ pytest.importorskip("triton", minversion=None if torch.cuda.is_available() else 
 # older interpreters do not work with NumPy 2.4
 
 from weir.ops import triton as gpu
-from weir.ops.triton import decode
+from weir.ops.triton import decode, hopper
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: exp of -inf
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -158,6 +158,35 @@ def test_a_shared_prefix_beyond_a_window_or_a_tile_is_read_by_each() -> None:
     groups = [([0, 1, 2], 10)]
     check(sharing([(200, 1), (210, 1), (220, 1)], groups, heads=2, kv_heads=1, size=16, window=30))
     check(sharing([(200, 1), (210, 1), (220, 1)], groups, heads=40, kv_heads=1, size=16))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (hopper.KNOWN and hopper.hopper(torch.device(DEVICE))),
+    reason="this needs a Hopper GPU, and Gluon as of Triton 3.6",
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "heads, kv_heads, size, page",
+    [(8, 2, 128, 16), (4, 1, 128, 8), (8, 8, 64, 32), (16, 2, 128, 64), (64, 1, 64, 256)],
+)
+@pytest.mark.parametrize("options", [{}, {"window": 1}, {"window": 200}, {"softcap": 5.0}])
+def test_chunks_on_hopper(
+    heads: int, kv_heads: int, size: int, page: int, options: dict, dtype: torch.dtype
+) -> None:
+    sequences = [*RAGGED, (900, 700), (128, 128), (129, 129), (64, 5), (1000, 257)]
+    case = make(sequences, heads, kv_heads, size, page, dtype, **options)
+    assert hopper.takes(case.q.to(DEVICE, dtype), case.kv.to(DEVICE))
+    check(case, dtype)
+    longer = [(context, chunk) for context, chunk in sequences if chunk > 1]
+    case = make(longer, heads, kv_heads, size, page, dtype, **options)
+    case.batch.lengths = min(chunk for _, chunk in longer), max(chunk for _, chunk in longer)
+    check(case, dtype)
+
+
+def test_other_kernels_take_what_hopper_s_does_not() -> None:
+    case = make(RAGGED)
+    assert not hopper.takes(case.q.to(DEVICE), case.kv.to(DEVICE))  # float32
 
 
 @pytest.mark.gpu

@@ -26,6 +26,7 @@ GROUPS = 2
 KEYS = 128
 HALF = 64  # numbers in the 128 bytes that shared memory is swizzled by
 RING = 2  # tiles of keys, and of values
+KNOWN = hasattr(gl.shared_memory_descriptor, "_reinterpret")  # Gluon changes: 3.9 has other names
 
 
 @cache
@@ -39,6 +40,7 @@ def takes(q: Tensor, kv: Tensor) -> bool:
     group = q.shape[1] // kv.shape[2]
     return (
         hopper(q.device)
+        and KNOWN
         and q.dtype == kv.dtype
         and q.element_size() == 2
         and size in (64, 128)
@@ -148,6 +150,8 @@ def _kernel(
     HALF: gl.constexpr,
     RING: gl.constexpr,
 ):
+    """SPAN tokens and GROUP heads of one sequence and kv head, half of the tokens to each group of
+    warps. `lines` is kv as lines of SIZE numbers; line number `beyond` is past its end."""
     head = gl.program_id(0)
     # the last tiles of a prompt have the most keys and begin first
     tile = gl.num_programs(1) - 1 - gl.program_id(1)
