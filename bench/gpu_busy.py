@@ -1,11 +1,11 @@
 """How much of the time a GPU is busy while it decodes, and what a step costs on either side.
 
-    python bench/gpu_busy.py CONFIG... [--batches 1 32 256] [--steps 200] [--top 10]
+    python bench/gpu_busy.py CONFIG [--batches 1 32 256] [--steps 200] [--top 10]
 
-Each CONFIG is the config.json of a model, which gets random weights. Requests of random tokens and
+CONFIG is the config.json of a model, which gets random weights. Requests of random tokens and
 lengths of nano-vllm's benchmark (100 to 1024 in and out), temperature 1. Busy is the union of what
 ran on the device, kernels and copies, as PyTorch's profiler saw it, over the time from the first to
-the last; the profiler itself costs time, so the steps without it are timed as well.
+the last; the profiler itself costs time, so steps are timed before it is used.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from weir import build
 from weir.config import load
 from weir.core import Request, Sampling
 from weir.engine import Engine
-
-HEAD = "batch  ms/step    device      host  between     busy  tokens/s"
 
 
 def fill(engine: Engine, count: int, vocab: int) -> None:
@@ -87,31 +85,40 @@ def make(shape: Path, settings: dict[str, Any]) -> Engine:
         return build.engine(load(settings, {}))
 
 
-def measure(shape: Path, options: argparse.Namespace) -> None:
+def empty(engine: Engine) -> None:
+    for uid in list(engine.scheduler.live):
+        engine.abort(uid)
+    while engine.busy:
+        engine.step()
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Times first: once the profiler has run, every launch costs the host several times as much."""
     began = time.perf_counter()
-    engine = make(shape, {"enforce_eager": options.enforce_eager})
+    engine = make(options.shape, {"enforce_eager": options.enforce_eager})
     phases = ", ".join(f"{k} {v:.2f}" for k, v in engine.info["start_seconds"].items())
-    print(f"{shape.stem}: engine made in {time.perf_counter() - began:.2f} s ({phases})")
-    print(HEAD)
+    print(f"{options.shape.stem}: engine made in {time.perf_counter() - began:.2f} s ({phases})")
+    print("batch  ms/step    device      host  between  tokens/s")
     for batch in options.batches:
         fill(engine, batch, engine.info["vocab"])
         steps(engine, 20)
         wall, device, host = steps(engine, options.steps)
-        share, lines = busy(engine, options.traced, options.top)
         times = f"{wall * 1e3:9.3f} {device * 1e3:9.3f} {host * 1e3:9.3f}"
-        print(f"{batch:5} {times} {device / wall:8.1%} {share:8.1%} {batch / wall:9,.0f}")
-        print("\n".join(lines), flush=True)
-        for uid in list(engine.scheduler.live):
-            engine.abort(uid)
-        while engine.busy:
-            engine.step()
+        print(f"{batch:5} {times} {device / wall:8.1%} {batch / wall:9,.0f}", flush=True)
+        empty(engine)
+    for batch in options.batches if options.traced else []:
+        fill(engine, batch, engine.info["vocab"])
+        steps(engine, 20)
+        share, lines = busy(engine, options.traced, options.top)
+        print(f"{batch:5} busy {share:.1%}", *lines, sep="\n", flush=True)
+        empty(engine)
     engine.close()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("shapes", nargs="+", type=Path, metavar="CONFIG")
+    add("shape", type=Path, metavar="CONFIG")
     add("--batches", nargs="+", type=int, default=[1, 32, 256])
     add("--steps", type=int, default=200, help="that are timed (200)")
     add("--traced", type=int, default=50, help="that are profiled (50)")
@@ -121,10 +128,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("this needs a CUDA device", file=sys.stderr)
         return 1
-    with profile(activities=[ProfilerActivity.CUDA]):
-        pass  # graphs that were recorded before its first use cannot be profiled
-    for shape in options.shapes:
-        measure(shape, options)
+    measure(options)
     return 0
 
 
