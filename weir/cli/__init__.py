@@ -22,6 +22,7 @@ COMMANDS = {
     "bench": "measure a server, the engine alone, or the time to start",
     "profile": "measure how long steps take on this machine",
     "simulate": "replay a workload in virtual time, for any model, device and policy",
+    "rank": "collect lengths of answers, train what predicts them, see how well it ranks",
     "capacity": "find the highest request rate that keeps latency within a target",
     "plan": "find where weights and KV of a model too large for the GPU should lie",
     "top": "watch a running server",
@@ -33,6 +34,11 @@ BENCHMARKS = {
     "offline": "measure the engine alone, without a server",
     "startup": "measure the time until a server is ready and answers, cold and warm",
 }
+RANKING = {
+    "train": "fit a ranker to prompts and lengths of answers",
+    "eval": "say how well rankers order prompts they were not trained on",
+    "collect": "record the lengths of a server's answers",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [dashed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     if words[:1] == ["bench"]:
         return dispatch("weir bench", "weir.bench", BENCHMARKS, words[1:])
+    if words[:1] == ["rank"]:
+        return dispatch("weir rank", "weir.cli.rank", RANKING, words[1:])
     return dispatch("weir", "weir.cli", COMMANDS, words)
 
 

@@ -16,7 +16,8 @@ from random import Random
 from typing import Any
 
 from weir.errors import ConfigError
-from weir.sim.workload import Item, Words, Workload, read_rows
+from weir.rows import read_rows
+from weir.sim.workload import Item, Words, Workload
 
 WINDOW = 600.0
 """Seconds that one window of a client's arrivals lasts."""

@@ -8,7 +8,6 @@ arguments and a seed. Files may be gzipped.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from random import Random
 from typing import Any, Protocol
 
 from weir.errors import ConfigError
+from weir.rows import find_rows, open_text, read_rows
 
 MOONCAKE_BLOCK = 512
 """Tokens that one hash id of a Mooncake trace stands for (Qin et al., FAST 2025)."""
@@ -133,7 +133,7 @@ def trace(path: Path, words: Words, count: int, scale: float = 1.0) -> Workload:
 
     A file without arrival times gives a workload that is not timed.
     """
-    with _open(path) as lines:
+    with open_text(path) as lines:
         rows = csv.DictReader(lines)
         names = rows.fieldnames or []
         column = {key: next((n for n in known if n in names), "") for key, known in COLUMNS.items()}
@@ -190,7 +190,7 @@ def sharegpt(
     Dropped: prompts under 4 or over 1024 tokens, answers under 4, both together over 2048.
     """
     try:
-        with _open(path) as file:
+        with open_text(path) as file:
             data = json.load(file)
         talks = [turns for entry in data if len(turns := entry["conversations"]) >= 2]
         Random(seed).shuffle(talks)
@@ -226,9 +226,9 @@ def fewshot(path: Path, count: int, output: int, example: str = "gsm8k/8shot-cot
     folder with fewshot_prefixes and gsm8k (.jsonl or .jsonl.gz) and `example` names the prefix.
     """
     if path.is_dir():
-        prefixes = read_rows(_find(path, "fewshot_prefixes"))
+        prefixes = read_rows(find_rows(path, "fewshot_prefixes.jsonl"))
         chosen = [row for row in prefixes if row.get("prefix_id") == example]
-        rows: Iterator[dict[str, Any]] = iter([*chosen, *read_rows(_find(path, "gsm8k"))])
+        rows: Iterator[dict[str, Any]] = iter([*chosen, *read_rows(find_rows(path, "gsm8k.jsonl"))])
     else:
         rows = read_rows(path)
     prefix = ""
@@ -244,7 +244,7 @@ def fewshot(path: Path, count: int, output: int, example: str = "gsm8k/8shot-cot
 
 def mt_bench(path: Path, count: int, output: int) -> Workload:
     """MT-bench conversations: later turns follow the model's own answers."""
-    rows = read_rows(_find(path, "mt_bench") if path.is_dir() else path, count)
+    rows = read_rows(find_rows(path, "mt_bench.jsonl") if path.is_dir() else path, count)
     turns = [row.get("turns") for row in rows]
     if not turns or not all(turns):
         raise ConfigError(f'{path}: each line needs "turns", what the user says one after another')
@@ -259,36 +259,6 @@ def as_text(workload: Workload, decode: Callable[[list[int]], str]) -> Workload:
         for item in workload.items
     ]
     return replace(workload, items=items)
-
-
-def _open(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        return (gzip.open if zipped else open)(path, "rt", encoding="utf-8", newline="")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def read_rows(path: Path, count: int | None = None) -> Iterator[dict[str, Any]]:
-    with _open(path) as lines:
-        for number, line in enumerate(filter(str.strip, lines), 1):
-            if count is not None and number > count:
-                return
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise ConfigError(f"{path}: line {number} is not a JSON object")
-            yield row
-
-
-def _find(folder: Path, name: str) -> Path:
-    for path in (folder / f"{name}.jsonl.gz", folder / f"{name}.jsonl"):
-        if path.exists():
-            return path
-    raise ConfigError(f"{folder}: holds no {name}.jsonl or {name}.jsonl.gz")
 
 
 def _seconds(text: str) -> float:

@@ -1,0 +1,92 @@
+"""Ask a running server for answers and write down how long they are, to train a ranker on.
+
+PROMPTS are JSON lines with a `prompt` of text, or a ShareGPT file, whose own answers are counted if
+no --url is given. What stands in the output already is not asked again. A server that is started
+with --length-log writes the same form about the requests it serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import msgspec
+
+from weir.bench.datasets import positive, tokenizer
+from weir.bench.http import Http, HttpError
+from weir.bench.http import run as run_async
+from weir.bench.talk import first_model
+from weir.errors import ConfigError
+from weir.progress import progress
+from weir.ranker.log import LengthLog
+from weir.rows import read_rows
+from weir.sim.workload import custom, sharegpt
+
+USAGE = "weir rank collect PROMPTS -o FILE [--url URL] [OPTIONS]"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompts", type=Path, metavar="PROMPTS", help="JSON lines, or ShareGPT's JSON")
+    add("--output", "-o", type=Path, required=True, metavar="FILE", help="is added to")
+    add("--url", metavar="URL", help="such as http://127.0.0.1:8000")
+    add("--model", metavar="NAME", help="of the server; or whose tokens count ShareGPT's answers")
+    add("--max-tokens", type=positive, default=2048, metavar="N", help="most of an answer (2048)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="(1)")
+    add("--concurrency", type=positive, default=64, metavar="N", help="requests at once (64)")
+    add("--num-prompts", type=positive, default=10_000, metavar="N", help="at most (10000)")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def run(options: Namespace) -> int:
+    shares = options.prompts.suffix == ".json"
+    if not options.url and not shares:
+        raise ConfigError("--url: whose answers? Give a server, or a ShareGPT file with answers")
+    log = LengthLog(options.output)
+    if not options.url:
+        text = tokenizer(options.model or "smollm2-135m")
+        for item in sharegpt(options.prompts, text, options.num_prompts, 0).items:
+            log.add(str(item.prompt), item.output, "sharegpt", options.prompts.stem)
+        return 0
+    if shares:
+        text = tokenizer(options.model or "smollm2-135m")
+        items = sharegpt(options.prompts, text, options.num_prompts, 0, output=8).items
+    else:
+        items = custom(options.prompts, options.num_prompts, 1).items
+    known = {row.get("prompt") for row in read_rows(options.output)}
+    prompts = [str(item.prompt) for item in items if item.prompt not in known]
+    failed = run_async(_ask(options, prompts, log))
+    print(f"{len(prompts)} asked, {failed} failed, {len(known)} known before", file=sys.stderr)
+    return 1 if failed else 0
+
+
+async def _ask(options: Namespace, prompts: list[str], log: LengthLog) -> int:
+    """How many requests failed; the reason of the last is on standard error."""
+    http = Http(options.url)
+    model = options.model or await first_model(http)
+    most, failed = asyncio.Semaphore(options.concurrency), 0
+
+    async def one(prompt: str) -> None:
+        nonlocal failed
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": options.max_tokens,
+            "temperature": options.temperature,
+        }
+        async with most:
+            try:
+                answer = msgspec.json.decode(await http.post("/v1/chat/completions", body))
+                log.add(prompt, int(answer["usage"]["completion_tokens"]), model)
+            except (HttpError, LookupError, TypeError, msgspec.DecodeError) as error:
+                failed += 1
+                print(f"weir rank collect: {error}", file=sys.stderr)
+        bar.advance(1)
+
+    with progress(len(prompts), "prompts", hidden=options.quiet) as bar:
+        async with asyncio.TaskGroup() as group:
+            for prompt in prompts:
+                group.create_task(one(prompt))
+    return failed

@@ -1,0 +1,59 @@
+"""Kendall's tau-b of rankers on prompts they were not trained on, by source, as Markdown.
+
+Beside them stand the length of the prompt, and what the lengths of another model's answers to the
+same prompts reach, which is about the most that can be seen in a prompt. Several rankers, such as
+one for each --head of `weir rank train`, are compared in columns.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from weir.cli.rank.train import add_data
+from weir.errors import ConfigError
+from weir.ranker import lengths, light
+from weir.ranker.evaluate import evaluate, summary, table
+
+USAGE = "weir rank eval DATA [--ranker FILE ...] [--hold MODEL ...] [OPTIONS]"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_data(parser)
+    add = parser.add_argument
+    add(
+        "--ranker", nargs="+", type=Path, default=[], metavar="FILE",
+        help="default: the one that ships with Weir",
+    )  # fmt: skip
+    add("--by-model", action="store_true", help="a row for every model, not for every source")
+    add("--all-prompts", action="store_true", help="those that were trained on as well")
+
+
+def run(options: Namespace) -> int:
+    """With --hold, only the answers of those models are looked at."""
+    data = lengths.read(options.data, options.exclude)
+    if not options.all_prompts:
+        _, data = data.split()
+    if options.hold:
+        others = {asked.model for asked in data.answers} - set(options.hold)
+        held = data.without(others)
+        if not held.answers:
+            raise ConfigError(f"--hold: no answers of {', '.join(options.hold)} in {options.data}")
+    rankers = {path.stem: light.load(path) for path in options.ranker}
+    asked = sorted({answer.prompt for answers in data.answers.values() for answer in answers})
+    prompts = [data.prompts[place] for place in asked]
+    scores = {}
+    for name, ranker in (rankers or {"shipped": light.shipped()}).items():
+        began = time.perf_counter()
+        found = dict(zip(asked, ranker.score(prompts).tolist(), strict=True))
+        each = (time.perf_counter() - began) / len(prompts)
+        print(f"{name}: {1000 * each:.2f} ms a prompt", file=sys.stderr)
+        scores[name] = [found.get(place, 0.0) for place in range(len(data.prompts))]
+    rows = evaluate(data, scores)
+    if options.hold:
+        families = {lengths.family(model) for model in options.hold}
+        rows = [row for row in rows if row.model in {*options.hold, *families}]
+    print(table(rows if options.by_model else summary(rows)))
+    return 0

@@ -1,0 +1,119 @@
+"""The light ranker: hashed words through a small network, in NumPy. A fraction of a millisecond a
+prompt on one core; the server process can afford it and needs no PyTorch."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from importlib.resources import as_file, files
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weir.errors import ConfigError
+from weir.ranker import features
+from weir.ranker.features import Features
+
+FORMAT = f"weir light ranker {features.VERSION}"
+SHIPPED = files("weir") / "data" / "ranker.npz"
+
+Array = NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Light:
+    """A prompt's score is higher, the longer the answer; `lengths` says what a score means.
+
+    embedding: of each bucket, float16 [buckets, D]. mean, scale: of the shape, [S].
+    hidden, bias: [D + S, H], [H]. output: [H, 1], or [H, C] of classes of lengths.
+    scores, lengths: the quantiles of scores and of answers in tokens over the same prompts, both
+    ascending, [Q]. about: how it was made."""
+
+    embedding: NDArray[np.float16]
+    mean: Array
+    scale: Array
+    hidden: Array
+    bias: Array
+    output: Array
+    scores: Array
+    lengths: Array
+    about: str = ""
+
+    def score(self, prompts: Sequence[str]) -> Array:
+        """float32 [P]. Lets other threads run between two prompts: reading one takes longer than
+        the arithmetic, and holds the interpreter."""
+        scores = []
+        for prompt in prompts:
+            scores.append(self.forward(features.features([prompt]))[0])
+            sleep(0)
+        return np.array(scores, np.float32)
+
+    def forward(self, given: Features) -> Array:
+        """float32 [P]."""
+        total = np.add.reduceat(self.embedding[given.grams].astype(np.float32), given.starts)
+        words = total / np.sqrt(given.counts.astype(np.float32))[:, None]
+        inputs = np.concatenate([words, (given.shapes - self.mean) / self.scale], axis=1)
+        found: Array = np.maximum(inputs @ self.hidden + self.bias, 0) @ self.output
+        return found[:, 0] if found.shape[1] == 1 else found.argmax(axis=1).astype(np.float32)
+
+    def predict(self, prompts: Sequence[str]) -> list[float]:
+        """Tokens expected of each answer."""
+        found: list[float] = np.interp(self.score(prompts), self.scores, self.lengths).tolist()
+        return found
+
+    def save(self, path: Path) -> None:
+        """Raises `ConfigError`."""
+        arrays = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        try:
+            with path.open("wb") as file:
+                np.savez_compressed(file, format=np.asarray(FORMAT), **arrays)  # type: ignore[arg-type]
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def load(path: Path) -> Light:
+    """Raises `ConfigError` for what is no ranker, or one of another version."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays: dict[str, Any] = dict(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        arrays = {}
+    found = str(arrays.pop("format", ""))
+    if not found.startswith("weir light ranker"):
+        raise ConfigError(f"{path}: not a ranker: give a file that `weir rank train` wrote")
+    if found != FORMAT:
+        raise ConfigError(
+            f"{path}: a {found!r}, and this is {FORMAT!r}: train it again with `weir rank train`"
+        )
+    made = Light(**arrays | {"about": str(arrays["about"])})
+    _check(path, made)
+    return made
+
+
+def shipped() -> Light:
+    """The ranker that comes with Weir (docs/ranker.md)."""
+    with as_file(SHIPPED) as path:
+        return load(path)
+
+
+def _check(path: Path, made: Light) -> None:
+    """Raise a `ConfigError` for arrays that do not fit together."""
+    depth, width = made.embedding.shape[-1], made.bias.shape[-1]
+    shapes = {
+        "embedding": (features.BUCKETS, depth),
+        "mean": (features.SHAPE,),
+        "scale": (features.SHAPE,),
+        "hidden": (depth + features.SHAPE, width),
+        "output": (width, made.output.shape[-1]),
+        "lengths": made.scores.shape,
+    }
+    for name, shape in shapes.items():
+        found = getattr(made, name)
+        if found.shape != shape or not np.isfinite(found).all():
+            raise ConfigError(f"{path}: damaged: {name} has shape {found.shape}, not {shape}")
