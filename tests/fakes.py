@@ -19,7 +19,7 @@ from typing import Any
 
 from weir.core import Capacity, Delta, Request, TokenLogprobs
 from weir.text import Text
-from weir.wire import Stats
+from weir.wire import Lengths, Stats
 
 EOS = 256
 VOCAB = 257
@@ -78,6 +78,7 @@ class FakeEngine:
     step_seconds: float = 0.0
     info: dict[str, Any] = field(default_factory=lambda: {"device": "none"})
     live: dict[int, Request] = field(default_factory=dict)
+    expected: list[Lengths] = field(default_factory=list)
     ended: list[Delta] = field(default_factory=list)
     counters: Stats = field(default_factory=Stats)
     flushed: int = 0
@@ -98,6 +99,9 @@ class FakeEngine:
     def abort(self, uid: int) -> None:
         if self.live.pop(uid, None) is not None:
             self.ended.append(Delta(uid, done="abort"))
+
+    def expect(self, lengths: Lengths) -> None:
+        self.expected.append(lengths)
 
     def flush(self) -> None:
         self.flushed += 1

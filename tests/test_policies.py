@@ -72,6 +72,12 @@ def test_composers_and_placements():
     assert placement("reserve", Tier.CPU) == Reserve(Tier.CPU)
 
 
+def test_a_learned_order_needs_a_ranker():
+    policies.check(Config(scheduling_policy="aging(learned)"))
+    with pytest.raises(ConfigError, match="learned needs a ranker"):
+        policies.check(Config(scheduling_policy="aging(learned)", ranker="none"))
+
+
 @pytest.mark.parametrize(
     ("field", "text", "says"),
     [
@@ -91,7 +97,6 @@ def test_composers_and_placements():
         ("scheduling_policy", "fcfs)", "goes on after its end"),
         ("scheduling_policy", "aging(,)", "name of a policy is missing"),
         ("scheduling_policy", "fcfs!", "makes no sense from '!' on"),
-        ("scheduling_policy", "learned", "learned needs a ranker"),
         ("composer", "sarathi", "no sarathi; there is chunked, whole"),
         ("composer", "chunked(fast)", "no fast; there is taper"),
         ("memory_policy", "swap", "no swap; there is on-demand, reserve"),

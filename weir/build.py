@@ -102,13 +102,14 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     info = _info(platform, model, executor, phases)
     capacity, defaults = executor.capacity, policies.DEFAULTS[platform.device.type]
     pace = policies.pace(config, defaults, capacity.tokens, lambda: _cost(config, executor, info))
-    scheduler = policies.scheduler(config, capacity, pace, chains=executor.chains)
+    told = policies.told(config)
+    scheduler = policies.scheduler(config, capacity, pace, chains=executor.chains, scorer=told)
     phases.done("profile")
     gc.collect()
     gc.freeze()  # what lives as long as the engine is not walked again while it serves
     target = pace if isinstance(pace, Target) else None
     library = _library(config, model.spec.vocab)
-    return Engine(scheduler, executor, info=info, target=target, library=library)
+    return Engine(scheduler, executor, info=info, target=target, library=library, told=told)
 
 
 def _library(config: Config, vocab: int) -> Library | None:

@@ -82,6 +82,12 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     scheduling_policy: Annotated[
         Text, about("who goes first, such as lpm or aging(fair(fcfs)); see docs/scheduling.md")
     ] = "auto"
+    ranker: Annotated[
+        Text, about("what predicts lengths of answers: auto, none or a file of `weir rank train`")
+    ] = "auto"
+    length_log: Annotated[
+        Text | None, about("file that prompts and lengths of answers are added to, for a ranker")
+    ] = None
     tenant_weights: Annotated[
         list[str], about("name=weight of tenants that fair() serves more or less than others")
     ] = []

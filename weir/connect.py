@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from weir import hub
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from weir import hub, policies
 from weir.client import Limits, Remote
+from weir.client.expect import Ranker
 from weir.config import Config
 from weir.gguf import GGUF
 from weir.grammar.compiler import Compiler
@@ -33,6 +38,15 @@ def compiler(config: Config) -> Compiler:
     return Compiler(config.grammar_backend, config.grammar_timeout, folder)
 
 
+def ranker(config: Config) -> Ranker | None:
+    """What predicts lengths for the scheduling policy, if it asks. Raises `ConfigError`."""
+    if not policies.ranked(config):
+        return None
+    light: Any = import_module("weir.ranker.light")  # NumPy: nobody else waits for its import
+    made: Ranker = light.shipped() if config.ranker == "auto" else light.load(Path(config.ranker))
+    return made
+
+
 def remote(config: Config) -> Remote:
     """A client whose engine runs in a process of its own, not started yet. Raises `ConfigError`."""
     return Remote(
@@ -42,6 +56,7 @@ def remote(config: Config) -> Remote:
         limits=limits(config),
         seed=config.seed,
         compiler=compiler(config),
+        ranker=ranker(config),
         step_timeout=config.step_timeout,
         heartbeat_timeout=config.heartbeat_timeout,
     )

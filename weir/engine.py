@@ -15,7 +15,8 @@ from weir.cost.target import Target
 from weir.executor.base import Executor, Handle
 from weir.grammar.library import Library
 from weir.sched.scheduler import Scheduler
-from weir.wire import Stats
+from weir.sched.shortest import Told
+from weir.wire import Lengths, Stats
 
 
 class Clock(Protocol):
@@ -36,7 +37,8 @@ PAUSE = 1e-4
 class Engine:
     """The control loop over a scheduler and an executor. `info` tells people what it runs on;
     `target`, if the scheduler keeps one, learns from every step what steps take; `library` opens
-    grammars, where there may be any."""
+    grammars, where there may be any; `told`, if the scheduler ranks by it, hears how long answers
+    are expected to be."""
 
     def __init__(
         self,
@@ -46,9 +48,11 @@ class Engine:
         info: dict[str, Any] | None = None,
         target: Target | None = None,
         library: Library | None = None,
+        told: Told | None = None,
     ):
         self.info = info or {}
         self.library = library
+        self.told = told
         self.opening: dict[int, tuple[Request, Future[Matcher]]] = {}  # wait for their grammar
         self.scheduler = scheduler
         self.executor = executor
@@ -89,6 +93,17 @@ class Engine:
                 self.scheduler.add(request)
             except Exception as error:
                 self._refuse(uid, f"the grammar could not be opened: {error}")
+
+    def expect(self, lengths: Lengths) -> None:
+        """Take in what somebody predicts of requests that were added; they are ranked by it."""
+        if self.told is None:
+            return
+        self.told.failure = self.told.failure or lengths.error
+        for uid, tokens in lengths.tokens.items():
+            if uid in self.opening:
+                self.opening[uid][0].score = tokens
+            else:
+                self.told.expected.append((uid, tokens))
 
     def abort(self, uid: int) -> None:
         """End a request now. Its last Delta comes with the next step."""
@@ -158,6 +173,7 @@ class Engine:
         stats.pages_used = stats.pages_total - s.cache.room(hot)
         stats.hit_tokens = s.hits
         stats.preemptions = s.preemptions
+        stats.degraded = s.ranking.degraded
         stats.recomputed_tokens = s.recomputed
         return stats
 

@@ -17,7 +17,7 @@ from weir.kv.cache import Cache
 from weir.sched import names
 from weir.sched.composer import Beside, Pace
 from weir.sched.scheduler import Scheduler
-from weir.sched.shortest import Scorer, promised
+from weir.sched.shortest import Scorer, Told, promised
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,21 @@ def scheduler(
     )
 
 
+def ranked(config: Config) -> bool:
+    """Whether requests are ranked by what a ranker predicts."""
+    policy = config.scheduling_policy
+    return config.ranker != "none" and (policy == "auto" or "learned" in policy)
+
+
+def told(config: Config) -> Told | None:
+    """What brings the predictions of another process to the scheduler, where there are any."""
+    return Told() if ranked(config) else None
+
+
 def check(config: Config) -> None:
     """Raise the `ConfigError` that `scheduler` would, before anything is loaded."""
-    scheduler(config, Capacity(1, {int(Tier.CPU): 1}, 1, 1, 1), Beside(1))
+    size = Capacity(1, {int(Tier.CPU): 1}, 1, 1, 1)
+    scheduler(config, size, Beside(1), scorer=told(config))
 
 
 def step_tokens(config: Config, default: int, context: int) -> int:

@@ -31,6 +31,13 @@ class Submit(Struct, tag=True):
     grammar: Grammar | None = None
 
 
+class Lengths(Struct, tag=True):
+    """Tokens expected of answers, by uid. With an `error`, no more are to come."""
+
+    tokens: dict[int, float] = {}
+    error: str = ""
+
+
 class Abort(Struct, tag=True):
     uids: list[int]
 
@@ -103,6 +110,9 @@ class Stats(Struct, tag=True):
     generated_tokens: int = 0
     hit_tokens: int = 0  # prompt tokens found in the cache
     preemptions: int = 0
+    degraded: str = (
+        ""  # why requests are ranked otherwise than the policy says; empty: they are not
+    )
     recomputed_tokens: int = 0
     step_seconds: Seconds = field(default_factory=Seconds)  # that the device took
     predicted_seconds: Seconds = field(default_factory=Seconds)  # expected of it, under a target
@@ -126,7 +136,7 @@ class Fatal(Struct, tag=True):
     message: str
 
 
-Up = Submit | Abort | Flush | Stop
+Up = Submit | Lengths | Abort | Flush | Stop
 Down = Ready | Deltas | Fatal
 
 encode = msgspec.msgpack.Encoder().encode

@@ -9,7 +9,7 @@ from argparse import ArgumentParser
 
 import pytest
 
-from weir.cli import BENCHMARKS, COMMANDS, dashed, main
+from weir.cli import BENCHMARKS, COMMANDS, RANKING, dashed, main
 from weir.config import FIELDS, Config
 from weir.errors import ConfigError
 from weir.options import add_config, config, flags, reference
@@ -41,10 +41,12 @@ def test_no_torch_for_a_server_or_a_word_of_help(words: list[str]) -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True)
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, *(f"bench {name}" for name in BENCHMARKS)])
+@pytest.mark.parametrize(
+    "name", [*COMMANDS, *(f"bench {n}" for n in BENCHMARKS), *(f"rank {n}" for n in RANKING)]
+)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if name == "bench":
-        assert main(["bench", "--help"]) == 0
+    if name in ("bench", "rank"):
+        assert main([name, "--help"]) == 0
     elif name != "version":
         with pytest.raises(SystemExit) as ended:
             main([*name.split(), "--help"])

@@ -210,6 +210,8 @@ class Assembly:
             priority=first.priority,
             preempted=self.preempted,
             max_tokens=self.params.max_tokens,
+            prompt=self.prompt,
+            prompt_ids=self.prompt_ids,
             replays=self.attempts - 1,
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from weir.client.assemble import Assembly
 from weir.client.events import Finished, ModelInfo
+from weir.client.expect import Forecast, Ranker
 from weir.client.ledger import Event, Ledger, Limits
 from weir.client.stream import Stream
 from weir.core import Delta, Grammar
@@ -35,6 +36,7 @@ class Dispatcher:
         limits: Limits | None,
         seed: int | None,
         compiler: Compiler | None,
+        ranker: Ranker | None,
     ):
         self._compiler = compiler or Compiler()
         self.text = text
@@ -45,6 +47,7 @@ class Dispatcher:
         self.listeners: list[Callable[[Finished], None]] = self._ledger.listeners
         self.rejected: dict[str, int] = self._ledger.rejected
         self._send = send
+        self._forecast = Forecast(ranker, text, send) if ranker is not None else None
         self._streams: dict[str, Stream] = {}
         self._stats = Stats()
         self._health = "starting"
@@ -126,10 +129,14 @@ class Dispatcher:
             await asyncio.sleep(0.02)
         self.abort(None)
         self._compiler.close()
+        if self._forecast is not None:
+            self._forecast.close()
 
     def _hand_over(self, assembly: Assembly) -> None:
         for submit in assembly.submits:
             self._send(submit)
+        if self._forecast is not None:
+            self._forecast.add(assembly)
 
     def _end(self, assembly: Assembly, reason: str = "abort", error: str = "") -> None:
         self._publish(*self._ledger.end(assembly, reason, error))

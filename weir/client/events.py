@@ -83,4 +83,6 @@ class Finished(Struct):
     priority: int = 0
     preempted: int = 0
     max_tokens: int | None = None  # as asked
+    prompt: str | None = None  # None: token ids were given
+    prompt_ids: list[int] = []
     replays: int = 0  # times it was given to a new engine after one died

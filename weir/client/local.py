@@ -9,6 +9,7 @@ from typing import Any
 
 from weir.client.dispatch import CLOSED, Dispatcher
 from weir.client.drive import Engine, Loop
+from weir.client.expect import Ranker
 from weir.client.ledger import Limits
 from weir.grammar.compiler import Compiler
 from weir.text import Text
@@ -30,9 +31,10 @@ class Local(Dispatcher):
         limits: Limits | None = None,
         seed: int | None = None,
         compiler: Compiler | None = None,
+        ranker: Ranker | None = None,
     ):
         self._inbox: queue.SimpleQueue[Up] = queue.SimpleQueue()
-        super().__init__(text, names, self._inbox.put, limits, seed, compiler)
+        super().__init__(text, names, self._inbox.put, limits, seed, compiler, ranker)
         self.model.context = engine.capacity.context
         self.model.info = engine.info
         self._engine = engine

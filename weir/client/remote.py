@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from weir.client.assemble import Assembly
 from weir.client.dispatch import CLOSED, Dispatcher
+from weir.client.expect import Ranker
 from weir.client.ledger import Event, Limits
 from weir.client.process import EngineProcess
 from weir.errors import EngineDead
@@ -68,11 +69,12 @@ class Remote(Dispatcher):
         limits: Limits | None = None,
         seed: int | None = None,
         compiler: Compiler | None = None,
+        ranker: Ranker | None = None,
         step_timeout: float = 60.0,
         heartbeat_timeout: float = 5.0,
         start_timeout: float = 600.0,
     ):
-        super().__init__(text, names, self._post, limits, seed, compiler)
+        super().__init__(text, names, self._post, limits, seed, compiler, ranker)
         self._config = config
         self._factory = factory
         self._timeouts = {

@@ -40,7 +40,7 @@ class LLM:
     """
 
     def __init__(self, model: str, **settings: Any):
-        config = load({"model": model, **settings}, {})
+        config = load({"ranker": "none", "model": model, **settings}, {})  # all is asked at once
         engine, text = build.engine(config), connect.text(config)
         self._take(engine, text, config.names, config.seed, connect.compiler(config))
 

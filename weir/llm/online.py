@@ -39,6 +39,7 @@ class AsyncLLM:
                 config.names,
                 limits=connect.limits(config),
                 compiler=connect.compiler(config),
+                ranker=connect.ranker(config),
             )
         else:
             self.client = connect.remote(config)

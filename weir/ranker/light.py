@@ -78,7 +78,7 @@ class Light:
 def load(path: Path) -> Light:
     """Raises `ConfigError` for what is no ranker, or one of another version."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays: dict[str, Any] = dict(file)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -91,6 +91,8 @@ def load(path: Path) -> Light:
         raise ConfigError(
             f"{path}: a {found!r}, and this is {FORMAT!r}: train it again with `weir rank train`"
         )
+    if missing := {field.name for field in fields(Light)} ^ arrays.keys():
+        raise ConfigError(f"{path}: damaged: {', '.join(sorted(missing))}")
     made = Light(**arrays | {"about": str(arrays["about"])})
     _check(path, made)
     return made

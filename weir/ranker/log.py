@@ -9,15 +9,20 @@ from weir.errors import ConfigError
 
 
 class LengthLog:
-    """Adds to a file of JSON lines; each is whole once written. Raises `ConfigError` at the start
-    for a file that cannot be written."""
+    """Adds lines of JSON to a file, which may be moved away at any time. Raises `ConfigError` at
+    the start for one that cannot be written."""
 
     def __init__(self, path: Path):
-        try:
-            self._file = path.open("a", encoding="utf-8", buffering=1)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+        self.path = path
+        self._write("")
 
     def add(self, prompt: str, tokens: float, model: str, source: str = "") -> None:
         row = {"prompt": prompt, "output_tokens": tokens, "model": model, "source": source}
-        self._file.write(json.dumps(row) + "\n")
+        self._write(json.dumps(row) + "\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}") from None

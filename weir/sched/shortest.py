@@ -64,6 +64,24 @@ class Scorer(Protocol):
 
 
 @dataclass(slots=True)
+class Told(Scorer):
+    """A scorer that computes nothing: what others predict is brought to it. `failure`: why nothing
+    more will be."""
+
+    expected: list[tuple[int, float]] = field(default_factory=list)
+    failure: str = ""
+
+    def submit(self, prompts: Sequence[tuple[int, list[int]]]) -> None:
+        pass
+
+    def collect(self) -> Sequence[tuple[int, float]]:
+        if self.failure:
+            raise RuntimeError(self.failure)
+        expected, self.expected = self.expected, []
+        return expected
+
+
+@dataclass(slots=True)
 class Learned(Shortest):
     """Shortest first by `Request.score`, which a scorer fills in. A scorer that fails is switched
     off, with a warning; then it is first come, first served."""

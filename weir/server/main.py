@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import uvicorn
 
@@ -17,8 +18,10 @@ from weir import connect
 from weir.client import Client
 from weir.config import Config
 from weir.errors import ConfigError
+from weir.ranker.log import LengthLog
 from weir.server import logs
 from weir.server.app import create_app
+from weir.server.lengths import LengthListener
 from weir.server.service import Options, Service
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,8 @@ def serve(config: Config) -> None:
     logs.configure(config.log_level, config.log_format)
     listening = listen(config.host, config.port)
     client = connect.remote(config)
+    if config.length_log:
+        client.listeners.append(LengthListener(client, LengthLog(Path(config.length_log))))
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(run(client, config, listening))
 

@@ -1,0 +1,151 @@
+"""What the shipped ranker is worth: served by it, by the true lengths, and in order of arrival.
+
+    python bench/ranker.py [--ranker FILE] [--seed 1]
+
+Llama-3.1-8B on the simulated H100 of bench/scheduling.py. Prompts are those the ranker was not
+trained on, drawn again and again; lengths are what one family of models answered to them. Four
+characters of a prompt are a token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from statistics import fmean
+
+import scheduling_sets as sets
+from scheduling import WIDE, Arm, table
+
+from weir.ranker import lengths, light
+from weir.ranker.kendall import tau_b
+from weir.ranker.lengths import Lengths
+from weir.ranker.light import Light
+from weir.sched.aging import Aging
+from weir.sched.ranking import Ranking
+from weir.sched.shortest import Learned, Shortest
+from weir.sim.workload import Item, Workload, poisson
+
+CHAT = (*sets.CHAT, "gpteacher-codegen")
+
+
+@dataclass(slots=True)
+class Known:
+    """A scorer that has the answer at once. expected: by the order of arrival."""
+
+    expected: Sequence[float]
+    asked: list[int] = field(default_factory=list)
+
+    def submit(self, prompts: Sequence[tuple[int, list[int]]]) -> None:
+        self.asked += [uid for uid, _ in prompts]
+
+    def collect(self) -> list[tuple[int, float]]:
+        asked, self.asked = self.asked, []
+        return [(uid, self.expected[uid]) for uid in asked]
+
+
+@dataclass(slots=True)
+class Burst:
+    load: Workload
+    expected: list[float]
+    tau: float
+
+    def arms(self) -> list[Arm]:
+        base = replace(WIDE, requests=256)
+        orders: dict[str, Callable[[], Ranking] | None] = {
+            "FCFS": None,
+            "learned": lambda: Learned(scorer=Known(self.expected)),
+            "aging(learned)": lambda: Aging(Learned(scorer=Known(self.expected))),
+            "learned, preemptive": lambda: Learned(scorer=Known(self.expected), preempt=True),
+            "oracle": lambda: Shortest(),
+            "aging(oracle)": lambda: Aging(Shortest()),
+        }
+        return [
+            replace(base, name=name, **({"ranking": lambda cache, new=new: new()} if new else {}))
+            for name, new in orders.items()
+        ]
+
+
+def burst(data: Lengths, family: str, ranker: Light, count: int, seed: int) -> Burst:
+    """`count` requests for what models of one family answered to unseen chat prompts."""
+    answers = [
+        answer
+        for answer in data.families()[family]
+        if data.sources[answer.prompt] in CHAT and answer.tokens >= 1
+    ]
+    drawn = Random(seed).choices(answers, k=count)
+    words = sets.words(seed)
+    prompts = [data.prompts[answer.prompt] for answer in drawn]
+    items = [
+        Item(words.draw(max(1, len(prompt) // 4)), round(answer.tokens))
+        for prompt, answer in zip(prompts, drawn, strict=True)
+    ]
+    known = {place: ranker.predict([data.prompts[place]])[0] for place in {a.prompt for a in drawn}}
+    expected = [known[answer.prompt] for answer in drawn]
+    tau = tau_b(expected, [answer.tokens for answer in drawn])
+    return Burst(Workload(family, items), expected, tau)
+
+
+def latencies(one: Burst, rate: float, seed: int) -> None:
+    rows, means = [], {}
+    load = poisson(one.load, rate, 1.0, seed)
+    for arm in one.arms():
+        m = (report := arm.run(load)).metrics
+        means[arm.name] = m["ptl"].mean
+        rows.append([arm.name, m["ptl"].mean, means["FCFS"] / m["ptl"].mean])
+        rows[-1] += [m["ptl"].percentile(90), m["ttft"].median, m["ttft"].percentile(99)]
+        rows[-1] += [m["tpot"].percentile(99), m["wait"].percentile(100), report.preemptions]
+    gain = (means["FCFS"] - means["learned"]) / (means["FCFS"] - means["oracle"])
+    when = "at once" if rate == float("inf") else f"at {rate:g} requests/s"
+    title = f"{one.load.name}: {len(one.load.items):,} requests {when}, tau {one.tau:.2f}"
+    head = ["ms", "PTL mean", "times better", "PTL P90", "TTFT P50", "TTFT P99", "TPOT P99"]
+    table(title, [*head, "longest wait", "preempted"], rows)
+    print(f"\nThe ranker has {gain:.0%} of the oracle's gain.")
+
+
+def samples(one: Burst) -> None:
+    """Learning to Rank section 5.4: seconds until the first tenth is there."""
+    rows: list[list[object]] = []
+    for arm in [arm for arm in one.arms() if arm.name in ("FCFS", "learned", "oracle")]:
+        report = arm.run(one.load)
+        rows.append([arm.name, report.metrics["e2el"].sorted[len(one.load.items) // 10 - 1] / 1000])
+        rows[-1] += [rows[0][1] / rows[-1][1], report.duration]
+    title = f"{one.load.name}: the first {len(one.load.items) // 10:,} of {len(one.load.items):,}"
+    table(title, ["s", "first tenth", "times sooner", "all"], rows)
+
+
+def cost(data: Lengths, ranker: Light, seed: int) -> None:
+    """Milliseconds a prompt on one core, the median and the worst of five rounds."""
+    prompts = Random(seed).sample(data.prompts, 1000)
+    rounds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        ranker.predict(prompts)
+        rounds.append(time.perf_counter() - began)
+    size = fmean(map(len, prompts))
+    print(f"\n{sorted(rounds)[2]:.3f} ms a prompt of {size:.0f} characters ({max(rounds):.3f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--ranker", type=Path)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--families", nargs="*", default=["gpt-4", "gpt-3.5-turbo"])
+    parser.add_argument("--requests", type=int, default=2000)
+    options = parser.parse_args()
+    ranker = light.load(options.ranker) if options.ranker else light.shipped()
+    data = lengths.read(sets.DATA / "lengths", ["bbh"])
+    cost(data, ranker, options.seed)
+    _, unseen = data.split()
+    for family in options.families:
+        one = burst(unseen, family, ranker, options.requests, options.seed)
+        for rate in (float("inf"), 120.0):
+            latencies(one, rate, options.seed)
+        samples(burst(unseen, family, ranker, 5 * options.requests, options.seed))
+
+
+if __name__ == "__main__":
+    main()

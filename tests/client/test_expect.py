@@ -1,0 +1,100 @@
+"""Predicted lengths on their way from a ranker to the engine, and what happens without them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+from tests.fakes import FakeEngine
+from weir.client import Local
+from weir.client.expect import Reader
+from weir.params import SamplingParams
+from weir.ranker.log import LengthLog
+from weir.server.lengths import LengthListener
+
+ASK = SamplingParams(temperature=0, max_tokens=4)
+
+
+class Letters:
+    """Expects as many tokens as the prompt has letters, once it may go."""
+
+    def __init__(self, failure: Exception | None = None):
+        self.failure = failure
+        self.read: list[str] = []
+        self.go = threading.Event()
+
+    def predict(self, prompts):
+        self.go.wait(10)
+        if self.failure is not None:
+            raise self.failure
+        self.read += prompts
+        return [float(len(prompt)) for prompt in prompts]
+
+
+async def eventually(condition):
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def test_predictions_follow_requests_and_nobody_waits(run, text, clean):
+    async def main():
+        engine, ranker = FakeEngine(), Letters()
+        client = Local(engine, text, ["m"], ranker=ranker)
+        await client.start()
+        done = [client.submit(prompt, ASK) for prompt in ("one", "three")]
+        await asyncio.gather(*(stream.collect() for stream in done))  # before any prediction
+        assert not engine.expected
+        waiting = client.submit("seventh", SamplingParams(max_tokens=200, n=2))
+        ranker.go.set()
+        await eventually(lambda: "seventh" in ranker.read)
+        await eventually(lambda: any(7.0 in one.tokens.values() for one in engine.expected))
+        told = {uid: length for one in engine.expected for uid, length in one.tokens.items()}
+        assert sorted(told.values())[-2:] == [7.0, 7.0]  # both choices of one prompt
+        assert all(not one.error for one in engine.expected)
+        waiting.abort()
+        await client.close()
+
+    run(main)
+
+
+def test_a_ranker_that_fails_is_not_asked_again(run, text, clean):
+    async def main():
+        engine, ranker = FakeEngine(), Letters(ZeroDivisionError("bad weights"))
+        ranker.go.set()
+        client = Local(engine, text, ["m"], ranker=ranker)
+        await client.start()
+        await client.submit("one", ASK).collect()
+        await eventually(lambda: engine.expected)
+        assert "bad weights" in engine.expected[0].error
+        ranker.failure = None
+        (answer,) = await client.submit("two", ASK).collect()
+        assert answer.finish_reason == "length" and not ranker.read
+        assert all(one.error for one in engine.expected)  # the next engine hears of it as well
+        await client.close()
+
+    run(main)
+
+
+def test_a_prompt_is_read_without_its_template(text):
+    reader = Reader(text)
+    whole = text.chat([{"role": "user", "content": "how long?"}])
+    assert whole != "how long?"
+    assert reader.read(whole, []) == reader.read(None, text.encode(whole)) == "how long?"
+    assert reader.read("how long?", []) == "how long?"
+
+
+def test_lengths_are_logged_for_training(run, text, clean, tmp_path):
+    async def main():
+        client = Local(FakeEngine(), text, ["m"])
+        client.listeners.append(LengthListener(client, LengthLog(tmp_path / "log.jsonl")))
+        await client.start()
+        await client.submit("hello", ASK).collect()
+        client.submit("never", SamplingParams(max_tokens=200)).abort()
+        await client.submit(text.encode("ids"), ASK, user="fail").collect()
+        await client.close()
+
+    run(main)
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    row = {"prompt": "hello", "output_tokens": 4.0, "model": "m", "source": ""}
+    assert json.loads(line) == row

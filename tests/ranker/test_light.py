@@ -1,0 +1,215 @@
+"""The light ranker: what it reads, what it learns, what it keeps, and files it must refuse."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+from itertools import combinations
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weir.errors import ConfigError
+from weir.ranker import features, light
+from weir.ranker.kendall import tau_b
+from weir.ranker.lengths import Answer, Asked, Lengths, family, fold, read
+from weir.ranker.train import HEADS, Recipe, classes, listwise, pairwise, train
+
+ASKED = ("name", "what is the colour of", "explain", "write an essay about")  # ever longer answers
+RECIPE = Recipe(steps=60, depth=8, width=16, drop=0.1, rate=0.01)
+TOPICS = [f"{a} {b}" for a in ("red", "old", "far", "wet", "shy") for b in ("cat", "sea", "sun")]
+
+
+def made(count: int, seed: int = 0) -> Lengths:
+    """Prompts whose first words decide how long the answer is, for two models of unlike lengths."""
+    random, found = Random(seed), Lengths()
+    for place in range(count):
+        level = random.randrange(4)
+        topic = f"{random.choice(TOPICS)} {random.randrange(10**6)}"
+        found.prompts.append(f"{ASKED[level]} {topic}")
+        found.sources.append("made")
+        for model, base in (("terse", 10), ("wordy", 500)):
+            tokens = base * 2**level * random.uniform(0.9, 1.1)
+            found.answers.setdefault(Asked("made", model), []).append(Answer(place, tokens))
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained() -> light.Light:
+    return train(made(300), RECIPE)
+
+
+def naive(x: list[int], y: list[int]) -> float:
+    pairs = list(combinations(range(len(x)), 2))
+    signs = [(np.sign(x[i] - x[j]), np.sign(y[i] - y[j])) for i, j in pairs]
+    free = [sum(s[axis] != 0 for s in signs) for axis in (0, 1)]
+    agreed = float(sum(a * b for a, b in signs))
+    return agreed / (free[0] * free[1]) ** 0.5 if free[0] and free[1] else 0.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=40))
+def test_tau_b_is_what_its_definition_counts(pairs):
+    x, y = [a for a, _ in pairs], [b for _, b in pairs]
+    assert tau_b(x, y) == pytest.approx(naive(x, y))
+
+
+def test_tau_b_of_unequal_lists_is_an_error():
+    with pytest.raises(ValueError, match="2 values"):
+        tau_b([1, 2], [1])
+
+
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=5))
+@settings(deadline=None)
+def test_any_text_has_features_and_a_batch_is_its_prompts(prompts):
+    together = features.features(prompts)
+    assert together.shapes.shape == (len(prompts), features.SHAPE)
+    assert np.isfinite(together.shapes).all() and (together.counts > 0).all()
+    assert together.grams.min() >= 0 and together.grams.max() < features.BUCKETS
+    for place, prompt in enumerate(prompts):
+        alone, start = features.features([prompt]), together.starts[place]
+        assert (together.grams[start : start + len(alone.grams)] == alone.grams).all()
+        assert (together.shapes[place] == alone.shapes[0]).all()
+
+
+def test_a_huge_prompt_is_read_at_its_ends():
+    prompt = "first " + "x " * 10**6 + "last"
+    grams = set(features.features([prompt]).grams.tolist())
+    assert len(grams) < 50
+    assert set(features.features(["first"]).grams.tolist()) & grams
+
+
+def test_an_order_is_learned_across_models_of_unlike_lengths(trained):
+    unseen = made(80, seed=7)
+    scores = trained.score(unseen.prompts).tolist()
+    for answers in unseen.answers.values():
+        assert tau_b([scores[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.6
+
+
+@pytest.mark.parametrize("head", [name for name in HEADS if name != "listmle"])
+def test_every_head_learns(head):
+    recipe = replace(RECIPE, head=head)
+    known, unseen = made(300), made(80, seed=7)
+    if head == "classification":  # classes are wide: 819 tokens
+        known.answers = {a: known.answers[a] for a in known.answers if a.model == "wordy"}
+        unseen.answers = {a: unseen.answers[a] for a in unseen.answers if a.model == "wordy"}
+    scores = train(known, recipe).score(unseen.prompts).tolist()
+    for answers in unseen.answers.values():
+        assert tau_b([scores[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.4
+
+
+def test_training_is_repeatable():
+    recipe = Recipe(steps=5, depth=4, width=4)
+    one, two = train(made(50), recipe), train(made(50), recipe)
+    assert (one.embedding == two.embedding).all() and (one.output == two.output).all()
+
+
+def test_a_score_becomes_tokens_in_the_same_order(trained):
+    prompts = made(40, seed=3).prompts
+    scores, tokens = trained.score(prompts).tolist(), trained.predict(prompts)
+    ranked = sorted(range(40), key=scores.__getitem__)
+    assert [tokens[i] for i in ranked] == sorted(tokens)
+    assert all(5 < value < 5000 for value in tokens)
+
+
+def test_batches_change_nothing(trained):
+    prompts = made(20, seed=5).prompts
+    alone = [trained.score([prompt])[0] for prompt in prompts]
+    together = trained.forward(features.features(prompts))
+    assert np.allclose(alone, together, atol=1e-5)
+
+
+def test_a_list_in_order_has_the_least_loss():
+    lengths = torch.tensor([100.0, 50.0, 10.0])
+    right, wrong = torch.tensor([2.0, 0.0, -2.0]), torch.tensor([-2.0, 0.0, 2.0])
+    for loss in (listwise, pairwise):
+        assert loss(right, lengths) < loss(torch.zeros(3), lengths) < loss(wrong, lengths)
+    # Plackett-Luce of three equal scores: 1/3 * 1/2 * 1
+    assert float(listwise(torch.zeros(3), lengths)) == pytest.approx(np.log(6) / 3)
+    logits = torch.full((1, 10), -9.0)
+    logits[0, 1] = 9.0
+    assert classes(logits, torch.tensor([900.0])) < 1e-3 < classes(logits, torch.tensor([9000.0]))
+
+
+def test_a_saved_ranker_is_the_same(trained, tmp_path):
+    trained.about = "made of nothing"
+    trained.save(tmp_path / "r.npz")
+    again = light.load(tmp_path / "r.npz")
+    prompts = made(10, seed=9).prompts
+    assert again.predict(prompts) == trained.predict(prompts) and again.about == trained.about
+
+
+def test_files_that_are_no_ranker_are_refused(trained, tmp_path):
+    path = tmp_path / "r.npz"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        light.load(path)
+    for content in (b"", b"no archive", b"PK\x03\x04"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="not a ranker"):
+            light.load(path)
+    np.savez(path, something=np.zeros(3))
+    with pytest.raises(ConfigError, match="not a ranker"):
+        light.load(path)
+    trained.save(path)
+    damaged = tmp_path / "damaged.npz"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(damaged, "w") as new:
+        for name in old.namelist():
+            if name != "output.npy":
+                new.writestr(name, old.read(name))
+    with pytest.raises(ConfigError, match="damaged"):
+        light.load(damaged)
+
+
+def test_a_ranker_of_another_version_is_refused(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(light, "FORMAT", "weir light ranker 0")
+    trained.save(tmp_path / "old.npz")
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="train it again"):
+        light.load(tmp_path / "old.npz")
+
+
+def test_prompts_are_split_and_models_held(tmp_path):
+    data = made(200)
+    known, tests = data.without(["wordy"]).split()
+    (trained_on,), (tested_on,) = known.answers.values(), tests.answers.values()
+    assert {asked.model for asked in known.answers} == {"terse"}
+    assert {a.prompt for a in trained_on} | {a.prompt for a in tested_on} == set(range(200))
+    assert {fold(data.prompts[a.prompt]) for a in tested_on} == {0}
+    assert {fold(data.prompts[a.prompt]) for a in trained_on} == {1, 2, 3, 4}
+
+
+def test_versions_of_a_model_are_one_family():
+    assert family("gpt-4-0613") == family("gpt-4 (2023)") == family("gpt-4-1106-preview") == "gpt-4"
+    assert family("Meta-Llama-3_1-8B") == family("Meta-Llama-3.1-8B@somewhere")
+    assert family("gpt-4o-2024-05-13") == "gpt-4o" != family("gpt-4o-mini-2024-07-18")
+
+
+def test_both_forms_of_data_are_read(tmp_path):
+    rows = [{"prompt_id": "a-1", "source": "a", "prompt": "hi"}]
+    rows += [{"prompt_id": "b-1", "source": "b", "prompt": "no"}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = "prompt_id,model,output_tokens\na-1,m,10\na-1,m,20\nb-1,m,5\n"
+    (tmp_path / "output_lengths.csv").write_text(table)
+    data = read(tmp_path, exclude=["b"])
+    assert (data.prompts, data.answers) == (["hi"], {Asked("a", "m"): [Answer(0, 15.0)]})
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"prompt": "hi", "output_tokens": 7}\n')
+    assert read(lines).answers == {Asked("", ""): [Answer(0, 7.0)]}
+
+
+def test_data_that_makes_no_sense_is_refused(tmp_path):
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("")
+    with pytest.raises(ConfigError, match="no lengths"):
+        read(lines)
+    for row in ('{"prompt": "hi"}', '{"prompt": [1], "output_tokens": 3}', '{"output_tokens": 3}'):
+        lines.write_text(row)
+        with pytest.raises(ConfigError, match="line 1"):
+            read(lines)
+    lines.write_text('{"prompt": "hi", "output_tokens": 7}\n')
+    with pytest.raises(ConfigError, match="nothing to rank"):
+        train(read(lines), Recipe(steps=1))
