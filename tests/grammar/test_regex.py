@@ -167,6 +167,8 @@ def test_classes_are_ascii_unless_told():
     assert automaton(r"(?u)\d\w").matches("٣é".encode())
     assert not automaton(r"\d\w").matches("٣é".encode())
     assert not finder(r"\d|é\w").matches("٣éé".encode())
+    assert finder(r"^\s$").matches("\u2003".encode())
+    assert not automaton(r"\s").matches("\u2003".encode())
     assert finder(r"^\u00e9$").matches("é".encode())
     assert finder(r"\uD83D\uDE00").matches("x😀".encode())
 

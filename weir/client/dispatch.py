@@ -68,7 +68,7 @@ class Dispatcher:
             return None
         known = self._compiler.known(asked)
         try:
-            return known or await asyncio.to_thread(self._compiler.compile, asked)
+            return known or await asyncio.wrap_future(self._compiler.submit(asked))
         except BadRequest:
             self._ledger.reject("grammar")
             raise

@@ -80,6 +80,10 @@ def fold(a: Charset) -> Charset:
 DIGITS = of("0123456789")
 WORDS = charset([(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)])
 SPACES = of(" \t\n\r\f\v")
+SCHEMA_SPACES = charset(
+    [*SPACES, *of("\u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff"), (0x2000, 0x200A)]
+)
+"""White space as ECMA-262 has it, whose patterns JSON Schema takes."""
 
 
 @cache

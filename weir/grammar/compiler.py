@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from queue import LifoQueue
@@ -24,12 +25,13 @@ from queue import LifoQueue
 import msgspec
 
 from weir.core import Grammar
-from weir.errors import BadRequest
+from weir.errors import BadRequest, Overloaded
 from weir.grammar.job import Answer, Job
 from weir.params import StructuredOutputs
 
 MEMORY = 4 << 30
 WORKERS = 2
+MAX_WAITING = 64
 REMEMBERED = 1024
 """Answers kept in memory, refusals among them."""
 
@@ -108,8 +110,27 @@ class Compiler:
         self._workers = [Worker() for _ in range(WORKERS)]
         for worker in self._workers:
             self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(WORKERS, "weir-compiler")
+        self._waiting = 0
         self._answers: OrderedDict[str, Answer] = OrderedDict()
         self._lock = threading.Lock()
+
+    def submit(self, asked: StructuredOutputs) -> Future[Grammar]:
+        """`compile` on a thread of the compiler's own. Raises `Overloaded` if many wait already."""
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded(
+                f"{self._waiting} grammars wait to be compiled: try again later",
+                retry_after=self.seconds,
+            )
+        with self._lock:
+            self._waiting += 1
+        compiled = self._threads.submit(self.compile, asked)
+        compiled.add_done_callback(self._done)
+        return compiled
+
+    def _done(self, _: Future[Grammar]) -> None:
+        with self._lock:
+            self._waiting -= 1
 
     def compile(self, asked: StructuredOutputs) -> Grammar:
         """Raises `BadRequest` saying what cannot be held to, or that it takes too long."""
@@ -129,6 +150,7 @@ class Compiler:
         return answer.grammar if answer is not None else None
 
     def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers:
             worker.stop()
 

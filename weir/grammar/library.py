@@ -38,6 +38,7 @@ class Library:
     def __init__(self, tokens: Callable[[], Tokens], size: int):
         self._pool = ThreadPoolExecutor(1, "weir-grammar")
         self._masks = ThreadPoolExecutor(1, "weir-masks")
+        self.jumps = True  # for measuring what jumps are worth
         self._size = size
         self._known: OrderedDict[str, Future[Masks | str]] = OrderedDict()
         self._vocabulary = self._pool.submit(self._read, tokens)
@@ -59,6 +60,10 @@ class Library:
                 opened.set_exception(error)
             return opened
         return self._pool.submit(self._open, compiled, prompt, jumps)
+
+    def forget(self) -> None:
+        """Open every grammar anew from now on."""
+        self._known.clear()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -84,7 +89,7 @@ class Library:
     def _open(self, compiled: Future[Masks | str], prompt: Sequence[int], jumps: bool) -> Matcher:
         vocabulary, cutter = self._vocabulary.result()
         before = context(vocabulary.pieces, prompt)
-        cuts = cutter if jumps else None
+        cuts = cutter if jumps and self.jumps else None
         found = compiled.result()
         if isinstance(found, Masks):
             return AutomatonMatcher(found, cuts, before)

@@ -12,27 +12,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import NoReturn
 
 from weir.grammar import charset
 from weir.grammar.charset import ANY, Charset
+from weir.grammar.classes import BadPattern, Flags, Scanner
 from weir.grammar.expression import Expressions, Node
 
 MAX_LENGTH = 64 * 1024
 MAX_DEPTH = 100
 MAX_REPEAT = 10_000
-
-
-class BadPattern(Exception):
-    """A pattern that is no regular expression, or none that an automaton can match."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flags:
-    ignore_case: bool = False  # i
-    dot_all: bool = False  # s
-    verbose: bool = False  # x
-    unicode: bool = False  # u: \d, \w and \s are of any script
 
 
 def parse(expressions: Expressions, pattern: str) -> Node:
@@ -45,7 +33,7 @@ def parse(expressions: Expressions, pattern: str) -> Node:
 def search(expressions: Expressions, pattern: str) -> Node:
     """The texts in which a JSON Schema finds `pattern`."""
     text = expressions.text
-    middle = _Parser(expressions, pattern, Flags(), after=text).pattern()
+    middle = _Parser(expressions, pattern, Flags(schema=True), after=text).pattern()
     return expressions.concat(text, middle)
 
 
@@ -70,34 +58,20 @@ class _Choice:
 
 _Tree = Node | _Ahead | _Sequence | _Choice
 
-ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a", "0": "\0"}
 QUANTIFIER = re.compile(r"\{([0-9]*)(,?)([0-9]*)\}")
-HEXADECIMAL = re.compile(
-    r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|[xu]\{([0-9A-Fa-f]{1,8})\}"
-)
 NAME = re.compile(r"\(\?P?<([A-Za-z_$][A-Za-z0-9_$]*)>")
-PROPERTY = re.compile(r"[pP](?:\{(\^?)(?:gc=|General_Category=)?([A-Za-z_]+)\}|([A-Z]))")
 INLINE = re.compile(r"\(\?([aimsuxLU]*)(?:-([imsxU]+))?([:)])")
-POSIX = re.compile(r"\[:(\^?)([a-z]+):\]")
-POSIX_CLASSES = {
-    "alpha": "A-Za-z", "digit": "0-9", "alnum": "A-Za-z0-9", "upper": "A-Z", "lower": "a-z",
-    "xdigit": "0-9A-Fa-f", "word": "A-Za-z0-9_", "space": " \t-\r", "blank": " \t",
-    "cntrl": "\0-\x1f\x7f", "punct": "!-/:-@[-`{-~", "graph": "!-~", "print": " -~",
-    "ascii": "\0-\x7f",
-}  # fmt: skip
 
 
-class _Parser:
+class _Parser(Scanner):
     """One pass over a pattern. `after`: what may follow it, which a lookahead at its end sees."""
 
     def __init__(
         self, expressions: Expressions, pattern: str, flags: Flags, after: Node | None = None
     ):
+        super().__init__(pattern, flags)
         self.make = expressions
-        self.source = pattern
-        self.flags = flags
         self.after = expressions.empty if after is None else after
-        self.at = 0
         self.depth = 0
 
     def pattern(self) -> Node:
@@ -105,9 +79,6 @@ class _Parser:
         if self.at < len(self.source):
             self._fail("a ) without its (")
         return self._followed(tree, self.after)
-
-    def _fail(self, why: str) -> NoReturn:
-        raise BadPattern(f"{why}, at character {self.at} of the pattern")
 
     # -- lookaheads ----------------------------------------------------------------------------
 
@@ -136,21 +107,6 @@ class _Parser:
         return _Choice(tuple(parts))
 
     # -- syntax --------------------------------------------------------------------------------
-
-    def _peek(self, text: str) -> bool:
-        return self.source.startswith(text, self.at)
-
-    def _take(self, text: str) -> bool:
-        if not self._peek(text):
-            return False
-        self.at += len(text)
-        return True
-
-    def _match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        found = pattern.match(self.source, self.at)
-        if found is not None:
-            self.at = found.end()
-        return found
 
     def _alternatives(self) -> _Tree:
         self.depth += 1
@@ -295,6 +251,7 @@ class _Parser:
             ignore_case=("i" in on or now.ignore_case) and "i" not in off,
             dot_all=("s" in on or now.dot_all) and "s" not in off,
             verbose=("x" in on or now.verbose) and "x" not in off,
+            schema=now.schema,
             unicode=("u" in on or now.unicode) and not ("a" in on or "u" in off),
         )
 
@@ -321,90 +278,3 @@ class _Parser:
         if letter in "kgGKRX":
             self._fail(f"\\{letter}, which no automaton can match or is not supported")
         return self._chars(self._escaped())
-
-    def _escaped(self) -> Charset:
-        """The characters that an escape stands for; the backslash has been read."""
-        letter = self.source[self.at]
-        if letter in "dwsDWS":
-            self.at += 1
-            return charset.shorthand(letter, self.flags.unicode)
-        if letter in "pP" and (found := self._match(PROPERTY)):
-            try:
-                named = charset.category(found[2] or found[3])
-            except KeyError:
-                self._fail(f"the class \\p{{{found[2] or found[3]}}}, which is not known")
-            return charset.negate(named) if (letter == "P") != bool(found[1]) else named
-        if found := self._match(HEXADECIMAL):
-            return self._code(int(found[1] or found[2] or found[3] or found[4], 16))
-        if found := self._match(re.compile(r"0[0-7]{0,2}|[1-3][0-7]{2}")):
-            return self._code(int(found[0], 8))
-        if found := self._match(re.compile(r"c([A-Za-z])")):
-            return charset.single(ord(found[1]) % 32)
-        self.at += 1
-        if letter in ESCAPES:
-            return charset.of(ESCAPES[letter])
-        if letter.isascii() and letter.isalnum():
-            self._fail(f"the escape \\{letter}, which is not known")
-        return charset.of(letter)
-
-    def _code(self, code: int) -> Charset:
-        if 0xD800 <= code < 0xDC00:  # the first half of a pair, as JSON Schema writes characters
-            if pair := self._match(re.compile(r"\\u([dD][c-fC-F][0-9A-Fa-f]{2})")):
-                code = 0x10000 + (code - 0xD800) * 0x400 + int(pair[1], 16) - 0xDC00
-        if code > charset.LAST:
-            self._fail(f"the character {code:#x}, beyond Unicode")
-        return charset.single(code)
-
-    def _class(self) -> Charset:
-        self.at += 1
-        negative = self._take("^")
-        found: list[Charset] = []
-        first = True
-        while first or not self._peek("]"):
-            if self.at >= len(self.source):
-                self._fail("a [ without its ]")
-            first = False
-            low, is_range = self._member()
-            if (
-                is_range
-                and self._peek("-")
-                and not self._peek("-]")
-                and self.at + 1 < len(self.source)
-            ):
-                start = self.at
-                self.at += 1
-                high, is_range = self._member()
-                if not is_range:
-                    self.at = start  # the hyphen stands for itself
-                else:
-                    if not low or not high:
-                        self._fail("half a surrogate pair as the end of a range")
-                    if high[0][0] < low[0][0]:
-                        self._fail("a range whose ends are the wrong way round")
-                    low = charset.charset([(low[0][0], high[0][0])])
-            found.append(low)
-        self.at += 1
-        whole = charset.union(*found)
-        if self.flags.ignore_case:
-            whole = charset.fold(whole)
-        return charset.negate(whole) if negative else whole
-
-    def _member(self) -> tuple[Charset, bool]:
-        """What stands next in a class, and whether it is one character."""
-        if found := self._match(POSIX):
-            if found[2] not in POSIX_CLASSES:
-                self._fail(f"the class [:{found[2]}:], which is not known")
-            inner = _Parser(
-                self.make, f"[{POSIX_CLASSES[found[2]]}]".replace("[-`", r"\[-`"), Flags()
-            )
-            whole = inner._class()
-            return (charset.negate(whole) if found[1] else whole), False
-        if not self._take("\\"):
-            self.at += 1
-            return charset.of(self.source[self.at - 1]), True
-        if self.at == len(self.source):
-            self._fail("a backslash at the end")
-        if self._take("b"):
-            return charset.single(8), True
-        several = self.source[self.at] in "dwsDWSpP"
-        return self._escaped(), not several

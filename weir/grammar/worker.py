@@ -55,6 +55,7 @@ def serve() -> None:
 
 
 def main() -> None:
+    os.nice(19)  # the engine may compute on the same cores
     sys.setrecursionlimit(RECURSION)
     threading.stack_size(STACK)  # nested patterns are walked recursively
     thread = threading.Thread(target=serve)

@@ -1,0 +1,158 @@
+"""How much of the data grammars hold, and what they cost: python bench/grammar.py [--schemas N]
+
+Needs WEIR_DATA. llguidance runs beside it on the same schemas, texts and vocabulary; xgrammar too
+where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import gzip
+import json
+import os
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from llguidance import LLMatcher
+
+from weir import connect
+from weir.config import load
+from weir.errors import BadRequest
+from weir.grammar.automaton import Automaton, TooComplex, build
+from weir.grammar.compile import _bytes, compile, guidance
+from weir.grammar.expression import Expressions
+from weir.grammar.guidance import Guidance
+from weir.grammar.matcher import Cutter
+from weir.grammar.regex import BadPattern, search
+from weir.grammar.vocabulary import Masks, Vocabulary
+from weir.params import StructuredOutputs
+
+IRREGULAR = ("backreference", "lookbehind", "conditional", "recursion", "atomic", "possessive")
+"""Refused by name: not regular, or of a meaning that depends on how one searches."""
+
+
+def rows(name: str) -> list[dict]:
+    with gzip.open(Path(os.environ["WEIR_DATA"]) / "constrained" / name, "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def percentiles(seconds: list[float], unit: float) -> str:
+    found = np.percentile(np.array(seconds or [0.0]) / unit, [50, 99, 100])
+    return " / ".join(f"{value:.3g}" for value in found)
+
+
+def patterns() -> None:
+    counts: collections.Counter[str] = collections.Counter()
+    for row in rows("regexes.jsonl.gz"):
+        expressions = Expressions()
+        try:
+            found = build(expressions, search(expressions, row["pattern"]))
+        except BadPattern as error:
+            irregular = any(word in str(error) for word in IRREGULAR)
+            broken = not row["python_re_ok"]
+            counts["not regular" if irregular else "broken" if broken else "refused"] += 1
+            continue
+        except TooComplex:
+            counts["too complex"] += 1
+            continue
+        counts["accepted"] += 1
+        for key, expected in (("search_match", True), ("search_nomatch", False)):
+            for text in row.get(key, ()):
+                right = found.matches(text.encode("utf-8", "surrogatepass")) == expected
+                counts["texts right" if right else "texts wrong"] += 1
+    print("patterns", dict(counts))
+
+
+def schemas(count: int, name: str) -> list[tuple[dict, str]]:
+    """Compare with llguidance alone; returns instances of schemas that became automata."""
+    counts: collections.Counter[str] = collections.Counter()
+    compiling, instances, tokenizer = [], [], _bytes()
+    found = rows(name)
+    for row in random.Random(0).sample(found, min(count, len(found))):
+        asked = StructuredOutputs(json=row["schema"])
+        try:
+            began = time.perf_counter()
+            grammar = compile(asked, "auto", "")
+            if grammar.kind == "automaton":
+                compiling.append(time.perf_counter() - began)
+            alone = guidance(asked)
+        except BadRequest:
+            counts["refused"] += 1
+            continue
+        except Exception as error:
+            counts["crashed"] += 1
+            print("crash", row.get("id"), repr(error)[:200])
+            continue
+        counts[grammar.kind] += 1
+        verdicts: dict[str, list[bool]] = {"ours": [], "llguidance": []}
+        for test in row["tests"]:
+            text = json.dumps(test["data"], ensure_ascii=False).encode("utf-8", "replace")
+            matcher = LLMatcher(tokenizer, alone, log_level=0)
+            theirs = matcher.consume_tokens(list(text)) and matcher.is_accepting()
+            ours = theirs
+            if grammar.kind == "automaton":
+                ours = Automaton.decode(grammar.data).matches(text)
+                if ours:
+                    instances.append((row["schema"], text.decode()))
+            verdicts["ours"].append(ours == test["valid"])
+            verdicts["llguidance"].append(theirs == test["valid"])
+        for who, right in verdicts.items():
+            counts[f"{who}: instances right"] += sum(right)
+            counts[f"{who}: schemas all right"] += all(right)
+    print(name, dict(counts))
+    print(f"  compiling an automaton, ms p50 / p99 / most: {percentiles(compiling, 1e-3)}")
+    return instances
+
+
+def masks(instances: list[tuple[dict, str]], model: str) -> None:
+    """The time of a mask at each token of the instances: first, and once it is known."""
+    text = connect.text(load({"model": model}, {}))
+    pieces = text.pieces(True)
+    vocabulary = Vocabulary(pieces, text.vocab, text.eos)
+    guide = Guidance(vocabulary, Cutter(lambda one: text.encode(one, False), pieces))
+    first, again, theirs = [], [], []
+    for schema, instance in instances[:300]:
+        asked = StructuredOutputs(json=schema)
+        known = Masks(Automaton.decode(compile(asked, "automaton", "").data), vocabulary)
+        tokens = text.encode(instance, False)
+        for times in (first, again):
+            state = known.automaton.start
+            for token in tokens:
+                began = time.perf_counter()
+                known.mask(state)
+                times.append(time.perf_counter() - began)
+                state = known.automaton.run(pieces[token], state)
+        matcher = guide.compile(guidance(asked))
+        for token in tokens:
+            began = time.perf_counter()
+            matcher.compute_bitmask()
+            theirs.append(time.perf_counter() - began)
+            if not matcher.consume_token(token):
+                break
+    print(f"masks over {len(again)} tokens, vocabulary {text.vocab}, µs p50 / p99 / most")
+    print(f"  automaton, known: {percentiles(again, 1e-6)}; first: {percentiles(first, 1e-6)}")
+    print(f"  llguidance: {percentiles(theirs, 1e-6)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--schemas", type=int, default=1000)
+    parser.add_argument("--model", default="smollm2-135m")
+    options = parser.parse_args()
+    instances = schemas(options.schemas, "json_schemas.jsonl.gz")
+    schemas(options.schemas, "json_schema_test_suite.jsonl.gz")
+    masks(instances, options.model)
+    patterns()
+
+
+if __name__ == "__main__":
+    sys.setrecursionlimit(50_000)
+    threading.stack_size(256 << 20)
+    thread = threading.Thread(target=main)
+    thread.start()
+    thread.join()

@@ -1,0 +1,100 @@
+"""Compiling in processes: refusals, limits that kill, what is remembered, many at once."""
+
+from __future__ import annotations
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from weir.errors import BadRequest, Overloaded
+from weir.grammar import compiler as module
+from weir.grammar.compiler import Compiler
+from weir.params import StructuredOutputs
+
+SLOW = StructuredOutputs(regex="((a{1,1000}){1,1000}){1,1000}")
+
+
+@pytest.fixture
+def compiler(tmp_path):
+    made = Compiler(seconds=1.5, folder=tmp_path / "grammars")
+    yield made
+    made.close()
+
+
+def test_each_kind_is_compiled_once(compiler, tmp_path):
+    for asked, kind in (
+        (StructuredOutputs(regex="a|b"), "automaton"),
+        (StructuredOutputs(choice=["x", 'y"']), "automaton"),
+        (StructuredOutputs(json='{"type": "boolean"}'), "automaton"),
+        (StructuredOutputs(json_object=True), "guidance"),
+        (StructuredOutputs(grammar='root ::= "a" root "b" | "c"'), "guidance"),
+        (StructuredOutputs(grammar='start: "a" start "b" | "c"'), "guidance"),
+    ):
+        assert compiler.known(asked) is None
+        grammar = compiler.compile(asked)
+        assert grammar.kind == kind and compiler.known(asked) == grammar
+    again = Compiler(folder=tmp_path / "grammars")
+    assert again.compile(StructuredOutputs(regex="a|b")).kind == "automaton"
+    assert all(worker._process is None for worker in again._workers), "it lies on disk"
+    again.close()
+
+
+def test_what_takes_too_long_is_killed_and_others_are_served(compiler):
+    began = time.monotonic()
+    with pytest.raises(BadRequest, match=r"more than 1\.5 s"):
+        compiler.compile(SLOW)
+    assert time.monotonic() - began < 5
+    with pytest.raises(BadRequest, match=r"more than 1\.5 s"):
+        compiler.compile(SLOW)  # remembered
+    assert time.monotonic() - began < 5
+    assert compiler.compile(StructuredOutputs(regex="a")).kind == "automaton"
+
+
+def test_what_takes_too_much_memory_is_refused():
+    small = Compiler(seconds=5, memory=1 << 28)
+    with pytest.raises(BadRequest, match=r"complex|memory|more than 5 s"):
+        small.compile(SLOW)
+    small.close()
+
+
+def test_a_backend_can_be_forced():
+    for backend, kind in (("automaton", "automaton"), ("guidance", "guidance")):
+        forced = Compiler(backend)
+        assert forced.compile(StructuredOutputs(regex="a+")).kind == kind
+        forced.close()
+    with pytest.raises(BadRequest, match="without grammars"):
+        Compiler("none").compile(StructuredOutputs(regex="a"))
+
+
+def test_too_many_at_once_are_turned_away(compiler, monkeypatch):
+    monkeypatch.setattr(module, "MAX_WAITING", 2)
+    waiting = [compiler.submit(StructuredOutputs(regex=f"a{n}")) for n in range(2)]
+    with pytest.raises(Overloaded):
+        compiler.submit(StructuredOutputs(regex="b"))
+    assert all(one.result().kind == "automaton" for one in waiting)
+    assert compiler.submit(StructuredOutputs(regex="b")).result()
+
+
+def test_threads_share_the_workers(compiler):
+    asked = [StructuredOutputs(regex=f"[a-z]{{{n % 7 + 1}}}") for n in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(compiler.compile, asked))
+    assert len({grammar.key for grammar in found}) == 7
+
+
+def hostile(rng: random.Random) -> str:
+    """Anything a client may send as a pattern: fragments that nest, explode and break."""
+    parts = r"( ) [ ] {1,999} * + ? | \ a . é (?: (?= (?! ^ $ \b \d { } - , 9 (a|b)*a \p{L}".split()
+    return "".join(rng.choice(parts) for _ in range(rng.randrange(1, 25)))
+
+
+def test_hostile_patterns_end(compiler):
+    rng = random.Random(7)
+    compiler.seconds = 0.3
+    for _ in range(30):
+        try:
+            compiler.compile(StructuredOutputs(regex=hostile(rng)))
+        except BadRequest as error:
+            assert str(error)

@@ -1,0 +1,151 @@
+"""One character, one escape or one class of a regular expression, as the set it stands for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NoReturn
+
+from weir.grammar import charset
+from weir.grammar.charset import Charset
+
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a", "0": "\0"}
+HEXADECIMAL = re.compile(
+    r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|[xu]\{([0-9A-Fa-f]{1,8})\}"
+)
+PROPERTY = re.compile(r"[pP](?:\{(\^?)(?:gc=|General_Category=)?([A-Za-z_]+)\}|([A-Z]))")
+POSIX = re.compile(r"\[:(\^?)([a-z]+):\]")
+POSIX_CLASSES = {
+    "alpha": "A-Za-z", "digit": "0-9", "alnum": "A-Za-z0-9", "upper": "A-Z", "lower": "a-z",
+    "xdigit": "0-9A-Fa-f", "word": "A-Za-z0-9_", "space": " \t-\r", "blank": " \t",
+    "cntrl": "\0-\x1f\x7f", "punct": "!-/:-@[-`{-~", "graph": "!-~", "print": " -~",
+    "ascii": "\0-\x7f",
+}  # fmt: skip
+
+
+class BadPattern(Exception):
+    """A pattern that is no regular expression, or none that an automaton can match."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    ignore_case: bool = False  # i
+    dot_all: bool = False  # s
+    verbose: bool = False  # x
+    unicode: bool = False  # u: \d, \w and \s are of any script
+    schema: bool = False  # \s is of any script, as in JSON Schema
+
+
+class Scanner:
+    """A place in a pattern, and the flags that hold there."""
+
+    def __init__(self, source: str, flags: Flags):
+        self.source = source
+        self.flags = flags
+        self.at = 0
+
+    def _fail(self, why: str) -> NoReturn:
+        raise BadPattern(f"{why}, at character {self.at} of the pattern")
+
+    def _peek(self, text: str) -> bool:
+        return self.source.startswith(text, self.at)
+
+    def _take(self, text: str) -> bool:
+        if not self._peek(text):
+            return False
+        self.at += len(text)
+        return True
+
+    def _match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        found = pattern.match(self.source, self.at)
+        if found is not None:
+            self.at = found.end()
+        return found
+
+    def _escaped(self) -> Charset:
+        """The characters that an escape stands for; the backslash has been read."""
+        letter = self.source[self.at]
+        if letter in "dwsDWS":
+            self.at += 1
+            if self.flags.schema and letter in "sS":
+                wide = charset.SCHEMA_SPACES
+                return wide if letter == "s" else charset.negate(wide)
+            return charset.shorthand(letter, self.flags.unicode)
+        if letter in "pP" and (found := self._match(PROPERTY)):
+            try:
+                named = charset.category(found[2] or found[3])
+            except KeyError:
+                self._fail(f"the class \\p{{{found[2] or found[3]}}}, which is not known")
+            return charset.negate(named) if (letter == "P") != bool(found[1]) else named
+        if found := self._match(HEXADECIMAL):
+            return self._code(int(found[1] or found[2] or found[3] or found[4], 16))
+        if found := self._match(re.compile(r"0[0-7]{0,2}|[1-3][0-7]{2}")):
+            return self._code(int(found[0], 8))
+        if found := self._match(re.compile(r"c([A-Za-z])")):
+            return charset.single(ord(found[1]) % 32)
+        self.at += 1
+        if letter in ESCAPES:
+            return charset.of(ESCAPES[letter])
+        if letter.isascii() and letter.isalnum():
+            self._fail(f"the escape \\{letter}, which is not known")
+        return charset.of(letter)
+
+    def _code(self, code: int) -> Charset:
+        if 0xD800 <= code < 0xDC00:  # the first half of a pair, as JSON Schema writes characters
+            if pair := self._match(re.compile(r"\\u([dD][c-fC-F][0-9A-Fa-f]{2})")):
+                code = 0x10000 + (code - 0xD800) * 0x400 + int(pair[1], 16) - 0xDC00
+        if code > charset.LAST:
+            self._fail(f"the character {code:#x}, beyond Unicode")
+        return charset.single(code)
+
+    def _class(self) -> Charset:
+        self.at += 1
+        negative = self._take("^")
+        found: list[Charset] = []
+        first = True
+        while first or not self._peek("]"):
+            if self.at >= len(self.source):
+                self._fail("a [ without its ]")
+            first = False
+            low, is_range = self._member()
+            if (
+                is_range
+                and self._peek("-")
+                and not self._peek("-]")
+                and self.at + 1 < len(self.source)
+            ):
+                start = self.at
+                self.at += 1
+                high, is_range = self._member()
+                if not is_range:
+                    self.at = start  # the hyphen stands for itself
+                else:
+                    if not low or not high:
+                        self._fail("half a surrogate pair as the end of a range")
+                    if high[0][0] < low[0][0]:
+                        self._fail("a range whose ends are the wrong way round")
+                    low = charset.charset([(low[0][0], high[0][0])])
+            found.append(low)
+        self.at += 1
+        whole = charset.union(*found)
+        if self.flags.ignore_case:
+            whole = charset.fold(whole)
+        return charset.negate(whole) if negative else whole
+
+    def _member(self) -> tuple[Charset, bool]:
+        """What stands next in a class, and whether it is one character."""
+        if found := self._match(POSIX):
+            if found[2] not in POSIX_CLASSES:
+                self._fail(f"the class [:{found[2]}:], which is not known")
+            inner = Scanner(f"[{POSIX_CLASSES[found[2]]}]".replace("[-`", r"\[-`"), Flags())
+            whole = inner._class()
+            return (charset.negate(whole) if found[1] else whole), False
+        if not self._take("\\"):
+            self.at += 1
+            return charset.of(self.source[self.at - 1]), True
+        if self.at == len(self.source):
+            self._fail("a backslash at the end")
+        if self._take("b"):
+            return charset.single(8), True
+        several = self.source[self.at] in "dwsDWSpP"
+        return self._escaped(), not several
