@@ -230,10 +230,11 @@ def penalise(
 
 
 def unpack(mask: Tensor, vocab: int) -> Tensor:
-    """uint8 [N], token t at bit t % 8 of byte t // 8 → bool [vocab]; what it lacks is False."""
+    """uint8 [..., N], token t at bit t % 8 of byte t // 8 → bool [..., vocab]; what it lacks is
+    False."""
     shifts = torch.arange(8, dtype=torch.uint8, device=mask.device)
-    bits = ((mask.unsqueeze(-1) >> shifts) & 1).flatten()[:vocab].bool()
-    return torch.nn.functional.pad(bits, (0, vocab - len(bits)))
+    bits = ((mask.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., :vocab].bool()
+    return torch.nn.functional.pad(bits, (0, vocab - bits.shape[-1]))
 
 
 def logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

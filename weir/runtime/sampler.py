@@ -78,7 +78,8 @@ class Draw:
     target: Tensor  # int64 [B]: rows of Tables that take the tokens
     greedy: bool  # whether any row is
     groups: list[Group]  # the others
-    edits: list[tuple[int, int, Edit | None, Tensor | None]]  # row, position, edit, grammar mask
+    masked: tuple[Tensor, Tensor] | None  # rows int64 [R], what grammars allow uint8 [R, N]
+    edits: list[tuple[int, int, Edit]]  # row, position, edit
     penalised: tuple[Tensor, Tensor, Tensor] | None  # rows, slots; penalties float32 [3, rows]
     scored: tuple[Tensor, list[Chunk], int] | None  # rows that want logprobs; the most wanted
 
@@ -125,16 +126,16 @@ class Sampler:
         what cannot be done goes to `failed`, and its row is computed without."""
         wishes = self._wishes(chunks, rows, failed)
         position = np.array([c.start + c.length for c in chunks], np.int64)
-        edited = wishes["edited"] | np.array([c.mask is not None for c in chunks], np.bool_)
         scored = np.flatnonzero(wishes["logprobs"] >= 0)
         return Draw(
             chunks=list(chunks),
             target=stage.put(rows),
             greedy=bool((wishes["kind"] == GREEDY).any()),
             groups=_groups(wishes, sample.uniform(wishes["seed"], position), stage),
+            masked=_masked(chunks, stage),
             edits=[
-                (i, int(position[i]), self.edits.get(int(rows[i])), _mask(chunks[i], stage))
-                for i in np.flatnonzero(edited).tolist()
+                (i, int(position[i]), self.edits[int(rows[i])])
+                for i in np.flatnonzero(wishes["edited"]).tolist()
             ],
             penalised=self._penalised(chunks, failed, stage),
             scored=(
@@ -192,13 +193,14 @@ class Sampler:
         raw = logits
         if draw.scored is not None:
             raw = logits[draw.scored[0]]
-        if draw.edits or draw.penalised is not None:
+        if draw.masked is not None or draw.edits or draw.penalised is not None:
             logits = logits.float()
-        for row, position, edit, mask in draw.edits:
-            if mask is not None:
-                logits[row].masked_fill_(~sample.unpack(mask, self.vocab), -torch.inf)
-            if edit is not None:
-                edit.apply(logits[row], position)
+        if draw.masked is not None:
+            rows, masks = draw.masked
+            forbidden = ~sample.unpack(masks, self.vocab)
+            logits[rows] = logits[rows].masked_fill(forbidden, -torch.inf)
+        for row, position, edit in draw.edits:
+            edit.apply(logits[row], position)
         if draw.penalised is not None:
             rows, slots, penalties = draw.penalised
             seen, counts = self.penalties.seen[slots], self.penalties.counts[slots]
@@ -305,5 +307,13 @@ def _choose(logits: Tensor, group: Group) -> Tensor:
     return sample.draw_filtered(logits, group.temperature, group.filters, group.u)
 
 
-def _mask(chunk: Chunk, stage: Stage) -> Tensor | None:
-    return None if chunk.mask is None else stage.put(np.frombuffer(chunk.mask, np.uint8).copy())
+def _masked(chunks: Sequence[Chunk], stage: Stage) -> tuple[Tensor, Tensor] | None:
+    """The rows that have a mask, and the masks; a shorter one allows nothing beyond its end."""
+    rows = [i for i, chunk in enumerate(chunks) if chunk.mask is not None]
+    if not rows:
+        return None
+    given = [chunks[i].mask or b"" for i in rows]
+    width = max(map(len, given))
+    masks = np.frombuffer(b"".join(mask.ljust(width, b"\0") for mask in given), np.uint8)
+    masks = masks.reshape(len(rows), width).copy()
+    return stage.put(np.array(rows, np.int64)), stage.put(masks)
