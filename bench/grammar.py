@@ -24,11 +24,12 @@ from weir import connect
 from weir.config import load
 from weir.errors import BadRequest
 from weir.grammar.automaton import Automaton, TooComplex, build
+from weir.grammar.classes import BadPattern
 from weir.grammar.compile import _bytes, compile, guidance
 from weir.grammar.expression import Expressions
 from weir.grammar.guidance import Guidance
 from weir.grammar.matcher import Cutter
-from weir.grammar.regex import BadPattern, search
+from weir.grammar.regex import search
 from weir.grammar.vocabulary import Masks, Vocabulary
 from weir.params import StructuredOutputs
 

@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from weir.grammar.automaton import Automaton, TooComplex, build
+from weir.grammar.classes import BadPattern
 from weir.grammar.expression import Expressions
-from weir.grammar.regex import BadPattern, parse, search
+from weir.grammar.regex import parse, search
 
 CHARACTERS = "ab1_- é€😀\n"
 TEXTS = st.text(CHARACTERS, max_size=8)

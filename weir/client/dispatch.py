@@ -66,9 +66,11 @@ class Dispatcher:
         asked = params.structured_outputs
         if asked is None:
             return None
-        known = self._compiler.known(asked)
         try:
-            return known or await asyncio.wrap_future(self._compiler.submit(asked))
+            known = self._compiler.known(asked)
+            if known is not None:
+                return known
+            return await asyncio.wrap_future(self._compiler.submit(asked))
         except BadRequest:
             self._ledger.reject("grammar")
             raise

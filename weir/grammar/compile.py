@@ -16,8 +16,9 @@ from weir.core import Grammar
 from weir.errors import BadRequest
 from weir.grammar import schema
 from weir.grammar.automaton import MAX_STATES, Automaton, TooComplex, build
+from weir.grammar.classes import BadPattern
 from weir.grammar.expression import Expressions
-from weir.grammar.regex import BadPattern, parse
+from weir.grammar.regex import parse
 from weir.grammar.schema import Unsuitable, expression
 from weir.params import StructuredOutputs
 

@@ -14,8 +14,9 @@ from typing import Any
 from weir.grammar import charset
 from weir.grammar.automaton import build
 from weir.grammar.charset import ANY
+from weir.grammar.classes import BadPattern
 from weir.grammar.expression import ALL_BYTES, Expressions, Moves, Node
-from weir.grammar.regex import BadPattern, parse, search
+from weir.grammar.regex import parse, search
 
 MAX_STATES = 6_000
 MAX_LENGTH = 500
