@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llguidance import LLMatcher, LLTokenizer
-from llguidance._tokenizer import TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
 from weir.core import Grammar

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, TimeoutError
 from time import perf_counter
 
-from llguidance import LLMatcher, LLTokenizer
-from llguidance._tokenizer import TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from weir.errors import GrammarError
 from weir.grammar.matcher import Cutter, trim

@@ -18,7 +18,7 @@ from weir.grammar.classes import BadPattern
 from weir.grammar.expression import ALL_BYTES, Expressions, Moves, Node
 from weir.grammar.regex import parse, search
 
-MAX_STATES = 6_000
+MAX_STATES = 2_500
 MAX_LENGTH = 500
 """Longer strings, and automata of more states, are llguidance's: it does not unfold them."""
 
