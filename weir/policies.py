@@ -30,7 +30,7 @@ class Defaults:
     requests: int
 
 
-DEFAULTS = {"cpu": Defaults(4, 256, 128, 64), "cuda": Defaults(16, 4096, 1024, 256)}
+DEFAULTS = {"cpu": Defaults(4, 256, 128, 64), "cuda": Defaults(16, 4096, 1024, 512)}
 
 
 def pace(config: Config, defaults: Defaults, tokens: int, cost: Callable[[], Cost]) -> Pace:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,18 +12,12 @@ from weir.ops.prefix import LEAST, MEMBERS, Prefixes
 PAGE = 16
 
 
-def find(table: np.ndarray, keys: np.ndarray, page: int) -> Prefixes | None:
-    """Of rows that lie anywhere among others."""
+def find(table: np.ndarray, keys: np.ndarray, page: int, saved: int = 512) -> Prefixes | None:
+    """Of rows that lie anywhere among others, in batches so small that 512 keys pay."""
     rows = np.random.default_rng(0).permutation(2 * len(table))[: len(table)]
     among = np.full((2 * len(table), table.shape[1]), 7, np.int32)
     among[rows] = table
-    return prefix.find(among, rows, keys, page)
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Batches as small as these pay."""
-    monkeypatch.setattr(prefix, "SAVED", 512)
+    return prefix.find(among, rows, keys, page, saved)
 
 
 def table_of(prompts: list[tuple[int, int]], width: int = 40) -> np.ndarray:
@@ -49,14 +42,13 @@ def test_a_large_group_takes_several_tiles() -> None:
     assert (found.member >= 0).sum(1).tolist() == [MEMBERS, 3]
 
 
-def test_short_prefixes_and_small_groups_do_not_pay(monkeypatch) -> None:
+def test_short_prefixes_and_small_groups_do_not_pay() -> None:
     short = LEAST // PAGE - 1
     assert find(table_of([(0, short)] * 80), np.full(80, 600), PAGE) is None
     assert find(table_of([(s, 30) for s in range(50)]), np.full(50, 600), PAGE) is None
     two = table_of([(0, 30)] * 2)
     assert find(two, np.full(2, 480), PAGE) is None
-    monkeypatch.setattr(prefix, "SAVED", 480)
-    assert find(two, np.full(2, 480), PAGE) is not None
+    assert find(two, np.full(2, 480), PAGE, 480) is not None
     assert find(two[:0], np.full(0, 480), PAGE) is None
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tests.reference import Tiny, generate
 from tests.runtime.drive import Drive, runner
 from weir.core import Sampling, Score
+from weir.ops.prefix import SAVED
+from weir.runtime import attention
 from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes
 from weir.runtime.inputs import Shape
 from weir.runtime.warmup import pages_needed, warm_up
@@ -155,3 +157,19 @@ def test_warming_up_fills_a_step_and_writes_the_pages_it_names(tokens, requests)
     run.launch = lambda plan: most.append(plan.tokens) or launch(plan)
     warm_up(run, tokens, requests)
     assert tokens - max(2, tokens // requests) < max(most) <= max(tokens, 3)
+
+
+def test_warming_up_compiles_what_reads_prefixes_once(monkeypatch):
+    """In a lane of decodes and in one with a chunk beside them; after it sharing must pay again."""
+    seen = []
+
+    def attend(q, kv, batch, spec):
+        seen.append((len(q), batch.shared is not None))
+        return original(q, kv, batch, spec)
+
+    original = attention.attend
+    monkeypatch.setattr(attention, "attend", attend)
+    run = runner(MODEL, pages={1: pages_needed(400, 8, 4)}, context=400)
+    run.shares = True
+    warm_up(run, 400, 8)
+    assert {(2, True), (6, True)} <= set(seen) and run.saved == SAVED

@@ -7,7 +7,6 @@ import pytest
 from tests.reference import Tiny, generate
 from tests.runtime.drive import Drive, runner
 from weir.core import Sampling
-from weir.ops import prefix
 from weir.runtime import attention
 from weir.runtime.graphs import Graphs, shared_sizes
 from weir.runtime.inputs import Shape
@@ -20,7 +19,6 @@ PROMPT = [n * 7 % 61 for n in range(140)]
 @pytest.mark.parametrize("graphs", [None, Graphs([4, 8], shared=[8])])
 def test_decodes_of_one_prompt_are_named_and_give_the_same_tokens(monkeypatch, graphs) -> None:
     """Three follow one prompt, one another; a chunk beside them ends their being alone."""
-    monkeypatch.setattr(prefix, "SAVED", 256)
     told = []
 
     def attend(q, kv, batch, spec):
@@ -38,7 +36,7 @@ def test_decodes_of_one_prompt_are_named_and_give_the_same_tokens(monkeypatch, g
 
     original = attention.attend
     run = runner(MODEL, pages={1: 400}, context=200, graphs=graphs)
-    run.shares = True
+    run.shares, run.saved = True, 256
     monkeypatch.setattr(attention, "attend", attend)
     drive = Drive(run)
     texts = {uid: [*PROMPT[:136], uid, 3] for uid in (1, 2, 3)} | {4: [9, *PROMPT[:136]]}

@@ -74,19 +74,23 @@ def shares(layers: Iterable[Heads]) -> bool:
 
 
 def find(
-    table: NDArray[np.int32], rows: NDArray[np.int64], keys: NDArray[np.int64], page: int
+    table: NDArray[np.int32],
+    rows: NDArray[np.int64],
+    keys: NDArray[np.int64],
+    page: int,
+    saved: int = SAVED,
 ) -> Prefixes | None:
     """Tiles of S sequences with `keys` [S] to share, 0 for one that must not; the pages of each
     are in row rows[s] of table [R, P].
 
     Sequences that begin with the same page form a group, and share what all of it has in common.
-    Returns None where that does not pay.
+    Returns None where a step would be spared less than `saved` keys, which does not pay.
     """
     able = np.flatnonzero(keys >= LEAST)
     order = able[np.argsort(table[rows[able], 0], kind="stable")]
     head = np.flatnonzero(np.diff(table[rows[order], 0], prepend=-1))  # where a group begins
     size = np.diff(head, append=len(order))
-    if np.sum(size - 1) * int(keys.max(initial=0)) < SAVED:
+    if np.sum(size - 1) * int(keys.max(initial=0)) < saved:
         return None
     pages = table[rows[order], : int(keys.max()) // page]
     differs = np.ones((len(order), pages.shape[1] + 1), bool)
@@ -96,7 +100,7 @@ def find(
     common = np.minimum(common, keys[order] // page)
     shared = np.minimum.reduceat(common, head) * page
     shared[(size < 2) | (shared < LEAST)] = 0
-    if np.sum(shared * (size - 1)) < SAVED:
+    if np.sum(shared * (size - 1)) < saved:
         return None
     each = np.repeat(shared, size)
     rank = np.arange(len(order)) - np.repeat(head, size)  # in the group

@@ -19,13 +19,18 @@ from weir.runtime.inputs import Lane, Shape
 
 
 def decode_sizes(most: int) -> list[int]:
-    """Sequences that decode lanes are padded to: 1, 2, 4, then every multiple of 8."""
-    return [n for n in (1, 2, 4) if n < most] + [*range(8, most, 8), most]
+    """Sequences that decode lanes are padded to: 1, 2, 4, multiples of 8 up to 256, then of 32."""
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most, 32)]
+    return [*(n for n in sizes if n < most), most]
 
 
 def shared_sizes(sizes: Iterable[int]) -> list[int]:
     """Those of decode lanes that may have prefixes worth reading once: the larger, and few."""
     return [n for n in sizes if n % 32 == 0]
+
+
+MIXED = 256
+"""Sequences of a lane of chunks, at most: the choice of a token is computed for each of them."""
 
 
 def mixed_shapes(spec: Spec, requests: int) -> list[Shape]:
@@ -35,7 +40,7 @@ def mixed_shapes(spec: Spec, requests: int) -> list[Shape]:
     widest = spec.hidden * (3 * spec.ffn + 2 * (spec.heads + spec.kv_heads) * spec.head_dim)
     tokens = 1e-3 / 16 * 6e14 / (2 * widest)
     sizes = [2**n for n in range(6, 12) if 2**n <= tokens and requests > 1]
-    return [Shape(size, min(requests, size - 1)) for size in sizes]
+    return [Shape(size, min(requests, size - 1, MIXED)) for size in sizes]
 
 
 @dataclass(slots=True, eq=False)

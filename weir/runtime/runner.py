@@ -15,7 +15,7 @@ from torch import Tensor
 from weir.core import Chunk, Plan, Result
 from weir.models.base import Model
 from weir.ops import sample
-from weir.ops.prefix import Prefixes, find, shares
+from weir.ops.prefix import SAVED, Prefixes, find, shares
 from weir.runtime import inputs
 from weir.runtime.attention import Tiered
 from weir.runtime.forward import forward
@@ -67,6 +67,7 @@ class Runner:
         self.rows = max(1, min(MAX_ROWS, LOGITS[device.type] // self.vocab))  # of a slice of logits
         self.attention = Tiered(store, model.spec.attention)
         self.shares = device.type == "cuda" and shares(model.spec.attention)
+        self.saved = SAVED  # keys that sharing must spare a step
         self.stage = Stage(device)
         self.tables = Tables(requests, -(-context // store.page), store.pages, device)
         self.sampler = Sampler(self.vocab, device)
@@ -149,7 +150,7 @@ class Runner:
         """What decodes among the chunks have in common, found before their new pages are known."""
         rows = [self.tables.row.get(c.uid, self.tables.padding) for c in chunks]
         keys = [c.start if c.length == 1 and c.uid in self.tables.row else 0 for c in chunks]
-        return find(self.tables.page, np.array(rows), np.array(keys), self.store.page)
+        return find(self.tables.page, np.array(rows), np.array(keys), self.store.page, self.saved)
 
     def _lane(
         self,

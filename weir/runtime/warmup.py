@@ -20,9 +20,12 @@ CHOICES = [
 ]
 
 
+COMMON = 192  # tokens of the prompts whose prefix is shared
+
+
 def pages_needed(tokens: int, requests: int, page: int) -> int:
     """Pages that `warm_up` writes to."""
-    return _length(tokens, requests) // page + 1
+    return max(_length(tokens, requests), min(tokens, COMMON)) // page + 1
 
 
 def warm_up(runner: Runner, tokens: int, requests: int) -> None:
@@ -32,6 +35,10 @@ def warm_up(runner: Runner, tokens: int, requests: int) -> None:
     last = None
     for plan in _plans(runner, tokens, requests):
         last = runner.launch(plan)
+    runner.saved, saved = 1, runner.saved
+    for plan in _sharing(runner, tokens):
+        last = runner.launch(plan)
+    runner.saved = saved
     if last is not None:
         last.result()
 
@@ -51,6 +58,20 @@ def _plans(runner: Runner, tokens: int, requests: int) -> Iterator[Plan]:
         single = Chunk(-2, length, [0], pages, tier, sampling, history=history)
         yield Plan(0, [], [[chunk, single]], [])
         yield Plan(0, [], [], [-1, -2])
+
+
+def _sharing(runner: Runner, tokens: int) -> Iterator[Plan]:
+    """Decodes whose prefix is read once, alone and beside a chunk of a prompt."""
+    tier, length = min(runner.store.pages), min(tokens, COMMON)
+    if tokens < COMMON + 4 or runner.store.pages[tier] * runner.store.page <= length:
+        return
+    pages = [Page(tier, i) for i in range(length // runner.store.page + 1)]
+    for uid in (-1, -2):
+        yield Plan(0, [], [[Chunk(uid, 0, [0] * length, pages, tier, Sampling())]], [])
+    for at, more in enumerate(([], [Chunk(-3, 0, [0] * 4, pages, tier, Sampling())])):
+        decodes = [Chunk(uid, length + at, [], [], tier, Sampling()) for uid in (-1, -2)]
+        yield Plan(0, [], [decodes + more], [])
+    yield Plan(0, [], [], [-1, -2, -3])
 
 
 def _length(tokens: int, requests: int) -> int:
