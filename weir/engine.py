@@ -175,6 +175,7 @@ class Engine:
         stats.preemptions = s.preemptions
         stats.degraded = s.ranking.degraded
         stats.recomputed_tokens = s.recomputed
+        stats.degraded = s.ranking.degraded
         return stats
 
     def close(self) -> None:

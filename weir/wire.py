@@ -122,6 +122,7 @@ class Stats(Struct, tag=True):
     step_tokens: Sizes = field(default_factory=Sizes)
     step_prefill: Sizes = field(default_factory=Sizes)  # prompt tokens among them
     step_decode: Sizes = field(default_factory=Sizes)  # the others
+    degraded: str = ""  # why requests are ranked otherwise than configured; empty: they are not
     busy_since: float = 0.0  # monotonic time the step in hand began; 0: idle
 
 

@@ -59,9 +59,8 @@ def a_composer(rng: random.Random) -> Composer:
 
 
 def a_placement(rng: random.Random, home: Tier) -> Placement:
-    spare, window = rng.choice([0.0, 0.1]), rng.choice([1, 1, 3])
     kinds = [OnDemand, OnDemand, Reserve, Estimate]
-    return rng.choice(kinds)(home, spare=spare, window=window)
+    return rng.choice(kinds)(home, spare=rng.choice([0.0, 0.1]))
 
 
 def a_scheduler(rng: random.Random, page: int, chains: bool, longest: int) -> Scheduler:

@@ -69,15 +69,6 @@ class Cache:
         """The nodes, opaque outside kv, that hold what `r` would find. Touches nothing."""
         return [node for node, _ in self._trace(r)]
 
-    def alone(self, r: Request) -> int:
-        """Pages that `r` holds and no other request does: what letting it go makes room for, and
-        what it would have to compute again once others have taken them."""
-        pages, node = len(r.pages) - r.shared, r.lease
-        while node is not None and node.parent is not None and node.locks == 1:
-            pages += len(node.pages)
-            node = node.parent
-        return pages
-
     def grow(self, r: Request, upto: int, home: Tier, moves: list[Move]) -> bool:
         """Reserve pages of `home` so that `r` can hold `upto` tokens; False, and nothing taken,
         if there is no room even after giving up every unlocked prefix."""

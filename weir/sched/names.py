@@ -114,11 +114,11 @@ def placement(text: str, home: Tier) -> Placement:
     e = parse(text, "--memory-policy")
     match e.name:
         case "on-demand":
-            return OnDemand(home, **e.read({"spare": Share, "window": Count}))
+            return OnDemand(home, **e.read({"spare": Share}))
         case "reserve":
             return Reserve(home, **e.read({}))
         case "estimate":
-            kinds = {"initial": Share, "least": Share, "steps": Count, "window": Count}
+            kinds = {"initial": Share, "least": Share, "steps": Count}
             return Estimate(home, **e.read(kinds))
     raise _unknown(e, "on-demand reserve estimate")
 

@@ -52,11 +52,11 @@ class OnDemand:
     are already growing, unless it is alone: otherwise half-prefilled prompts would take the pages
     that running decodes need, and be thrown out again.
 
-    window: the victim is the one, of so many that rank last, that has least to compute again."""
+    The victim is the last in rank. To choose by what recomputing costs was tried and recomputes
+    more (docs/log.md): cheap victims are soon back, and victims again."""
 
     home: Tier
     spare: float = 0.01
-    window: int = 1
 
     @property
     def coldest(self) -> Tier:
@@ -88,9 +88,7 @@ class OnDemand:
         return left >= int(self.spare * cache.pools[self.home].size)
 
     def victim(self, after: Sequence[Request], cache: Cache) -> Request | None:
-        if self.window == 1:
-            return after[-1]
-        return min(reversed(after[-self.window :]), key=cache.alone)
+        return after[-1]
 
     def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
         cache.release(victim)
