@@ -103,6 +103,7 @@ def live(options: Namespace) -> Callable[[float], Report]:
 
 
 async def _loaded(target: Target, workload: Workload) -> Report:
+    await target.http.post("/flush_cache")  # or a trial would find the prompts of the one before
     before = await _scrape(target.http)
     records, duration, lag = await load(target, workload)
     after = await _scrape(target.http)

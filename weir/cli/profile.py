@@ -18,6 +18,7 @@ from weir.cost import profile
 from weir.cost.hardware import find
 from weir.cost.roofline import Roofline
 from weir.cost.table import Grid, Table
+from weir.cost.target import best_budget
 from weir.cost.work import Work
 from weir.options import add_config, config
 from weir.progress import progress
@@ -58,6 +59,8 @@ def run(options: Namespace) -> int:
     profile.save(table, file)
     print("\n".join(["chunks of prompts: tokens by start, ms", *lines(table.prompts)]))
     print("\n".join(["decodes: sequences by context, ms", *lines(table.decodes)]))
+    budget = best_budget(table, engine.capacity.tokens)
+    print(f"prompt tokens a step, where no latency target bounds it: {budget}")
     if works:
         models: dict[str, Table | Roofline] = {"table": table}
         hardware = options.hardware or ("cpu" if engine.info["device"] == "cpu" else "")
