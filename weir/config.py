@@ -310,9 +310,11 @@ def _check(config: Config) -> None:
             f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {seqs}, but every "
             "running request needs a token a step: raise the first or lower the second"
         )
-    if config.target_tbt and (config.composer == "whole" or config.max_prefill_beside_decode):
+    if config.target_tbt and (
+        not config.composer.startswith("chunked") or config.max_prefill_beside_decode
+    ):
         raise ConfigError(
-            "--target-tbt sets how much prompt goes beside decodes: leave out --composer whole and "
+            "--target-tbt sets how much prompt goes beside decodes: leave out --composer and "
             "--max-prefill-beside-decode"
         )
     if not all(config.served_model_name) or not all(config.api_key):
