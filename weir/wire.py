@@ -110,9 +110,6 @@ class Stats(Struct, tag=True):
     generated_tokens: int = 0
     hit_tokens: int = 0  # prompt tokens found in the cache
     preemptions: int = 0
-    degraded: str = (
-        ""  # why requests are ranked otherwise than the policy says; empty: they are not
-    )
     recomputed_tokens: int = 0
     step_seconds: Seconds = field(default_factory=Seconds)  # that the device took
     predicted_seconds: Seconds = field(default_factory=Seconds)  # expected of it, under a target
