@@ -173,7 +173,6 @@ class Engine:
         stats.pages_used = stats.pages_total - s.cache.room(hot)
         stats.hit_tokens = s.hits
         stats.preemptions = s.preemptions
-        stats.degraded = s.ranking.degraded
         stats.recomputed_tokens = s.recomputed
         stats.degraded = s.ranking.degraded
         return stats

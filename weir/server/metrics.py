@@ -158,7 +158,6 @@ class EngineCollector(Collector):
             ("engine_ready", "1 while the engine takes requests", self._client.health == "ready"),
             ("requests_running", "Requests that hold KV pages", stats.running),
             ("requests_waiting", "Requests that wait for admission", stats.waiting),
-            ("ranking_degraded", "1 once a failed ranker is switched off", bool(stats.degraded)),
             ("cache_usage_ratio", "KV pages held by requests, of all", stats.pages_used / pages),
             ("cache_cached_ratio", "KV pages only cached, of all", stats.pages_cached / pages),
             ("cache_pages", "KV pages", stats.pages_total),
