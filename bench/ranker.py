@@ -1,6 +1,6 @@
 """What the shipped ranker is worth: served by it, by the true lengths, and in order of arrival.
 
-    python bench/ranker.py [--ranker FILE] [--seed 1]
+    python bench/ranker.py [--ranker FILE] [--seed 1] [--engine N]
 
 Llama-3.1-8B on the simulated H100 of bench/scheduling.py. Prompts are those the ranker was not
 trained on, drawn again and again; lengths are what one family of models answered to them. Four
@@ -10,6 +10,7 @@ characters of a prompt are a token.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,9 @@ from statistics import fmean
 import scheduling_sets as sets
 from scheduling import WIDE, Arm, table
 
+from weir.core import Request
+from weir.llm import AsyncLLM
+from weir.params import SamplingParams
 from weir.ranker import lengths, light
 from weir.ranker.kendall import tau_b
 from weir.ranker.lengths import Lengths
@@ -27,6 +31,7 @@ from weir.ranker.light import Light
 from weir.sched.aging import Aging
 from weir.sched.ranking import Ranking
 from weir.sched.shortest import Learned, Shortest
+from weir.sim.report import Record, measure
 from weir.sim.workload import Item, Workload, poisson
 
 CHAT = (*sets.CHAT, "gpteacher-codegen")
@@ -48,8 +53,17 @@ class Known:
 
 
 @dataclass(slots=True)
+class Blind(Learned):
+    """Does not look at `max_tokens`, which is the true length in a simulation."""
+
+    def expected(self, r: Request) -> float:
+        return self.neutral if r.score is None else r.score
+
+
+@dataclass(slots=True)
 class Burst:
     load: Workload
+    texts: list[str]
     expected: list[float]
     tau: float
 
@@ -57,9 +71,9 @@ class Burst:
         base = replace(WIDE, requests=256)
         orders: dict[str, Callable[[], Ranking] | None] = {
             "FCFS": None,
-            "learned": lambda: Learned(scorer=Known(self.expected)),
-            "aging(learned)": lambda: Aging(Learned(scorer=Known(self.expected))),
-            "learned, preemptive": lambda: Learned(scorer=Known(self.expected), preempt=True),
+            "learned": lambda: Blind(scorer=Known(self.expected)),
+            "aging(learned)": lambda: Aging(Blind(scorer=Known(self.expected))),
+            "learned, preemptive": lambda: Blind(scorer=Known(self.expected), preempt=True),
             "oracle": lambda: Shortest(),
             "aging(oracle)": lambda: Aging(Shortest()),
         }
@@ -86,7 +100,7 @@ def burst(data: Lengths, family: str, ranker: Light, count: int, seed: int) -> B
     known = {place: ranker.predict([data.prompts[place]])[0] for place in {a.prompt for a in drawn}}
     expected = [known[answer.prompt] for answer in drawn]
     tau = tau_b(expected, [answer.tokens for answer in drawn])
-    return Burst(Workload(family, items), expected, tau)
+    return Burst(Workload(family, items), prompts, expected, tau)
 
 
 def latencies(one: Burst, rate: float, seed: int) -> None:
@@ -117,6 +131,48 @@ def samples(one: Burst) -> None:
     table(title, ["s", "first tenth", "times sooner", "all"], rows)
 
 
+SHARE = 4
+"""Answers on the real engine are so many times shorter: it is a small CPU's."""
+
+
+async def engine(one: Burst, policy: str) -> list[Record]:
+    """The burst on the embedded model of this machine, each answer ended at its length by its
+    reader, as a stop string would; only `shortest` is told the length."""
+    records = []
+
+    async def ask(llm: AsyncLLM, place: int, began: float) -> None:
+        most = max(1, one.load.items[place].output // SHARE)
+        told = most if policy == "shortest" else 1024
+        params = SamplingParams(temperature=0, max_tokens=told, ignore_eos=True)
+        record = Record(began)
+        async for output in llm.generate(one.texts[place][:2000], params):
+            new = len(output.outputs[0].token_ids) - record.output_tokens
+            if new:
+                record.arrivals.append(time.perf_counter())
+                record.output_tokens += new
+            if record.output_tokens >= most:
+                break
+        records.append(record)
+
+    settings = {"scheduling_policy": policy, "max_num_seqs": 16, "enable_prefix_caching": False}
+    async with AsyncLLM("smollm2-135m", device="cpu", **settings) as llm:
+        began = time.perf_counter()
+        await asyncio.gather(*(ask(llm, place, began) for place in range(len(one.load.items))))
+    return records
+
+
+def engines(one: Burst) -> None:
+    rows: list[list[object]] = []
+    for policy in ("fcfs", "learned", "shortest"):
+        records = asyncio.run(engine(one, policy))
+        duration = max(record.arrivals[-1] for record in records) - records[0].start
+        m = measure(records, duration).metrics
+        rows.append([policy, m["ptl"].mean, m["ptl"].percentile(90), m["ttft"].median])
+        rows[-1] += [m["ttft"].percentile(99), m["wait"].percentile(100), duration]
+    head = ["ms", "PTL mean", "PTL P90", "TTFT P50", "TTFT P99", "longest wait", "all, s"]
+    table(f"{len(one.load.items)} requests at once on this CPU, tau {one.tau:.2f}", head, rows)
+
+
 def cost(data: Lengths, ranker: Light, seed: int) -> None:
     """Milliseconds a prompt on one core, the median and the worst of five rounds."""
     prompts = Random(seed).sample(data.prompts, 1000)
@@ -135,14 +191,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--families", nargs="*", default=["gpt-4", "gpt-3.5-turbo"])
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--engine", type=int, metavar="N", help="N requests on this CPU instead")
     options = parser.parse_args()
     ranker = light.load(options.ranker) if options.ranker else light.shipped()
     data = lengths.read(sets.DATA / "lengths", ["bbh"])
     cost(data, ranker, options.seed)
     _, unseen = data.split()
+    if options.engine:
+        return engines(burst(unseen, options.families[0], ranker, options.engine, options.seed))
     for family in options.families:
         one = burst(unseen, family, ranker, options.requests, options.seed)
-        for rate in (float("inf"), 120.0):
+        for rate in (float("inf"), 200.0):
             latencies(one, rate, options.seed)
         samples(burst(unseen, family, ranker, 5 * options.requests, options.seed))
 
