@@ -67,7 +67,7 @@ def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None
     got: dict[int, list[int]] = {uid: [] for uid in range(len(items))}
     done: dict[int, str] = {}
     step = 0
-    while step < 5000:
+    while step < 30000:  # one token a step, ageing and no room for two take thousands
         for uid, (arrival, prompt, wanted) in enumerate(items):
             if arrival == step:
                 stops = [] if stop is None else [stop]
