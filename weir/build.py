@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,21 +17,27 @@ from weir import __version__, connect, hub, policies
 from weir.config import Config
 from weir.core import Spec, Tier
 from weir.cost import profile
+from weir.cost.fetch import Fetch
 from weir.cost.table import Table
 from weir.cost.target import Target
 from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.local import Direct, Local
 from weir.grammar.library import Library, Tokens
+from weir.kv import snapshot
 from weir.models.base import Model
 from weir.models.load import load
 from weir.ops import dispatch, native
 from weir.ops.prefix import shares
+from weir.runtime.disk import Disk, identity
 from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes, shared_sizes
 from weir.runtime.memory import rehearse
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
 from weir.runtime.warmup import pages_needed
+from weir.sched.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
 
 GIB = 2**30
 DTYPES = {
@@ -98,18 +106,70 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
         threads=platform.threads,
     )
     phases.done("weights")
-    executor = _executor(config, platform, model, phases)
+    disk = _disk(config, platform, model, source.path) if config.disk_cache else None
+    executor = _executor(config, platform, model, disk, phases)
     info = _info(platform, model, executor, phases)
     capacity, defaults = executor.capacity, policies.DEFAULTS[platform.device.type]
     pace = policies.pace(config, defaults, capacity.tokens, lambda: _cost(config, executor, info))
     told = policies.told(config)
-    scheduler = policies.scheduler(config, capacity, pace, chains=executor.chains, scorer=told)
+    fetch = None if disk is None else _fetch(disk, capacity.page)
+    more = {} if fetch is None else {"worth": fetch.worth}
+    scheduler = policies.scheduler(
+        config, capacity, pace, chains=executor.chains, scorer=told, **more
+    )
     phases.done("profile")
+    if disk is not None:
+        info["disk_tokens"] = capacity.pages[Tier.DISK] * capacity.page
+        info["disk_restored_tokens"] = _restore(scheduler, disk)
+        phases.done("disk cache")
     gc.collect()
     gc.freeze()  # what lives as long as the engine is not walked again while it serves
     target = pace if isinstance(pace, Target) else None
     library = _library(config, model.spec.vocab)
-    return Engine(scheduler, executor, info=info, target=target, library=library, told=told)
+    return Engine(
+        scheduler,
+        executor,
+        info=info,
+        target=target,
+        library=library,
+        told=told,
+        fetch=fetch,
+        keeper=disk,
+    )
+
+
+def _disk(config: Config, platform: Platform, model: Model, weights: Path) -> Disk:
+    """The tier of KV pages on disk. What another engine left there counts only if it computed the
+    same."""
+    spec = model.spec
+    page = config.block_size or policies.DEFAULTS[platform.device.type].page
+    record = page_bytes(spec.attention, page, platform.kv_dtype)
+    pages = config.disk_cache_size // record
+    if not pages:
+        raise ConfigError(
+            f"--disk-cache-size {config.disk_cache_size} is less than one page of {record} bytes"
+        )
+    same = identity(
+        weights,
+        *(__version__, spec, page, config.load_format, config.seed, model.head.dtype),
+        *(platform.device.type, platform.native, platform.dtype, platform.kv_dtype),
+    )
+    return Disk(Path(config.disk_cache), same, pages, record)
+
+
+def _fetch(disk: Disk, page: int) -> Fetch:
+    return Fetch(disk.record / page, lambda: (disk.read_bytes, disk.read_seconds))
+
+
+def _restore(scheduler: Scheduler, disk: Disk) -> int:
+    """Tokens whose KV an earlier engine left on disk."""
+    if not disk.kept:
+        return 0
+    try:
+        return snapshot.restore(scheduler.cache, disk.kept)
+    except ValueError as error:
+        log.warning("starting with an empty KV cache on disk: %s", error)
+        return 0
 
 
 def _library(config: Config, vocab: int) -> Library | None:
@@ -136,7 +196,9 @@ def _cost(config: Config, executor: Direct, info: dict[str, Any]) -> Table:
     return table
 
 
-def _executor(config: Config, platform: Platform, model: Model, phases: Phases) -> Direct:
+def _executor(
+    config: Config, platform: Platform, model: Model, disk: Disk | None, phases: Phases
+) -> Direct:
     """Takes the memory for KV pages. On a GPU the largest steps run before, to know what is left
     for them, and the lanes of fixed shapes are recorded after."""
     device, spec = platform.device, model.spec
@@ -146,7 +208,9 @@ def _executor(config: Config, platform: Platform, model: Model, phases: Phases) 
 
     def runner(pages: int, context: int, graphs: Graphs) -> Runner:
         sizes, devices = {platform.tier: pages}, {platform.tier: device}
-        store = Store(spec.attention, page, sizes, devices, platform.kv_dtype)
+        if disk is not None:
+            sizes[Tier.DISK] = disk.pages
+        store = Store(spec.attention, page, sizes, devices, platform.kv_dtype, disk)
         return Runner(model, store, context, device, requests, graphs)
 
     graphs = Graphs()

@@ -77,6 +77,12 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cpu_memory_fraction: Annotated[
         Share, about("part of the free main memory for the KV cache, on a CPU")
     ] = 0.25
+    disk_cache: Annotated[
+        Text | None, about("folder where cached prefixes go before they are dropped, and are kept")
+    ] = None
+    disk_cache_size: Annotated[
+        Bytes, about("size of the cache on disk, taken at once, such as 100GiB")
+    ] = 8 * 2**30
     enable_prefix_caching: Annotated[bool, about("reuse the KV cache of equal prefixes")] = True
 
     scheduling_policy: Annotated[
@@ -317,6 +323,8 @@ def _check(config: Config) -> None:
             "--target-tbt sets how much prompt goes beside decodes: leave out --composer and "
             "--max-prefill-beside-decode"
         )
+    if config.disk_cache and not config.enable_prefix_caching:
+        raise ConfigError("--disk-cache keeps prefixes: leave out --no-enable-prefix-caching")
     if not all(config.served_model_name) or not all(config.api_key):
         raise ConfigError("--served-model-name and --api-key must not hold an empty string")
     if config.root_path and not config.root_path.startswith("/"):

@@ -59,4 +59,5 @@ def remote(config: Config) -> Remote:
         ranker=ranker(config),
         step_timeout=config.step_timeout,
         heartbeat_timeout=config.heartbeat_timeout,
+        stop_timeout=config.step_timeout if config.disk_cache else 5.0,
     )

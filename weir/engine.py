@@ -5,18 +5,24 @@ The engine knows requests and plans; it knows no text, no tensor and no client.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from concurrent.futures import Future
 from typing import Any, Protocol
 
 from weir.core import Capacity, Delta, Matcher, Plan, Request
+from weir.cost.fetch import Fetch
 from weir.cost.target import Target
+from weir.errors import EngineDead
 from weir.executor.base import Executor, Handle
 from weir.grammar.library import Library
+from weir.kv import snapshot
 from weir.sched.scheduler import Scheduler
 from weir.sched.shortest import Told
 from weir.wire import Lengths, Stats
+
+log = logging.getLogger(__name__)
 
 
 class Clock(Protocol):
@@ -30,15 +36,26 @@ class MonotonicClock:
         return time.monotonic()
 
 
+class Keeper(Protocol):
+    """Where pages of the coldest tier outlive the engine."""
+
+    def save(self, pages: list[int], kept: bytes) -> None:
+        """These pages, and what must be known of them. Nothing is written after."""
+        ...
+
+    def close(self) -> None: ...
+
+
 PAUSE = 1e-4
 """Seconds between two looks at requests that cannot be planned yet."""
 
 
 class Engine:
     """The control loop over a scheduler and an executor. `info` tells people what it runs on;
-    `target`, if the scheduler keeps one, learns from every step what steps take; `library` opens
-    grammars, where there may be any; `told`, if the scheduler ranks by it, hears how long answers
-    are expected to be."""
+    `target`, if the scheduler keeps one, learns from every step what steps take, and `fetch` what
+    prompts take; `library` opens grammars, where there may be any; `told`, if the scheduler ranks
+    by it, hears how long answers are expected to be; `keeper` has the coldest tier, if that shall
+    outlive the engine."""
 
     def __init__(
         self,
@@ -49,8 +66,12 @@ class Engine:
         target: Target | None = None,
         library: Library | None = None,
         told: Told | None = None,
+        fetch: Fetch | None = None,
+        keeper: Keeper | None = None,
     ):
         self.info = info or {}
+        self.fetch = fetch
+        self.keeper = keeper
         self.library = library
         self.told = told
         self.opening: dict[int, tuple[Request, Future[Matcher]]] = {}  # wait for their grammar
@@ -158,6 +179,8 @@ class Engine:
         if self.target is not None:
             stats.target_seconds = self.target.seconds
             stats.predicted_seconds.add(self.target.observe(plan, seconds))
+        if self.fetch is not None and prefill == plan.tokens and not plan.moves:
+            self.fetch.observe(prefill, seconds)
         stats.step_requests.add(len(chunks))
         stats.step_tokens.add(plan.tokens)
         stats.step_prefill.add(prefill)
@@ -172,12 +195,37 @@ class Engine:
         stats.pages_cached = s.cache.tree.unlocked[hot]
         stats.pages_used = stats.pages_total - s.cache.room(hot)
         stats.hit_tokens = s.hits
+        stats.pages_cold = sum(n for tier, n in s.cache.tree.held.items() if tier != hot)
+        stats.loaded_tokens = sum(s.cache.loaded.values())
+        stats.saved_tokens = sum(s.cache.saved.values())
         stats.preemptions = s.preemptions
         stats.recomputed_tokens = s.recomputed
         stats.degraded = s.ranking.degraded
         return stats
 
     def close(self) -> None:
+        """End what is in hand. With a keeper, what is cached is saved for the next engine, unless
+        this one is lost. May be called twice."""
+        keeper, self.keeper = self.keeper, None
+        if keeper is not None:
+            try:
+                self._save(keeper)
+            except (EngineDead, OSError) as error:
+                log.warning("the KV cache was not saved: %s", error)
         self.executor.close()
+        if keeper is not None:
+            keeper.close()
         if self.library is not None:
             self.library.close()
+
+    def _save(self, keeper: Keeper) -> None:
+        s = self.scheduler
+        while self.flying:
+            plan, handle = self.flying.popleft()
+            s.commit(plan, handle.result())
+        for uid in list(s.live):
+            s.abort(uid)
+        plan = Plan(s.step, [], [], s.forget)
+        s.cache.sink(plan.moves)
+        self.executor.submit(plan).result()
+        keeper.save(*snapshot.take(s.cache))

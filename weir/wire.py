@@ -108,7 +108,10 @@ class Stats(Struct, tag=True):
     pages_total: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    pages_cold: int = 0  # cached on tiers that attention cannot read
     hit_tokens: int = 0  # prompt tokens found in the cache
+    loaded_tokens: int = 0  # brought back from a colder tier
+    saved_tokens: int = 0  # brought to a colder tier instead of dropped
     preemptions: int = 0
     recomputed_tokens: int = 0
     step_seconds: Seconds = field(default_factory=Seconds)  # that the device took

@@ -72,7 +72,10 @@ def a_scheduler(rng: random.Random, page: int, chains: bool, longest: int) -> Sc
         sizes[Tier.CPU] = rng.randrange(1, 4 * need)
         if rng.random() < 0.5:
             sizes[Tier.DISK] = rng.randrange(1, 4 * need)
-    cache = Cache(page, sizes, reuse=rng.random() < 0.8)
+    elif rng.random() < 0.5:
+        sizes[Tier.DISK] = rng.randrange(1, 4 * need)
+    worth = rng.random()
+    cache = Cache(page, sizes, reuse=rng.random() < 0.8, worth=lambda: rng.random() < worth)
     composer = a_composer(rng)
     tokens = max(longest, 64) if composer.whole else rng.choice([1, 3, 16, 64])
     pages = {int(tier): count for tier, count in sizes.items()}

@@ -33,6 +33,8 @@ COUNTERS = (
     "prompt_tokens",
     "generated_tokens",
     "hit_tokens",
+    "loaded_tokens",
+    "saved_tokens",
     "preemptions",
     "recomputed_tokens",
     "step_seconds",
@@ -56,7 +58,8 @@ class Remote(Dispatcher):
 
     config: what the engine's factory is called with: plain data, or a Struct.
     factory: "module:function"; imported in the engine process alone.
-    step_timeout, heartbeat_timeout, start_timeout: seconds; 0: never.
+    step_timeout, heartbeat_timeout, start_timeout: seconds; 0: never. stop_timeout: seconds that an
+    engine told to stop has to save what it keeps.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Remote(Dispatcher):
         step_timeout: float = 60.0,
         heartbeat_timeout: float = 5.0,
         start_timeout: float = 600.0,
+        stop_timeout: float = 5.0,
     ):
         super().__init__(text, names, self._post, limits, seed, compiler, ranker)
         self._config = config
@@ -82,6 +86,7 @@ class Remote(Dispatcher):
             "heartbeat_timeout": heartbeat_timeout,
             "start_timeout": start_timeout,
         }
+        self._stop_timeout = stop_timeout
         self._engine: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._failures: deque[float] = deque(maxlen=FAILURES)
@@ -107,7 +112,7 @@ class Remote(Dispatcher):
             await asyncio.gather(self._supervisor, return_exceptions=True)
             self._supervisor = None
         if self._engine is not None:
-            await self._engine.stop(patience=5.0)
+            await self._engine.stop(self._stop_timeout)
             self._engine = None
 
     # -- the process ---------------------------------------------------------------------------

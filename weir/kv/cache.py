@@ -7,7 +7,7 @@ is a prefix hit. What is evicted is recomputed or, given a colder tier, moved an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from weir.core import Move, Page, Request, Tier
 from weir.kv.pool import Pool
@@ -17,13 +17,24 @@ from weir.kv.radix import Node, Radix
 class Cache:
     """Radix tree over one pool a tier.
 
-    page: tokens a page. sizes: pages of each tier. reuse: False keeps no prefix at all.
+    page: tokens a page. sizes: pages of each tier. reuse: False keeps no prefix at all. worth: is
+    a prefix on a tier that attention cannot read worth loading, rather than computed again?
     Every list of moves is appended to in the order the moves must happen.
     """
 
-    def __init__(self, page: int, sizes: Mapping[Tier, int], *, reuse: bool = True):
+    def __init__(
+        self,
+        page: int,
+        sizes: Mapping[Tier, int],
+        *,
+        reuse: bool = True,
+        worth: Callable[[], bool] = lambda: True,
+    ):
         self.page = page
         self.reuse = reuse
+        self.worth = worth
+        self.loaded = {int(tier): 0 for tier in sizes}  # tokens brought from each tier for a hit
+        self.saved = {int(tier): 0 for tier in sizes}  # tokens brought to each tier, not dropped
         self.tiers = sorted(sizes)
         self.hot = self.tiers[0]
         self.pools = {int(tier): Pool(tier, size) for tier, size in sizes.items()}
@@ -47,7 +58,7 @@ class Cache:
             return
         tree.lock(node)  # so that warming evicts nothing on the way
         for step in tree.path(node, held):
-            if step.tier > coldest and not self._warm(step, moves):
+            if step.tier > coldest and not (self.worth() and self._warm(step, moves)):
                 break
             r.lease = step
             r.pages += step.pages
@@ -87,10 +98,11 @@ class Cache:
         full = upto // self.page
         if not self.reuse or full <= r.shared:
             return
-        node, _ = self.tree.walk(r.tokens, full * self.page, r.lease, r.shared * self.page)
-        if node is not r.lease:  # computed twice (a whole prompt found): ours stays private
-            return
-        node, upto = self._adopt(r, node, r.shared, full)
+        node, at = self.tree.walk(r.tokens, full * self.page, r.lease, r.shared * self.page)
+        if not self._replaces(r, node, at // self.page):
+            return  # computed twice (a whole prompt found): ours stays private
+        self._join(r, node)
+        node, upto = self._adopt(r, node, at // self.page, full)
         self.tree.lock(node)
         self.tree.unlock(r.lease)
         r.lease, r.shared = node, upto
@@ -117,7 +129,7 @@ class Cache:
         full = min(r.computed, r.settled) // self.page if self.reuse else 0
         if full > r.shared:
             node, at = self.tree.walk(r.tokens, full * self.page, r.lease, r.shared * self.page)
-            self._give(r.pages[r.shared : at // self.page])  # another got there first
+            self._join(r, node)
             self.tree.touch(node)
             _, keep = self._adopt(r, node, at // self.page, full)
         self._give(r.pages[keep:])
@@ -129,6 +141,12 @@ class Cache:
         tree = self.tree
         for node in [n for n in tree.nodes() if not n.locks and n.parent and n.parent.locks]:
             self._give(tree.drop(node))
+
+    def sink(self, moves: list[Move]) -> None:
+        """Bring every prefix that nobody uses to the coldest tier, the latest used as far as there
+        is room."""
+        for tier in self.tiers[:-1]:
+            self._evict(tier, self.room(tier), moves)
 
     def room(self, tier: Tier) -> int:
         """Pages of `tier` that can be had: free, or held by the tree alone."""
@@ -158,6 +176,33 @@ class Cache:
             node, first = self.tree.insert(node, key, r.pages[first:end]), end
         return node, first
 
+    def _join(self, r: Request, node: Node) -> None:
+        """Give up the private pages of `r` that nodes down to `node` hold as well, since others got
+        there first; where theirs are colder, theirs instead."""
+        first = r.shared
+        for step in self.tree.path(node, r.lease):
+            mine = r.pages[first : first + len(step.pages)]
+            first += len(mine)
+            if self._hotter(mine, step):
+                mine = self.tree.retier(step, mine)
+            self._give(mine)
+
+    def _replaces(self, r: Request, node: Node, end: int) -> bool:
+        """Would `_join` put pages of `r` in the place of all others down to `node`?"""
+        tiers = {page.tier for page in r.pages[r.shared : end]}
+        above = r.lease.tier if r.lease.pages else min(tiers, default=0)
+        return not tiers or (
+            len(tiers) == 1
+            and above <= min(tiers)
+            and all(not s.locks and s.tier > min(tiers) for s in self.tree.path(node, r.lease))
+        )
+
+    def _hotter(self, pages: list[Page], node: Node) -> bool:
+        """May pages that hold the same take the place of an unlocked node's?"""
+        assert node.parent is not None
+        above = node.parent.tier if node.parent.pages else pages[0].tier
+        return not node.locks and above <= pages[0].tier == pages[-1].tier < node.tier
+
     def _warm(self, node: Node, moves: list[Move]) -> bool:
         """Bring a locked node as near as the order of tiers lets it be."""
         above = node.parent.pages if node.parent else []
@@ -166,6 +211,7 @@ class Cache:
         if pages is None:
             return False
         moves += map(Move, node.pages, pages)
+        self.loaded[node.tier] += len(node.key)
         self._give(self.tree.retier(node, pages))
         return True
 
@@ -189,6 +235,7 @@ class Cache:
                 self._give(self.tree.drop(node))
             else:
                 moves += map(Move, node.pages, pages)
+                self.saved[pages[0].tier] += len(node.key)
                 self._give(self.tree.retier(node, pages))
 
     def _give(self, pages: Iterable[Page]) -> None:

@@ -162,6 +162,7 @@ class EngineCollector(Collector):
             ("cache_cached_ratio", "KV pages only cached, of all", stats.pages_cached / pages),
             ("cache_pages", "KV pages", stats.pages_total),
             ("ranking_degraded", "1 once a ranker failed: requests are FCFS", bool(stats.degraded)),
+            ("cache_cold_pages", "KV pages cached on colder tiers", stats.pages_cold),
             ("step_target_seconds", "Time that steps aim at; 0: none", stats.target_seconds),
         ):
             yield self._gauge(name, help, {(): value})
@@ -182,6 +183,8 @@ class EngineCollector(Collector):
             ("generation_tokens", "Tokens generated", stats.generated_tokens),
             ("prefix_cache_query_tokens", "Prompt tokens looked up", stats.prompt_tokens),
             ("prefix_cache_hit_tokens", "Prompt tokens found in the cache", stats.hit_tokens),
+            ("cache_loaded_tokens", "Tokens whose KV came from a colder tier", stats.loaded_tokens),
+            ("cache_saved_tokens", "Tokens whose KV went to a colder tier", stats.saved_tokens),
             ("preemptions", "Requests set back to waiting", stats.preemptions),
             ("recomputed_tokens", "Tokens computed again for that", stats.recomputed_tokens),
         ):

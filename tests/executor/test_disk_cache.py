@@ -1,0 +1,202 @@
+"""The cache on disk under the real engine: same tokens, and prefixes outlive engines."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.reference import Tiny, generate
+from tests.runtime.drive import CPU
+from weir import build
+from weir.config import load as config
+from weir.core import Request, Sampling, Tier
+from weir.cost.fetch import Fetch
+from weir.engine import Engine
+from weir.errors import ConfigError
+from weir.executor.local import Local
+from weir.kv import snapshot
+from weir.kv.cache import Cache
+from weir.runtime.disk import Disk
+from weir.runtime.runner import Runner
+from weir.runtime.store import Store, page_bytes
+from weir.sched.composer import Chunked
+from weir.sched.placement import OnDemand
+from weir.sched.ranking import FCFS
+from weir.sched.scheduler import Scheduler
+
+MODEL = Tiny()
+PAGE, HOT, COLD = 4, 24, 200
+
+
+def tiny_engine(folder: Path, depth: int = 2) -> Engine:
+    """Over the pages of a few requests, and a disk for all of them."""
+    spec = MODEL.spec
+    disk = Disk(folder, "tiny", COLD, page_bytes(spec.attention, PAGE, torch.float32))
+    sizes = {Tier.CPU: HOT, Tier.DISK: COLD}
+    store = Store(spec.attention, PAGE, sizes, {Tier.CPU: CPU}, torch.float32, disk)
+    runner = Runner(MODEL, store, 80, CPU, 16)
+    executor = Local(runner, tokens=64, requests=16, context=80, depth=depth, threads=1)
+    cache = Cache(PAGE, sizes)
+    if disk.kept:
+        snapshot.restore(cache, disk.kept)
+    scheduler = Scheduler(cache, FCFS(), Chunked(), OnDemand(Tier.CPU), executor.capacity)
+    return Engine(scheduler, executor, keeper=disk)
+
+
+def run(engine: Engine, requests: list[Request]) -> dict[int, list[int]]:
+    out: dict[int, list[int]] = {r.uid: [] for r in requests}
+    for r in requests:
+        engine.add(r)
+    for _ in range(5000):
+        if not engine.busy:
+            break
+        for delta in engine.step():
+            assert delta.done in (None, "length"), delta.error
+            out[delta.uid] += delta.tokens
+    assert not engine.busy
+    engine.scheduler.cache.check([])
+    return out
+
+
+def prompts(rng: random.Random) -> list[list[int]]:
+    """More than fits into memory; each of them comes up again after others."""
+    heads = [[rng.randrange(61) for _ in range(rng.randrange(20, 40))] for _ in range(8)]
+    return [head + [rng.randrange(61)] * 3 for head in heads] * 2
+
+
+def requests(some: list[list[int]]) -> list[Request]:
+    sampling = Sampling(temperature=0.0, max_tokens=6)
+    return [Request(uid, list(tokens), sampling, float(uid)) for uid, tokens in enumerate(some)]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_tokens_are_the_same_and_the_next_engine_finds_the_prefixes(tmp_path, depth):
+    some = prompts(random.Random(1))
+    want = {uid: generate(MODEL, tokens, 6) for uid, tokens in enumerate(some)}
+    engine = tiny_engine(tmp_path, depth)
+    assert run(engine, requests(some)) == want
+    stats = engine.stats()
+    assert stats.loaded_tokens > 0 and stats.saved_tokens > stats.loaded_tokens
+    assert stats.pages_cold > 0
+    everything = sum(engine.scheduler.cache.tree.held.values())
+    engine.close()
+
+    engine = tiny_engine(tmp_path, depth)
+    restored = engine.stats().pages_cold
+    assert restored == everything
+    assert run(engine, requests(some[:8])) == {uid: want[uid] for uid in range(8)}
+    found, asked = engine.stats().hit_tokens, sum(len(tokens) for tokens in some[:8])
+    assert found >= asked - 8 * PAGE
+    engine.close()
+
+
+def test_an_engine_that_was_not_closed_leaves_nothing(tmp_path):
+    some = prompts(random.Random(2))
+    engine = tiny_engine(tmp_path)
+    run(engine, requests(some))
+    engine.executor.close()
+    engine.keeper.close()  # as the end of a process does: nothing is saved
+    engine = tiny_engine(tmp_path)
+    assert engine.stats().pages_cold == 0
+    engine.close()
+
+
+def test_closing_ends_what_is_in_hand(tmp_path):
+    engine = tiny_engine(tmp_path)
+    for r in requests(prompts(random.Random(3))):
+        engine.add(r)
+    for _ in range(6):
+        engine.step()
+    engine.close()
+    engine = tiny_engine(tmp_path)
+    assert engine.stats().pages_cold > 0
+    engine.close()
+
+
+def test_a_disk_that_fails_ends_the_engine_and_saves_nothing(tmp_path, monkeypatch, caplog):
+    engine = tiny_engine(tmp_path)
+    run(engine, requests(prompts(random.Random(4))[:2]))
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("weir.runtime.disk.os.pwrite", full)
+    engine.close()
+    assert "not saved" in caplog.text and "No space left" in caplog.text
+    monkeypatch.undo()
+    engine = tiny_engine(tmp_path)
+    assert engine.stats().pages_cold == 0
+    engine.close()
+
+
+def test_loading_stops_where_computing_is_faster():
+    loaded = [0, 0.0]
+    fetch = Fetch(100.0, lambda: (loaded[0], loaded[1]))
+    assert fetch.worth()  # nothing is known
+    fetch.observe(10, 0.01)  # 1 ms a token
+    assert fetch.worth()
+    loaded[:] = [1000, 0.001]  # 0.1 ms a token
+    assert fetch.worth()
+    loaded[:] = [1000, 0.1]  # 10 ms a token
+    answers = [fetch.worth() for _ in range(130)]
+    assert answers.count(True) == 2 and not answers[0]
+    for _ in range(50):
+        fetch.observe(10, 1.0)  # 100 ms a token: the model is slow
+    assert fetch.worth()
+
+
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "torch_dtype": "float32",
+}
+
+
+def test_from_the_settings(tmp_path, caplog):
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(SHAPE))
+    settings = {
+        "model": str(model),
+        "load_format": "dummy",
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": "1",
+        "kv_cache_memory": "300KiB",
+        "grammar_backend": "none",
+    }
+    some = [[*range(n, n + 200)] for n in (0, 200, 400, 0)]
+    engine = build.engine(config(settings, {}))
+    want = run(engine, requests(some))
+    engine.close()
+    kept = settings | {"disk_cache": str(cache), "disk_cache_size": "4MiB"}
+    for restored in (0, 600):
+        engine = build.engine(config(kept, {}))
+        assert engine.info["disk_tokens"] > 1000
+        assert engine.info["disk_restored_tokens"] >= restored
+        with pytest.raises(ConfigError, match="in use"):
+            build.engine(config(kept, {}))
+        assert run(engine, requests(some)) == want
+        assert engine.stats().loaded_tokens > 0
+        engine.close()
+    engine = build.engine(config(kept | {"seed": "1"}, {}))  # other weights
+    assert engine.info["disk_restored_tokens"] == 0 and "another model" in caplog.text
+    engine.close()
+    with pytest.raises(ConfigError, match="less than one page"):
+        build.engine(config(kept | {"disk_cache_size": "10"}, {}))
+    with pytest.raises(ConfigError, match="leave out"):
+        config(kept | {"enable_prefix_caching": "false"}, {})

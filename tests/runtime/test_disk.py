@@ -1,0 +1,185 @@
+"""The file of KV pages: what is written is read, survives an engine, and is not trusted blindly."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.runtime.drive import CPU
+from weir.core import AttentionSpec, Move, Page
+from weir.errors import ConfigError
+from weir.runtime import disk as module
+from weir.runtime.disk import Disk, identity
+from weir.runtime.store import Store, page_bytes
+
+PAGES, RECORD = 16, 96
+
+
+def rows(*marks: int) -> np.ndarray:
+    return np.array([[mark] * RECORD for mark in marks], np.uint8)
+
+
+def made(folder: Path, same: str = "me", pages: int = PAGES, record: int = RECORD) -> Disk:
+    return Disk(folder, same, pages, record)
+
+
+def kept(folder: Path, pages: int = PAGES) -> bytes:
+    """What an engine that ends without saving would have found."""
+    disk = made(folder, pages=pages)
+    disk.close()
+    return disk.kept
+
+
+def test_what_is_written_is_read_however_often_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PENDING", 3 * RECORD)  # so that writers wait
+    disk = made(tmp_path)
+    for round in range(1, 60):
+        disk.write([5, 2, 9], rows(round, round + 60, round + 120))
+        assert (disk.read([9, 5, 2]) == rows(round + 120, round, round + 60)).all()
+    assert disk.read_bytes == 59 * 3 * RECORD and disk.read_seconds > 0
+    disk.close()
+    disk.close()
+
+
+def test_what_was_saved_is_there_for_the_next_engine_once(tmp_path):
+    disk = made(tmp_path)
+    assert disk.kept == b""
+    disk.write([3, 4, 5], rows(30, 40, 50))
+    disk.save([3, 5], b"words")
+    disk.close()
+    again = made(tmp_path)
+    assert again.kept == b"words" and (again.read([3, 5]) == rows(30, 50)).all()
+    again.close()  # without saving: its pages may have changed since
+    assert kept(tmp_path) == b""
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ("page", "page 5 is damaged"),
+        ("short", "cut short|damaged"),
+        ("index", "index is damaged"),
+        ("magic", "not one of this version"),
+        ("identity", "another model"),
+        ("record", "another model"),
+        ("torn", "index is damaged"),
+    ],
+)
+def test_torn_and_foreign_files_are_ignored_with_one_warning(tmp_path, caplog, harm, said):
+    disk = made(tmp_path)
+    disk.write([3, 5], rows(30, 50))
+    disk.save([3, 5], b"words")
+    disk.close()
+    pages, index = tmp_path / "kv.pages", tmp_path / "kv.index"
+    content, known = bytearray(pages.read_bytes()), bytearray(index.read_bytes())
+    if harm == "page":
+        content[5 * RECORD + 7] ^= 1
+    elif harm == "short":
+        content = content[: 5 * RECORD + 10]
+    elif harm == "index":
+        known[-1] ^= 1
+    elif harm == "magic":
+        known[0] ^= 1
+    elif harm == "torn":
+        known = known[:-3]
+    pages.write_bytes(content)
+    index.write_bytes(known)
+    with caplog.at_level(logging.WARNING):
+        again = made(
+            tmp_path,
+            "you" if harm == "identity" else "me",
+            record=RECORD * 2 if harm == "record" else RECORD,
+        )
+    assert again.kept == b"" and len(caplog.records) == 1
+    assert caplog.records[0].getMessage().count(str(tmp_path)) == 1
+    assert re.search(said, caplog.text)
+    again.write([0], np.zeros((1, again.record), np.uint8))  # and it works
+    again.close()
+
+
+def test_a_smaller_file_keeps_nothing_that_lay_beyond(tmp_path, caplog):
+    disk = made(tmp_path)
+    disk.write([1, PAGES - 1], rows(1, 2))
+    disk.save([1, PAGES - 1], b"words")
+    disk.close()
+    assert kept(tmp_path, PAGES // 2) == b""
+    assert "cut short" in caplog.text
+
+
+def test_one_engine_at_a_time_and_bad_folders(tmp_path):
+    disk = made(tmp_path)
+    with pytest.raises(ConfigError, match="in use by another engine"):
+        made(tmp_path)
+    disk.close()
+    made(tmp_path).close()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--disk-cache"):
+        made(tmp_path / "file")
+    with pytest.raises(ConfigError, match="lower --disk-cache-size"):
+        made(tmp_path / "huge", pages=2**50)
+
+
+def test_a_disk_that_fails_says_so_and_saves_nothing(tmp_path, monkeypatch):
+    disk = made(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "pwrite", full)
+    disk.write([1], rows(1))
+    with pytest.raises(OSError, match="No space left"):
+        disk.save([1], b"words")
+    with pytest.raises(OSError, match="No space left"):
+        disk.write([1], rows(1))
+    disk.close()
+    assert not (tmp_path / "kv.index").exists()
+
+
+def test_the_identity_follows_the_weights(tmp_path):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"1")
+    first = identity(tmp_path, 4, "float32")
+    assert first == identity(tmp_path, 4, "float32") != identity(tmp_path, 8, "float32")
+    file.write_bytes(b"12")
+    assert identity(tmp_path, 4, "float32") != first
+
+
+LAYERS = [AttentionSpec(4, 2, 8, scale=1.0), AttentionSpec(4, 1, 16, scale=1.0)]
+SIZES = {1: 4, 2: 6}
+PLACES = [Page(tier, index) for tier, size in SIZES.items() for index in range(size)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(PLACES)), max_size=12),
+)
+def test_pages_keep_their_content_through_the_disk(tmp_path_factory, dtype, pairs):
+    record = page_bytes(LAYERS, 4, dtype)
+    disk = Disk(tmp_path_factory.mktemp("disk"), "me", SIZES[2], record)
+    store = Store(LAYERS, 4, SIZES, {1: CPU}, dtype, disk)
+    want = {}
+    for page in PLACES[:4]:
+        for kv in store.kv[1]:
+            kv[page.index] = torch.randn(kv.shape[1:]).to(dtype)
+        want[page] = [kv[page.index].clone() for kv in store.kv[1]]
+    first = [Move(Page(1, index % 4), Page(2, index)) for index in range(SIZES[2])]
+    store.move([*first, *(Move(src, dst) for src, dst in pairs)])
+    for src, dst in [*first, *pairs]:
+        want[dst] = want[src]
+    store.move([])
+    for index in range(4):
+        for kv, content in zip(store.kv[1], want[Page(1, index)], strict=True):
+            assert torch.equal(kv[index], content)
+    for index in range(SIZES[2]):
+        store.move([Move(Page(2, index), Page(1, 0))])
+        for kv, content in zip(store.kv[1], want[Page(2, index)], strict=True):
+            assert torch.equal(kv[0], content)
+    disk.close()

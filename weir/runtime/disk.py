@@ -1,0 +1,227 @@
+"""A file of KV pages that outlives the engine: the store's coldest tier.
+
+A page of all layers is one record, so a move is one read or write. Writes are handed to a thread;
+what it has not written yet is read from memory. Beside the pages lies, only while no engine has
+them open, an index: which model they belong to, the checksum of each, and what the engine says of
+them. It is written last and removed first, so it never speaks of pages that have changed since.
+
+Knows bytes and page numbers; no tensor, no token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import threading
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from weir.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"weir-kv-1\n"
+PENDING = 256 * 2**20
+"""Most bytes that wait to be written; whoever brings more waits too."""
+
+Bytes = NDArray[np.uint8]
+
+
+class Index(Struct, frozen=True):
+    """What is known of the pages of an engine that has ended."""
+
+    identity: str  # of all that the content depends on
+    record: int  # bytes a page
+    sums: dict[int, int]  # page → CRC-32 of its record, of those that matter
+    kept: bytes  # opaque here
+
+
+class Disk:
+    """folder: made if need be; one engine at a time. identity: pages of another one are ignored.
+    pages, record: how many, and bytes of each; all of it is taken from the file system at once.
+
+    `kept` is what was saved with pages that can be read again; empty if there are none. Raises
+    `ConfigError` for a folder that is in use, cannot be written or is too small."""
+
+    def __init__(self, folder: Path, identity: str, pages: int, record: int):
+        self.identity, self.pages, self.record = identity, pages, record
+        self.index = folder / "kv.index"
+        self.file = _open(folder, pages * record)
+        self.read_bytes, self.read_seconds = 0, 0.0
+        self.sums: dict[int, int] = {}  # page → checksum, of those written
+        self.kept = self._recover()
+        self.index.unlink(missing_ok=True)
+        self.pending: dict[int, Bytes] = {}  # page → record, in the order of writing
+        self.error: OSError | None = None
+        self.closed = False
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._work, name="weir-disk", daemon=True)
+        self.thread.start()
+
+    def write(self, pages: Sequence[int], records: Bytes) -> None:
+        """Write records [n, record] to these pages, later; they must not change any more."""
+        with self.changed:
+            room = max(1, PENDING // self.record)
+            self.changed.wait_for(lambda: self.error or len(self.pending) < room)
+            self._raise()
+            for page, record in zip(pages, records, strict=True):
+                self.pending[page] = record
+            self.changed.notify_all()
+
+    def read(self, pages: Sequence[int]) -> Bytes:
+        """→ [n, record]"""
+        out = np.empty((len(pages), self.record), np.uint8)
+        began = time.perf_counter()
+        for row, page in zip(out, pages, strict=True):
+            with self.changed:
+                self._raise()
+                waiting = self.pending.get(page)
+            if waiting is not None:
+                row[:] = waiting
+            else:
+                self._pread(page, row)
+        self.read_seconds += time.perf_counter() - began
+        self.read_bytes += out.nbytes
+        return out
+
+    def save(self, pages: Sequence[int], kept: bytes) -> None:
+        """Write all that waits, and an index of `pages` for the next engine. Nothing may be written
+        after."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.error or not self.pending)
+            self._raise()
+        os.fsync(self.file)
+        sums = {page: self.sums[page] for page in pages}
+        body = msgspec.msgpack.encode(Index(self.identity, self.record, sums, kept))
+        temporary = self.index.with_suffix(".new")
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(MAGIC + zlib.crc32(body).to_bytes(4, "little") + body)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.index)
+
+    def close(self) -> None:
+        """Let go of the folder. May be called twice."""
+        with self.changed:
+            if self.closed:
+                return
+            self.closed = True
+            self.pending.clear()
+            self.changed.notify_all()
+        self.thread.join()
+        os.close(self.file)
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise OSError(f"the KV cache on disk failed: {self.error}") from self.error
+
+    def _pread(self, page: int, row: Bytes) -> None:
+        if os.preadv(self.file, [row], page * self.record) != self.record:
+            raise OSError(f"page {page} of the KV cache on disk is cut short")
+
+    def _work(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.pending or self.closed)
+                if self.closed:
+                    return
+                page, record = next(iter(self.pending.items()))
+            try:
+                done = os.pwrite(self.file, record, page * self.record)
+                if done != self.record:
+                    raise OSError(f"wrote {done} of {self.record} bytes")
+            except OSError as error:
+                with self.changed:
+                    self.error = error
+                    self.changed.notify_all()
+                return
+            self.sums[page] = zlib.crc32(record)
+            with self.changed:
+                if self.pending.get(page) is record:
+                    del self.pending[page]
+                self.changed.notify_all()
+
+    def _recover(self) -> bytes:
+        """What the engine before saved, once every page it speaks of has been checked; else nothing
+        and, unless there was nothing, a warning."""
+        try:
+            content = self.index.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            return self._ignore(f"its index cannot be read: {error.strerror}")
+        body = content[len(MAGIC) + 4 :]
+        if not content.startswith(MAGIC):
+            return self._ignore("its index is not one of this version")
+        if zlib.crc32(body).to_bytes(4, "little") != content[len(MAGIC) : len(MAGIC) + 4]:
+            return self._ignore("its index is damaged")
+        try:
+            index = msgspec.msgpack.decode(body, type=Index)
+        except msgspec.DecodeError:
+            return self._ignore("its index makes no sense")
+        if (index.identity, index.record) != (self.identity, self.record):
+            return self._ignore("it belongs to another model, KV type or version")
+        row = np.empty(self.record, np.uint8)
+        for page, sum in index.sums.items():
+            try:
+                self._pread(page, row)
+            except OSError as error:
+                return self._ignore(str(error))
+            if zlib.crc32(row) != sum:
+                return self._ignore(f"page {page} is damaged")
+        self.sums = index.sums
+        return index.kept
+
+    def _ignore(self, why: str) -> bytes:
+        log.warning("%s: starting with an empty KV cache on disk: %s", self.index.parent, why)
+        return b""
+
+
+def identity(weights: Path, *parts: object) -> str:
+    """Of KV pages: of the files of weights, by name, size and time, and of what else they depend
+    on."""
+    files = [weights] if weights.is_file() else sorted(weights.iterdir())
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr((stats, parts)).encode()).hexdigest()
+
+
+def _open(folder: Path, size: int) -> int:
+    """The file of pages, locked and of that size."""
+    path = folder / "kv.pages"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    except OSError as error:
+        raise ConfigError(f"--disk-cache {folder}: {error.strerror}") from None
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"--disk-cache {folder} is in use by another engine") from None
+        try:
+            if os.fstat(file).st_size != size:
+                os.ftruncate(file, size)
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            free = shutil.disk_usage(folder).free
+            raise ConfigError(
+                f"--disk-cache {folder}: {size / 2**30:.1f} GiB cannot be had "
+                f"({error.strerror}; {free / 2**30:.1f} GiB are free): "
+                "lower --disk-cache-size"
+            ) from None
+        stack.pop_all()
+    return file
