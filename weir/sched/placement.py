@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from weir.core import Chunk, Move, Pick, Request, Tier
 from weir.kv.cache import Cache
@@ -55,6 +55,8 @@ class OnDemand:
     The victim is the last in rank. To choose by what recomputing costs was tried and recomputes
     more (docs/log.md): cheap victims are soon back, and victims again."""
 
+    preempts: ClassVar[bool] = True  # so a newcomer whose pages are all the others hold may start
+
     home: Tier
     spare: float = 0.01
 
@@ -74,7 +76,7 @@ class OnDemand:
 
     def _starts(self, pick: Pick, cache: Cache) -> bool:
         r, size = pick.request, cache.pools[self.home].size
-        alone = cache.room(self.home) + len(r.pages) == size
+        alone = self.preempts and cache.room(self.home) + len(r.pages) == size
         return self.lacking(pick, cache) <= 0 and (self.admits(r, cache) or alone)
 
     def lacking(self, pick: Pick, cache: Cache) -> int:
@@ -103,6 +105,8 @@ class Reserve(OnDemand):
     `max_tokens` of each (Orca, Algorithm 1). Nobody is ever preempted, and much of the memory waits
     for answers that end early."""
 
+    preempts: ClassVar[bool] = False
+
     pledged: int = 0  # pages
 
     def begin(self, running: Collection[Request], cache: Cache) -> None:
@@ -110,7 +114,7 @@ class Reserve(OnDemand):
 
     def admits(self, r: Request, cache: Cache) -> bool:
         pledged = self.pledged + self._most(r, cache)
-        if pledged > cache.pools[self.home].size:
+        if self.pledged and pledged > cache.pools[self.home].size:
             return False
         self.pledged = pledged
         return True
