@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -61,6 +63,15 @@ def test_react(backend):
     assert "answer" in state
 
 
+def test_extract(backend):
+    extract = load("extract")
+    state = extract.extract.run(
+        "Marie Curie, born in 1867, studied radioactivity.", backend=backend
+    )
+    person = json.loads(state["person"])
+    assert 1000 <= person["born"] <= 2030 and set(person) == {"name", "born", "field"}
+
+
 def test_skeleton(backend):
     state = load("skeleton").skeleton.run("Why do people travel?", backend=backend)
     assert len(state["paragraph"]) == 3 and all(
@@ -76,3 +87,14 @@ def test_judge(backend):
 def test_every_example_is_run_here():
     tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tests
+
+
+def test_a_shape_is_kept_to(backend):
+    @weir.function
+    def program(s):
+        s += "Three days have how many hours?" + weir.gen("hours", dtype=int, max_tokens=8)
+        s += " A date: " + weir.gen("date", regex=r"\d{4}-\d{2}-\d{2}", max_tokens=16)
+
+    state = program.run(backend=backend, temperature=0)
+    assert state["hours"].strip().lstrip("+-").isdigit()
+    assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", state["date"])

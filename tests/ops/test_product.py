@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # the interpreter rounds to bfloat16 in its own way
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
 TOLERANCE = {torch.float32: 1e-5, HALF: 1e-2}
-TILES = [Tile(16, 64, 1, 4, 3), Tile(64, 128, 3, 4, 4, ahead=64), Tile(32, 32, 4, 4, 2)]
+TILES = [Tile(16, 64, 1, 4, 3), Tile(64, 128, 3, 4, 2, ahead=64), Tile(32, 32, 4, 4, 2)]
 
 
 def distance(got: torch.Tensor, want: torch.Tensor) -> float:

@@ -49,7 +49,7 @@ class Runtime:
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]
     ) -> AsyncGenerator[Piece, None]:
-        params = convert(settings)
+        params = _params(settings)
         grammar = await self.client.compile(params)
         stream = self.client.submit(self._ids(prompt), params, grammar=grammar)
         async for output in stream:
@@ -93,3 +93,11 @@ class Runtime:
     def _encode(self, text: str, prompt: Prompt) -> list[int]:
         """A chat template writes its own special tokens."""
         return self.client.text.encode(text, add_special_tokens=not prompt.templated)
+
+
+def _params(settings: dict[str, Any]) -> SamplingParams:
+    """What a `gen` asks for, the shape of its text as structured output. Raises BadRequest."""
+    shapes = {"regex": "regex", "json_schema": "json"}
+    shape = {shapes[name]: value for name, value in settings.items() if name in shapes}
+    rest = {name: value for name, value in settings.items() if name not in shapes}
+    return convert(rest | ({"structured_outputs": shape} if shape else {}))
