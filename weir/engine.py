@@ -43,6 +43,10 @@ class Keeper(Protocol):
         """These pages, and what must be known of them. Nothing is written after."""
         ...
 
+    def prefetch(self, pages: list[int]) -> None:
+        """These pages may be asked for soon."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -89,6 +93,8 @@ class Engine:
         if not request.prompt or longest > self.capacity.context:
             why = f"{longest} tokens were asked for; this engine holds 1 to {self.capacity.context}"
             return self._refuse(request.uid, why)
+        if self.keeper is not None:
+            self.keeper.prefetch(self.scheduler.cache.cold(request))
         if request.grammar is None:
             self.scheduler.add(request)
         elif self.library is None:

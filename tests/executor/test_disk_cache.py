@@ -88,6 +88,8 @@ def test_tokens_are_the_same_and_the_next_engine_finds_the_prefixes(tmp_path, de
     engine = tiny_engine(tmp_path, depth)
     restored = engine.stats().pages_cold
     assert restored == everything
+    asked = engine.scheduler.cache.cold(requests(some)[0])
+    assert len(asked) >= (len(some[0]) - 1) // PAGE  # whole nodes
     assert run(engine, requests(some[:8])) == {uid: want[uid] for uid in range(8)}
     found, asked = engine.stats().hit_tokens, sum(len(tokens) for tokens in some[:8])
     assert found >= asked - 8 * PAGE

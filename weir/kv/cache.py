@@ -80,6 +80,11 @@ class Cache:
         """The nodes, opaque outside kv, that hold what `r` would find. Touches nothing."""
         return [node for node, _ in self._trace(r)]
 
+    def cold(self, r: Request) -> list[int]:
+        """Pages of the coldest tier that hold what `r` would find. Touches nothing."""
+        tier = self.tiers[-1]
+        return [page.index for node in self.path(r) for page in node.pages if page.tier == tier]
+
     def grow(self, r: Request, upto: int, home: Tier, moves: list[Move]) -> bool:
         """Reserve pages of `home` so that `r` can hold `upto` tokens; False, and nothing taken,
         if there is no room even after giving up every unlocked prefix."""
