@@ -18,7 +18,7 @@ from weir.errors import ConfigError
 from weir.ranker import features, light
 from weir.ranker.kendall import tau_b
 from weir.ranker.lengths import Answer, Asked, Lengths, family, fold, read
-from weir.ranker.train import CLASSES, HEADS, Recipe, classes, listwise, pairwise, train
+from weir.ranker.train import CLASSES, HEADS, Recipe, classes, combine, listwise, pairwise, train
 
 ASKED = ("name", "what is the colour of", "explain", "write an essay about")  # ever longer answers
 RECIPE = Recipe(steps=60, depth=8, width=16, drop=0.1, rate=0.01)
@@ -99,6 +99,19 @@ def test_every_head_learns(head):
     scores = train(known, recipe).score(unseen.prompts).tolist()
     for answers in unseen.answers.values():
         assert tau_b([scores[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.4
+
+
+def test_networks_side_by_side_are_their_mean(trained):
+    known, prompts = made(300), made(40, seed=3).prompts
+    other = train(known, replace(RECIPE, head="pointwise", width=8, depth=4))
+    both = combine([trained, other], known, RECIPE)
+    spread = [float(np.ptp(part.scores[8:-8])) for part in (trained, other)]
+    expected = sum(
+        part.score(prompts) / s for part, s in zip((trained, other), spread, strict=True)
+    )
+    assert np.allclose(both.score(prompts), expected, rtol=1e-3, atol=1e-3)
+    tokens = both.predict(prompts)
+    assert all(5 < value < 5000 for value in tokens) and len(set(tokens)) > 20
 
 
 def test_training_is_repeatable():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import numpy as np
@@ -170,11 +170,34 @@ def train(
         optimizer.step()
         slower.step()
         watch(step)
-    return _frozen(net, lists, lengths)
+    return _frozen(net, lists)
 
 
-def _frozen(net: Net, lists: Lists, lengths: Lengths) -> Light:
-    """The network as arrays, its scores put beside the lengths of a sample of lists."""
+def combine(parts: Sequence[Light], lengths: Lengths, recipe: Recipe) -> Light:
+    """One ranker whose score is the mean of theirs, each in units of its own spread: networks side
+    by side are a network. All must have been trained on `lengths`, without classes."""
+    depth, width = (sum(np.shape(p.hidden)[axis] for p in parts) for axis in (0, 1))
+    depth -= features.SHAPE * len(parts)
+    hidden = np.zeros((depth + features.SHAPE, width), np.float32)
+    row = column = 0
+    for part in parts:
+        own, columns = part.embedding.shape[1], slice(column, column + len(part.bias))
+        hidden[row : row + own, columns] = part.hidden[:own]
+        hidden[depth:, columns] = part.hidden[own:]
+        row, column = row + own, columns.stop
+    together = replace(
+        parts[0],
+        embedding=np.concatenate([part.embedding for part in parts], axis=1),
+        hidden=hidden,
+        bias=np.concatenate([part.bias for part in parts]),
+        output=np.concatenate([part.output / np.ptp(part.scores[8:-8]) for part in parts]),
+    )
+    _calibrate(together, Lists(lengths, recipe, Random(recipe.seed)))
+    return together
+
+
+def _frozen(net: Net, lists: Lists) -> Light:
+    """The network as arrays."""
 
     def array(tensor: Tensor) -> np.ndarray:
         return tensor.detach().numpy().copy()
@@ -189,8 +212,14 @@ def _frozen(net: Net, lists: Lists, lengths: Lengths) -> Light:
         scores=np.zeros(1, np.float32),
         lengths=np.zeros(1, np.float32),
     )
+    _calibrate(light, lists)
+    return light
+
+
+def _calibrate(light: Light, lists: Lists) -> None:
+    """Put the quantiles of its scores beside those of the lengths, over a sample of lists."""
+    prompts = lists.lengths.prompts
     sample = [answer for _ in range(200) for answer in lists.draw()]
-    scores = light.forward(features.features([lengths.prompts[a.prompt] for a in sample]))
+    scores = light.forward(features.features([prompts[a.prompt] for a in sample]))
     light.scores = np.quantile(scores, QUANTILES).astype(np.float32)
     light.lengths = np.quantile([a.tokens for a in sample], QUANTILES).astype(np.float32)
-    return light

@@ -14,9 +14,10 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from weir.bench.datasets import positive
+from weir.errors import ConfigError
 from weir.progress import progress
 from weir.ranker import lengths
-from weir.ranker.train import HEADS, Recipe, train
+from weir.ranker.train import HEADS, Recipe, combine, train
 
 USAGE = "weir rank train DATA -o FILE [OPTIONS]"
 
@@ -33,7 +34,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     recipe = Recipe()
     add("--output", "-o", type=Path, required=True, metavar="FILE", help="the ranker")
-    add("--head", choices=HEADS, default=recipe.head, help=f"loss ({recipe.head})")
+    add(
+        "--head", nargs="+", choices=HEADS, default=["listmle", "pairwise", "pointwise"],
+        help="losses; of several, one network each, averaged (listmle pairwise pointwise)",
+    )  # fmt: skip
     add("--steps", type=positive, default=recipe.steps, metavar="N", help=f"({recipe.steps})")
     add("--seed", type=int, default=recipe.seed, metavar="N", help=f"({recipe.seed})")
     add("--quiet", action="store_true", help="no progress bar")
@@ -42,12 +46,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     data = lengths.read(options.data, options.exclude).without(options.hold)
     known, _ = data.split()
-    recipe = Recipe(head=options.head, steps=options.steps, seed=options.seed)
+    if "classification" in options.head and len(options.head) > 1:
+        raise ConfigError("--head: classification gives classes, not scores: use it alone")
+    recipes = [Recipe(head=h, steps=options.steps, seed=options.seed) for h in options.head]
     began = time.perf_counter()
-    with progress(recipe.steps, "steps", hidden=options.quiet) as bar:
-        ranker = train(known, recipe, lambda step: bar.advance(1))
+    with progress(options.steps * len(recipes), "steps", hidden=options.quiet) as bar:
+        parts = [train(known, recipe, lambda step: bar.advance(1)) for recipe in recipes]
+    ranker = parts[0] if len(parts) == 1 else combine(parts, known, recipes[0])
     held = shlex.join(options.hold) or "no model"
-    ranker.about = f"{recipe}; {options.data.name} without {held}"
+    ranker.about = f"{recipes}; {options.data.name} without {held}"
     ranker.save(options.output)
     seconds, size = time.perf_counter() - began, options.output.stat().st_size
     print(f"trained in {seconds:.0f} s, {size / 2**20:.1f} MiB: {options.output}", file=sys.stderr)
