@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import tempfile
 import threading
@@ -66,13 +67,26 @@ def left_behind() -> tuple[int, list[int], int, list[str]]:
     return len(os.listdir("/proc/self/fd")), children, threading.active_count(), folders
 
 
+def more(before: tuple[int, list[int], int, list[str]]) -> dict[str, object]:
+    """What there is now that was not there before; it may also have become less."""
+    files, children, threads, folders = left_behind()
+    found = {
+        "descriptors": max(0, files - before[0]),
+        "children": {*children} - {*before[1]},
+        "threads": max(0, threads - before[2]),
+        "folders": {*folders} - {*before[3]},
+    }
+    return {name: what for name, what in found.items() if what}
+
+
 @pytest.fixture
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fails if the test leaves descriptors, processes, threads or files behind."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gc.collect()  # what earlier tests left to the collector is not this test's
     before = left_behind()
     yield
     deadline = time.monotonic() + 3
-    while left_behind() != before and time.monotonic() < deadline:
+    while more(before) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert left_behind() == before
+    assert not more(before)
