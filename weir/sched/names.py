@@ -44,11 +44,16 @@ class Knowledge:
     weights: Mapping[str, float] = field(default_factory=dict)  # of tenants, for `fair`
 
 
+AUTO = "queued(aging(learned, threshold=1000))"
+"""Where lengths are predicted. In a burst of 2,000 the paper's threshold of 200 promotes so many that
+preemption takes back what the order gains (docs/log.md)."""
+
+
 def ranking(text: str, cache: Cache, knowledge: Knowledge | None = None) -> Ranking:
     """The ranking that `--scheduling-policy` names. Raises `ConfigError`."""
     knowledge = knowledge or Knowledge()
     if text == "auto":
-        text = "queued(aging(learned))" if knowledge.scorer else "fcfs"
+        text = AUTO if knowledge.scorer else "fcfs"
     return _ranking(parse(text, "--scheduling-policy"), cache, knowledge)
 
 
