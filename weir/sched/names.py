@@ -45,8 +45,8 @@ class Knowledge:
 
 
 AUTO = "queued(aging(learned, threshold=1000))"
-"""Where lengths are predicted. In a burst of 2,000 the paper's threshold of 200 promotes so many that
-preemption takes back what the order gains (docs/log.md)."""
+"""Where lengths are predicted. In a burst of 2,000 the paper's threshold of 200 promotes so many
+that preemption takes back what the order gains (docs/log.md)."""
 
 
 def ranking(text: str, cache: Cache, knowledge: Knowledge | None = None) -> Ranking:
