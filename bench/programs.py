@@ -15,7 +15,9 @@ import gzip
 import json
 import os
 import time
+from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 import weir as w
 
@@ -154,38 +156,49 @@ ARMS = {
 }
 
 
+def run(model: str, settings: dict, jobs: dict) -> dict[str, float]:
+    """Seconds of every job on a fresh engine that has served one request."""
+    flags = {key: settings[key] for key in ("hints", "parallel") if key in settings}
+    engine = {"scheduling_policy": "lpm"} | {k: v for k, v in settings.items() if k not in flags}
+    backend = Plain(model, **engine)
+    for name, value in flags.items():
+        setattr(backend, name, value)
+    turns.run(["warm up"], backend=backend)
+    seconds = {}
+    for name, (program, batch) in jobs.items():
+        w.flush_cache(backend)
+        began = time.perf_counter()
+        states = program.run_batch(batch, backend=backend, temperature=0)
+        seconds[name] = time.perf_counter() - began
+        failed = next((s.error() for s in states if s.error() is not None), None)
+        if failed is not None:
+            raise SystemExit(f"{name}: {failed}")
+    backend.shutdown()
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--programs", type=int, default=16)
+    parser.add_argument("--repeat", type=int, default=3, help="rounds, each of all arms (median)")
     parser.add_argument("--only", nargs="*", help="names of programs")
     parser.add_argument("--json")
     options = parser.parse_args()
     jobs = workloads(options.programs)
     jobs = {name: job for name, job in jobs.items() if not options.only or name in options.only}
-    seconds: dict[str, dict[str, float]] = {name: {} for name in jobs}
-    for arm, settings in ARMS.items():
-        flags = {key: settings[key] for key in ("hints", "parallel") if key in settings}
-        engine = {k: v for k, v in settings.items() if k not in flags}
-        engine.setdefault("scheduling_policy", "lpm")
-        backend = Plain(options.model, **engine)
-        for name, value in flags.items():
-            setattr(backend, name, value)
-        for name, (program, batch) in jobs.items():
-            w.flush_cache(backend)
-            began = time.perf_counter()
-            states = program.run_batch(batch, backend=backend, temperature=0)
-            seconds[name][arm] = time.perf_counter() - began
-            failed = next((s.error() for s in states if s.error() is not None), None)
-            if failed is not None:
-                raise SystemExit(f"{name}: {failed}")
-        backend.shutdown()
+    rounds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in jobs}
+    for _ in range(options.repeat):
+        for arm, settings in ARMS.items():
+            for name, took in run(options.model, settings, jobs).items():
+                rounds[name][arm].append(took)
+    seconds = {name: {arm: median(of) for arm, of in arms.items()} for name, arms in rounds.items()}
     print(f"{'seconds':<16}" + "".join(f"{arm:>16}" for arm in ARMS) + "   all / none")
     for name, of in seconds.items():
         print(f"{name:<16}" + "".join(f"{of[arm]:16.2f}" for arm in ARMS), end="")
         print(f"{of['none'] / of['all']:11.2f} x")
     if options.json:
-        Path(options.json).write_text(json.dumps(seconds, indent=1))
+        Path(options.json).write_text(json.dumps(rounds, indent=1))
 
 
 if __name__ == "__main__":
