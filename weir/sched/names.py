@@ -44,9 +44,10 @@ class Knowledge:
     weights: Mapping[str, float] = field(default_factory=dict)  # of tenants, for `fair`
 
 
-AUTO = "queued(aging(learned, threshold=1000))"
-"""Where lengths are predicted. In a burst of 2,000 the paper's threshold of 200 promotes so many
-that preemption takes back what the order gains (docs/log.md)."""
+AUTO = "queued(aging(learned, threshold=1000, quantum=1000000))"
+"""Where lengths are predicted. Whoever has waited a thousand steps is served to the end, so that an
+overload becomes first come, first served. With the paper's quantum of 10 tokens those who are
+overdue take turns, and preemption takes back what the order gains (docs/log.md)."""
 
 
 def ranking(text: str, cache: Cache, knowledge: Knowledge | None = None) -> Ranking:
