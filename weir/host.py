@@ -142,9 +142,12 @@ def main() -> None:
     try:
         serve(boot, link)
     except Exception as error:
-        if not isinstance(error, WeirError):
+        if isinstance(error, WeirError):
+            message = str(error)
+        else:
+            message = f"the engine failed: {error!r}"
             traceback.print_exc()
-        link.send(Fatal(f"the engine failed: {error}" if str(error) else repr(error)))
+        link.send(Fatal(message))
         code = 1
     link.close()
     sys.stderr.flush()

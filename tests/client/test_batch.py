@@ -156,6 +156,7 @@ def test_answers_of_another_input_are_not_mixed_in(files):
     assert target.read_text() == '{"something": "else"}\n'
     with pytest.raises(ConfigError, match=r"missing\.jsonl"):
         answer(Echo().app, source.with_name("missing.jsonl"), target.with_name("new.jsonl"))
+    assert not target.with_name("new.jsonl").exists()
 
 
 def test_two_runs_do_not_share_an_output(files):

@@ -85,6 +85,7 @@ async def _run(
     concurrency: int,
     hidden: bool,
 ) -> Summary:
+    identities(source)  # before a model is loaded for what cannot be read
     async with contextlib.AsyncExitStack() as stack:
         if config is not None:
             transport: httpx.AsyncBaseTransport = await stack.enter_async_context(_serve(config))
@@ -120,9 +121,9 @@ async def process(
     hidden: bool = False,
 ) -> Summary:
     """See `run_batch`."""
+    ids = identities(source)
     with opened(target) as output:
         done = answered(output, target)
-        ids = identities(source)
         check_resumable(target, ids, done)
         first: dict[str, int] = {}
         for number, custom_id in ids.items():
