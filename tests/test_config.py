@@ -140,6 +140,14 @@ def test_settings_that_contradict_each_other() -> None:
         load({"max_num_batched_tokens": 8, "max_num_seqs": 16}, {})
 
 
+def test_other_engines_sizes_are_in_gib() -> None:
+    assert load({"swap_space": "4"}, {}).cpu_cache == 4 * 2**30
+    assert load({}, {"WEIR_KV_OFFLOADING_SIZE": "1.5"}).cpu_cache == 1.5 * 2**30
+    assert load({"kv_offloading_size": "512MiB"}, {}).cpu_cache == 2**29
+    with pytest.raises(ConfigError, match="--cpu-cache keeps prefixes"):
+        load({"swap_space": 4, "enable_prefix_caching": "false"}, {})
+
+
 def test_every_name_is_a_setting_and_every_setting_is_described() -> None:
     assert set(ALIASES.values()) | set(OPPOSITES.values()) | SECTIONS.keys() <= FIELDS.keys()
     assert not (ALIASES.keys() | OPPOSITES.keys() | NEUTRAL.keys()) & FIELDS.keys()

@@ -118,6 +118,8 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
         config, capacity, pace, chains=executor.chains, scorer=told, **more
     )
     phases.done("profile")
+    if config.cpu_cache:
+        info["cpu_cache_tokens"] = capacity.pages[Tier.CPU] * capacity.page
     if disk is not None:
         info["disk_tokens"] = capacity.pages[Tier.DISK] * capacity.page
         info["disk_restored_tokens"] = _restore(scheduler, disk)
@@ -206,8 +208,10 @@ def _executor(
     page = config.block_size or defaults.page
     requests = config.max_num_seqs or defaults.requests
 
-    def runner(pages: int, context: int, graphs: Graphs) -> Runner:
+    def runner(pages: int, context: int, graphs: Graphs, below: int = 0) -> Runner:
         sizes, devices = {platform.tier: pages}, {platform.tier: device}
+        if below:
+            sizes[Tier.CPU], devices[Tier.CPU] = below, torch.device("cpu")
         if disk is not None:
             sizes[Tier.DISK] = disk.pages
         store = Store(spec.attention, page, sizes, devices, platform.kv_dtype, disk)
@@ -226,7 +230,7 @@ def _executor(
         room = _cpu_room(config)
     pages = _pages(config.kv_cache_memory or room, spec, page, platform)
     context = min(spec.context, pages * page)
-    made = runner(pages, context, graphs)
+    made = runner(pages, context, graphs, _cpu_pages(config, spec, page, platform))
     phases.done("memory")
     made.record()
     limits = {
@@ -311,6 +315,25 @@ def _pages(room: int, spec: Spec, page: int, platform: Platform) -> int:
     return int(pages)
 
 
+def _cpu_pages(config: Config, spec: Spec, page: int, platform: Platform) -> int:
+    """Pages of a tier in main memory below the GPU's."""
+    if not config.cpu_cache:
+        return 0
+    if platform.tier == Tier.CPU:
+        raise ConfigError("--cpu-cache is for a GPU; on a CPU there is --kv-cache-memory")
+    pages = config.cpu_cache // page_bytes(spec.attention, page, platform.kv_dtype) - 1
+    if pages < 1:
+        raise ConfigError(f"--cpu-cache {config.cpu_cache}: that is less than two pages of KV")
+    free = _free_memory()
+    if config.cpu_cache > free:  # not refused: a virtual machine's memory may grow as it is used
+        log.warning(
+            "--cpu-cache asks for %.1f GiB of main memory, of which %.1f are free: if the "
+            "engine is killed, lower it",
+            *(config.cpu_cache / GIB, free / GIB),
+        )
+    return pages
+
+
 def _gpu_room(config: Config, device: torch.device, reserve: int) -> int:
     """Bytes for KV pages: what is free, less a `reserve` and the share that is not ours."""
     free, total = torch.cuda.mem_get_info(device)
@@ -318,6 +341,11 @@ def _gpu_room(config: Config, device: torch.device, reserve: int) -> int:
 
 
 def _cpu_room(config: Config) -> int:
+    return int(_free_memory() * config.cpu_memory_fraction)
+
+
+def _free_memory() -> int:
+    """Bytes of main memory that are free."""
     with open("/proc/meminfo") as lines:
         sizes = dict(line.split(":") for line in lines)
-    return int(int(sizes["MemAvailable"].split()[0]) * 1024 * config.cpu_memory_fraction)
+    return int(sizes["MemAvailable"].split()[0]) * 1024

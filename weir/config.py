@@ -21,7 +21,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import FieldInfo, asdict, fields
 
 from weir.errors import ConfigError
-from weir.peers import ALIASES, NEUTRAL, OPPOSITES
+from weir.peers import ALIASES, GIBIBYTES, NEUTRAL, OPPOSITES
 
 MIB = 2**20
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -77,6 +77,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cpu_memory_fraction: Annotated[
         Share, about("part of the free main memory for the KV cache, on a CPU")
     ] = 0.25
+    cpu_cache: Annotated[
+        Bytes,
+        about("main memory for prefixes that a GPU has no room for, such as 64GiB"),
+    ] = 0
     disk_cache: Annotated[
         Text | None, about("folder where cached prefixes go before they are dropped, and are kept")
     ] = None
@@ -258,6 +262,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _add(given: dict[str, Given], name: str, item: Given) -> None:
     """Put one setting under its own name; a later layer replaces an earlier one."""
+    if name in GIBIBYTES and str(item.value).replace(".", "", 1).isdigit():
+        item = Given(f"{item.value}GiB", item.where)
     if name in OPPOSITES:
         off = _convert(OPPOSITES[name], *item)
         given[OPPOSITES[name]] = Given(not off, item.where)
@@ -323,8 +329,10 @@ def _check(config: Config) -> None:
             "--target-tbt sets how much prompt goes beside decodes: leave out --composer and "
             "--max-prefill-beside-decode"
         )
-    if config.disk_cache and not config.enable_prefix_caching:
-        raise ConfigError("--disk-cache keeps prefixes: leave out --no-enable-prefix-caching")
+    for name in ("cpu_cache", "disk_cache"):
+        if getattr(config, name) and not config.enable_prefix_caching:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} keeps prefixes: leave out --no-enable-prefix-caching")
     if not all(config.served_model_name) or not all(config.api_key):
         raise ConfigError("--served-model-name and --api-key must not hold an empty string")
     if config.root_path and not config.root_path.startswith("/"):

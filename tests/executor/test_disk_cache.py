@@ -200,5 +200,7 @@ def test_from_the_settings(tmp_path, caplog):
     engine.close()
     with pytest.raises(ConfigError, match="less than one page"):
         build.engine(config(kept | {"disk_cache_size": "10"}, {}))
+    with pytest.raises(ConfigError, match="--cpu-cache is for a GPU"):
+        build.engine(config(settings | {"cpu_cache": "1GiB"}, {}))
     with pytest.raises(ConfigError, match="leave out"):
         config(kept | {"enable_prefix_caching": "false"}, {})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.runtime.drive import CPU
 from weir.core import AttentionSpec, Move, Page
+from weir.runtime import pinned
 from weir.runtime.store import Store, page_bytes
 
 LAYERS = [
@@ -49,3 +53,38 @@ def test_moves_follow_one_another(pairs):
     made.move([Move(src, dst) for src, dst in pairs])
     for page, mark in want.items():
         assert all((kv[page.index] == mark).all() for kv in made.kv[page.tier])
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_memory_that_cannot_be_locked_is_plain_memory_with_one_warning(
+    monkeypatch, caplog, refused
+):
+    locked: list[int] = []
+
+    class Runtime:
+        def cudaHostRegister(self, address: int, length: int, flags: int) -> int:
+            assert length <= pinned.PART
+            locked.append(address)
+            return 2 if refused and len(locked) == 3 else 0
+
+        def cudaHostUnregister(self, address: int) -> None:
+            locked.remove(address)
+
+    def check(code: int) -> None:
+        if code:
+            raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(pinned, "PART", 1 << 16)
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch.cuda, "check_error", check)
+    monkeypatch.setattr(pinned, "_forget_error", lambda: None)
+    memory = pinned.host_zeros(5 << 16, pinned=True)
+    assert not memory.any() and len(memory) == 5 << 16
+    assert [record.getMessage().count("out of memory") for record in caplog.records] == [
+        1
+    ] * refused
+    assert len(locked) == (1 if refused else 5)  # the one that was refused
+    memory.fill_(7)
+    del memory
+    gc.collect()
+    assert len(locked) == refused

@@ -5,7 +5,6 @@ Sized in pages, addressed by page number. Who owns a page is not known here.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from weir.core import AttentionSpec, Move
 from weir.runtime.disk import Disk
+from weir.runtime.pinned import host_zeros
 from weir.runtime.stage import upload
 
 ROWS = 32 * 2**20
@@ -29,7 +29,8 @@ class Store:
     takes what is computed only to fill up a lane.
 
     layers: the attention of each layer. page: tokens a page. pages: how many each tier holds.
-    devices: the device of each tier; the one without is on `disk`. dtype: of keys and values.
+    devices: the device of each tier; the one without is on `disk`. A tier in main memory beside one
+    on a GPU is pinned, if that can be had. dtype: of keys and values.
     """
 
     def __init__(
@@ -49,10 +50,16 @@ class Store:
         self.kv: dict[int, list[Tensor]] = {}  # tier → one a layer: [pages, 2, Hkv, page, D]
         for tier in self.devices:
             count = self.pages[tier] + 1
-            memory = _zeros(count * page_bytes(layers, page, dtype), devices[tier]).view(dtype)
+            size = count * page_bytes(layers, page, dtype)
+            memory = self._memory(size, devices[tier]).view(dtype)
             shapes = [(count, 2, layer.kv_heads, page, layer.head_dim) for layer in layers]
             parts = memory.split([torch.Size(shape).numel() for shape in shapes])
             self.kv[tier] = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _memory(self, size: int, device: torch.device) -> Tensor:
+        if device.type != "cpu":
+            return torch.zeros(size, dtype=torch.uint8, device=device)
+        return host_zeros(size, pinned=any(other.type == "cuda" for other in self.devices.values()))
 
     def move(self, moves: Sequence[Move]) -> None:
         """Copy pages as if one move followed the other."""
@@ -90,16 +97,6 @@ class Store:
             sizes = [kv[0].numel() for kv in self.kv[target]]
             for kv, part in zip(self.kv[target], records.split(sizes, 1), strict=True):
                 kv.index_copy_(0, here, part.reshape(-1, *kv.shape[1:]))
-
-
-def _zeros(size: int, device: torch.device) -> Tensor:
-    """`size` zero bytes; on the CPU mapped, not written, so that they take memory when used."""
-    if device.type != "cpu" or size == 0:
-        return torch.zeros(size, dtype=torch.uint8, device=device)
-    memory = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _runs(moves: Iterable[Move]) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:

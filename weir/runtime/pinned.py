@@ -1,0 +1,87 @@
+"""Host memory that a GPU reads and writes by itself.
+
+Knows bytes; what lies there is its owner's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+PART = 1 << 30
+"""Bytes that are locked at once: a driver that refuses says so early."""
+READABLE_BY_ALL = 1
+"""cudaHostRegisterPortable"""
+
+
+class Memory(mmap.mmap):
+    """Zero bytes in huge pages, which take memory when they are first written or locked."""
+
+    locked: list[int]  # addresses
+
+    def unlock(self) -> None:
+        while getattr(self, "locked", None):
+            torch.cuda.cudart().cudaHostUnregister(self.locked.pop())
+
+    def __del__(self) -> None:
+        self.unlock()
+
+
+def host_zeros(size: int, *, pinned: bool = False) -> Tensor:
+    """uint8 [size], zero. `pinned`: locked, so that a GPU copies from and to it while the host does
+    other things; where that is refused it is not, with one warning (see `is_pinned`)."""
+    if size == 0:
+        return torch.zeros(0, dtype=torch.uint8)
+    memory = Memory(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    tensor = torch.frombuffer(memory, dtype=torch.uint8)
+    if pinned:
+        _lock(memory, tensor)
+    return tensor
+
+
+def _lock(memory: Memory, tensor: Tensor) -> None:
+    first, size = tensor.data_ptr(), len(tensor)
+    memory.locked = []
+    parts = [(first + at, min(PART, size - at)) for at in range(0, size, PART)]
+    _touch(tensor)
+    for address, length in parts:
+        try:
+            torch.cuda.check_error(
+                int(torch.cuda.cudart().cudaHostRegister(address, length, READABLE_BY_ALL))
+            )
+        except RuntimeError as error:
+            memory.unlock()
+            _forget_error()
+            log.warning(
+                "%.1f GiB of memory could not be locked for the GPU (%s): copies will be slower; "
+                "raise the limit (ulimit -l, or the container's) or ask for less",
+                size / 2**30,
+                str(error).splitlines()[0],
+            )
+            return
+        memory.locked.append(address)
+
+
+def _forget_error() -> None:
+    """CUDA reports an error once more, to whoever launches next."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+
+
+def _touch(tensor: Tensor) -> None:
+    """Write a byte of each page, on several threads: the driver would do it on one."""
+    pages = tensor.numpy()[:: mmap.PAGESIZE]
+    threads = min(16, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda some: some.fill(0), np.array_split(pages, 4 * threads)))
