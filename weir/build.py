@@ -153,7 +153,7 @@ def _disk(config: Config, platform: Platform, model: Model, weights: Path) -> Di
         )
     same = identity(
         weights,
-        *(__version__, spec, page, config.load_format, config.seed, model.head.dtype),
+        *(__version__, spec, page, config.load_format, config.seed, model.head.stored),
         *(platform.device.type, platform.native, platform.dtype, platform.kv_dtype),
     )
     return Disk(Path(config.disk_cache), same, pages, record)
@@ -267,10 +267,9 @@ def _info(platform: Platform, model: Model, executor: Direct, phases: Phases) ->
     """What people are told the engine runs on."""
     device, capacity = platform.device, executor.capacity
     on_gpu = device.type == "cuda"
-    codes = model.head.dtype == torch.uint8
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "dtype": "codes" if codes else str(platform.dtype).removeprefix("torch."),
+        "dtype": model.head.stored,
         "kv_dtype": str(platform.kv_dtype).removeprefix("torch."),
         "kernels": _gpu_kernels() if on_gpu else native.status(),
         "graphs": len(executor.runner.graphs.recorded),

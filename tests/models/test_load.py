@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.families import FAMILIES, error, expected, logits, prompt, save
 from tests.models.write_gguf import write_gguf
 from weir.errors import ConfigError
+from weir.models.base import rebuilt, tensors
 from weir.models.checkpoint import Dummy
 from weir.models.load import load
 from weir.models.weights import SLICE, Weights
@@ -175,3 +176,17 @@ def test_dummy_rows_differ_and_slices_agree():
     assert torch.equal(sliced, whole)
     assert len(whole.sum(dim=1).unique()) > 0.99 * rows
     assert whole.std() * 32 == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "opt", "gemma3"])
+def test_a_layer_on_other_memory_computes_the_same(family, tmp_path):
+    save(family, tmp_path)
+    model = load(tmp_path)
+    before = logits(model, prompt())
+    for i, layer in enumerate(model.layers):
+        here = list(tensors(layer))
+        model.layers[i] = rebuilt(layer, (x.clone() for x in here))
+        assert not {x.data_ptr() for x in here} & {x.data_ptr() for x in tensors(model.layers[i])}
+        for x in here:
+            x.fill_(77)
+    assert torch.equal(logits(model, prompt()), before)

@@ -10,7 +10,9 @@ On a CPU x is float32 whatever the weights are; on a GPU it has their type.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from weir.ops.attention import Place
 from weir.ops.linear import Linear
 
 Shapes = dict[str, tuple[int, ...]]
+T = TypeVar("T")
 
 
 class Model(Protocol):
@@ -28,9 +31,10 @@ class Model(Protocol):
 
     spec: Spec
     head: Linear
-    """The output layer; of dtype uint8 where quantised weights are kept as they are."""
+    """The output layer."""
     layers: list[Any]
-    """One a layer: a plain dataclass of packed weights, which nothing but this model reads."""
+    """One a layer: a plain dataclass of packed weights, which nothing but this model reads; others
+    may move it (`tensors`, `rebuilt`)."""
 
     def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
         """ids, pos int64 [T] → [T, H]."""
@@ -67,6 +71,30 @@ def split_heads(y: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
     heads = y.view(len(y), -1, spec.head_dim)
     q, k, v = heads.split((spec.heads, spec.kv_heads, spec.kv_heads), dim=1)
     return q, k, v
+
+
+def tensors(part: Any) -> Iterator[Tensor]:
+    """Every tensor of a layer, or of a part of one, in the order of its fields."""
+    for value in _values(part).values():
+        if isinstance(value, Tensor):
+            yield value
+        else:
+            yield from tensors(value)
+
+
+def rebuilt(part: T, there: Iterator[Tensor]) -> T:
+    """The same layer made of other tensors, taken from `there` in the order of `tensors`."""
+    changed = {
+        name: next(there) if isinstance(value, Tensor) else rebuilt(value, there)
+        for name, value in _values(part).items()
+    }
+    return replace(part, **changed)
+
+
+def _values(part: Any) -> dict[str, Any]:
+    """The fields that are or hold tensors."""
+    values = {f.name: getattr(part, f.name) for f in fields(part) if f.init}
+    return {k: v for k, v in values.items() if isinstance(v, Tensor) or is_dataclass(v)}
 
 
 class Ropes:

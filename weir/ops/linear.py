@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ctypes import addressof
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import lru_cache
 
 import torch
@@ -14,23 +15,51 @@ from weir.ops.dispatch import floats, gpu_kernels, kernels
 from weir.ops.mlp import ACTIVATIONS, gated
 from weir.ops.norm import rms_norm
 
-FLOAT32, BFLOAT16, CODES4, CODES8 = range(4)
-"""How a native weight is stored; `Kind` of linear_kinds.h."""
-
 GROUP = 32
 """Neighbours along K that share a scale and an offset."""
 
 
+class Codec(IntEnum):
+    """How a weight is stored; the first are panels for the CPU, numbered as `Kind` of
+    linear_kinds.h."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    CODES4 = 2
+    CODES8 = 3
+    PLAIN = 4
+
+
+PANELS = frozenset((Codec.FLOAT32, Codec.BFLOAT16, Codec.CODES4, Codec.CODES8))
+
+
 @dataclass(slots=True, eq=False)
 class Linear:
-    """A weight [n, k] in the layout its device computes fastest, made by `pack`."""
+    """A weight [n, k] in the layout its device computes fastest, made by `pack` and its kin.
+
+    All that may lie elsewhere is in the fields that hold tensors, so `dataclasses.replace` moves a
+    weight to other memory.
+    """
 
     n: int
     k: int
-    dtype: torch.dtype
-    weight: Tensor  # [n, k], or opaque where `record` is set
-    bias: Tensor | None
-    record: native.Linear | None = None  # what the kernel is told of it
+    codec: Codec
+    weight: Tensor  # [n, k] where PLAIN, else as its codec has it
+    bias: Tensor | None = None  # [n]
+    record: native.Linear | None = field(init=False, default=None)  # what a kernel is told of it
+
+    def __post_init__(self) -> None:
+        if self.codec in PANELS:
+            add = self.bias.data_ptr() if self.bias is not None else None
+            at = self.weight.data_ptr()
+            self.record = native.Linear(at, add, self.n, self.k, self.codec)
+
+    @property
+    def stored(self) -> str:
+        """The type of the weights, in a word."""
+        if self.codec is Codec.PLAIN:
+            return str(self.weight.dtype).removeprefix("torch.")
+        return self.codec.name.lower()
 
 
 def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
@@ -43,12 +72,12 @@ def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
     if lib is None:
         if bias is not None and weight.is_cuda:
             bias = bias.to(weight.dtype)  # cuBLAS adds it in the epilogue
-        return Linear(n, k, weight.dtype, weight.contiguous(), bias)
-    kind = BFLOAT16 if weight.dtype == torch.bfloat16 else FLOAT32
-    weight = weight.contiguous() if kind == BFLOAT16 else floats(weight)
-    packed = torch.empty(lib.packed_bytes(n, k, kind), dtype=torch.uint8)
-    lib.pack(weight.data_ptr(), n, k, kind, packed.data_ptr())
-    return _native(n, k, weight.dtype, packed, bias, kind)
+        return Linear(n, k, Codec.PLAIN, weight.contiguous(), bias)
+    codec = Codec.BFLOAT16 if weight.dtype == torch.bfloat16 else Codec.FLOAT32
+    weight = weight.contiguous() if codec is Codec.BFLOAT16 else floats(weight)
+    panels = torch.empty(lib.packed_bytes(n, k, codec), dtype=torch.uint8)
+    lib.pack(weight.data_ptr(), n, k, codec, panels.data_ptr())
+    return Linear(n, k, codec, panels, floats(bias) if bias is not None else None)
 
 
 def takes_codes() -> bool:
@@ -64,20 +93,12 @@ def pack_codes(codes: Tensor, pairs: Tensor, bits: int, bias: Tensor | None = No
     Only where `takes_codes`.
     """
     (n, k), lib = codes.shape, native.library()
-    kind = CODES4 if bits == 4 else CODES8
+    codec = Codec.CODES4 if bits == 4 else Codec.CODES8
     assert lib is not None and pairs.shape == (n, k // GROUP, 2) and pairs.dtype == torch.float16
     codes, pairs = codes.contiguous(), pairs.contiguous()
-    packed = torch.empty(lib.packed_bytes(n, k, kind), dtype=torch.uint8)
-    lib.pack_codes(codes.data_ptr(), pairs.data_ptr(), n, k, kind, packed.data_ptr())
-    return _native(n, k, torch.uint8, packed, bias, kind)
-
-
-def _native(
-    n: int, k: int, dtype: torch.dtype, packed: Tensor, bias: Tensor | None, kind: int
-) -> Linear:
-    bias = floats(bias) if bias is not None else None
-    add = bias.data_ptr() if bias is not None else None
-    return Linear(n, k, dtype, packed, bias, native.Linear(packed.data_ptr(), add, n, k, kind))
+    panels = torch.empty(lib.packed_bytes(n, k, codec), dtype=torch.uint8)
+    lib.pack_codes(codes.data_ptr(), pairs.data_ptr(), n, k, codec, panels.data_ptr())
+    return Linear(n, k, codec, panels, floats(bias) if bias is not None else None)
 
 
 def rows(w: Linear, ids: Tensor) -> Tensor:
@@ -140,7 +161,12 @@ def _few_rows(
     """On a GPU, the result of the kernel for few rows; None where it is not the faster. It rounds
     x times the norm's weight before it scales, which would overflow float16."""
     gpu = gpu_kernels(x)
-    if gpu is None or w.bias is not None or w.dtype != torch.bfloat16 or not gpu.suits(x.device):
+    if (
+        gpu is None
+        or w.bias is not None
+        or w.weight.dtype != torch.bfloat16
+        or not gpu.suits(x.device)
+    ):
         return None
     tile = gpu.tile_for(len(x), w.n, w.k)
     return None if tile is None else gpu.product(x, w.weight, residual, tile, norm, eps, act)
