@@ -40,14 +40,12 @@ class Aging(Around):
     ages: dict[int, Age] = field(default_factory=dict)
     due: list[tuple[int, int]] = field(default_factory=list)  # heap of (step, uid), one a request
 
-    def key(self, r: Request) -> Key:
+    def rank(self, r: Request) -> tuple[Group, Key]:
         age = self.ages.get(r.uid)
-        return (age.turn,) if age is not None and age.quantum else self.inner.key(r)
-
-    def group(self, r: Request) -> Group:
-        age = self.ages.get(r.uid)
-        aged = age is not None and age.quantum > 0
-        return (True,) if aged else (False, *self.inner.group(r))
+        if age is not None and age.quantum:
+            return (True,), (age.turn,)
+        group, key = self.inner.rank(r)
+        return (False, *group), key
 
     def place(self, group: Group) -> Key:
         return (0,) if group[0] else (1, *self.inner.place(group[1:]))
@@ -97,11 +95,8 @@ class Queued(Around):
     least: int = 32
     on: bool = False
 
-    def key(self, r: Request) -> Key:
-        return self.inner.key(r) if self.on else (r.priority, not r.running)
-
-    def group(self, r: Request) -> Group:
-        return self.inner.group(r) if self.on else ()
+    def rank(self, r: Request) -> tuple[Group, Key]:
+        return self.inner.rank(r) if self.on else ((), (r.priority, not r.running))
 
     def place(self, group: Group) -> Key:
         return self.inner.place(group) if self.on else ()

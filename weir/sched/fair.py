@@ -33,8 +33,9 @@ class Fair(Around):
     floor: float = 0.0  # what the least served of those that waited last had
     least: list[tuple[float, str]] = field(default_factory=list)  # heap of those that wait
 
-    def group(self, r: Request) -> Group:
-        return (not r.running, r.user, *self.inner.group(r))
+    def rank(self, r: Request) -> tuple[Group, Key]:
+        group, key = self.inner.rank(r)
+        return (not r.running, r.user, *group), key
 
     def place(self, group: Group) -> Key:
         waits, user, *inner = group

@@ -22,8 +22,8 @@ class Iteration:
         self.offered: list[Request] = []  # taken from those who wait, to be put back if not run
         self.prompts = 0  # chunks of prompts
 
-    def take(self, chunk: Chunk) -> None:
-        self.budget.take(chunk.length)
+    def take(self, chunk: Chunk, length: int) -> None:
+        self.budget.take(length)
         self.chunks.append(chunk)
         self.planned.add(chunk.uid)
 

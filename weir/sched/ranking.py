@@ -18,20 +18,21 @@ Group = tuple[Any, ...]
 
 
 class Ranking:
-    """A request stands at the `place` of its `group`, then at its `key`, then at its arrival;
-    smaller goes first.
+    """A request stands at the `place` of its group, then at its key, then at its arrival; smaller
+    goes first.
 
-    So that thousands may wait without being looked at, the key of a request that waits must not
-    change unless `before` says so. What changes for many at once belongs in the place of a group,
-    which is read when it matters, and which never falls while members wait.
+    So that thousands may wait without being looked at, group and key of a request that waits must
+    not change unless `before` says so. What changes for many at once belongs in the place of a
+    group, which is read when it matters, and which never falls while members wait.
     """
 
     def key(self, r: Request) -> Key:
-        """Its order within its group. Keys of any two requests of a group compare."""
+        """The order of a ranking without groups."""
         raise NotImplementedError
 
-    def group(self, r: Request) -> Group:
-        return ()
+    def rank(self, r: Request) -> tuple[Group, Key]:
+        """Its group, and its key there. Keys of any two requests of a group compare."""
+        return (), self.key(r)
 
     def place(self, group: Group) -> Key:
         return ()
@@ -62,11 +63,8 @@ class Around(Ranking):
 
     inner: Ranking
 
-    def key(self, r: Request) -> Key:
-        return self.inner.key(r)
-
-    def group(self, r: Request) -> Group:
-        return self.inner.group(r)
+    def rank(self, r: Request) -> tuple[Group, Key]:
+        return self.inner.rank(r)
 
     def place(self, group: Group) -> Key:
         return self.inner.place(group)
@@ -90,7 +88,8 @@ class Around(Ranking):
 
 def order(ranking: Ranking, r: Request) -> Key:
     """Where `r` stands among all live requests. No two stand in the same place."""
-    return (*ranking.place(ranking.group(r)), *ranking.key(r), r.arrival, r.uid)
+    group, key = ranking.rank(r)
+    return (*ranking.place(group), *key, r.arrival, r.uid)
 
 
 @dataclass(frozen=True, slots=True)

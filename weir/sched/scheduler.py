@@ -76,8 +76,9 @@ class Scheduler:
     def plan(self, now: float) -> Plan | None:
         """The next iteration, or None if nothing can be computed until a plan lands."""
         self.waiting.renew(self.ranking.before(self.step, self.waiting))
+        it = Iteration(sorted([(order(self.ranking, r), r) for r in self.running.values()]))
+        self.running = {r.uid: r for _, r in it.running}  # sorting what is nearly sorted is quick
         self.placement.begin(self.running.values(), self.cache)
-        it = Iteration(sorted((order(self.ranking, r), r) for r in self.running.values()))
         ready = [entry for entry in it.running if self._ready(entry[1])]
         decodes = [r.computed for _, r in ready if r.decoding]
         self._compose(ready, len(decodes), sum(decodes), it, now)
@@ -100,11 +101,13 @@ class Scheduler:
         capacity = self.capacity
         budget = Budget(capacity.tokens, capacity.requests, owed, context, len(it.running))
         it.budget = budget
+        served = self.ranking.served
         for r, length in self.composer.compose(self._ranked(ready, it), budget):
             chunk = self._schedule(r, min(length, budget.tokens), it, now)
             if chunk is not None:
-                it.take(chunk)
-                self.ranking.served(r, chunk.length)
+                length = chunk.length
+                it.take(chunk, length)
+                served(r, length)
             if budget.tokens <= 0 or budget.requests <= 0:
                 break
         for r in it.offered:
@@ -154,18 +157,20 @@ class Scheduler:
         if fresh and (r.done is not None or r.settled < len(r.tokens)):
             return None  # evicted with a token in flight: wait until it has landed
         before, key = r.computed, order(self.ranking, r) if fresh else None
-        if fresh or (r.computed < r.prompt and not r.sampling.penalised):
+        if fresh or (before < r.prompt and not r.sampling.penalised):
             self.cache.attach(r, self.placement.coldest, it.moves)
-        length = min(length, r.todo)
-        if length < r.todo:
+        if length < (todo := r.todo):
             length = self._align(r, length, it)
+        else:
+            length = todo
         home = self._place(Pick(r, length), key, it) if length else None
         if home is None:
             if fresh:
                 self.cache.release(r)
                 it.budget.closed = True  # nobody overtakes it
             return None
-        self._account(r, before, fresh, now)
+        if fresh or r.computed > before:
+            self._account(r, before, fresh, now)
         if r.computed < r.prompt:
             it.prompts += 1
             if r.sampling.uncached is None:

@@ -38,8 +38,8 @@ class Shortest(Ranking):
     preempt: bool = False
 
     def key(self, r: Request) -> Key:
-        tokens = len(r.tokens)
-        left = tokens - r.computed + max(0.0, self.expected(r) + r.prompt - tokens)
+        tokens, end = len(r.tokens), r.prompt + self.expected(r)
+        left = (end if end > tokens else tokens) - r.computed
         if self.matches is not None:
             left -= self.matches.of(r)
         return (r.priority, left) if self.preempt else (r.priority, not r.running, left)

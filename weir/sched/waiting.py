@@ -39,8 +39,8 @@ class Waiting(Collection[Request]):
         return isinstance(r, Request) and r.uid in self._where
 
     def add(self, r: Request) -> None:
-        group = self._ranking.group(r)
-        entry = ((*self._ranking.key(r), r.arrival, r.uid), r)
+        group, key = self._ranking.rank(r)
+        entry = ((*key, r.arrival, r.uid), r)
         self._where[r.uid] = (group, entry)
         members = self._groups.setdefault(group, [])
         insort(members, entry)
