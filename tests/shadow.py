@@ -36,6 +36,7 @@ class Shadow:
         self.drawn: dict[tuple[int, int], int] = {}  # (uid, position) → token
         self.requests: dict[int, list[int]] = {}  # uid → its tokens, as the scheduler knows them
         self.plans: list[Plan] = []
+        self.chosen = -1  # the last step whose masks have come
 
     def submit(self, plan: Plan) -> ShadowHandle:
         self.plans.append(plan)
@@ -54,6 +55,12 @@ class Shadow:
                     token = tokens[chunk.uid] = self.last[chunk.uid] = sample(state, self.vocab)
                     self.drawn[chunk.uid, chunk.start + chunk.length] = token
         return ShadowHandle(Result(tokens))
+
+    def choose(self, masks: dict[int, bytes]) -> None:
+        """Tokens are what they are, whatever a mask says; but it must come."""
+        late = next(plan for plan in self.plans if plan.late and plan.step > self.chosen)
+        assert masks.keys() <= {chunk.uid for lane in late.lanes for chunk in lane if chunk.late}
+        self.chosen = late.step
 
     def _run(self, chunk: Chunk) -> int:
         page = self.capacity.page

@@ -131,6 +131,7 @@ class Request:
     settled: int = 0  # tokens whose value is known
     told: int = 0  # tokens whose value deltas have told
     flying: int = 0  # plans that carry this request and have not landed
+    void: int = 0  # of them, from the oldest on, how many bring nothing that counts
     pages: list[Page] = field(default_factory=list)
     lease: Any = None  # deepest locked node, opaque outside kv; None: holds nothing
     shared: int = 0  # leading pages that belong to the tree
@@ -211,6 +212,7 @@ class Chunk(Struct, frozen=True):
     pool: str | None = None
     final: bool = False  # ends the known tokens (a pooled request's last chunk)
     mask: bytes | None = None  # allowed tokens, one bit each
+    late: bool = False  # its mask depends on a token in flight: it comes after the plan
 
     @property
     def length(self) -> int:
@@ -233,6 +235,11 @@ class Plan(Struct, frozen=True):
     @property
     def tokens(self) -> int:
         return sum(c.length for lane in self.lanes for c in lane)
+
+    @property
+    def late(self) -> bool:
+        """Whether tokens can be chosen only when masks have come."""
+        return any(c.late for lane in self.lanes for c in lane)
 
 
 class Result(Struct):

@@ -11,7 +11,7 @@ from collections import deque
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from weir.core import Capacity, Delta, Matcher, Plan, Request
+from weir.core import Capacity, Delta, Matcher, Plan, Request, Result
 from weir.cost.fetch import Fetch
 from weir.cost.target import Target
 from weir.errors import EngineDead
@@ -169,9 +169,16 @@ class Engine:
         plan, handle = self.flying.popleft()
         result = handle.result()
         landed = time.perf_counter()
-        deltas = self.scheduler.commit(plan, result)
+        deltas = self._settle(plan, result)
         self._count(plan, result.seconds, deltas)
         self._stats.host_seconds.add(planned - began + time.perf_counter() - landed)
+        return deltas
+
+    def _settle(self, plan: Plan, result: Result) -> list[Delta]:
+        """Commit a plan that landed; the one after it may wait for what it brought."""
+        deltas = self.scheduler.commit(plan, result)
+        if self.flying and self.flying[0][0].late:
+            self.executor.choose(self.scheduler.masks(self.flying[0][0]))
         return deltas
 
     def _count(self, plan: Plan, seconds: float, deltas: list[Delta]) -> None:
@@ -228,7 +235,7 @@ class Engine:
         s = self.scheduler
         while self.flying:
             plan, handle = self.flying.popleft()
-            s.commit(plan, handle.result())
+            self._settle(plan, handle.result())
         for uid in list(s.live):
             s.abort(uid)
         plan = Plan(s.step, [], [], s.forget)

@@ -7,13 +7,14 @@ import threading
 
 import pytest
 
-from tests.reference import Tiny, dense, generate
+from tests.reference import Tiny, dense, generate, logprobs
 from tests.runtime.drive import EVERY, Drive, runner
 from weir.core import Request, Sampling, Tier
 from weir.engine import Engine
 from weir.errors import EngineDead
 from weir.executor.local import Direct, Local
 from weir.kv.cache import Cache
+from weir.runtime.graphs import Graphs
 from weir.runtime.runner import Runner
 from weir.sched.composer import Chunked, Whole
 from weir.sched.placement import OnDemand
@@ -104,6 +105,51 @@ def test_a_device_with_a_queue_needs_no_thread():
     executor.close()
     with pytest.raises(EngineDead, match="closed"):
         executor.submit(drive.plan())
+
+
+@pytest.mark.parametrize("kind", [Local, Direct])
+@pytest.mark.parametrize("shapes", [[], [1, 2, 4]])
+def test_masks_may_come_after_their_plan_was_submitted(kind, shapes):
+    """Two requests fly; the second token of one must wait for a mask, then everybody's does."""
+    run = runner(MODEL, graphs=Graphs(shapes))
+    executor = kind(run, tokens=64, requests=16, context=128)
+    drive, greedy = Drive(run), Sampling(temperature=0.0)
+    odd = bytes([0b10101010] * 8)
+    chunks = [drive.chunk(uid, 0, [uid], sample=EVERY) for uid in (1, 2)]
+    first = executor.submit(drive.plan(chunks))
+    plan = drive.plan(
+        [
+            drive.chunk(1, 1, [], sample=greedy, late=True),
+            drive.chunk(2, 1, [], sample=greedy),
+        ]
+    )
+    second = executor.submit(plan)
+    executor.choose({1: odd})
+    third = executor.submit(drive.plan([drive.chunk(1, 2, [], sample=greedy, late=True)]))
+    executor.choose({})  # whoever is not named needs no token: any will do
+    got = [handle.result().tokens for handle in (first, second, third)]
+    executor.close()
+    assert got[0][1] == generate(MODEL, [1], 1)[0]
+    assert [tokens[2] for tokens in got[:2]] == generate(MODEL, [2], 2)
+    order = logprobs(MODEL, [1, got[0][1]])[-1].argsort(descending=True).tolist()
+    assert got[1][1] == next(token for token in order if token % 2)
+    assert got[2].keys() == {1}
+
+
+def test_closing_does_not_wait_for_masks(executor):
+    drive = Drive(executor.runner)
+    executor.submit(drive.plan([drive.chunk(1, 0, [1], sample=EVERY, late=True)]))
+    executor.close()
+
+
+def test_a_plan_without_its_masks_ends_every_plan_that_follows():
+    executor = Direct(runner(MODEL), tokens=64, requests=16, context=128)
+    drive = Drive(executor.runner)
+    executor.submit(drive.plan([drive.chunk(1, 0, [1], sample=EVERY, late=True)]))
+    with pytest.raises(EngineDead, match="never came"):
+        executor.submit(drive.plan([drive.chunk(1, 1, [], sample=EVERY)])).result()
+    with pytest.raises(EngineDead, match="never came"):
+        executor.choose({})
 
 
 def serve(requests: list[Request], *, page, pages, depth, tokens, composer, reuse=True):

@@ -12,7 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weir.core import Capacity, Delta, Grammar, Plan, Request, Result, Sampling, Tier, TokenLogprobs
+from weir.core import (
+    Capacity,
+    Chunk,
+    Delta,
+    Grammar,
+    Plan,
+    Request,
+    Result,
+    Sampling,
+    Tier,
+    TokenLogprobs,
+)
 from weir.engine import Engine
 from weir.grammar.compile import compile
 from weir.grammar.library import Library, Tokens
@@ -65,25 +76,38 @@ class Drawing:
         self.depth = depth
         self.seed = seed
         self.capacity = Capacity(4, {Tier.CPU: 200}, tokens=32, requests=8, context=256)
-        self.masked = 0
         self.plans: list[Plan] = []
+        self.late: list[Chunk] = []
 
-    def submit(self, plan: Plan) -> Drawing:
+    def submit(self, plan: Plan) -> _Handle:
+        assert not self.late
         self.plans.append(plan)
-        result = Result({})
-        for chunk in (chunk for lane in plan.lanes for chunk in lane if chunk.sample is not None):
-            rng = random.Random(self.seed * 1000 + chunk.uid * 7919 + chunk.start + chunk.length)
-            if chunk.mask is None:
-                token = rng.randrange(97, 123)
-            else:
-                bits = np.unpackbits(np.frombuffer(chunk.mask, np.uint8), bitorder="little")
-                token = int(rng.choice(np.flatnonzero(bits)))
-                assert token < len(PIECES) and (PIECES[token] or token == END)
-            result.tokens[chunk.uid] = token
-            if chunk.sample.logprobs is not None:
-                result.logprobs[chunk.uid] = TokenLogprobs(token, -1.0, 1, [])
-        self._result = result
-        return _Handle(result)  # type: ignore[return-value]
+        self.result = Result({})
+        chunks = [chunk for lane in plan.lanes for chunk in lane if chunk.sample is not None]
+        for chunk in chunks:
+            if not chunk.late:
+                self._draw(chunk, chunk.mask)
+        self.late = [chunk for chunk in chunks if chunk.late]
+        return _Handle(self.result)
+
+    def choose(self, masks: dict[int, bytes]) -> None:
+        assert self.late and masks.keys() <= {chunk.uid for chunk in self.late}
+        for chunk in self.late:
+            self._draw(chunk, masks.get(chunk.uid))
+        self.late = []
+
+    def _draw(self, chunk: Chunk, mask: bytes | None) -> None:
+        rng = random.Random(self.seed * 1000 + chunk.uid * 7919 + chunk.start + chunk.length)
+        if mask is None:
+            token = rng.randrange(97, 123)
+        else:
+            bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
+            token = int(rng.choice(np.flatnonzero(bits)))
+            assert token < len(PIECES) and (PIECES[token] or token == END)
+        self.result.tokens[chunk.uid] = token
+        assert chunk.sample is not None
+        if chunk.sample.logprobs is not None:
+            self.result.logprobs[chunk.uid] = TokenLogprobs(token, -1.0, 1, [])
 
     def close(self) -> None:
         pass

@@ -64,6 +64,7 @@ class Drive:
         pool: str | None = None,
         final: bool = False,
         mask: bytes | None = None,
+        late: bool = False,
     ) -> Chunk:
         """ids empty: the token sampled last. Pages are taken from `tier` unless they are given."""
         held = self.pages.setdefault(uid, [])
@@ -72,9 +73,8 @@ class Drive:
         need = -(-(start + (len(ids) or 1)) // self.page) - len(held) - len(new)
         new += self.take(tier, max(0, need))
         held += new
-        return Chunk(
-            uid, start, list(ids), new, tier, sample, prompt, history, score, pool, final, mask
-        )
+        wanted = (sample, prompt, history, score, pool, final, mask, late)
+        return Chunk(uid, start, list(ids), new, tier, *wanted)
 
     def plan(
         self, *lanes: Sequence[Chunk], moves: Sequence[Move] = (), forget: Sequence[int] = ()

@@ -22,4 +22,9 @@ class Executor(Protocol):
         """Queue a plan. Plans run in the order submitted."""
         ...
 
+    def choose(self, masks: dict[int, bytes]) -> None:
+        """The masks, by uid, that the oldest plan in flight lacked, once the one before it has
+        landed; who has none needs no token."""
+        ...
+
     def close(self) -> None: ...

@@ -8,7 +8,9 @@ while they compute.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 
 import torch
@@ -51,6 +53,15 @@ class Direct:
             raise EngineDead("the executor is closed")
         return self._launch(plan)
 
+    def choose(self, masks: dict[int, bytes]) -> None:
+        """Choose the tokens of the plan submitted last. Raises `EngineDead` if that breaks."""
+        try:
+            if self.error is None:
+                return self.runner.choose(masks)
+        except Exception as error:
+            self.error = error
+        Lost(self.error).result()
+
     def close(self) -> None:
         """Take no more plans. May be called twice."""
         self.closed = True
@@ -82,7 +93,8 @@ class Local(Direct):
 
     def __init__(self, runner: Runner, *, threads: int = 0, **capacity: int):
         super().__init__(runner, **capacity)
-        self.queue: SimpleQueue[tuple[Plan, Awaited] | None] = SimpleQueue()
+        self.queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.late: tuple[Awaited, Handle] | None = None  # waits for its masks
         self.thread = threading.Thread(
             target=self._work, args=(threads,), name="weir-executor", daemon=True
         )
@@ -93,8 +105,12 @@ class Local(Direct):
         if self.closed:
             raise EngineDead("the executor is closed")
         handle = Awaited()
-        self.queue.put((plan, handle))
+        self.queue.put(partial(self._submit, plan, handle))
         return handle
+
+    def choose(self, masks: dict[int, bytes]) -> None:
+        """Queue what is left of the plan submitted last."""
+        self.queue.put(partial(self._choose, masks))
 
     def close(self) -> None:
         """Finish the plans in hand, then end the thread. May be called twice."""
@@ -105,6 +121,22 @@ class Local(Direct):
     def _work(self, threads: int) -> None:
         if threads:
             torch.set_num_threads(threads)  # counts for the thread that calls it
-        while (item := self.queue.get()) is not None:
-            plan, handle = item
-            handle.launched.set_result(self._launch(plan))
+        while (work := self.queue.get()) is not None:
+            work()
+
+    def _submit(self, plan: Plan, handle: Awaited) -> None:
+        launched = self._launch(plan)
+        if plan.late:
+            self.late = handle, launched
+        else:
+            handle.launched.set_result(launched)
+
+    def _choose(self, masks: dict[int, bytes]) -> None:
+        assert self.late is not None
+        (handle, launched), self.late = self.late, None
+        try:
+            super().choose(masks)
+        except EngineDead:
+            assert self.error is not None
+            launched = Lost(self.error)
+        handle.launched.set_result(launched)

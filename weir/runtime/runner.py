@@ -72,6 +72,7 @@ class Runner:
         self.tables = Tables(requests, -(-context // store.page), store.pages, device)
         self.sampler = Sampler(self.vocab, device)
         self.pooler = Pooler()
+        self.late: list[tuple[Draw, Tensor, Landing]] = []  # what waits for masks
         self.graphs = graphs or Graphs()
         # what recorded lanes leave behind: the rows they keep, and the tokens chosen for these
         size = max((shape.sequences for shape in self.graphs.shapes), default=0)
@@ -108,6 +109,8 @@ class Runner:
     def launch(self, plan: Plan) -> Landing:
         """Queue a plan on the device. Raises only if a plan breaks its contract, and then nothing
         that comes after it can be trusted."""
+        if self.late:
+            raise RuntimeError("the masks of the plan before never came")
         landing = Landing(self.device)
         freed = self.tables.forget(plan.forget)
         self.sampler.forget(plan.forget, freed)
@@ -123,8 +126,19 @@ class Runner:
             self._replay(works[0], works[0].recorded, landing)
         elif works:
             self._run(works, landing)
-        landing.stop()
+        if not self.late:
+            landing.stop()
         return landing
+
+    @torch.inference_mode()
+    def choose(self, masks: dict[int, bytes]) -> None:
+        """Go on with the plan launched last, which waited for these masks, by uid."""
+        late, self.late = self.late, []
+        for draw, x, landing in late:
+            self.sampler.mask(draw, masks)
+            self._draw_one(draw, x, landing)
+        if late:
+            late[-1][2].stop()
 
     def _prepare(self, chunks: Sequence[Chunk], landing: Landing, alone: bool) -> Work:
         """`alone`: there is no other lane, so this may be a recorded one."""
@@ -248,12 +262,18 @@ class Runner:
     def _draw(self, draws: list[Draw], x: Tensor, landing: Landing) -> None:
         """x [B, H]: the rows of all draws."""
         for draw, rows in zip(draws, x.split(self.rows), strict=False):
-            drawn = self.sampler.draw(self.model.logits(rows), draw)
-            self.tables.last[draw.target] = drawn.tokens.clamp(min=0)
-            landing.add_tokens(draw.chunks, drawn.tokens)
-            if draw.scored is not None:
-                index, chunks, _ = draw.scored
-                landing.add_logprobs(chunks, drawn.tokens[index], drawn.logprobs)
+            if draw.late:
+                self.late.append((draw, rows, landing))
+            else:
+                self._draw_one(draw, rows, landing)
+
+    def _draw_one(self, draw: Draw, x: Tensor, landing: Landing) -> None:
+        drawn = self.sampler.draw(self.model.logits(x), draw)
+        self.tables.last[draw.target] = drawn.tokens.clamp(min=0)
+        landing.add_tokens(draw.chunks, drawn.tokens)
+        if draw.scored is not None:
+            index, chunks, _ = draw.scored
+            landing.add_logprobs(chunks, drawn.tokens[index], drawn.logprobs)
 
     def _score(self, chunks: list[Chunk], targets: Tensor, x: Tensor, landing: Landing) -> None:
         top = min(self.vocab, max(chunk.score.top for chunk in chunks))

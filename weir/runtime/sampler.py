@@ -6,8 +6,9 @@ fails alone. The arithmetic is in ops/sample.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,7 @@ class Draw:
     target: Tensor  # int64 [B]: rows of Tables that take the tokens
     greedy: bool  # whether any row is
     groups: list[Group]  # the others
+    late: bool  # some masks are to come: see `Sampler.mask`
     masked: tuple[Tensor, Tensor] | None  # rows int64 [R], what grammars allow uint8 [R, N]
     edits: list[tuple[int, int, Edit]]  # row, position, edit
     penalised: tuple[Tensor, Tensor, Tensor] | None  # rows, slots; penalties float32 [3, rows]
@@ -127,12 +129,14 @@ class Sampler:
         wishes = self._wishes(chunks, rows, failed)
         position = np.array([c.start + c.length for c in chunks], np.int64)
         scored = np.flatnonzero(wishes["logprobs"] >= 0)
+        late = any(chunk.late for chunk in chunks)
         return Draw(
             chunks=list(chunks),
             target=stage.put(rows),
             greedy=bool((wishes["kind"] == GREEDY).any()),
             groups=_groups(wishes, sample.uniform(wishes["seed"], position), stage),
-            masked=_masked(chunks, stage),
+            late=late,
+            masked=None if late else _masked(chunks, {}, stage.put),
             edits=[
                 (i, int(position[i]), self.edits[int(rows[i])])
                 for i in np.flatnonzero(wishes["edited"]).tolist()
@@ -166,7 +170,8 @@ class Sampler:
             target[at] = rows[at]
             position = np.array([c.start + c.length for c in some], np.int64)
             u[at] = sample.uniform(asked["seed"][at], position)
-        enough = bool(asked["simple"][at].all()) and all(c.mask is None for c in chunks)
+        free = all(c.mask is None and not c.late for c in chunks)
+        enough = free and bool(asked["simple"][at].all())
         cut = asked["kind"] == FILTERED
         return Choice(
             target=stage.put(target),
@@ -187,6 +192,12 @@ class Sampler:
         for i in np.flatnonzero(~self.wishes["known"][rows]).tolist():
             self._learn(int(rows[i]), chunks[i], failed)
         return self.wishes[rows]
+
+    def mask(self, draw: Draw, masks: dict[int, bytes]) -> None:
+        """Give a late draw, whose stage is gone, its masks, by uid."""
+        draw.masked = _masked(
+            draw.chunks, masks, lambda array: upload(torch.from_numpy(array), self.device)
+        )
 
     def draw(self, logits: Tensor, draw: Draw) -> Drawn:
         """Choose from logits [B, V], which may be changed."""
@@ -307,13 +318,15 @@ def _choose(logits: Tensor, group: Group) -> Tensor:
     return sample.draw_filtered(logits, group.temperature, group.filters, group.u)
 
 
-def _masked(chunks: Sequence[Chunk], stage: Stage) -> tuple[Tensor, Tensor] | None:
+def _masked(
+    chunks: Sequence[Chunk], late: dict[int, bytes], put: Callable[[NDArray[Any]], Tensor]
+) -> tuple[Tensor, Tensor] | None:
     """The rows that have a mask, and the masks; a shorter one allows nothing beyond its end."""
-    rows = [i for i, chunk in enumerate(chunks) if chunk.mask is not None]
+    masks = [late.get(chunk.uid) if chunk.late else chunk.mask for chunk in chunks]
+    rows = [i for i, mask in enumerate(masks) if mask is not None]
     if not rows:
         return None
-    given = [chunks[i].mask or b"" for i in rows]
+    given = [mask for mask in masks if mask is not None]
     width = max(map(len, given))
-    masks = np.frombuffer(b"".join(mask.ljust(width, b"\0") for mask in given), np.uint8)
-    masks = masks.reshape(len(rows), width).copy()
-    return stage.put(np.array(rows, np.int64)), stage.put(masks)
+    bits = np.frombuffer(b"".join(mask.ljust(width, b"\0") for mask in given), np.uint8)
+    return put(np.array(rows, np.int64)), put(bits.reshape(len(rows), width).copy())

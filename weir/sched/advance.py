@@ -11,6 +11,7 @@ def advance(r: Request, length: int, home: int) -> Chunk:
     start, end = r.computed, r.computed + length
     final = end == len(r.tokens)
     samples = final and r.sampling.max_tokens > 0 and r.sampling.pool is None
+    known = r.settled == len(r.tokens)
     chunk = Chunk(
         uid=r.uid,
         start=start,
@@ -23,7 +24,8 @@ def advance(r: Request, length: int, home: int) -> Chunk:
         score=_score(r, start, end),
         pool=r.sampling.pool,
         final=final,
-        mask=r.matcher.mask() if samples and r.matcher is not None else None,
+        mask=r.matcher.mask() if samples and r.matcher is not None and known else None,
+        late=samples and r.matcher is not None and not known,
     )
     r.sent = len(r.pages)
     r.computed = end
@@ -37,6 +39,9 @@ def advance(r: Request, length: int, home: int) -> Chunk:
 def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
     """What `chunk`, which has landed, adds to `r`; None if nothing that anyone waits for."""
     uid = r.uid
+    if r.void:
+        r.void -= 1
+        return None
     if uid in result.failed:
         r.done = "error"
         return Delta(uid, done=r.done, error=result.failed[uid], preempted=r.preempted)
@@ -73,7 +78,8 @@ def _append(r: Request, token: int) -> None:
         r.done = "stop"
     elif r.matcher is not None:
         tokens = r.matcher.advance(token)
-        r.sampled = r.sampled and tokens == [token]  # else the executor's token is not ours
+        if tokens != [token]:
+            recall(r, r.settled + (tokens[0] == token))
         if r.matcher.complete:
             r.done = "stop"
         stopped = next((at for at, one in enumerate(tokens[:room], 1) if one in stops), 0)
@@ -85,6 +91,14 @@ def _append(r: Request, token: int) -> None:
     r.settled += len(tokens)
     if r.done is None and len(tokens) >= room:
         r.done = "length"
+
+
+def recall(r: Request, computed: int) -> None:
+    """What flies of `r` will count for nothing, but that it computes the first `computed` tokens;
+    neither does the token that the executor samples last."""
+    del r.tokens[r.settled :]
+    r.computed = min(r.computed, computed)
+    r.void, r.sampled = r.flying, False
 
 
 def _score(r: Request, start: int, end: int) -> Score | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from weir.core import Budget, Capacity, Chunk, Delta, Pick, Plan, Request, Result, Tier
 from weir.kv.cache import Cache
-from weir.sched.advance import advance, settle
+from weir.sched.advance import advance, recall, settle
 from weir.sched.composer import Composer
 from weir.sched.iteration import Iteration
 from weir.sched.placement import Placement
@@ -122,7 +122,9 @@ class Scheduler:
         if r.settled == len(r.tokens):
             return r.flying == 0 or self.chains
         wants = len(r.tokens) - r.prompt < r.sampling.max_tokens
-        return self.chains and r.sampled and wants and r.matcher is None
+        # what penalties count cannot be taken back, as a matcher may ask
+        counted = r.matcher is not None and r.sampling.penalised
+        return self.chains and r.sampled and wants and not counted
 
     def _ranked(self, ready: list[Entry], it: Iteration) -> Iterator[Request]:
         """Ready and waiting requests, merged in order."""
@@ -151,10 +153,11 @@ class Scheduler:
 
     def _schedule(self, r: Request, length: int, it: Iteration, now: float) -> Chunk | None:
         """Find `r`'s prefix, reserve its pages, and advance it by at most `length`."""
-        if r.matcher is not None and r.matcher.mask() is None:
+        known = r.settled == len(r.tokens)
+        if r.matcher is not None and known and r.matcher.mask() is None:
             return None  # its mask is being computed; nobody waits for it
         fresh = not r.running
-        if fresh and (r.done is not None or r.settled < len(r.tokens)):
+        if fresh and (r.done is not None or not known):
             return None  # evicted with a token in flight: wait until it has landed
         before, key = r.computed, order(self.ranking, r) if fresh else None
         if fresh or (before < r.prompt and not r.sampling.penalised):
@@ -256,6 +259,22 @@ class Scheduler:
                 if r.done is not None:
                     self._retire(r)
         return deltas
+
+    def masks(self, plan: Plan) -> dict[int, bytes]:
+        """By uid, the masks that `plan`, the oldest in flight, lacked: of tokens that follow those
+        settled meanwhile. Who has none yet is taken back, and waits for it alone."""
+        found = {}
+        for chunk in (chunk for lane in plan.lanes for chunk in lane if chunk.late):
+            r = self.live[chunk.uid]
+            if r.void or r.done is not None:
+                continue
+            assert r.matcher is not None
+            mask = r.matcher.mask()
+            if mask is None:
+                recall(r, r.settled - 1)
+            else:
+                found[r.uid] = mask
+        return found
 
     def _retire(self, r: Request) -> None:
         """Give back what an ended request holds, once no plan in flight carries it."""
