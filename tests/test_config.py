@@ -185,6 +185,18 @@ def test_a_config_crosses_a_wire() -> None:
     assert config.names == ["smollm2-135m"]
 
 
+def test_every_tenant_has_a_key_of_its_own() -> None:
+    config = load({"tenant_keys": "a=1,b=x=y"}, {})
+    assert config.tenants == {"a": "1", "b": "x=y"}
+    assert config.public()["tenant_keys"] == ["a=***", "b=***"]
+    for wrong in ("a", "=1", "a=", "a=1,a=2", "a=1,b=1"):
+        with pytest.raises(ConfigError, match="--tenant-keys: ") as error:
+            load({"tenant_keys": wrong}, {})
+        assert "1" not in str(error.value)
+    with pytest.raises(ConfigError, match="not to --api-key too"):
+        load({"tenant_keys": "a=1", "api_key": "1"}, {})
+
+
 def test_a_latency_target_is_a_duration() -> None:
     for text, seconds in (("50ms", 0.05), ("0.05", 0.05), ("1.5s", 1.5), ("120 ms", 0.12)):
         assert load({"target_tbt": text}, {}).target_tbt == pytest.approx(seconds)

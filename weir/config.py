@@ -137,6 +137,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: Annotated[Text, about("address to listen on")] = "127.0.0.1"
     port: Annotated[Port, about("port to listen on; 0: any free one")] = 8000
     api_key: Annotated[list[str], about("keys; a client must present one of them")] = []
+    tenant_keys: Annotated[
+        list[str], about("name=key of tenants that fair() tells apart by key, not by `user`")
+    ] = []
     allowed_origins: Annotated[list[str], about("origins that browsers may call from")] = field(
         default_factory=lambda: ["*"]
     )
@@ -163,9 +166,15 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """The model names clients may use, the one shown first."""
         return self.served_model_name or [self.model]
 
+    @property
+    def tenants(self) -> dict[str, str]:
+        """Tenant → API key."""
+        return {name: key for name, _, key in (item.partition("=") for item in self.tenant_keys)}
+
     def public(self) -> dict[str, Any]:
         """Every setting but the secrets, for /server_info and logs."""
-        return asdict(self) | {"api_key": ["***"] * len(self.api_key)}
+        masked = {"tenant_keys": [f"{name}=***" for name in self.tenants]}
+        return asdict(self) | masked | {"api_key": ["***"] * len(self.api_key)}
 
 
 FIELDS: dict[str, FieldInfo] = {info.name: info for info in fields(Config)}
@@ -335,5 +344,12 @@ def _check(config: Config) -> None:
             raise ConfigError(f"--{flag} keeps prefixes: leave out --no-enable-prefix-caching")
     if not all(config.served_model_name) or not all(config.api_key):
         raise ConfigError("--served-model-name and --api-key must not hold an empty string")
+    if not all(map(all, config.tenants.items())) or len(config.tenants) < len(config.tenant_keys):
+        raise ConfigError("--tenant-keys: expected name=key for each tenant, and each name once")
+    keys = set(config.tenants.values())
+    if len(keys) < len(config.tenants) or keys & set(config.api_key):
+        raise ConfigError(
+            "--tenant-keys: a key must belong to one tenant, and not to --api-key too"
+        )
     if config.root_path and not config.root_path.startswith("/"):
         raise ConfigError(f"--root-path must begin with /, got {config.root_path!r}")

@@ -127,6 +127,27 @@ def test_secrets_stay_secret():
             assert preflight.status_code == 200, "a browser sends no key with it"
 
 
+def test_a_key_says_whose_share_a_request_takes():
+    """The fake engine ends an answer as the request's `user` says."""
+    named = ["end:3=three", "end:5=five"]
+    body = {"prompt": "abcdefghij", "max_tokens": 8, "temperature": 0}
+    with serving(tenant_keys=named, api_key=["any"]) as running:
+        with httpx.Client(base_url=running.url) as http:
+
+            def tokens(key: str, user: str) -> int:
+                headers = {"Authorization": f"Bearer {key}"}
+                answer = http.post("/v1/completions", json=body | {"user": user}, headers=headers)
+                return answer.json()["usage"]["completion_tokens"]
+
+            assert [tokens("three", ""), tokens("five", "")] == [3, 5]
+            assert tokens("three", "end:2") == 3, "a user cannot leave its tenant"
+            assert tokens("any", "end:2") == 2, "a key without a name leaves it to the user"
+            assert tokens("any", "end:3") == 8, "but nobody else may speak for a tenant"
+            assert http.post("/v1/completions", json=body).status_code == 401
+            told = http.get("/server_info", headers={"Authorization": "Bearer any"}).text
+            assert "end:3=***" in told and "three" not in told
+
+
 def test_cors(http):
     headers = {
         "Origin": "http://page.example",

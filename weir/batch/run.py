@@ -89,7 +89,7 @@ async def _run(
     async with contextlib.AsyncExitStack() as stack:
         if config is not None:
             transport: httpx.AsyncBaseTransport = await stack.enter_async_context(_serve(config))
-            base_url, api_key = "http://weir", next(iter(config.api_key), None)
+            base_url, api_key = "http://weir", None
         else:
             transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=concurrency))
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -105,9 +105,10 @@ async def _run(
 async def _serve(config: Config) -> AsyncGenerator[httpx.AsyncBaseTransport, None]:
     """The HTTP application of a model, without a network."""
     client = connect.remote(config)
+    app = create_app(client, msgspec.structs.replace(config, api_key=[], tenant_keys=[]))
     await client.start()
     try:
-        yield httpx.ASGITransport(create_app(client, config))
+        yield httpx.ASGITransport(app)
     finally:
         await client.close()
 

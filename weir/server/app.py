@@ -206,6 +206,6 @@ def create_app(client: Client, config: Options) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.service = service
-    app.state.openapi = msgspec.json.encode(document(ENDPOINTS, secured=bool(config.api_key)))
+    app.state.openapi = msgspec.json.encode(document(ENDPOINTS, secured=service.keys.asked))
     app.state.docs = page(ENDPOINTS)
     return app

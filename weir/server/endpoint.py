@@ -46,6 +46,7 @@ class Call:
     service: Service
     request: Request
     id: str
+    tenant: str = ""  # of the key it came with
     job: Job | None = None
 
     async def submit(
@@ -73,6 +74,7 @@ class Call:
         params: SamplingParams | Sequence[SamplingParams],
         *,
         request_id: str | None = None,
+        user: str = "",
         structured: str = "",
         **options: Any,
     ) -> Job:
@@ -88,6 +90,7 @@ class Call:
                 params,
                 request_id=request_id,
                 traceparent=self.request.headers.get("traceparent"),
+                user=self.service.keys.payer(self.tenant, user),
                 **options,
             )
         except BadRequest as error:
@@ -122,10 +125,11 @@ class Serving:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
+        tenant = ""
         if not self.endpoint.open:
-            self.service.authorise(request.headers.get("authorization", ""))
+            tenant = self.service.keys.tenant(request.headers.get("authorization", ""))
         body = await self._body(request, receive)
-        call = Call(self.service, request, scope["state"]["request_id"])
+        call = Call(self.service, request, scope["state"]["request_id"], tenant)
         try:
             if self.endpoint.generates:
                 await unless_gone(receive, self._answer(call, body, scope, receive, send))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -13,6 +11,7 @@ from weir.client import Client
 from weir.errors import BadRequest, Overloaded
 from weir.params import SamplingParams
 from weir.server.jobs import Job
+from weir.server.keys import Keys
 from weir.server.metrics import Metrics
 from weir.server.tracing import Tracer
 
@@ -25,6 +24,8 @@ class Options(Protocol):
 
     @property
     def api_key(self) -> list[str]: ...
+    @property
+    def tenants(self) -> dict[str, str]: ...
     @property
     def allowed_origins(self) -> list[str]: ...
     @property
@@ -53,21 +54,7 @@ class Service:
         self.draining = False
         self.probe: asyncio.Task[None] | None = None  # the latest deep health check
         self.created = int(time.time())
-        self._keys = [hashlib.sha256(key.encode()).digest() for key in options.api_key]
-
-    def authorise(self, header: str) -> None:
-        """Check an Authorization header, in a time that tells nothing about the keys."""
-        if not self._keys:
-            return
-        scheme, _, key = header.partition(" ")
-        given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
-        matches = [hmac.compare_digest(given, known) for known in self._keys]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise BadRequest(
-                "This server needs an API key: send it as 'Authorization: Bearer <key>'.",
-                code="invalid_api_key",
-                status=401,
-            )
+        self.keys = Keys(options.api_key, options.tenants)
 
     def model(self, name: str | None) -> str:
         """The model's name to answer with; 404 for one that is not served."""
