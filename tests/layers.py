@@ -23,7 +23,7 @@ LEVEL = {
     "doctor": 12, "top": 12, "demo": 12, "cli": 13,
 }  # fmt: skip
 TORCH = {"ops", "models", "runtime", "build"}
-TORCH_FILES = {"executor/local.py", "ranker/train.py"}
+TORCH_FILES = {"bench/kernels.py", "executor/local.py", "ranker/train.py"}
 
 
 def imports(path: Path):

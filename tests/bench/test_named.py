@@ -70,15 +70,37 @@ def test_a_table_and_json(data: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*words, "--output-json", str(data / "out.json")]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in shown[2:]] == ["nano_256"] * 2 + ["fixed:1"] * 2
-    assert shown[2].split()[2:4] == ["49", "14"] and shown[2].split()[-3:] == [
+    name, seconds, *counts, _, peer, best, floor, share = shown[2].split()
+    assert (name, counts, peer, best, floor) == (
+        "nano_256",
+        ["49", "14"],
         "16.91",
         "15.20",
         "13.20",
-    ]
+    )
     runs = json.loads((data / "out.json").read_text())["runs"]
+    assert seconds == f"{runs[0]['seconds']:.2f}" and share == f"{13.2 / runs[0]['seconds']:.0%}"
     assert [(run["output_tokens"], run["cached_tokens"]) for run in runs] == [(14, 0)] * 2 + [
         (256, 0)
     ] * 2
+
+
+def test_latency_under_load_beside_what_others_reached(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lengths = {"azure_conv_1000": [[30, 4], [7, 9], [12, 1], [5, 5], [9, 2]]}
+    (data / "bench" / "workloads.json").write_text(json.dumps(lengths))
+    shape = data / "llama-3.1-8b.json"
+    shape.write_text(json.dumps(SHAPE))
+    words = ["bench", "online", str(shape), "--rate", "4", "16", "--seconds", "1", "--quiet"]
+    words += ["--serve-args", "--load-format dummy --device cpu --kv-cache-memory 16MiB"]
+    assert main([*words, "--output-json", str(data / "out.json")]) == 0
+    slow, fast = capsys.readouterr().out.splitlines()[2:]
+    assert slow.split()[:2] == ["4", "4"] and "(" not in slow  # nobody was measured there
+    assert fast.split()[:2] == ["16", "5"] and fast.split()[-1] == "(80)"
+    for run in json.loads((data / "out.json").read_text())["runs"]:
+        first, last, p50, p99, worst = run["latency"]
+        assert run["failed"] == 0 and 0 < first <= last and 0 <= p50 <= p99 <= worst > 0
 
 
 def test_a_server_can_be_given_the_recorded_lengths(data: Path) -> None:

@@ -59,8 +59,8 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 def test_a_wrong_word_is_met_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serv"]) == 2
     assert "did you mean `weir serve`?" in capsys.readouterr().err
-    assert main(["bench", "online"]) == 2
-    assert "weir bench: no such command: online" in capsys.readouterr().err
+    assert main(["bench", "on-line"]) == 2
+    assert "weir bench: no such command: on-line" in capsys.readouterr().err
 
 
 def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

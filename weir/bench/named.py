@@ -46,6 +46,26 @@ REACHED = {
 """By the name of the model's file or folder, then by workload."""
 
 
+class Latency(NamedTuple):
+    """Milliseconds to the first token and between tokens, as a client saw them."""
+
+    ttft_p50: float
+    ttft_p99: float
+    itl_p50: float
+    itl_p99: float
+    itl_max: float
+
+
+REACHED_ONLINE = {
+    "llama-3.1-8b": {
+        8.0: Latency(56, 244, 7.9, 50.1, 78),
+        12.0: Latency(66, 286, 8.9, 52.9, 57),
+        16.0: Latency(97, 425, 11.3, 73.7, 80),
+    }
+}
+"""vLLM 0.26.0 on one H100 under `azure_conv_1000`, by requests a second, arrivals Poisson."""
+
+
 def make(name: str, vocab: int, seed: int = 1) -> Workload:
     """The workload of that name, over a vocabulary of that size. Raises `ConfigError`."""
     random = Random(seed)

@@ -26,6 +26,9 @@ from weir.params import SamplingParams
 from weir.sim.workload import Item, Workload
 
 USAGE = "weir bench offline [MODEL] [OPTIONS]"
+COLUMNS = ("out/s", "peer", "best", "floor", "share")
+"""In seconds: the better peer, the best kernels known, every byte and product at the chip's
+ceilings; and the share of that floor which was reached."""
 
 
 class Result(Struct):
@@ -101,9 +104,8 @@ def compare(options: Namespace) -> int:
                 rows.append(_ask(llm, workload, None, not options.quiet))
     stem = Path(settings.model).name.removesuffix(".json")
     print(f"{stem}, engine made in {started:.1f} s; others on one H100")
-    print(
-        f"{'workload':<16}{'s':>8}{'in':>10}{'out':>9}{'out/s':>8}{'peer':>8}{'best':>8}{'floor':>8}"
-    )
+    columns = ("s", 8), ("in", 10), ("out", 9), *((name, 8) for name in COLUMNS)
+    print(f"{'workload':<16}" + "".join(f"{name:>{width}}" for name, width in columns))
     for row in rows:
         print(row.line(named.REACHED.get(stem, {}).get(row.name)))
     if options.output_json:
@@ -122,11 +124,13 @@ class Run(Struct):
     cached_tokens: int
 
     def line(self, reached: named.Reached | None) -> str:
-        others = (reached.peer, reached.kernels, reached.floor) if reached else ()
+        others = ""
+        if reached is not None:
+            others = "".join(f"{s:>8.2f}" for s in (reached.peer, reached.kernels, reached.floor))
+            others += f"{reached.floor / self.seconds:>8.0%}"
         return (
             f"{self.name:<16}{self.seconds:>8.2f}{self.prompt_tokens:>10,}"
-            f"{self.output_tokens:>9,}{self.output_tokens / self.seconds:>8,.0f}"
-            + "".join(f"{other:>8.2f}" for other in others)
+            f"{self.output_tokens:>9,}{self.output_tokens / self.seconds:>8,.0f}{others}"
         )
 
 

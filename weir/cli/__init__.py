@@ -19,7 +19,7 @@ COMMANDS = {
     "generate": "complete prompts from the command line, a file or standard input",
     "run-batch": "answer a file of OpenAI batch requests; a stopped run goes on where it was",
     "pull": "fetch a model and show its licence",
-    "bench": "measure a server, the engine alone, or the time to start",
+    "bench": "measure a server, the engine alone, its kernels, or the time to start",
     "profile": "measure how long steps take on this machine",
     "simulate": "replay a workload in virtual time, for any model, device and policy",
     "rank": "collect lengths of answers, train what predicts them, see how well it ranks",
@@ -32,6 +32,8 @@ COMMANDS = {
 BENCHMARKS = {
     "serve": "load a running server and report latency and throughput",
     "offline": "measure the engine alone, without a server",
+    "online": "measure latency under load on a server of its own, beside what others reached",
+    "kernels": "check every op on a GPU, then time it as a share of what the chip reaches",
     "startup": "measure the time until a server is ready and answers, cold and warm",
 }
 RANKING = {

@@ -1,6 +1,4 @@
-"""Every op on a GPU: right against its reference, then timed as a share of what the chip reaches.
-
-    python bench/gpu_ops.py [--quick]
+"""Check every op on a GPU against its reference, then time it as a share of what the chip reaches.
 
 Memory-bound ops are compared with the chip's own copy, attention over prompts and linears with its
 largest matrix product. Times are medians of events around the op, the L2 cache cleared before each;
@@ -9,18 +7,21 @@ decodes are timed as a CUDA graph of calls over different keys.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
+from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from weir.core import AttentionSpec
+from weir.errors import ConfigError
 from weir.ops import sample
 from weir.ops.attention import Batch, Place, attend, reference_attend, write
 from weir.ops.linear import linear, pack
@@ -30,6 +31,7 @@ from weir.ops.prefix import Shared, find
 from weir.ops.rope import reference_rotate_, rope_
 
 DTYPE = torch.bfloat16
+TOLERANCE = 0.02  # of bfloat16
 HEADS, KV_HEADS, SIZE, PAGE = 32, 8, 128, 16  # Llama-3.1-8B
 HIDDEN, FFN, VOCAB = 4096, 14336, 128256
 DECODES = [(1, 640), (1, 2048), (16, 640), (32, 2048), (256, 1024), (64, 8192), (1, 32768)]
@@ -71,20 +73,32 @@ def batch_of(lengths: list[int], chunks: list[int]) -> tuple[Tensor, Batch]:
     return kv, Batch(bound, length, table, torch.cat(slots), lengths=(min(chunks), max(chunks)))
 
 
+class Row(Struct):
+    op: str
+    work: str
+    micros: float
+    rate: float
+    unit: str  # "TB/s" or "TFLOP/s"
+    share: float  # of what a copy, or the largest matrix product, reaches here
+    error: float  # relative
+
+
 class Report:
     """Rows of the table; remembers whether every op was right."""
 
     def __init__(self, repeat: int):
         self.repeat = repeat
         self.right = True
-        self.table = Table("op", "work", "µs", "reached", "share of ceiling", "error")
         big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
         there = torch.empty_like(big)
-        self.copy = 2 * 2**30 / milliseconds(lambda: there.copy_(big), 10) / 1e9  # TB/s
+        copy = milliseconds(lambda: there.copy_(big), 10)
         a, b = (torch.randn(8192, 8192, device="cuda", dtype=DTYPE) for _ in "ab")
-        self.product = 2 * 8192**3 / milliseconds(lambda: a @ b, 10) / 1e9  # TFLOP/s
-        self.table.add_row("copy", "1 GiB", "", f"{self.copy:.2f} TB/s", "", "")
-        self.table.add_row("matrix product", "8192³", "", f"{self.product:.0f} TFLOP/s", "", "")
+        product = milliseconds(lambda: a @ b, 10)
+        self.copy, self.product = 2 * 2**30 / copy / 1e9, 2 * 8192**3 / product / 1e9
+        self.rows = [
+            Row("copy", "1 GiB", copy * 1e3, self.copy, "TB/s", 1.0, 0.0),
+            Row("matrix product", "8192³", product * 1e3, self.product, "TFLOP/s", 1.0, 0.0),
+        ]
 
     def add(
         self,
@@ -100,20 +114,25 @@ class Report:
         """`moved` bytes or `flop`: what the op cannot do without; `error` is relative. `run` is
         that many calls of it."""
         time = milliseconds(run, self.repeat) / calls
-        if flop:
-            rate, ceiling, unit = flop / time / 1e9, self.product, "TFLOP/s"
-        else:
-            rate, ceiling, unit = moved / time / 1e9, self.copy, "TB/s"
-        good = error < 0.02
-        self.right &= good
-        self.table.add_row(
-            op,
-            work,
-            f"{time * 1e3:.1f}",
-            f"{rate:.3g} {unit}",
-            f"{rate / ceiling:.0%}",
-            f"{error:.1e}" + ("" if good else " WRONG"),
-        )
+        rate = (flop or moved) / time / 1e9
+        ceiling, unit = (self.product, "TFLOP/s") if flop else (self.copy, "TB/s")
+        self.right &= error < TOLERANCE
+        self.rows.append(Row(op, work, time * 1e3, rate, unit, rate / ceiling, error))
+
+    def show(self) -> None:
+        table = Table("op", "work", "µs", "reached", "share of ceiling", "error")
+        table.title = torch.cuda.get_device_name()
+        for row in self.rows:
+            wrong = "" if row.error < TOLERANCE else " WRONG"
+            table.add_row(
+                row.op,
+                row.work,
+                f"{row.micros:.1f}",
+                f"{row.rate:.3g} {row.unit}",
+                f"{row.share:.0%}",
+                f"{row.error:.1e}{wrong}",
+            )
+        Console(width=110).print(table)
 
 
 def distance(got: Tensor, want: Tensor) -> float:
@@ -275,21 +294,39 @@ def linears(report: Report) -> None:
             )  # fmt: skip
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats")
-    options = parser.parse_args()
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer repeats")
+    add(
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        metavar="PART",
+        help=", ".join(PARTS),
+    )
+    add("--output-json", type=Path, metavar="FILE", help="write the result as JSON")
+
+
+def run(options: Namespace) -> int:
+    """0 if every op was right."""
     if not torch.cuda.is_available():
-        print("this needs a CUDA device", file=sys.stderr)
-        return 1
+        raise ConfigError("no CUDA device was found; bench/cpu.py times the kernels of a CPU")
     torch.manual_seed(0)
     report = Report(repeat=10 if options.quick else 50)
-    for part in (attention, shared_prefixes, rows, linears, sampling):
-        part(report)
-    report.table.title = torch.cuda.get_device_name()
-    Console(width=110).print(report.table)
+    for part in options.only:
+        PARTS[part](report)
+    report.show()
+    if options.output_json:
+        result = {"device": torch.cuda.get_device_name(), "rows": report.rows}
+        options.output_json.write_bytes(msgspec.json.encode(result) + b"\n")
     return 0 if report.right else 1
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+PARTS: dict[str, Callable[[Report], None]] = {
+    "attention": attention,
+    "prefixes": shared_prefixes,
+    "rows": rows,
+    "linears": linears,
+    "sampling": sampling,
+}
