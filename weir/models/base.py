@@ -10,7 +10,7 @@ On a CPU x is float32 whatever the weights are; on a GPU it has their type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -32,9 +32,10 @@ class Model(Protocol):
     spec: Spec
     head: Linear
     """The output layer."""
-    layers: list[Any]
+    layers: Iterable[Any]
     """One a layer: a plain dataclass of packed weights, which nothing but this model reads; others
-    may move it (`tensors`, `rebuilt`)."""
+    may move it (`tensors`, `rebuilt`). Iterated once a step; where layers are streamed, one is gone
+    when the second after it is asked for."""
 
     def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
         """ids, pos int64 [T] → [T, H]."""

@@ -41,7 +41,7 @@ class Gemma3:
         self.ropes = Ropes(spec, weights.device)
         self.embedding, self.head = weights.embedding(spec.tied)
         self.norm = weights.vector("norm.weight")
-        self.layers = weights.each(lambda i: self._layer(weights, i), spec.layers)
+        self.layers = weights.layers(lambda i: self._layer(weights, i), spec.layers)
 
     @staticmethod
     def tensors(spec: Spec) -> Shapes:

@@ -38,7 +38,7 @@ class Llama:
         self.ropes = Ropes(spec, weights.device)
         self.embedding, self.head = weights.embedding(spec.tied)
         self.norm = weights.vector("norm.weight")
-        self.layers = weights.each(lambda i: self._layer(weights, i), spec.layers)
+        self.layers = weights.layers(lambda i: self._layer(weights, i), spec.layers)
 
     @staticmethod
     def tensors(spec: Spec) -> Shapes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from weir.models.llama import Llama
 from weir.models.metadata import from_gguf
 from weir.models.opt import OPT
 from weir.models.shape import read_spec
-from weir.models.weights import Checkpoint, Weights, verify
+from weir.models.weights import Checkpoint, Shelf, Weights, verify
 
 MODELS: dict[str, type[Llama] | type[Gemma3] | type[OPT]] = {
     "llama": Llama,
@@ -41,13 +42,15 @@ def load(
     context: int | None = None,
     seed: int = 0,
     threads: int = 0,
+    shelf: Callable[[int], Shelf] | None = None,
 ) -> Model:
     """The model at `path`, its weights of type `dtype` packed for `device`; None: bfloat16, and
     quantised weights as they are where `device` multiplies them.
 
     `format` is "auto", "safetensors", "gguf", or "dummy" for random weights (by `seed`) from the
     configuration alone. `context` shortens the longest sequence; `threads` read and pack (0: all
-    cores). Raises ConfigError for files that are absent, unsound or do not fit their configuration.
+    cores). `shelf`, given the number of layers, makes what keeps them elsewhere. Raises ConfigError
+    for files that are absent, unsound or do not fit their configuration.
     """
     path, device = Path(path), torch.device(device)
     if format not in FORMATS:
@@ -66,7 +69,8 @@ def load(
     verify(checkpoint.shapes, shapes)
     threads = threads or min(THREADS, os.cpu_count() or 1)
     keep = dtype is None
-    with Weights(checkpoint, dtype or torch.bfloat16, device, threads, keep) as weights:
+    kept = shelf(spec.layers) if shelf is not None else None
+    with Weights(checkpoint, dtype or torch.bfloat16, device, threads, keep, kept) as weights:
         return kind(_shortened(spec, context), weights)
 
 

@@ -50,7 +50,7 @@ class OPT:
         self.project_in = weights.linear("project_in") if spec.embed_dim else None
         self.project_out = weights.linear("project_out") if spec.embed_dim else None
         self.norm = _norm(weights, "final_layer_norm") if spec.final_norm else None
-        self.layers = weights.each(lambda i: self._layer(weights, i), spec.layers)
+        self.layers = weights.layers(lambda i: self._layer(weights, i), spec.layers)
 
     @staticmethod
     def tensors(spec: Spec) -> Shapes:

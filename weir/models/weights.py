@@ -5,10 +5,10 @@ One layer is read at a time by each thread, so what is in memory beyond the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,8 +43,21 @@ class Checkpoint(Protocol):
         ...
 
 
+class Shelf(Protocol):
+    """Keeps layers elsewhere than where they are made."""
+
+    def add(self, layer: Any) -> None:
+        """Take the next layer in."""
+        ...
+
+    def done(self) -> Iterable[Any]:
+        """What hands the layers out again, all of them each time."""
+        ...
+
+
 class Weights:
-    """keep_codes: leave quantised weights as they are, where the device multiplies them."""
+    """keep_codes: leave quantised weights as they are, where the device multiplies them. shelf:
+    where layers are put as they are made, so that few are on the device at once."""
 
     def __init__(
         self,
@@ -53,7 +66,9 @@ class Weights:
         device: torch.device,
         threads: int,
         keep_codes: bool = False,
+        shelf: Shelf | None = None,
     ):
+        self.shelf = shelf
         self.keep_codes = keep_codes and device.type == "cpu" and takes_codes()
         self.checkpoint = checkpoint
         self.dtype = dtype
@@ -75,6 +90,18 @@ class Weights:
     def each(self, make: Callable[[int], T], count: int) -> list[T]:
         """[make(0), …, make(count - 1)], several at a time."""
         return list(self.pool.map(make, range(count)))
+
+    def layers(self, make: Callable[[int], T], count: int) -> Iterable[T]:
+        """[make(0), …, make(count - 1)], or what a shelf makes of them."""
+        if self.shelf is None:
+            return self.each(make, count)
+        coming = self.pool.submit(make, 0)
+        for i in range(1, count + 1):
+            layer = coming.result()
+            if i < count:
+                coming = self.pool.submit(make, i)
+            self.shelf.add(layer)
+        return self.shelf.done()
 
     def vector(self, name: str) -> Tensor:
         """float32 [N]: a norm's weight or a bias."""

@@ -1,0 +1,107 @@
+"""Weights on disk: a file without a name, written once from front to back, read by threads.
+
+It goes past the page cache where the file system allows, since what is read once a step would
+only push out what is needed sooner; and it is gone with the engine, however that ends. Knows bytes
+and offsets; no layer, no device.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from weir.errors import ConfigError
+
+ALIGN = 4096
+"""Of addresses, sizes and offsets of what passes by the page cache."""
+CHUNK = 16 * 2**20
+"""Bytes of one read; several are under way."""
+THREADS = 4
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
+
+
+class Spill:
+    """folder: made if need be; only while this lives does the file take room there. Raises
+    `ConfigError` for one that cannot be written."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.size = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.file = _nameless(folder)
+        except OSError as error:
+            raise ConfigError(f"--offload-dir {folder}: {error.strerror}") from None
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="weir-spill")
+
+    def append(self, data: Tensor) -> int:
+        """Write host bytes that begin and end on `ALIGN`. → where they are. Raises `ConfigError`
+        if there is no room."""
+        offset, rest = self.size, memoryview(data.numpy())
+        while rest:
+            try:
+                done = os.pwrite(self.file, rest[:CHUNK], self.size)
+            except OSError as error:
+                raise ConfigError(
+                    f"--offload-dir {self.folder}: {error.strerror} after "
+                    f"{self.size / 2**30:.1f} GiB of weights: choose another folder, or a smaller "
+                    "share for the disk"
+                ) from None
+            self.size += done
+            rest = rest[done:]
+        return offset
+
+    def read(
+        self, offset: int, out: Tensor, first: Callable[[], object] | None = None
+    ) -> list[Future[None]]:
+        """Fill `out`, host bytes that begin and end on `ALIGN`, once all of these are done. Each
+        waits for `first`."""
+        data = out.numpy()
+        parts = [(at, data[at : at + CHUNK]) for at in range(0, len(data), CHUNK)]
+        return [self.pool.submit(_fill, self.file, offset + at, part, first) for at, part in parts]
+
+    def __del__(self) -> None:
+        if hasattr(self, "pool"):
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the file. May be called twice."""
+        self.pool.shutdown(cancel_futures=True)
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+
+
+def _fill(file: int, offset: int, out: np.ndarray, first: Callable[[], object] | None) -> None:
+    if first is not None:
+        first()
+    done = 0
+    while done < len(out):
+        count = os.preadv(file, [out[done:]], offset + done)
+        if count <= 0:
+            raise OSError("the weights on disk are cut short: start the engine again")
+        done += count
+
+
+def _nameless(folder: Path) -> int:
+    past_cache = getattr(os, "O_DIRECT", 0)
+    for more in (past_cache, 0):
+        file, path = tempfile.mkstemp(prefix=".weir-weights-", dir=folder)
+        os.close(file)
+        try:
+            return os.open(path, os.O_RDWR | more | getattr(os, "O_CLOEXEC", 0))
+        except OSError:
+            if not more:
+                raise
+        finally:
+            os.unlink(path)
+    raise AssertionError("unreachable")
