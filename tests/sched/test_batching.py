@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sched.draw import a_ranking
 from tests.shadow import Shadow
 from weir.core import Capacity, Plan, Request, Sampling, Tier
 from weir.engine import Engine
@@ -28,10 +29,10 @@ def engine(composer, placement=None, *, pages=4000, tokens=64, requests=8, page=
     )
 
 
-def submit(it: Engine, uid: int, prompt: int, wanted: int) -> Request:
+def submit(it: Engine, uid: int, prompt: int, wanted: int, **fields) -> Request:
     rng = random.Random(uid)
     tokens = [rng.randrange(1, 50) for _ in range(prompt)]
-    r = Request(uid, tokens, Sampling(max_tokens=wanted), float(uid))
+    r = Request(uid, tokens, Sampling(max_tokens=wanted), float(uid), **fields)
     it.executor.requests[uid] = r.tokens
     it.add(r)
     return r
@@ -113,6 +114,35 @@ def test_chunks_shrink_as_the_context_grows():
     chunks = [length for plan in it.executor.plans for length in shares(plan).values()]
     assert chunks[:5] == [64, 48, 48, 32, 16] and set(chunks[5:]) == {16}
     assert long.done == "length"
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32))
+def test_no_decode_is_ever_left_out_of_a_step(seed):
+    """Sarathi-Serve, Algorithm 3, whatever the order, pace, depth and arrivals: with memory for all
+    and a token a request, every step has a token of everyone who can have one."""
+    rng = random.Random(seed)
+    cache = Cache(1, {Tier.CPU: 20000})
+    requests = rng.randrange(1, 12)
+    capacity = Capacity(1, {int(Tier.CPU): 20000}, rng.randrange(requests, 40), requests, 400)
+    paces = [None, Beside(1), Beside(9), Taper(20, 3, reach=40, stages=3)]
+    composer = Chunked(rng.choice(paces), tile=rng.choice([1, 8]))
+    placement = OnDemand(Tier.CPU, spare=0.0)
+    s = Scheduler(cache, a_ranking(rng, cache), composer, placement, capacity)
+    it = Engine(s, Shadow(capacity, depth=rng.choice([1, 2, 3])), VirtualClock())
+    arrivals = sorted(rng.randrange(0, 60) for _ in range(40))
+    step = came = 0
+    while it.busy or came < 40:
+        while came < 40 and arrivals[came] <= step:
+            submit(it, came, rng.randrange(1, 80), rng.randrange(1, 30), user="ab"[came % 2])
+            came += 1
+        ready = [r for r in s.running.values() if r.decoding and s._ready(r)]
+        made = len(it.executor.plans)
+        it.step()
+        for plan in it.executor.plans[made:]:
+            assert {r.uid for r in ready if r.running or r.done} <= set(shares(plan))
+        step += 1
+        assert step < 5000
 
 
 @settings(max_examples=60)

@@ -286,10 +286,14 @@ def test_a_long_prompt_has_its_turn_even_if_chunks_outnumber_the_quantum():
     assert long.done == "length"
 
 
-@pytest.mark.parametrize("policy", ["queued(shortest)", "queued(aging(shortest))"])
+@pytest.mark.parametrize("policy", ["queued(shortest)", "queued(aging(shortest))", "auto"])
 def test_a_short_queue_is_first_come_first_served(policy):
+    """The default has no loss where there is no queue: its plans are those of `fcfs`."""
+
     def plans(policy: str, count: int):
-        it = engine(policy, requests=4)
+        scorer = Late({uid: float(uid * 7919 % 83) for uid in range(count)})
+        scorer.released = True
+        it = engine(policy, requests=4, scorer=scorer)
         rng = random.Random(3)
         for uid in range(count):
             submit(it, uid, rng.randrange(1, 20), rng.randrange(1, 20))
