@@ -34,7 +34,12 @@ ONLINE = {8: (56, 7.9, 50.1), 12: (66, 8.9, 52.9), 16: (97, 11.3, 73.7)}
 
 
 def simulated(load: Workload, tokens: int):
-    config = Config(max_num_batched_tokens=tokens, max_num_seqs=256, max_model_len=8192)
+    config = Config(
+        max_num_batched_tokens=tokens,
+        max_prefill_beside_decode=tokens,
+        max_num_seqs=256,
+        max_model_len=8192,
+    )
     size, cost = capacity(config, SPEC, H100), Roofline(SPEC, H100)
     scene = Scene(config, SPEC, size, cost, defaults_of(H100))
     gc.collect()

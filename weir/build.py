@@ -18,8 +18,9 @@ from weir.config import Config
 from weir.core import Spec, Tier
 from weir.cost import profile
 from weir.cost.fetch import Fetch
-from weir.cost.table import Table
-from weir.cost.target import Target
+from weir.cost.hardware import this_gpu
+from weir.cost.roofline import Roofline
+from weir.cost.target import Cost, Target
 from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.local import Direct, Local
@@ -32,6 +33,7 @@ from weir.ops.prefix import shares
 from weir.runtime.disk import Disk, identity
 from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes, shared_sizes
 from weir.runtime.memory import rehearse
+from weir.runtime.rates import rates
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
 from weir.runtime.warmup import pages_needed
@@ -110,7 +112,9 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     executor = _executor(config, platform, model, disk, phases)
     info = _info(platform, model, executor, phases)
     capacity, defaults = executor.capacity, policies.DEFAULTS[platform.device.type]
-    pace = policies.pace(config, defaults, capacity.tokens, lambda: _cost(config, executor, info))
+    pace = policies.pace(
+        config, defaults, capacity.tokens, lambda: _cost(config, platform, model, executor, info)
+    )
     told = policies.told(config)
     fetch = None if disk is None else _fetch(disk, capacity.page)
     more = {} if fetch is None else {"worth": fetch.worth}
@@ -186,8 +190,15 @@ def _library(config: Config, vocab: int) -> Library | None:
     return Library(tokens, vocab)
 
 
-def _cost(config: Config, executor: Direct, info: dict[str, Any]) -> Table:
-    """How long steps take here: from the user's cache, else measured now and kept there."""
+def _cost(
+    config: Config, platform: Platform, model: Model, executor: Direct, info: dict[str, Any]
+) -> Cost:
+    """How long steps take here. For a latency target from the user's cache, else measured now and
+    kept there; without one a GPU's rates say enough."""
+    if not config.target_tbt:
+        memory = torch.cuda.get_device_properties(platform.device).total_memory
+        device = this_gpu(memory, *rates(platform.device, platform.dtype))
+        return Roofline(model.spec, device, platform.dtype.itemsize, platform.kv_dtype.itemsize)
     key = profile.identity(info, config.model, __version__)
     file = profile.path(hub.cache_folder().parent / "profiles", key)
     with contextlib.suppress(ConfigError):  # none yet, or damaged

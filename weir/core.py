@@ -166,18 +166,29 @@ class Pick(NamedTuple):
     length: int
 
 
+class Load(NamedTuple):
+    """What there is to do as an iteration begins."""
+
+    decodes: int = 0
+    context: int = 0  # tokens of KV that the decodes read between them
+    backlog: int = 0  # prompt tokens yet to be computed, of those that wait, too
+
+
+IDLE = Load()
+
+
 @dataclass(slots=True)
 class Budget:
     """What is left of one iteration. Composers read it again after each yield.
 
     `owed` is the number of decodes still to come further down the ranking: a composer that never
-    stalls them leaves that many tokens untouched. `context` is the KV they read between them.
-    Once `closed`, by a composer or because one found no room, no more waiting requests come."""
+    stalls them leaves that many tokens untouched. Once `closed`, by a composer or because one found
+    no room, no more waiting requests come."""
 
     tokens: int
     requests: int
     owed: int = 0
-    context: int = 0
+    load: Load = IDLE
     running: int = 0  # requests that ran when the iteration began
     taken: int = 0
     closed: bool = False

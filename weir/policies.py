@@ -26,19 +26,25 @@ class Defaults:
 
     page: int
     tokens: int
-    beside: int  # prompt tokens in a step that also decodes
     requests: int
+    beside: int = 0  # prompt tokens in a step that also decodes; 0: what `seconds` leave
+    seconds: float = 0.0  # of such a step, unless a crowd waits
 
 
-DEFAULTS = {"cpu": Defaults(4, 256, 128, 64), "cuda": Defaults(16, 4096, 1024, 512)}
+DEFAULTS = {
+    "cpu": Defaults(4, 256, 64, beside=128),
+    "cuda": Defaults(16, 4096, 512, seconds=0.025),
+}
 
 
 def pace(config: Config, defaults: Defaults, tokens: int, cost: Callable[[], Cost]) -> Pace:
     """How much prompt goes beside decodes, in steps of at most `tokens`. `cost` is called only if
-    there is a latency target. Raises `ConfigError` for one that cannot be met."""
+    their time decides. Raises `ConfigError` for a latency target that cannot be met."""
     if config.target_tbt:
         return Target(cost(), config.target_tbt, tokens)
-    return Beside(config.max_prefill_beside_decode or defaults.beside)
+    if beside := config.max_prefill_beside_decode or defaults.beside:
+        return Beside(beside)
+    return Target(cost(), defaults.seconds, tokens, firm=False)
 
 
 def scheduler(

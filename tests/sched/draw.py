@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 from weir.core import Capacity, Tier
+from weir.cost.target import Target
+from weir.cost.work import Work
 from weir.kv.cache import Cache
 from weir.sched.composer import Beside, Chunked, Composer, Least, PrefillFirst, Static, Taper, Whole
 from weir.sched.names import Knowledge, ranking
@@ -51,9 +53,17 @@ def a_ranking(rng: random.Random, cache: Cache) -> Ranking:
     return ranking(text, cache, Knowledge(scorer=scorer, weights=weights))
 
 
+class Tokens:
+    """A step takes a second a token."""
+
+    def seconds(self, work: Work) -> float:
+        return float(work.tokens)
+
+
 def a_composer(rng: random.Random) -> Composer:
     paces = [None, Beside(1), Beside(5), Beside(30), Taper(20, 3, reach=40, stages=3)]
     paces.append(Least((Beside(9), Taper(30, 2, reach=30))))
+    paces.append(Target(Tokens(), rng.choice([2.0, 9.0]), 64, least=2, firm=False))
     chunked = Chunked(rng.choice(paces), tile=rng.choice([1, 1, 4, 16]))
     return rng.choice([chunked, chunked, chunked, Whole(), PrefillFirst(), Static()])
 
@@ -91,6 +101,8 @@ def check(scheduler: Scheduler) -> None:
     waiting = {r.uid for r in scheduler.waiting}
     assert waiting | set(running) == set(live) and not waiting & set(running)
     assert all(r.running for r in running.values())
+    if not any(r.flying for r in scheduler.waiting):  # what has landed is counted
+        assert scheduler.waiting.todo == sum(r.todo for r in scheduler.waiting)
     if waiting:
         first = scheduler.waiting.first()
         assert first is not None

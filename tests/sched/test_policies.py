@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.shadow import Shadow, expected
-from weir.core import Capacity, Plan, Request, Sampling, Tier
+from weir.core import Capacity, Load, Plan, Request, Sampling, Tier
 from weir.engine import Engine
 from weir.executor.sim import VirtualClock
 from weir.kv.cache import Cache
@@ -104,14 +104,14 @@ def test_a_pace_bounds_prompts_beside_decodes_and_nothing_else(depth):
 class Paced:
     """Records what it is asked."""
 
-    asked: list[tuple[int, int, int]] = field(default_factory=list)
+    asked: list[tuple[Load, int]] = field(default_factory=list)
 
-    def prompts(self, decodes: int, context: int, start: int) -> int:
-        self.asked.append((decodes, context, start))
+    def prompts(self, load: Load, start: int) -> int:
+        self.asked.append((load, start))
         return 5
 
 
-def test_a_pace_is_told_the_decodes_their_context_and_where_the_prompt_stands():
+def test_a_pace_is_told_decodes_and_backlog_and_where_the_prompt_stands():
     rng = random.Random(0)
     pace = Paced()
     it = engine(tokens=64, composer=Chunked(pace))
@@ -119,8 +119,8 @@ def test_a_pace_is_told_the_decodes_their_context_and_where_the_prompt_stands():
     submit(it, 1, words(rng, 30), 2)
     for _ in range(3):
         it.step()
-    assert pace.asked[0] == (0, 0, 0)
-    assert (1, 4, 1) in pace.asked and (1, 5, 6) in pace.asked
+    assert pace.asked[0] == (Load(backlog=34), 0)
+    assert (Load(1, 4, 29), 1) in pace.asked and (Load(1, 5, 24), 6) in pace.asked
     assert [share(plan, 1) for plan in it.executor.plans] == [1, 5, 5]
 
 

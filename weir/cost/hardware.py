@@ -48,12 +48,19 @@ H100 = Hardware(
 """Fitted to one layer's linears at 64 to 8,192 tokens and to FlashInfer's attention kernels."""
 
 
-def scaled(name: str, memory: int, bandwidth: float, flops: float, attention: float) -> Hardware:
-    """A device that reaches the same shares of its data sheet's bandwidth (bytes/s) and dense
-    matrix rate (FLOP/s) as the H100 does of 3.35 TB/s and 989 TFLOP/s; `attention` is the share
-    of the matrix rate that its attention kernels reach."""
-    speed = bandwidth / (3.35 * TB)
-    rate = H100.matrix_rate * flops / (989 * TERA)
+def scaled(
+    name: str,
+    memory: int,
+    bandwidth: float,
+    flops: float,
+    attention: float,
+    of: tuple[float, float] = (3.35 * TB, 989 * TERA),
+) -> Hardware:
+    """A device that reaches the same shares of its bandwidth (bytes/s) and dense matrix rate
+    (FLOP/s) as the H100 does of its own, which are those of the data sheet unless said otherwise;
+    `attention` is the share of the matrix rate that its attention kernels reach."""
+    speed = bandwidth / of[0]
+    rate = H100.matrix_rate * flops / of[1]
     return replace(
         H100,
         name=name,
@@ -76,6 +83,12 @@ PRESETS = {
         scaled("h200", 141 * GB, 4.8 * TB, 989 * TERA, 0.8),
     )
 }
+
+
+def this_gpu(memory: int, copy: float, product: float) -> Hardware:
+    """A GPU whose rates of copying (bytes/s, read and written) and of one large matrix product
+    (FLOP/s) were timed; the H100's are 3.03 TB/s and 792 TFLOP/s."""
+    return scaled("gpu", memory, copy, product, 0.8, of=(3.03 * TB, 792 * TERA))
 
 
 def find(name: str) -> Hardware:

@@ -1,16 +1,17 @@
-"""The token budget of a step from a latency target, corrected by what steps really take.
+"""The prompt tokens of a step from the time that it may take, corrected by what steps really take.
 
-The target bounds the time between two tokens of a stream, so it bounds every step that decodes.
+That time bounds the gap between two tokens of every stream, so it bounds every step that decodes.
 Sarathi-Serve section 4.3 profiles one budget for all steps; here each step has its own, because its
 decodes and their context are known. Knows neither requests nor clocks.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Protocol
 
-from weir.core import Plan
+from weir.core import Load, Plan
 from weir.cost.work import Work
 from weir.errors import ConfigError
 
@@ -18,6 +19,10 @@ MEMORY = 0.05
 """Weight of the newest step in the running ratio of measured to predicted seconds."""
 CARE = 2.0
 """Spreads above the ratio at which a step must still meet the target: tails count, not means."""
+CROWD = 1 / 8
+"""Of the time that the backlog takes: how long one step may be that gives way to it."""
+HALF = 2.0
+"""Times that of its decodes alone: how long a step may be that gives way."""
 KEPT = 4096
 """Answers that are remembered; more would not repeat."""
 
@@ -30,13 +35,20 @@ class Target:
     """The largest share of prompt that keeps a step within `seconds`; a `Pace` for composers.
 
     limit: most prompt tokens in a step. least: prompt tokens that every step may carry, so that
-    prompts go on even where decodes alone take longer than the target. Raises `ConfigError` if the
-    target is below a step of one decode.
+    prompts go on even where decodes alone take longer than the target.
+
+    One that is not `firm` gives way. Prompts get half of a step's time if they need it, however
+    slow decodes are. And while a crowd waits, steps grow: they finish everybody sooner, and a
+    stream is held up for a small part of the time that the others wait for their first token.
+
+    Raises `ConfigError` if a firm target is below a step of one decode.
     """
 
-    def __init__(self, cost: Cost, seconds: float, limit: int, least: int = 16):
+    def __init__(
+        self, cost: Cost, seconds: float, limit: int, least: int = 16, *, firm: bool = True
+    ):
         alone = cost.seconds(Work(1, [1]))
-        if seconds <= alone:
+        if firm and seconds <= alone:
             raise ConfigError(
                 f"a target of {1000 * seconds:g} ms between tokens cannot be met: one decode alone "
                 f"takes {1000 * alone:.1f} ms here; raise --target-tbt"
@@ -45,38 +57,53 @@ class Target:
         self.seconds = seconds
         self.limit = limit
         self.least = min(least, limit)
-        self.ratio = 1.0  # of measured to predicted seconds, over late steps
+        self.firm = firm
+        self.ratio = 1.0  # of measured to predicted seconds, over late steps with prompts
         self.spread = 0.0  # mean distance of late steps from that ratio
-        self._known: dict[tuple[int, int, int], int] = {}
+        self._token = cost.seconds(Work(prompts=[(limit, 0)])) / limit
+        self._known: dict[tuple[int, ...], int] = {}
         self._known_at = 1.0
 
-    def prompts(self, decodes: int, context: int, start: int) -> int:
-        """Prompt tokens for a step whose decodes read `context` tokens between them and whose next
-        prompt goes on from `start`. Without decodes nobody waits, and there is no bound."""
-        if not decodes:
+    def prompts(self, load: Load, start: int) -> int:
+        """Prompt tokens for a step with such a load, whose next prompt goes on from `start`.
+        Without decodes nobody waits, and there is no bound."""
+        if not load.decodes:
             return sys.maxsize
         careful = self.ratio + CARE * self.spread
         if abs(careful - self._known_at) > 0.02 * self._known_at or len(self._known) > KEPT:
             self._known, self._known_at = {}, careful
-        key = (decodes, context // decodes // 64, start // 256)
+        context, crowd = load.context // load.decodes, self._crowd(load)
+        key = (load.decodes, context // 64, start // 256, crowd)
         if key not in self._known:
-            self._known[key] = self._search(decodes, context // decodes, start)
+            self._known[key] = self._search(load.decodes, context, start, crowd)
         return self._known[key]
 
     def observe(self, plan: Plan, seconds: float) -> float:
-        """Learn from a step that took `seconds`; returns what was expected of it."""
-        expected = self.cost.seconds(Work.of(plan))
+        """Learn from a step that took `seconds`, if it had prompts: of those the share is decided.
+        Returns what was expected of it."""
+        work = Work.of(plan)
+        expected = self.cost.seconds(work)
         predicted = expected * self.ratio
-        if expected > 0 and seconds > 0:
+        if work.prompts and expected > 0 and seconds > 0:
             # a step that was held up by something else says little of the next one
             ratio = min(seconds / expected, 4 * self.ratio)
             self.spread += MEMORY * (abs(ratio - self.ratio) - self.spread)
             self.ratio += MEMORY * (ratio - self.ratio)
         return predicted
 
-    def _search(self, decodes: int, context: int, start: int) -> int:
+    def _crowd(self, load: Load) -> int:
+        """Eighths of a doubling of `seconds` that a step may take because others wait."""
+        wanted = CROWD * load.backlog * self._token * self.ratio
+        if self.firm or wanted <= self.seconds:
+            return 0
+        return int(8 * math.log2(wanted / self.seconds))
+
+    def _search(self, decodes: int, context: int, start: int, crowd: int) -> int:
         """Bisection: time grows with the length of the chunk."""
-        allowed, contexts = self.seconds / self._known_at, [context] * decodes
+        contexts = [context] * decodes
+        allowed = self.seconds / self._known_at * 2 ** (crowd / 8)
+        if not self.firm:
+            allowed = max(allowed, HALF * self.cost.seconds(Work(decodes, contexts)))
 
         def fits(length: int) -> bool:
             return self.cost.seconds(Work(decodes, contexts, [(length, start)])) <= allowed

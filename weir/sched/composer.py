@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from weir.core import Budget, Pick, Request
+from weir.core import Budget, Load, Pick, Request
 
 
 class Composer(Protocol):
@@ -73,9 +73,9 @@ class PrefillFirst:
 
 
 class Pace(Protocol):
-    def prompts(self, decodes: int, context: int, start: int) -> int:
-        """Prompt tokens that an iteration may compute, whose `decodes` decodes read `context`
-        tokens of KV between them, when the next prompt goes on from position `start`."""
+    def prompts(self, load: Load, start: int) -> int:
+        """Prompt tokens that an iteration may compute beside the decodes of `load`, when the next
+        prompt goes on from position `start`."""
         ...
 
 
@@ -86,8 +86,8 @@ class Beside:
 
     tokens: int
 
-    def prompts(self, decodes: int, context: int, start: int) -> int:
-        return self.tokens if decodes else sys.maxsize
+    def prompts(self, load: Load, start: int) -> int:
+        return self.tokens if load.decodes else sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Taper:
     reach: int = 32768
     stages: int = 8
 
-    def prompts(self, decodes: int, context: int, start: int) -> int:
+    def prompts(self, load: Load, start: int) -> int:
         stage = min(self.stages, start * self.stages // self.reach)
         return self.first - (self.first - self.last) * stage // self.stages
 
@@ -112,8 +112,8 @@ class Least:
 
     paces: tuple[Pace, ...]
 
-    def prompts(self, decodes: int, context: int, start: int) -> int:
-        return min(pace.prompts(decodes, context, start) for pace in self.paces)
+    def prompts(self, load: Load, start: int) -> int:
+        return min(pace.prompts(load, start) for pace in self.paces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +131,14 @@ class Chunked:
     whole: ClassVar[bool] = False
 
     def compose(self, ranked: Iterable[Request], budget: Budget) -> Iterator[Pick]:
-        decodes, context, prompts = budget.owed, budget.context, 0
+        decodes, prompts = budget.load.decodes, 0
         for r in ranked:
             if r.decoding:
                 budget.owed -= 1
                 yield Pick(r, 1)
                 continue
             if self.pace is not None:
-                share = self.pace.prompts(decodes, context, r.computed) - prompts
+                share = self.pace.prompts(budget.load, r.computed) - prompts
                 budget.tokens = min(budget.tokens, budget.owed + max(0, share))
             if (length := min(r.todo, budget.tokens - budget.owed)) > 0:
                 over = (decodes + prompts + length) % self.tile

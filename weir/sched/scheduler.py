@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from weir.core import Budget, Capacity, Chunk, Delta, Pick, Plan, Request, Result, Tier
+from weir.core import (
+    IDLE,
+    Budget,
+    Capacity,
+    Chunk,
+    Delta,
+    Load,
+    Pick,
+    Plan,
+    Request,
+    Result,
+    Tier,
+)
 from weir.kv.cache import Cache
 from weir.sched.advance import advance, recall, settle
 from weir.sched.composer import Composer
@@ -81,9 +93,11 @@ class Scheduler:
         self.placement.begin(self.running.values(), self.cache)
         ready = [entry for entry in it.running if self._ready(entry[1])]
         decodes = [r.computed for _, r in ready if r.decoding]
-        self._compose(ready, len(decodes), sum(decodes), it, now)
+        begun = sum(r.todo for _, r in ready if not r.decoding)
+        load = Load(len(decodes), sum(decodes), begun + self.waiting.todo)
+        self._compose(ready, load, it, now)
         if not it.chunks and ready:  # the decodes that the budget was kept for found no room
-            self._compose(ready, 0, 0, it, now)
+            self._compose(ready, IDLE, it, now)
         for r in it.evicted.values():
             self._wait(r)
         if not (it.chunks or it.moves or self.forget):
@@ -94,12 +108,10 @@ class Scheduler:
         self.forget = []
         return plan
 
-    def _compose(
-        self, ready: list[Entry], owed: int, context: int, it: Iteration, now: float
-    ) -> None:
-        """Fill the iteration as the composer says, leaving `owed` tokens to decodes to come."""
+    def _compose(self, ready: list[Entry], load: Load, it: Iteration, now: float) -> None:
+        """Fill the iteration as the composer says, leaving tokens to decodes to come."""
         capacity = self.capacity
-        budget = Budget(capacity.tokens, capacity.requests, owed, context, len(it.running))
+        budget = Budget(capacity.tokens, capacity.requests, load.decodes, load, len(it.running))
         it.budget = budget
         served = self.ranking.served
         for r, length in self.composer.compose(self._ranked(ready, it), budget):

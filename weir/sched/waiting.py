@@ -20,7 +20,8 @@ class Waiting(Collection[Request]):
     def __init__(self, ranking: Ranking):
         self._ranking = ranking
         self._groups: dict[Group, list[Entry]] = {}  # in order
-        self._where: dict[int, tuple[Group, Entry]] = {}
+        self._where: dict[int, tuple[Group, Entry, int]] = {}
+        self.todo = 0  # tokens that they had yet to compute when they came
         # A heap of groups by the order of their heads. A head moves forward only when `add` puts
         # one in front, which leaves a new entry here; so what is found at the top may be too
         # early, never too late. Only the latest entry of a group counts.
@@ -33,7 +34,7 @@ class Waiting(Collection[Request]):
 
     def __iter__(self) -> Iterator[Request]:
         """In no particular order."""
-        return (entry[1] for _, entry in self._where.values())
+        return (entry[1] for _, entry, _ in self._where.values())
 
     def __contains__(self, r: object) -> bool:
         return isinstance(r, Request) and r.uid in self._where
@@ -41,7 +42,8 @@ class Waiting(Collection[Request]):
     def add(self, r: Request) -> None:
         group, key = self._ranking.rank(r)
         entry = ((*key, r.arrival, r.uid), r)
-        self._where[r.uid] = (group, entry)
+        self._where[r.uid] = (group, entry, r.todo)
+        self.todo += r.todo
         members = self._groups.setdefault(group, [])
         insort(members, entry)
         if members[0] is entry:
@@ -53,7 +55,8 @@ class Waiting(Collection[Request]):
     def discard(self, r: Request) -> None:
         if r.uid not in self._where:
             return
-        group, entry = self._where.pop(r.uid)
+        group, entry, todo = self._where.pop(r.uid)
+        self.todo -= todo
         members = self._groups[group]
         del members[bisect_left(members, entry)]
         if not members:
@@ -63,7 +66,7 @@ class Waiting(Collection[Request]):
         """Put those of `moved` who wait into their present places."""
         found = {r.uid: r for r in moved if r.uid in self._where}
         if len(found) == len(self):
-            self._groups, self._where, self._heads, self._latest = {}, {}, [], {}
+            self._groups, self._where, self._heads, self._latest, self.todo = {}, {}, [], {}, 0
         for r in found.values():
             self.discard(r)
         for r in found.values():
