@@ -1,23 +1,20 @@
 """llguidance behind the matcher: for grammars that no finite automaton holds.
 
-Its masks are computed at each step, on a thread of their own: what takes long makes its own request
-wait and nobody else's. Calls release the interpreter's lock.
+Its masks are computed at each step, beside the engine's thread: what takes long makes its own
+request wait and nobody else's. Calls release the interpreter's lock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, TimeoutError
-from time import perf_counter
+from concurrent.futures import Future
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from weir.errors import GrammarError
+from weir.grammar.beside import Beside
 from weir.grammar.matcher import Cutter, trim
 from weir.grammar.vocabulary import Vocabulary
-
-QUICK = 5e-4
-"""Seconds that a step waits for a mask, if the one before it came in that time."""
 
 
 class _Tokens:
@@ -58,25 +55,23 @@ class Guidance:
 
 
 class GuidedMatcher:
-    """matcher: at its start, and this request's own. pool: computes masks. cutter: None: never
-    jump."""
+    """matcher: at its start, and this request's own. cutter: None: never jump."""
 
     def __init__(
         self,
         matcher: LLMatcher,
         vocabulary: Vocabulary,
-        pool: Executor,
+        beside: Beside,
         cutter: Cutter | None,
         before: bytes,
     ):
         self._matcher = matcher
         self._pieces = vocabulary.pieces
         self._size = vocabulary.mask_bytes
-        self._pool = pool
+        self._beside = beside
         self._cutter = cutter
         self._before = before
-        self._job: Future[bytes] | None = None
-        self._seconds = 0.0  # that the last mask took
+        self._job: Future[bytes] | None = None  # makes the next mask
         self.complete = False
 
     def begin(self, most: int) -> list[int]:
@@ -88,13 +83,8 @@ class GuidedMatcher:
 
     def mask(self) -> bytes | None:
         if self._job is None:
-            self._job = self._pool.submit(self._compute)
-            if self._seconds < QUICK:
-                try:
-                    return self._job.result(QUICK)
-                except TimeoutError:
-                    return None
-        return self._job.result() if self._job.done() else None
+            self._job = self._beside.start(self._compute)
+        return self._beside.take(self._job)
 
     def advance(self, token: int) -> list[int]:
         tokens, piece = [token], self._pieces[token]
@@ -127,13 +117,10 @@ class GuidedMatcher:
 
     def _note(self, tokens: list[int]) -> None:
         self._before = trim(self._before + b"".join(self._pieces[t] for t in tokens))
-        self._job = None
         if self._matcher.is_error():
             raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
         self.complete = self._matcher.is_stopped()
+        self._job = None if self.complete else self._beside.start(self._compute)
 
     def _compute(self) -> bytes:
-        began = perf_counter()
-        mask = self._matcher.compute_bitmask()
-        self._seconds = perf_counter() - began
-        return bytes(mask[: self._size])
+        return bytes(self._matcher.compute_bitmask()[: self._size])

@@ -2,7 +2,7 @@
 
 Vocabulary and tokenizer live in the engine's process because masks and forced tokens are needed
 between two steps; they are read on a thread while the engine starts. Whatever takes long happens on
-that thread: a request waits for its grammar, a step never does.
+threads: a request waits for its grammar, a step never does.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from functools import cached_property
 
 from weir.core import Grammar, Matcher
 from weir.grammar.automaton import Automaton
+from weir.grammar.beside import Beside
 from weir.grammar.guidance import Guidance, GuidedMatcher
 from weir.grammar.matcher import AutomatonMatcher, Cutter, context
 from weir.grammar.vocabulary import Masks, Vocabulary
 
+THREADS = 4
+"""Grammars opened at once, so that one that takes long holds up few others."""
 KEPT = 256
 """Grammars that are kept for the next request."""
 
@@ -33,11 +36,13 @@ class Tokens:
 
 
 class Library:
-    """tokens: reads the tokenizer; called on the library's thread. size: ids the model has."""
+    """tokens: reads the tokenizer; called on a thread of the library's. size: ids the model has."""
 
     def __init__(self, tokens: Callable[[], Tokens], size: int):
-        self._pool = ThreadPoolExecutor(1, "weir-grammar")
-        self._masks = ThreadPoolExecutor(1, "weir-masks")
+        self._pool = ThreadPoolExecutor(
+            THREADS, "weir-grammar"
+        )  # a job waits for earlier ones alone
+        self._beside = Beside()
         self.jumps = True  # for measuring what jumps are worth
         self._size = size
         self._known: OrderedDict[str, Future[Masks | str]] = OrderedDict()
@@ -59,7 +64,12 @@ class Library:
             except Exception as error:
                 opened.set_exception(error)
             return opened
-        return self._pool.submit(self._open, compiled, prompt, jumps)
+        guidance = self._guidance if grammar.kind == "guidance" else None
+        return self._pool.submit(self._open, compiled, prompt, jumps, guidance)
+
+    @cached_property
+    def _guidance(self) -> Future[Guidance]:
+        return self._pool.submit(self._guide)
 
     def forget(self) -> None:
         """Open every grammar anew from now on."""
@@ -67,16 +77,15 @@ class Library:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._masks.shutdown(wait=False, cancel_futures=True)
+        self._beside.close()
 
-    # -- on the thread -------------------------------------------------------------------------
+    # -- on threads ----------------------------------------------------------------------------
 
     def _read(self, tokens: Callable[[], Tokens]) -> tuple[Vocabulary, Cutter]:
         read = tokens()
         return Vocabulary(read.pieces, self._size, read.ends), Cutter(read.encode, read.pieces)
 
-    @cached_property
-    def _guidance(self) -> Guidance:
+    def _guide(self) -> Guidance:
         return Guidance(*self._vocabulary.result())
 
     def _compile(self, grammar: Grammar) -> Masks | str:
@@ -86,12 +95,19 @@ class Library:
         masks.mask(masks.automaton.start)
         return masks
 
-    def _open(self, compiled: Future[Masks | str], prompt: Sequence[int], jumps: bool) -> Matcher:
+    def _open(
+        self,
+        compiled: Future[Masks | str],
+        prompt: Sequence[int],
+        jumps: bool,
+        guidance: Future[Guidance] | None = None,
+    ) -> Matcher:
         vocabulary, cutter = self._vocabulary.result()
         before = context(vocabulary.pieces, prompt)
         cuts = cutter if jumps and self.jumps else None
         found = compiled.result()
         if isinstance(found, Masks):
-            return AutomatonMatcher(found, cuts, before)
-        matcher = self._guidance.compile(found)
-        return GuidedMatcher(matcher, vocabulary, self._masks, cuts, before)
+            return AutomatonMatcher(found, self._beside, cuts, before)
+        assert guidance is not None
+        matcher = guidance.result().compile(found)
+        return GuidedMatcher(matcher, vocabulary, self._beside, cuts, before)

@@ -8,10 +8,13 @@ to the model, so a jump decides nothing that the model could have decided otherw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 from weir.errors import GrammarError
 from weir.grammar.automaton import DEAD
+from weir.grammar.beside import Beside
 from weir.grammar.vocabulary import Masks
 
 CONTEXT = 48
@@ -84,27 +87,29 @@ def trim(text: bytes) -> bytes:
 class AutomatonMatcher:
     """before: the last bytes of the prompt. cutter: None: never jump."""
 
-    def __init__(self, masks: Masks, cutter: Cutter | None, before: bytes = b""):
+    def __init__(self, masks: Masks, beside: Beside, cutter: Cutter | None, before: bytes = b""):
         self._masks = masks
+        self._beside = beside
         self._automaton = masks.automaton
         self._pieces = masks.vocabulary.pieces
         self._cutter = cutter
         self._before = before
         self._state = self._automaton.start
+        self._next = self._look()
         self.complete = False
 
     def begin(self, most: int) -> list[int]:
         forced, _ = self._automaton.force(self._state)
         if not forced or self._cutter is None:
             return []
-        tokens = self._kept(self._cutter.cut(self._before, forced), self._state, len(forced), 0)
+        tokens = self._kept(self._cutter.cut(self._before, forced), self._state, 0)
         if len(tokens) > most or self._ends(tokens):
             return []  # at least one token is the model's, so that there is an answer to give
         self._take(tokens)
         return tokens
 
     def mask(self) -> bytes | None:
-        return self._masks.mask(self._state)
+        return self._next if isinstance(self._next, bytes) else self._beside.take(self._next)
 
     def advance(self, token: int) -> list[int]:
         piece = self._pieces[token] if token < len(self._pieces) else b""
@@ -116,7 +121,7 @@ class AutomatonMatcher:
         tokens = [token]
         if forced and self._cutter is not None:
             whole = self._cutter.cut(self._before, piece + forced)
-            kept = self._kept(whole, start, len(piece) + len(forced), 1)
+            kept = self._kept(whole, start, 1)
             if sum(len(self._pieces[one]) for one in kept) >= len(piece):
                 tokens = kept
         self._take(tokens)
@@ -127,17 +132,22 @@ class AutomatonMatcher:
         self._state = self._automaton.run(text, self._state)
         self._before = trim(self._before + text)
         self.complete = bool(self._automaton.final[self._state])
+        self._next = b"" if self.complete else self._look()
+
+    def _look(self) -> bytes | Future[bytes]:
+        """The mask of this state, or the job that makes it."""
+        known = self._masks.known(self._state)
+        return known or self._beside.start(partial(self._masks.mask, self._state))
 
     def _ends(self, tokens: list[int]) -> bool:
         text = b"".join(self._pieces[token] for token in tokens)
         return bool(self._automaton.accepting[self._automaton.run(text, self._state)])
 
-    def _kept(self, tokens: list[int], state: int, length: int, free: int) -> list[int]:
-        """Of the tokens of `length` forced bytes, those before the first that the model might
-        replace by one that reaches further. The first `free` ones are not questioned."""
+    def _kept(self, tokens: list[int], state: int, free: int) -> list[int]:
+        """Of the tokens of forced bytes, those before the first that the model might replace by one
+        that reaches further. The first `free` ones are not questioned."""
         for index, token in enumerate(tokens):
-            if index >= free and self._masks.longest(state) > length:
+            if index >= free and self._masks.chosen(state):
                 return tokens[:index]
             state = self._automaton.run(self._pieces[token], state)
-            length -= len(self._pieces[token])
         return tokens

@@ -5,13 +5,19 @@ The trie is built once a model and shared by all grammars. Knows no tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weir.grammar.automaton import DEAD, Automaton
+
+MEMORY = 1 << 30
+"""Bytes of masks that are kept for one vocabulary, whatever grammars they belong to."""
 
 DENSE = 0.2
 """The share of a level's nodes from which on all of them are computed: gathering some costs more
@@ -41,8 +47,24 @@ class Vocabulary:
         self.mask_bytes = -(-size // 8)
         self.end_mask = self.pack(np.array(self.ends, np.int64))
         texts = set(range(min(size, len(pieces)))) - set(self.ends)
-        self.lengths = np.array([len(piece) for piece in pieces[:size]], np.int64)
         self.levels = list(self._levels(sorted(t for t in texts if pieces[t])))
+        self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._most = MEMORY // max(1, self.mask_bytes)
+        self._lock = threading.Lock()
+
+    def kept(self, key: tuple[int, int]) -> bytes | None:
+        """A mask that was made before, by its grammar's number and its state."""
+        with self._lock:
+            mask = self._kept.get(key)
+            if mask is not None:
+                self._kept.move_to_end(key)
+            return mask
+
+    def keep(self, key: tuple[int, int], mask: bytes) -> None:
+        with self._lock:
+            self._kept[key] = mask
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
 
     def _levels(self, tokens: list[int]) -> Iterable[Level]:
         """Lay the trie out from the sorted pieces: a node is a distinct prefix."""
@@ -78,8 +100,12 @@ class Vocabulary:
         return np.packbits(bits, bitorder="little")
 
 
+_numbers = count()
+
+
 class Masks:
-    """The tokens that one automaton allows, by state: computed when first asked for, then kept."""
+    """The tokens that one automaton allows, by state: computed when first asked for, then kept as
+    long as there is room. May be called from several threads."""
 
     def __init__(self, automaton: Automaton, vocabulary: Vocabulary):
         self.automaton = automaton
@@ -89,38 +115,46 @@ class Masks:
         self._classes = [
             automaton.classes[level.letters].astype(np.int64) for level in vocabulary.levels
         ]
-        self._known: dict[int, bytes] = {}
-        self._longest: dict[int, int] = {}
+        self._number = next(_numbers)
+        self._chosen: dict[int, bool] = {}
+
+    def known(self, state: int) -> bytes | None:
+        """As `mask`, where that takes no time."""
+        return self.vocabulary.kept((self._number, state))
 
     def mask(self, state: int) -> bytes:
         """One bit a token, lowest first; those that end an answer where it may end."""
-        found = self._known.get(state)
+        found = self.known(state)
         if found is None:
-            mask = self.vocabulary.pack(self._allowed(state))
+            mask = self.vocabulary.pack(np.concatenate(list(self._allowed(state))))
             if self.automaton.accepting[state]:
                 mask |= self.vocabulary.end_mask
-            found = self._known[state] = mask.tobytes()
+            found = mask.tobytes()
+            self.vocabulary.keep((self._number, state), found)
         return found
 
-    def longest(self, state: int) -> int:
-        """Bytes of the longest token that may come in a state."""
-        found = self._longest.get(state)
+    def chosen(self, state: int) -> bool:
+        """Whether a token may come that says more than what is forced in a state, so that the next
+        token is a choice although the next bytes are not."""
+        found = self._chosen.get(state)
         if found is None:
-            lengths = self.vocabulary.lengths[self._allowed(state)]
-            found = self._longest[state] = int(lengths.max(initial=0))
+            forced = len(self.automaton.force(state)[0])
+            levels = enumerate(self._allowed(state), 1)
+            found = any(length > forced and len(tokens) for length, tokens in levels)
+            self._chosen[state] = found
         return found
 
-    def _allowed(self, state: int) -> NDArray[np.int64]:
-        """Go down the trie and the automaton together, a level at a time. `states` are those of
-        the level's nodes: of all of them, or, once few are left, of the live ones alone."""
-        allowed = []
+    def _allowed(self, state: int) -> Iterator[NDArray[np.int64]]:
+        """The tokens that may come, by their length: down the trie and the automaton together, a
+        level at a time. `states` are those of the level's nodes: of all of them, or, once few are
+        left, of the live ones alone."""
         states = np.array([state], np.int64) * self._width  # rows of the table, by their offset
         live: NDArray[np.int64] | None = None
         for level, classes in zip(self.vocabulary.levels, self._classes, strict=True):
             if live is None:
                 states = self._table[states[level.parents] + classes]
                 alive = states != DEAD
-                allowed.append(level.tokens[alive[level.nodes]])
+                yield level.tokens[alive[level.nodes]]
                 some = np.flatnonzero(alive)
                 if len(some) < DENSE * len(states):
                     live, states = some, states[some]
@@ -133,8 +167,7 @@ class Masks:
                 live, states = children[alive], after[alive]
                 reached = np.zeros(len(classes), np.bool_)
                 reached[live] = True
-                allowed.append(level.tokens[reached[level.nodes]])
+                yield level.tokens[reached[level.nodes]]
             if live is not None and not len(live):
                 break
             states = states * self._width
-        return np.concatenate(allowed)
