@@ -124,6 +124,7 @@ class Request:
     arrival: float
     priority: int = 0  # smaller goes first
     user: str = ""
+    program: str = ""  # of many calls, that this is one of
     grammar: Grammar | None = None
     matcher: Matcher | None = None  # the grammar opened for this request
     prompt: int = 0  # len(tokens) at arrival

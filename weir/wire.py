@@ -28,6 +28,7 @@ class Submit(Struct, tag=True):
     arrival: float  # time.monotonic() of this machine
     priority: int = 0
     user: str = ""
+    program: str = ""
     grammar: Grammar | None = None
 
 

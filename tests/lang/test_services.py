@@ -7,12 +7,13 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
 import weir
 from tests.server.conftest import serving
 from weir.errors import BadRequest, ConfigError, EngineDead, Overloaded
-from weir.lang.backend.openai import image_url
+from weir.lang.backend.hosted import image_url
 from weir.lang.speculate import Blank, match
 
 
@@ -61,6 +62,46 @@ def test_a_weir_server_gives_what_the_engine_gives(server, kept):
     assert states[1]["answer"] == "system"
     meta = states[0].get_meta_info("answer")
     assert (meta["finish_reason"], meta["completion_tokens"]) == ("length", 6)
+
+
+def test_a_weir_server_knows_which_program_and_branch_calls(server, kept):
+    backend = kept.RuntimeEndpoint(server.url)
+
+    @weir.function
+    def program(s):
+        s += "hello "
+        with s.fork(2) as branches:
+            branches += greedy("x", 2)
+            (inner,) = branches[1].fork(1)
+            inner += weir.select("y", ["a", "b"])
+        s += greedy("z", 2)
+
+    state = program.run(backend=backend)
+    name = state.stream.prompt.program
+    calls = [f.program for f in server.finished if f.program.startswith(name)]
+    kinds = {f"{name}{branch}" for branch in ("", "/0", "/1", "/1/0")}
+    assert set(calls) == kinds and calls.count(f"{name}/1/0") == 2  # one a choice
+    found = httpx.get(f"{server.url}/programs").json()["programs"]
+    assert found[0]["program"] == name and len({one["program"] for one in found}) == len(found)
+    usage = found[0]
+    assert (usage["calls"], usage["branches"], usage["failed"]) == (len(calls), 4, 0)
+    assert usage["completion_tokens"] == 6 and usage["prompt_tokens"] > 6 * len("hello ")
+    assert usage["cached_tokens"] >= 0 and usage["seconds"] > 0
+
+
+def test_logprobs_come_from_every_endpoint(server, kept):
+    for backend in (
+        kept.RuntimeEndpoint(server.url),
+        kept.OpenAI("fake", base_url=f"{server.url}/v1", is_chat_model=False),
+        kept.OpenAI("fake", base_url=f"{server.url}/v1"),
+    ):
+        said = weir.user("hello") + weir.assistant(greedy("x", 3, logprobs=2))
+        state = weir.function(lambda s, said=said: s.extend(said)).run(backend=backend)
+        entries = state.get_meta_info("x")["logprobs"]
+        assert "".join(one.token for one in entries) == state["x"] != ""
+        assert [one.logprob for one in entries] == [-0.5] * 3
+        assert all(one.rank == 1 and one.top[0].token == one.token for one in entries)
+        assert all(len(one.top) == 2 and one.top[1].logprob < -0.5 for one in entries)
 
 
 def test_choices_are_scored_by_a_weir_server_in_one_call(server, kept):

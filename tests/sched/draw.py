@@ -19,7 +19,7 @@ LEAVES = [
     *("shortest", "shortest(preempt=true)", "learned(preempt=true, limit=4)", "mlfq(quantum=2)"),
 ]
 AROUND = [
-    *("fair({})", "queued({})", "queued({}, least=1)", "queued({}, least=5)"),
+    *("programs({})", "fair({})", "queued({})", "queued({}, least=1)", "queued({}, least=5)"),
     *("aging({}, threshold=20)", "aging({}, threshold=60, quantum=3)"),
 ]
 

@@ -78,6 +78,7 @@ def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None
                     float(step),
                     priority=uid % 5 == 0,
                     user="abc"[uid % 3],
+                    program=["", "p", "q"][uid % 3],
                 )
                 if rng is not None and uid % 2:
                     r.matcher = Toy(rng)

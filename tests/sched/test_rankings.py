@@ -309,3 +309,31 @@ def test_length_is_what_the_caller_knows():
     assert Shortest(lambda r: known[r.uid]).key(
         Request(1, [1, 2], Sampling(max_tokens=100), 0.0)
     ) == (0, True, 5.0)
+
+
+def test_calls_of_a_program_stand_where_its_first_call_did():
+    it = engine("programs(fcfs)", requests=1)
+    for uid, program in enumerate(["a", "b", "", "a", "b", "a"]):
+        submit(it, uid, 2, program=program)
+    submit(it, 6, 2, program="c", priority=-1)
+    assert starts_after(it) == [6, 0, 3, 5, 1, 4, 2]
+    submit(it, 7, 2, program="c")  # nothing of it is live, but it began before the next
+    submit(it, 8, 2, program="d")
+    it.scheduler.ranking.since["c"] = 6.0
+    assert starts_after(it)[-2:] == [7, 8]
+    assert not it.scheduler.ranking.live
+
+
+def test_programs_that_ended_are_forgotten_in_the_end(monkeypatch):
+    monkeypatch.setattr("weir.sched.programs.KEPT", 4)
+    it = engine("programs(fcfs)", requests=2)
+    for uid in range(40):
+        submit(it, uid, 1, program=f"p{uid}")
+        ends(it)
+    known = it.scheduler.ranking.since
+    assert len(known) <= 8 and "p39" in known and "p0" not in known
+
+
+def starts_after(it: Engine) -> list[int]:
+    ends(it)
+    return starts(it)

@@ -125,6 +125,7 @@ class Assembly:
     submits: list[Submit]
     usage: Usage
     timing: Timing
+    program: str = ""
     choices: list[Choice] = field(default_factory=list)
     prompt_logprobs: list[Logprob | None] | None = None
     vector: list[float] | None = None
@@ -207,6 +208,7 @@ class Assembly:
             finish_reasons=[choice.finish_reason or "error" for choice in self.choices],
             error=self.error,
             user=first.user,
+            program=self.program,
             priority=first.priority,
             preempted=self.preempted,
             max_tokens=self.params.max_tokens,

@@ -45,12 +45,15 @@ class Client(Protocol):
         request_id: str | None = None,
         priority: int = 0,
         user: str = "",
+        program: str = "",
         pool: str | None = None,
         add_special_tokens: bool = True,
         grammar: Grammar | None = None,
     ) -> Stream:
         """Check everything at once and hand the request to the engine; never waits for it.
 
+        program: names the program of many calls that this one belongs to, and after a slash the
+        branch of it.
         Raises `BadRequest` (too long, ids out of range, a request id in use) and `Overloaded`
         (queue full, engine starting, restarting, draining or dead).
         """

@@ -39,6 +39,7 @@ def request(submit: Submit) -> Request:
         arrival=submit.arrival,
         priority=submit.priority,
         user=submit.user,
+        program=submit.program,
         grammar=submit.grammar,
     )
 

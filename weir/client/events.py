@@ -80,6 +80,7 @@ class Finished(Struct):
     finish_reasons: list[str]  # one a choice
     error: str = ""
     user: str = ""
+    program: str = ""  # and its branch, after a slash
     priority: int = 0
     preempted: int = 0
     max_tokens: int | None = None  # as asked

@@ -74,6 +74,7 @@ class Ledger:
         request_id: str | None = None,
         priority: int = 0,
         user: str = "",
+        program: str = "",
         pool: str | None = None,
         add_special_tokens: bool = True,
         grammar: Grammar | None = None,
@@ -103,6 +104,7 @@ class Ledger:
                 arrival=now,
                 priority=priority,
                 user=user,
+                program=program.partition("/")[0],
                 grammar=grammar,
             )
             for index in range(params.n)
@@ -113,6 +115,7 @@ class Ledger:
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_ids=ids,
             params=params,
+            program=program,
             text=self.text,
             submits=submits,
             usage=Usage(prompt_tokens=len(ids)),

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import uuid4
 
 from weir.errors import WeirError
 from weir.lang import ir, scorers
@@ -84,7 +85,7 @@ class Stream:
     def __init__(self, backend: Backend, defaults: dict[str, Any], waits: bool = False):
         self.backend = backend
         self.defaults = defaults
-        self.prompt = Prompt("")
+        self.prompt = Prompt("", program=uuid4().hex[:16])
         self.inherited = 0  # characters of its text that are its parent's
         self.error: ProgramError | None = None
         self.spoken: list[Spoken] = []
@@ -95,6 +96,7 @@ class Stream:
         self._complete: set[str] = set()  # names that were given a value, or will not be
         self._items: deque[Item] = deque()
         self._waits = waits
+        self._branches = 0
         self._work: asyncio.Task[None] | None = None
         self._heard: list[asyncio.Future[None]] = []
 
@@ -247,7 +249,7 @@ class Stream:
         scores = await self.backend.score(prompt, node.choices)
         alone = None
         if node.scorer == "unconditional_likelihood_normalized":
-            alone = await self.backend.score(Prompt(""), node.choices)
+            alone = await self.backend.score(Prompt("", program=prompt.program), node.choices)
         rated = scorers.rate(node.scorer, scores, alone)
         best = max(range(len(rated)), key=rated.__getitem__)
         self._say(node.choices[best], node.name)
@@ -279,14 +281,19 @@ class Stream:
         """The children may go on. The prefix they share is computed before they ask for it."""
         if self.error is None and len(fork.children) > 1 and self.prompt.text:
             await self.backend.cache(replace(self.prompt))
-        for child in fork.children:
-            child.prompt = replace(self.prompt, images=list(self.prompt.images))
+        for number, child in enumerate(fork.children, self._branches):
+            child.prompt = replace(
+                self.prompt,
+                images=list(self.prompt.images),
+                program=f"{self.prompt.program}/{number}",
+            )
             child.inherited = len(self.prompt.text)
             child.error = self.error
             child._roles, child._after = list(self._roles), self._after
             child._scopes = dict(self._scopes)
             child._waits = False
             child._go()
+        self._branches += len(fork.children)
 
     async def _join(self, join: Join, fill: dict[str, Value]) -> None:
         for mark in join.marks:

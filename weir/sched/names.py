@@ -26,6 +26,7 @@ from weir.sched.expression import Expression, parse
 from weir.sched.fair import Fair
 from weir.sched.placement import Estimate, OnDemand, Placement, Reserve
 from weir.sched.prefix import DepthFirst, LongestPrefix, Matches
+from weir.sched.programs import Programs
 from weir.sched.ranking import FCFS, Feedback, Ranking
 from weir.sched.shortest import Learned, Scorer, Shortest, promised
 
@@ -44,6 +45,7 @@ class Knowledge:
     weights: Mapping[str, float] = field(default_factory=dict)  # of tenants, for `fair`
 
 
+PLAIN = "fcfs lpm dfs-weight shortest learned mlfq"
 AUTO = "queued(aging(learned, threshold=1000, quantum=1000000))"
 """Where lengths are predicted. Whoever has waited a thousand steps is served to the end, so that an
 overload becomes first come, first served. With the paper's quantum of 10 tokens those who are
@@ -86,10 +88,13 @@ def _ranking(e: Expression, cache: Cache, knowledge: Knowledge) -> Ranking:
         case "aging":
             inner, options = around(threshold=Count, quantum=Count)
             return Aging(inner, **options)
+        case "programs":
+            inner, _ = around()
+            return Programs(inner)
         case "queued":
             inner, options = around(least=Count)
             return Queued(inner, **options)
-    raise _unknown(e, "fcfs lpm dfs-weight shortest learned mlfq fair(…) aging(…) queued(…) auto")
+    raise _unknown(e, f"{PLAIN} fair(…) aging(…) queued(…) programs(…) auto")
 
 
 def composer(text: str, pace: Pace) -> Composer:

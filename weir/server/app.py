@@ -47,6 +47,7 @@ from weir.server.operations import (
     ServerInfo,
     Version,
 )
+from weir.server.programs import ProgramList
 from weir.server.schema import document, page
 from weir.server.service import Options, Service
 from weir.server.tokens import detokenize, tokenize, tokenizer_info
@@ -135,6 +136,9 @@ ENDPOINTS = (
     Endpoint("/livez", operations.live, "200 unless restarting helps.", GET, open=True),
     Endpoint("/metrics", operations.metrics, "Prometheus metrics.", GET, media="text/plain"),
     Endpoint("/version", operations.version, "The version.", GET, answer=Version),
+    Endpoint(
+        "/programs", operations.programs, "What programs cost so far.", GET, answer=ProgramList
+    ),
     Endpoint("/load", operations.load, "Requests in hand.", GET, answer=Load),
     Endpoint(
         "/model_info",
@@ -188,6 +192,7 @@ def create_app(client: Client, config: Options) -> Starlette:
     if config.enable_log_requests:
         client.listeners.append(logs.log_finished)
     service = Service(client, config, metrics, tracer)
+    client.listeners.append(service.programs)
     cors = Middleware(
         CORSMiddleware,
         allow_origins=config.allowed_origins,

@@ -63,6 +63,7 @@ class Call:
             request_id=body.request_id,
             priority=body.priority or 0,
             user=body.user or "",
+            program=body.program or "",
             truncate=body.truncate_prompt_tokens,
             structured=body.structured[0] if isinstance(body, Generation) else "",
             **options,

@@ -21,6 +21,7 @@ from weir.server.openai import (
     Count,
     Logprobs,
     Penalty,
+    ProgramId,
     Repetition,
     RequestId,
     StopString,
@@ -103,6 +104,7 @@ class GenerateRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     return_text_in_logprobs: bool = False
     rid: RequestId | None = None
     priority: Annotated[int, Meta(ge=-SMALL, le=SMALL)] = 0
+    program: ProgramId = ""
     token_ids_logprob: Unserved = None
     input_embeds: Unserved = None
     image_data: Unserved = None
@@ -145,6 +147,7 @@ async def generate(call: Call, body: GenerateRequest) -> Reply:
         _params(body, len(prompts)),
         request_id=body.rid,
         priority=body.priority,
+        program=body.program,
         field="text" if body.input_ids is None else "input_ids",
         structured="sampling_params",
     )

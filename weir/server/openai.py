@@ -44,11 +44,17 @@ Prompts = (
 """One text, several, the token ids of one prompt, or of several. See `jobs.split`."""
 
 
+ProgramId = Annotated[
+    str, Meta(max_length=256, description="the program this call is of, and /its branch")
+]
+
+
 class OpenAIRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """What every OpenAI request may hold."""
 
     model: str | None = None  # None: the model that is served
     user: Annotated[str, Meta(max_length=1024)] | None = None
+    program: ProgramId | None = None
     request_id: RequestId | None = None
     priority: Annotated[int, Meta(ge=-SMALL, le=SMALL)] | None = None  # smaller goes first
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=SMALL)] | None = None  # -1: what fits

@@ -196,6 +196,10 @@ async def abort_request(call: Call, body: AbortRequest) -> Reply:
     return Aborted(sum(call.service.abort(identity) for identity in wanted))
 
 
+async def programs(call: Call, _: None) -> Reply:
+    return call.service.programs.usage()
+
+
 async def openapi(call: Call, _: None) -> Reply:
     return Response(call.request.app.state.openapi, media_type="application/json")
 

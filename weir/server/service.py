@@ -13,6 +13,7 @@ from weir.params import SamplingParams
 from weir.server.jobs import Job
 from weir.server.keys import Keys
 from weir.server.metrics import Metrics
+from weir.server.programs import Programs
 from weir.server.tracing import Tracer
 
 LONG = 16384  # characters from which a prompt is encoded on a thread, so that streams go on
@@ -48,6 +49,7 @@ class Service:
         self.client = client
         self.options = options
         self.metrics = metrics
+        self.programs = Programs()
         self.tracer = tracer
         self.jobs: dict[str, Job] = {}
         self.open = 0  # HTTP requests being answered
@@ -77,6 +79,7 @@ class Service:
         traceparent: str | None = None,
         priority: int = 0,
         user: str = "",
+        program: str = "",
         pool: str | None = None,
         add_special_tokens: bool = True,
         truncate: int | None = None,
@@ -106,6 +109,7 @@ class Service:
                     request_id=request_id if len(prompts) == 1 else f"{request_id}-{index}",
                     priority=priority,
                     user=user,
+                    program=program,
                     pool=pool,
                     add_special_tokens=add_special_tokens,
                     grammar=grammar,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from weir.errors import BadRequest, ConfigError
-from weir.lang.backend.base import Piece, Prompt, Score, Turn
-from weir.lang.backend.openai import image_url
+from weir.lang.backend.base import Piece, Prompt
+from weir.lang.backend.hosted import Hosted, message, open_turn
 from weir.lang.backend.service import Service
 
 VERSION = "2023-06-01"
@@ -16,12 +16,10 @@ NAMES = {"stop": "stop_sequences"}
 TAKEN = {"max_tokens", "temperature", "top_p", "top_k", "stop"}
 
 
-class Anthropic:
+class Anthropic(Hosted):
     """model_name: as the service knows it. api_key: by default ANTHROPIC_API_KEY.
 
     The system's turn must come first. An assistant's turn that has begun is gone on with."""
-
-    chats = True
 
     def __init__(
         self,
@@ -32,21 +30,12 @@ class Anthropic:
         key = api_key or os.environ.get("ANTHROPIC_API_KEY", "")
         if not key:
             raise ConfigError("Anthropic needs a key: set ANTHROPIC_API_KEY, or give api_key")
-        self.model = model_name
-        self.service = Service(base_url, {"x-api-key": key, "anthropic-version": VERSION})
-
-    def shutdown(self) -> None:
-        """Close the connections to the service."""
-        self.service.close()
-
-    def turn(self, roles: Sequence[str]) -> Turn:
-        return Turn(f"{roles[-1].upper()}: ", "\n")
+        headers = {"x-api-key": key, "anthropic-version": VERSION}
+        super().__init__(Service(base_url, headers), model_name)
 
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]
     ) -> AsyncGenerator[Piece, None]:
-        if prompt.role != "assistant":
-            raise BadRequest("this service writes the assistant's turns only: use weir.assistant")
         async for event in self.service.events("/messages", self._body(prompt, settings)):
             match event.get("type"):
                 case "content_block_delta":
@@ -68,34 +57,17 @@ class Anthropic:
         if isinstance(body.get("stop_sequences"), str):
             body["stop_sequences"] = [body["stop_sequences"]]
         system = [turn["content"] for turn in prompt.turns if turn["role"] == "system"]
-        messages = [_message(turn) for turn in prompt.turns if turn["role"] != "system"]
-        begun = prompt.text[prompt.turn_start :].rstrip()
-        if begun:
+        messages = [message(turn, _picture) for turn in prompt.turns if turn["role"] != "system"]
+        if begun := open_turn(prompt).rstrip():
             messages.append({"role": "assistant", "content": begun})
         if system:
             body["system"] = "\n\n".join(system)
         return body | {"model": self.model, "messages": messages, "stream": True}
 
-    async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
-        raise BadRequest("select needs logprobs of the prompt, which this service does not give")
 
-    async def cache(self, prompt: Prompt) -> None:
-        """The service takes no hints."""
-
-    async def flush(self) -> None:
-        raise BadRequest("this service's cache cannot be flushed")
-
-
-def _message(turn: dict[str, Any]) -> dict[str, Any]:
-    if not turn["images"]:
-        return {"role": turn["role"], "content": turn["content"]}
-    parts: list[dict[str, Any]] = [{"type": "text", "text": turn["content"]}]
-    for image in turn["images"]:
-        url = image_url(image)
-        if url.startswith("data:"):
-            kind, data = url.removeprefix("data:").split(";base64,")
-            source = {"type": "base64", "media_type": kind, "data": data}
-        else:
-            source = {"type": "url", "url": url}
-        parts.append({"type": "image", "source": source})
-    return {"role": turn["role"], "content": parts}
+def _picture(url: str) -> dict[str, Any]:
+    if not url.startswith("data:"):
+        return {"type": "image", "source": {"type": "url", "url": url}}
+    kind, data = url.removeprefix("data:").split(";base64,")
+    source = {"type": "base64", "media_type": kind, "data": data}
+    return {"type": "image", "source": source}

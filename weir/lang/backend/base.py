@@ -21,6 +21,7 @@ class Prompt:
     role: str | None = None  # of the open turn
     turn_start: int = 0
     images: list[str | bytes] = field(default_factory=list)
+    program: str = ""  # that says it, and its branch after a slash
 
     @property
     def templated(self) -> bool:

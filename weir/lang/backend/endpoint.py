@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from weir.lang.backend.base import Piece, Prompt, Score, Turn, healed
+from weir.lang.backend.base import Prompt, Score, Turn, healed
 from weir.lang.backend.openai import Completions
 from weir.lang.backend.service import Service
 from weir.lang.backend.turns import Turns
@@ -17,28 +17,25 @@ from weir.text.template import ChatTemplate
 class RuntimeEndpoint(Completions):
     """base_url: the server's root. Raises EngineDead when it does not answer."""
 
+    path = "/v1/completions"
+
     def __init__(self, base_url: str, api_key: str | None = None):
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else None
         service = Service(base_url, headers)
-        models = wait(spawn(service.get("/v1/models")))
-        super().__init__(service, models["data"][0]["id"])
+        model = wait(spawn(service.get("/v1/models")))["data"][0]
+        super().__init__(service, model["id"])
+        self._ours = model.get("owned_by") == "weir"  # others need not know of programs
         self._turns = Turns(_Template(wait(spawn(service.get("/tokenizer_info")))))
 
     def turn(self, roles: Sequence[str]) -> Turn:
         return self._turns.turn(roles)
 
-    async def generate(
-        self, prompt: Prompt, settings: dict[str, Any]
-    ) -> AsyncGenerator[Piece, None]:
-        body = self._body(settings) | {
-            "prompt": prompt.text,
-            "add_special_tokens": not prompt.templated,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        async for event in self.service.events("/v1/completions", body):
-            for piece in self._pieces(event):
-                yield piece
+    def _said(self, prompt: Prompt) -> dict[str, Any]:
+        templated = {"add_special_tokens": not prompt.templated}
+        return super()._said(prompt) | templated | self._program(prompt)
+
+    def _program(self, prompt: Prompt) -> dict[str, Any]:
+        return {"program": prompt.program} if self._ours else {}
 
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
         """See `Runtime.score`: one call for all choices."""
@@ -51,7 +48,7 @@ class RuntimeEndpoint(Completions):
             "sampling_params": {"max_new_tokens": 0},
             "return_logprob": True,
             "logprob_start_len": same - 1,
-        }
+        } | self._program(prompt)
         answers = await self.service.post("/generate", body)
         echoed = [answer["meta_info"]["input_token_logprobs"][1:] for answer in answers]
         return [Score([t for _, t, _ in one], [value for value, _, _ in one]) for one in echoed]
@@ -62,11 +59,7 @@ class RuntimeEndpoint(Completions):
         return tokens
 
     async def cache(self, prompt: Prompt) -> None:
-        body = self._body({"max_tokens": 0}) | {
-            "prompt": prompt.text,
-            "add_special_tokens": not prompt.templated,
-        }
-        await self.service.post("/v1/completions", body)
+        await self.service.post(self.path, {"max_tokens": 0} | self._said(prompt))
 
     async def flush(self) -> None:
         await self.service.post("/flush_cache", None)

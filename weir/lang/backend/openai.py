@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import AsyncGenerator, Sequence
-from pathlib import Path
 from typing import Any
 
+from weir.client.events import Logprob
 from weir.errors import BadRequest, ConfigError
-from weir.lang.backend.base import Piece, Prompt, Score, Turn
+from weir.lang.backend.base import Piece, Prompt, Score
+from weir.lang.backend.hosted import Hosted, message, open_turn
 from weir.lang.backend.service import Service
-
-STANDARD = {
-    "max_tokens", "n", "stop", "temperature", "top_p", "frequency_penalty", "presence_penalty",
-    "logit_bias", "seed", "logprobs",
-}  # fmt: skip
-"""Settings that OpenAI itself takes; the rest is for servers that take more."""
 
 
 def OpenAI(
@@ -33,41 +27,23 @@ def OpenAI(
     return (Chat if is_chat_model else Completions)(service, model_name)
 
 
-class Completions:
+class Completions(Hosted):
     """Goes on with a text. Turns are written plainly, as "USER: ...", for lack of a template."""
 
     chats = False
-
-    def __init__(self, service: Service, model: str):
-        self.service = service
-        self.model = model
-
-    def shutdown(self) -> None:
-        """Close the connections to the service."""
-        self.service.close()
-
-    def turn(self, roles: Sequence[str]) -> Turn:
-        return Turn(f"{roles[-1].upper()}: ", "\n")
+    path = "/completions"
 
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]
     ) -> AsyncGenerator[Piece, None]:
-        _no_images(prompt)
-        body = self._body(settings) | {"prompt": prompt.text, **_streamed()}
-        async for event in self.service.events("/completions", body):
-            for piece in self._pieces(event):
-                yield piece
+        if prompt.images or any(turn["images"] for turn in prompt.turns):
+            raise BadRequest("this backend reads text only, no images")
+        body = structured(settings) | self._said(prompt)
+        async for piece in pieces(self.service, self.path, body):
+            yield piece
 
-    def _body(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return {"model": self.model} | structured(settings)
-
-    def _pieces(self, event: dict[str, Any]) -> list[Piece]:
-        usage = _used(self.service, event)
-        found = [
-            Piece(choice.get("text") or "", choice["index"], choice.get("finish_reason"), **usage)
-            for choice in event["choices"]
-        ]
-        return found or ([Piece("", **usage)] if usage else [])
+    def _said(self, prompt: Prompt) -> dict[str, Any]:
+        return {"model": self.model, "prompt": prompt.text}
 
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
         """One call that echoes the prompt's logprobs; a token that began in the prompt and ends in
@@ -91,65 +67,38 @@ class Completions:
             found.append(Score([hash(token) for token in echoed["tokens"][first:]], logprobs))
         return found
 
-    async def cache(self, prompt: Prompt) -> None:
-        """A service of somebody else's takes no hints; a call would cost money."""
 
-    async def flush(self) -> None:
-        raise BadRequest("this service's cache cannot be flushed")
-
-
-class Chat:
+class Chat(Hosted):
     """Answers a conversation. It cannot go on with a turn that has begun: a `gen` stands first in
     the assistant's turn, or the program speculates (`num_api_spec_tokens`)."""
-
-    chats = True
-
-    def __init__(self, service: Service, model: str):
-        self.service = service
-        self.model = model
-
-    def shutdown(self) -> None:
-        """Close the connections to the service."""
-        self.service.close()
-
-    def turn(self, roles: Sequence[str]) -> Turn:
-        return Turn(f"{roles[-1].upper()}: ", "\n")
 
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]
     ) -> AsyncGenerator[Piece, None]:
-        needs_whole_turn(prompt)
-        messages = [_message(turn) for turn in prompt.turns]
-        body = {"model": self.model} | structured(settings) | {"messages": messages, **_streamed()}
+        if open_turn(prompt):
+            raise BadRequest(
+                "a chat service cannot go on with a turn that has begun: give the program "
+                "num_api_spec_tokens, or let its gen stand first"
+            )
+        messages = [message(turn, _picture) for turn in prompt.turns]
+        body = structured(settings) | {"model": self.model, "messages": messages}
         if "logprobs" in body:
             body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
-        async for event in self.service.events("/chat/completions", body):
-            usage = _used(self.service, event)
-            for choice in event["choices"]:
-                text = (choice.get("delta") or {}).get("content") or ""
-                yield Piece(text, choice["index"], choice.get("finish_reason"), **usage)
-            if usage and not event["choices"]:
-                yield Piece("", **usage)
-
-    async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
-        raise BadRequest("select needs logprobs of the prompt, which a chat service does not give")
-
-    async def cache(self, prompt: Prompt) -> None:
-        """See `Completions.cache`."""
-
-    async def flush(self) -> None:
-        raise BadRequest("this service's cache cannot be flushed")
+        async for piece in pieces(self.service, "/chat/completions", body):
+            yield piece
 
 
-def needs_whole_turn(prompt: Prompt) -> None:
-    """Raises BadRequest unless the assistant's turn has just begun."""
-    if prompt.role != "assistant":
-        raise BadRequest("a chat service writes the assistant's turns only: use weir.assistant")
-    if prompt.text[prompt.turn_start :]:
-        raise BadRequest(
-            "a chat service cannot go on with a turn that has begun: give the program "
-            "num_api_spec_tokens, or let its gen stand first"
-        )
+async def pieces(service: Service, path: str, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
+    """One call's answer as it comes, from either endpoint."""
+    body = body | {"stream": True, "stream_options": {"include_usage": True}}
+    async for event in service.events(path, body):
+        usage = _used(service, event)
+        for choice in event["choices"]:
+            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            logprobs = _logprobs(choice.get("logprobs"))
+            yield Piece(text, choice["index"], choice.get("finish_reason"), logprobs, **usage)
+        if usage and not event["choices"]:
+            yield Piece("", **usage)
 
 
 def structured(settings: dict[str, Any]) -> dict[str, Any]:
@@ -162,10 +111,6 @@ def structured(settings: dict[str, Any]) -> dict[str, Any]:
         shape = {"name": "answer", "schema": schema, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": shape}
     return body
-
-
-def _streamed() -> dict[str, Any]:
-    return {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def _used(service: Service, event: dict[str, Any]) -> dict[str, Any]:
@@ -182,24 +127,40 @@ def _used(service: Service, event: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _message(turn: dict[str, Any]) -> dict[str, Any]:
-    if not turn["images"]:
-        return {"role": turn["role"], "content": turn["content"]}
-    parts: list[dict[str, Any]] = [{"type": "text", "text": turn["content"]}]
-    for image in turn["images"]:
-        parts.append({"type": "image_url", "image_url": {"url": image_url(image)}})
-    return {"role": turn["role"], "content": parts}
+def _logprobs(told: dict[str, Any] | None) -> list[Logprob] | None:
+    """Logprobs as completions tell them, in columns, or as chats do. Services tell no token ids
+    (-1), and ranks as far as the likeliest are listed (else 0)."""
+    if told is None:
+        return None
+    if "content" in told:
+        rows = [
+            (
+                one["token"],
+                one["logprob"],
+                [(t["token"], t["logprob"]) for t in one["top_logprobs"]],
+            )
+            for one in told["content"] or ()
+        ]
+    else:
+        tops = told.get("top_logprobs") or [None] * len(told["tokens"])
+        rows = [
+            (token, logprob, sorted((top or {}).items(), key=lambda entry: -entry[1]))
+            for token, logprob, top in zip(
+                told["tokens"], told["token_logprobs"], tops, strict=True
+            )
+        ]
+    return [
+        _logprob(token, logprob, top, [_logprob(*entry, top) for entry in top])
+        for token, logprob, top in rows
+    ]
 
 
-def image_url(image: str | bytes) -> str:
-    """A URL as it is; a file or bytes as a data URL."""
-    if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
-        return image
-    content = image if isinstance(image, bytes) else Path(image).read_bytes()
-    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def _logprob(
+    token: str, logprob: float, top: list[tuple[str, float]], entries: Sequence[Logprob] = ()
+) -> Logprob:
+    rank = next((at for at, (text, _) in enumerate(top, 1) if text == token), 0)
+    return Logprob(-1, token, list(token.encode("utf-8", "replace")), logprob, rank, list(entries))
 
 
-def _no_images(prompt: Prompt) -> None:
-    if prompt.images or any(turn["images"] for turn in prompt.turns):
-        raise BadRequest("this backend reads text only, no images")
+def _picture(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}

@@ -51,7 +51,9 @@ class Runtime:
     ) -> AsyncGenerator[Piece, None]:
         params = _params(settings)
         grammar = await self.client.compile(params)
-        stream = self.client.submit(self._ids(prompt), params, grammar=grammar)
+        stream = self.client.submit(
+            self._ids(prompt), params, grammar=grammar, program=prompt.program
+        )
         async for output in stream:
             usage = stream.usage
             yield Piece(
@@ -72,7 +74,7 @@ class Runtime:
         whole = [self._encode(prompt.text + choice, prompt) for choice in choices]
         same = healed(plain, whole)
         params = SamplingParams(max_tokens=0, prompt_logprobs=0, score_from=same)
-        streams = [self.client.submit(ids, params) for ids in whole]
+        streams = [self.client.submit(ids, params, program=prompt.program) for ids in whole]
         for stream in streams:
             await stream.collect()
         found = []
@@ -82,7 +84,8 @@ class Runtime:
         return found
 
     async def cache(self, prompt: Prompt) -> None:
-        await self.client.submit(self._ids(prompt), SamplingParams(max_tokens=0)).collect()
+        params = SamplingParams(max_tokens=0)
+        await self.client.submit(self._ids(prompt), params, program=prompt.program).collect()
 
     async def flush(self) -> None:
         self.client.flush()
