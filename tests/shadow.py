@@ -7,6 +7,8 @@ samples is a function of the prefix alone: outputs must not depend on any policy
 
 from __future__ import annotations
 
+from collections import Counter
+
 from weir.core import Capacity, Chunk, Page, Plan, Result
 
 
@@ -44,6 +46,9 @@ class Shadow:
         assert sum(len(lane) for lane in plan.lanes) <= self.capacity.requests
         for uid in plan.forget:
             self.tables.pop(uid, None), self.last.pop(uid, None)
+        loaded = Counter(src.tier for src, dst in plan.moves if src.tier > dst.tier)
+        for tier, most in self.capacity.loads.items():
+            assert loaded[tier] <= most, "more is loaded than one plan may"
         for src, dst in plan.moves:
             self.content[Page(*dst)] = list(self.content[Page(*src)])
         tokens = {}

@@ -16,7 +16,9 @@ from weir import build
 from weir.config import load as config
 from weir.core import AttentionSpec, Delta, Move, Page, Request, Sampling, Score
 from weir.models.load import load
+from weir.runtime import pinned
 from weir.runtime.graphs import Graphs
+from weir.runtime.pinned import host_zeros
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store
 
@@ -210,7 +212,8 @@ WISHES = [
 def test_a_step_never_waits_for_the_device(folder) -> None:
     """PyTorch raises where a call would wait; the result is then waited for once."""
     model = load(folder(TINY), format="dummy", dtype=torch.bfloat16, device=CUDA)
-    store = Store(model.spec.attention, 4, {0: 64}, {0: CUDA}, torch.bfloat16)
+    sizes = {0: 64, 1: 64}
+    store = Store(model.spec.attention, 4, sizes, {0: CUDA, 1: CPU}, torch.bfloat16)
     drive = Drive(Runner(model, store, 64, CUDA, graphs=Graphs([8])))
     drive.run.record()
     texts = [[uid + 1, 5, 9, 33, 7, 2 * uid] for uid in range(len(WISHES))]
@@ -228,7 +231,9 @@ def test_a_step_never_waits_for_the_device(folder) -> None:
             )
             for uid, wish in enumerate(WISHES)
         ]
-        moves = [Move(Page(0, 60), Page(0, 61))] if start == 6 else []
+        there = [Move(Page(0, 60), Page(1, n)) for n in range(20)]
+        back = [Move(Page(1, n), Page(0, 59 - n)) for n in range(3)]
+        moves = [Move(Page(0, 60), Page(0, 61)), *there, *back] if start else []
         plan = drive.plan(chunks, moves=moves)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
@@ -242,20 +247,57 @@ def test_a_step_never_waits_for_the_device(folder) -> None:
 
 
 def test_pages_keep_their_content_between_gpu_and_cpu() -> None:
+    """Beside a GPU that is late, and writes pages as soon as their content has been moved."""
     layers = [AttentionSpec(4, 2, 8, scale=1.0), AttentionSpec(4, 1, 16, scale=1.0)]
     sizes = {0: 40, 1: 60}
     places = [Page(tier, index) for tier, size in sizes.items() for index in range(size)]
     generator = torch.Generator().manual_seed(0)
     store = Store(layers, 4, sizes, {0: CUDA, 1: CPU}, torch.float32)
+    assert store.link is not None
     want = {place: float(n) for n, place in enumerate(places)}
     for place, mark in want.items():
         for kv in store.kv[place.tier]:
             kv[place.index] = mark
-    for _ in range(8):
+    torch.cuda.synchronize()
+    for step in range(100, 160):
         picks = torch.randint(len(places), (25, 2), generator=generator).tolist()
         moves = [Move(places[a], places[b]) for a, b in picks]
+        if step % 2:
+            moves.sort()  # long stretches in one direction
+        torch.cuda._sleep(200_000)
         store.move(moves)
         for src, dst in moves:
             want[dst] = want[src]
+        for index in range(step % 7, 40, 7):
+            want[Page(0, index)] = float(step)
+            for kv in store.kv[0]:
+                kv[index] = float(step)
+    store.settle(range(60))
     for place, mark in want.items():
         assert all((kv[place.index] == mark).all() for kv in store.kv[place.tier])
+
+
+def test_memory_that_the_driver_will_not_lock_is_used_unlocked(monkeypatch, caplog) -> None:
+    held = host_zeros(1 << 22, pinned=True)
+    assert held.is_pinned()
+    monkeypatch.setattr(pinned, "READABLE_BY_ALL", 1 << 30)  # no such flag: refused
+    plain = host_zeros(1 << 22, pinned=True)
+    assert not plain.is_pinned() and "could not be locked" in caplog.text
+    layers = [AttentionSpec(4, 2, 8, scale=1.0)]
+    store = Store(layers, 4, {0: 8, 1: 8}, {0: CUDA, 1: CPU}, torch.float32)
+    assert store.link is None
+    store.kv[0][0][3] = 5.0
+    store.move([Move(Page(0, 3), Page(1, 2)), Move(Page(1, 2), Page(0, 7))])
+    assert (store.kv[1][0][2] == 5.0).all() and (store.kv[0][0][7] == 5.0).all()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_prefixes_come_back_from_main_memory_and_disk(folder, tmp_path, overlap) -> None:
+    heads = [[*range(90 * n, 90 * n + 200)] for n in range(1, 9)]
+    prompts = [head + [n] * 3 for n in range(3) for head in heads]
+    small = {"model": folder(TINY), "load_format": "dummy", "kv_cache_memory": "1MiB"}
+    small |= {"overlap": overlap, "max_num_seqs": 4}
+    want, _ = generate(prompts, 12, **small, enable_prefix_caching=False)
+    disk = {"disk_cache": str(tmp_path / "disk"), "disk_cache_size": "20MiB"}
+    for more in ({"cpu_cache": "20MiB"}, {"cpu_cache": "1MiB"} | disk, disk):
+        assert generate(prompts, 12, **small, **more)[0] == want, more

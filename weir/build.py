@@ -32,6 +32,7 @@ from weir.ops import dispatch, native
 from weir.ops.prefix import shares
 from weir.runtime.disk import Disk, identity
 from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes, shared_sizes
+from weir.runtime.link import slot_bytes
 from weir.runtime.memory import rehearse
 from weir.runtime.rates import rates
 from weir.runtime.runner import Runner
@@ -116,7 +117,7 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
         config, defaults, capacity.tokens, lambda: _cost(config, platform, model, executor, info)
     )
     told = policies.told(config)
-    fetch = None if disk is None else _fetch(disk, capacity.page)
+    fetch = _fetch(executor.runner.store)
     more = {} if fetch is None else {"worth": fetch.worth}
     scheduler = policies.scheduler(
         config, capacity, pace, chains=executor.chains, scorer=told, **more
@@ -163,8 +164,12 @@ def _disk(config: Config, platform: Platform, model: Model, weights: Path) -> Di
     return Disk(Path(config.disk_cache), same, pages, record)
 
 
-def _fetch(disk: Disk, page: int) -> Fetch:
-    return Fetch(disk.record / page, lambda: (disk.read_bytes, disk.read_seconds))
+def _fetch(store: Store) -> Fetch | None:
+    """What learns which tiers are worth loading from, if there are any to load from."""
+    loaded = {Tier.DISK: store.disk.loaded} if store.disk is not None else {}
+    if store.link is not None:
+        loaded[Tier.CPU] = store.link.loaded
+    return Fetch(store.record / store.page, loaded) if loaded else None
 
 
 def _restore(scheduler: Scheduler, disk: Disk) -> int:
@@ -228,20 +233,25 @@ def _executor(
         store = Store(spec.attention, page, sizes, devices, platform.kv_dtype, disk)
         return Runner(model, store, context, device, requests, graphs)
 
-    graphs = Graphs()
+    graphs, below = Graphs(), 0
     if device.type == "cuda":
         graphs = _graphs(config, requests, spec)
         tokens = policies.step_tokens(config, defaults.tokens, spec.context)
         torch.cuda.empty_cache()
         probe = runner(pages_needed(tokens, requests, page), spec.context, graphs)
-        room = _gpu_room(config, device, rehearse(probe, tokens, requests))
+        reserve = rehearse(probe, tokens, requests)
+        if below := _cpu_pages(config, spec, page, platform):
+            reserve += slot_bytes(probe.store.record, below)
+        room = _gpu_room(config, device, reserve)
         del probe
         phases.done("warm-up")
     else:
+        if config.cpu_cache:
+            raise ConfigError("--cpu-cache is for a GPU; on a CPU there is --kv-cache-memory")
         room = _cpu_room(config)
     pages = _pages(config.kv_cache_memory or room, spec, page, platform)
     context = min(spec.context, pages * page)
-    made = runner(pages, context, graphs, _cpu_pages(config, spec, page, platform))
+    made = runner(pages, context, graphs, below)
     phases.done("memory")
     made.record()
     limits = {
@@ -329,8 +339,6 @@ def _cpu_pages(config: Config, spec: Spec, page: int, platform: Platform) -> int
     """Pages of a tier in main memory below the GPU's."""
     if not config.cpu_cache:
         return 0
-    if platform.tier == Tier.CPU:
-        raise ConfigError("--cpu-cache is for a GPU; on a CPU there is --kv-cache-memory")
     pages = config.cpu_cache // page_bytes(spec.attention, page, platform.kv_dtype) - 1
     if pages < 1:
         raise ConfigError(f"--cpu-cache {config.cpu_cache}: that is less than two pages of KV")

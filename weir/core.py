@@ -288,6 +288,7 @@ class Capacity(Struct, frozen=True):
     tokens: int  # tokens in one plan
     requests: int  # requests in one plan
     context: int  # longest sequence
+    loads: dict[int, int] = {}  # tier → most pages that one plan may bring from there; else any
 
 
 class AttentionSpec(Struct, frozen=True):

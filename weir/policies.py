@@ -55,12 +55,18 @@ def scheduler(
     chains: bool = True,
     length: Callable[[Request], float] = promised,
     scorer: Scorer | None = None,
-    worth: Callable[[], bool] = lambda: True,
+    worth: Callable[[int], bool] = lambda tier: True,
 ) -> Scheduler:
     """The scheduler that `config` describes, over what an executor can hold. Raises `ConfigError`
     for a policy that does not exist."""
     sizes = {Tier(tier): pages for tier, pages in capacity.pages.items()}
-    cache = Cache(capacity.page, sizes, reuse=config.enable_prefix_caching, worth=worth)
+    cache = Cache(
+        capacity.page,
+        sizes,
+        reuse=config.enable_prefix_caching,
+        worth=worth,
+        loads=capacity.loads,
+    )
     knowledge = names.Knowledge(length, scorer, weights(config.tenant_weights))
     return Scheduler(
         cache,

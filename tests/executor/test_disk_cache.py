@@ -137,18 +137,18 @@ def test_a_disk_that_fails_ends_the_engine_and_saves_nothing(tmp_path, monkeypat
 
 def test_loading_stops_where_computing_is_faster():
     loaded = [0, 0.0]
-    fetch = Fetch(100.0, lambda: (loaded[0], loaded[1]))
-    assert fetch.worth()  # nothing is known
+    fetch = Fetch(100.0, {2: lambda: (loaded[0], loaded[1])})
+    assert fetch.worth(2)  # nothing is known
     fetch.observe(10, 0.01)  # 1 ms a token
-    assert fetch.worth()
+    assert fetch.worth(2)
     loaded[:] = [1000, 0.001]  # 0.1 ms a token
-    assert fetch.worth()
+    assert fetch.worth(2)
     loaded[:] = [1000, 0.1]  # 10 ms a token
-    answers = [fetch.worth() for _ in range(130)]
+    answers = [fetch.worth(2) for _ in range(130)]
     assert answers.count(True) == 2 and not answers[0]
     for _ in range(50):
         fetch.observe(10, 1.0)  # 100 ms a token: the model is slow
-    assert fetch.worth()
+    assert fetch.worth(2)
 
 
 SHAPE = {

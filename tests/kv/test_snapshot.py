@@ -54,7 +54,7 @@ def test_the_next_cache_finds_what_sank(seed: int, page: int) -> None:
     sizes = {Tier.CPU: 24, Tier.DISK: rng.randrange(1, 60)}
     if rng.random() < 0.3:
         sizes[Tier.GPU] = 24
-    worth = (lambda: True) if rng.random() < 0.5 else (lambda: rng.random() < 0.5)
+    worth = (lambda tier: True) if rng.random() < 0.5 else (lambda tier: rng.random() < 0.5)
     cache = Cache(page, sizes, worth=worth)
     contents, live, seen = Contents(cache), dict[int, Request](), []
     for uid in range(100):
@@ -114,7 +114,7 @@ def test_the_latest_used_sink_when_there_is_not_room_for_all() -> None:
 
 
 def test_what_is_not_worth_loading_is_computed_again() -> None:
-    cache = Cache(1, {Tier.CPU: 4, Tier.DISK: 8}, worth=lambda: False)
+    cache = Cache(1, {Tier.CPU: 4, Tier.DISK: 8}, worth=lambda tier: False)
     contents = Contents(cache)
     for tokens in ([1, 2, 3, 4], [5, 6, 7, 8], [1, 2, 3, 4]):
         r = request(0, tokens)

@@ -10,6 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from weir.ops import triton as gpu
+from weir.ops.pages import Paged
 from weir.ops.triton import launch, linear
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -58,6 +59,10 @@ def rows_and_heads() -> None:
         gpu.rope_(q, k, v, at, table, *norms, 1e-5, False, kv, at)
         gpu.rope_(q, k, None, at, table[:, :64], *norms, 1e-5, False, None, None)
     gpu.write(kv, k, v, at)
+    memory = torch.zeros(40 << 14, dtype=torch.uint8)
+    paged = Paged(memory, [1 << 16, 3 << 14], 5, torch.device("cpu"))
+    for packs in (True, False):
+        gpu.copy_pages(paged, at, memory[: 3 * paged.record].view(3, -1), packs, 16)
 
 
 def attention() -> None:

@@ -85,11 +85,18 @@ def a_scheduler(rng: random.Random, page: int, chains: bool, longest: int) -> Sc
     elif rng.random() < 0.5:
         sizes[Tier.DISK] = rng.randrange(1, 4 * need)
     worth = rng.random()
-    cache = Cache(page, sizes, reuse=rng.random() < 0.8, worth=lambda: rng.random() < worth)
+    loads = {tier: rng.randrange(1, 6) for tier in (Tier.CPU, Tier.DISK) if rng.random() < 0.7}
+    cache = Cache(
+        page,
+        sizes,
+        reuse=rng.random() < 0.8,
+        worth=lambda tier: rng.random() < worth,
+        loads=loads,
+    )
     composer = a_composer(rng)
     tokens = max(longest, 64) if composer.whole else rng.choice([1, 3, 16, 64])
     pages = {int(tier): count for tier, count in sizes.items()}
-    capacity = Capacity(page, pages, tokens, rng.choice([1, 4, 64]), longest)
+    capacity = Capacity(page, pages, tokens, rng.choice([1, 4, 64]), longest, loads)
     placement = a_placement(rng, hot)
     return Scheduler(cache, a_ranking(rng, cache), composer, placement, capacity, chains=chains)
 

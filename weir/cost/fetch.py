@@ -1,13 +1,13 @@
 """Whether KV on a colder tier is worth loading, or is computed again sooner.
 
-Both rates are learned from what has been loaded and computed here; until both are known, and every
+All rates are learned from what has been loaded and computed here; until they are known, and every
 so often after, loading is tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 RECENT = 0.2
 """Weight of the latest step in the rate of computing."""
@@ -17,22 +17,22 @@ RETRY = 64
 
 @dataclass(slots=True)
 class Fetch:
-    """bytes: of a token. loaded: bytes and seconds of all loading so far."""
+    """bytes: of a token. loaded: bytes and seconds of all loading so far, from each tier."""
 
     bytes: float
-    loaded: Callable[[], tuple[int, float]]
+    loaded: Mapping[int, Callable[[], tuple[int, float]]]
     computing: float = 0.0  # seconds a prompt token takes; 0: not known yet
-    refused: int = 0
+    refused: dict[int, int] = field(default_factory=dict)
 
     def observe(self, tokens: int, seconds: float) -> None:
         """A step computed so many prompt tokens and nothing else."""
         latest = seconds / tokens
         self.computing += (RECENT if self.computing else 1.0) * (latest - self.computing)
 
-    def worth(self) -> bool:
-        """Is a page loaded sooner than computed?"""
-        size, seconds = self.loaded()
+    def worth(self, tier: int) -> bool:
+        """Is a page loaded from there sooner than computed?"""
+        size, seconds = self.loaded[tier]() if tier in self.loaded else (0, 0.0)
         if not size or not self.computing or self.bytes * seconds / size < self.computing:
             return True
-        self.refused += 1
-        return self.refused % RETRY == 0
+        self.refused[tier] = self.refused.get(tier, 0) + 1
+        return self.refused[tier] % RETRY == 0

@@ -43,7 +43,9 @@ class Direct:
         self.depth = depth
         self.chains = True
         store = runner.store
-        self.capacity = Capacity(store.page, dict(store.pages), tokens, requests, context)
+        self.capacity = Capacity(
+            store.page, dict(store.pages), tokens, requests, context, store.loads
+        )
         self.error: Exception | None = None  # once set, nothing runs any more
         self.closed = False
 

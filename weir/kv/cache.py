@@ -18,7 +18,8 @@ class Cache:
     """Radix tree over one pool a tier.
 
     page: tokens a page. sizes: pages of each tier. reuse: False keeps no prefix at all. worth: is
-    a prefix on a tier that attention cannot read worth loading, rather than computed again?
+    a prefix on this tier, which attention cannot read, worth loading rather than computed again?
+    loads: most pages that are brought from a tier between two calls of `begin`; else any number.
     Every list of moves is appended to in the order the moves must happen.
     """
 
@@ -28,11 +29,14 @@ class Cache:
         sizes: Mapping[Tier, int],
         *,
         reuse: bool = True,
-        worth: Callable[[], bool] = lambda: True,
+        worth: Callable[[int], bool] = lambda tier: True,
+        loads: Mapping[int, int] | None = None,
     ):
         self.page = page
         self.reuse = reuse
         self.worth = worth
+        self.loads = loads or {}
+        self.left: dict[int, int] = {}  # of `loads`, until the next plan
         self.loaded = {int(tier): 0 for tier in sizes}  # tokens brought from each tier for a hit
         self.saved = {int(tier): 0 for tier in sizes}  # tokens brought to each tier, not dropped
         self.tiers = sorted(sizes)
@@ -42,31 +46,49 @@ class Cache:
 
     # -- what the scheduler asks ---------------------------------------------------------------
 
-    def attach(self, r: Request, coldest: Tier, moves: list[Move]) -> None:
+    def begin(self) -> None:
+        """A plan begins."""
+        self.left = dict(self.loads)
+
+    def attach(self, r: Request, coldest: Tier, moves: list[Move]) -> bool:
         """Give `r` the longest prefix the tree holds and lock it; sets `computed`.
 
         Pages colder than `coldest`, which attention cannot read, are warmed from the root down, as
         far as room lasts. At least one token is left to compute. A request that already runs is
-        carried further if others have computed what it needs next."""
+        carried further if others have computed what it needs next. Returns False if there is more
+        to be had than one plan may load: then ask again in the next one."""
         if r.lease is None:
             r.lease, r.shared, r.computed, r.pages = self.tree.root, 0, 0, []
         if not self.reuse or r.computed != r.shared * self.page or r.shared != len(r.pages):
-            return
+            return True
         tree, held = self.tree, r.lease
         node, _ = tree.walk(r.tokens, self._limit(r), held, r.computed)
         if node is held:
-            return
+            return True
         tree.lock(node)  # so that warming evicts nothing on the way
+        more = False
         for step in tree.path(node, held):
-            if step.tier > coldest and not (self.worth() and self._warm(step, moves)):
-                break
+            if step.tier > coldest:
+                most = self.left.get(step.tier, len(step.pages))
+                if not self.worth(step.tier):
+                    break
+                if more := most < len(step.pages):
+                    if not most:
+                        break
+                    step = tree.split(step, most * self.page)
+                if not self._warm(step, moves):
+                    more = False
+                    break
             r.lease = step
             r.pages += step.pages
+            if more:
+                break
         tree.lock(r.lease)
         tree.unlock(node)
         tree.unlock(held)
         r.shared = len(r.pages)
         r.computed = r.shared * self.page
+        return not more
 
     def known(self, r: Request) -> int:
         """Tokens of `r` that the tree holds. Touches nothing."""
@@ -217,6 +239,8 @@ class Cache:
             return False
         moves += map(Move, node.pages, pages)
         self.loaded[node.tier] += len(node.key)
+        if node.tier in self.left:
+            self.left[node.tier] -= len(pages)
         self._give(self.tree.retier(node, pages))
         return True
 

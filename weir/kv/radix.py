@@ -58,7 +58,7 @@ class Radix:
                 break
             same = self._common(child.key, tokens, at, limit)
             if same < len(child.key):
-                child = self._split(child, same)
+                child = self.split(child, same)
             node, at = child, at + same
         return node, at
 
@@ -117,9 +117,9 @@ class Radix:
         self._offer(node)
         return node
 
-    def _split(self, node: Node, at: int) -> Node:
-        """Cut `node` after `at` tokens. The lower part keeps its identity, so that leases on it
-        still name the deepest node; returns the new upper part."""
+    def split(self, node: Node, at: int) -> Node:
+        """Cut `node` after `at` tokens, whole pages. The lower part keeps its identity, so that
+        leases on it still name the deepest node; returns the new upper part."""
         page = self.page
         assert node.parent is not None
         top = Node(node.key[:at], node.pages[: at // page], node.parent)
@@ -191,7 +191,7 @@ class Radix:
             elif node.used != used:
                 heapq.heapreplace(leaves, self._entry(node))
             elif len(node.pages) > count and not node.children:
-                self._split(node, (len(node.pages) - count) * self.page)
+                self.split(node, (len(node.pages) - count) * self.page)
                 return node
             else:
                 return node

@@ -95,6 +95,10 @@ class Disk:
         self.read_bytes += out.nbytes
         return out
 
+    def loaded(self) -> tuple[int, float]:
+        """Bytes read so far, and the seconds that took."""
+        return self.read_bytes, self.read_seconds
+
     def prefetch(self, pages: Sequence[int]) -> None:
         """Have the operating system read these pages soon; returns at once."""
         for page in pages:

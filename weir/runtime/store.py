@@ -10,8 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from weir.core import AttentionSpec, Move
+from weir.core import AttentionSpec, Move, Tier
+from weir.ops.dispatch import gpu_kernels
+from weir.ops.pages import Paged, pack, unpack
 from weir.runtime.disk import Disk
+from weir.runtime.link import Link
 from weir.runtime.pinned import host_zeros
 from weir.runtime.stage import upload
 
@@ -48,55 +51,95 @@ class Store:
         self.disk = disk
         self.dtype = dtype
         self.kv: dict[int, list[Tensor]] = {}  # tier → one a layer: [pages, 2, Hkv, page, D]
-        for tier in self.devices:
+        self.paged: dict[int, Paged] = {}  # tier → the same as bytes
+        sizes = [page_bytes([layer], page, dtype) for layer in layers]
+        for tier, device in self.devices.items():
             count = self.pages[tier] + 1
-            size = count * page_bytes(layers, page, dtype)
-            memory = self._memory(size, devices[tier]).view(dtype)
+            mover = self._gpu or device
+            paged = Paged(self._memory(count * sum(sizes), device), sizes, count, mover)
             shapes = [(count, 2, layer.kv_heads, page, layer.head_dim) for layer in layers]
-            parts = memory.split([torch.Size(shape).numel() for shape in shapes])
-            self.kv[tier] = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+            self.paged[tier] = paged
+            self.kv[tier] = [
+                part.view(dtype).view(shape)
+                for part, shape in zip(paged.layers, shapes, strict=True)
+            ]
+        self.link = self._linked()
+
+    @property
+    def record(self) -> int:
+        """Bytes of a page of all layers."""
+        return self.paged[min(self.paged)].record
+
+    @property
+    def loads(self) -> dict[int, int]:
+        """Pages of each colder tier that one plan may bring to the first without others waiting for
+        them for long."""
+        _, *colder = self.pages
+        some = max(1, ROWS // self.record)
+        return {t: self.link.room if self.link and t in self.kv else some for t in colder}
+
+    @property
+    def _gpu(self) -> torch.device | None:
+        return next((device for device in self.devices.values() if device.type == "cuda"), None)
 
     def _memory(self, size: int, device: torch.device) -> Tensor:
         if device.type != "cpu":
             return torch.zeros(size, dtype=torch.uint8, device=device)
-        return host_zeros(size, pinned=any(other.type == "cuda" for other in self.devices.values()))
+        return host_zeros(size, pinned=self._gpu is not None)
+
+    def _linked(self) -> Link | None:
+        """What copies between a GPU and pinned memory beside the GPU's work."""
+        host, gpu = self.paged.get(Tier.CPU), self.paged.get(Tier.GPU)
+        if not host or not gpu or not gpu.memory.is_cuda or not gpu_kernels(gpu.memory):
+            return None
+        return Link(gpu, host) if host.memory.is_pinned() else None
 
     def move(self, moves: Sequence[Move]) -> None:
-        """Copy pages as if one move followed the other."""
+        """Copy pages as if one move followed the other. What comes to main memory from a GPU may
+        still be on its way: see `settle`."""
         for source, target, indices in _runs(moves):
-            if source not in self.kv or target not in self.kv:
-                self._move_records(source, target, indices)
-                continue
-            there, here = (self.devices[tier] for tier in (source, target))
-            src, dst = torch.tensor(indices).T
-            src, dst = upload(src, there), upload(dst, here)
-            for old, new in zip(self.kv[source], self.kv[target], strict=True):
-                # what comes to the host is read there next, so it is waited for
-                pages = old.index_select(0, src).to(here, non_blocking=here.type != "cpu")
-                new.index_copy_(0, dst, pages)
-
-    def _move_records(self, source: int, target: int, indices: list[tuple[int, int]]) -> None:
-        """Copy pages from or to the disk, where one page of all layers is one record. Reads are
-        waited for, writes are not."""
-        disk = self.disk
-        assert disk is not None, "a tier that is nowhere"
-        most = max(1, ROWS // disk.record)
-        for first in range(0, len(indices), most):
-            src, dst = (list(part) for part in zip(*indices[first : first + most], strict=True))
-            if source in self.kv:
-                there = upload(torch.tensor(src), self.devices[source])
-                parts = [kv.index_select(0, there).flatten(1) for kv in self.kv[source]]
-                rows = torch.cat(parts, 1).view(torch.uint8).cpu().numpy()
+            here, there = (list(part) for part in zip(*indices, strict=True))
+            if self.link is not None and (source, target) == (Tier.GPU, Tier.CPU):
+                self.link.save(here, there)
+            elif self.link is not None and (source, target) == (Tier.CPU, Tier.GPU):
+                self.link.load(here, there)
             else:
-                rows = disk.read(src)
-            if target not in self.kv:
-                disk.write(dst, rows)
-                continue
-            records = torch.from_numpy(rows).to(self.devices[target]).view(self.dtype)
-            here = upload(torch.tensor(dst), self.devices[target])
-            sizes = [kv[0].numel() for kv in self.kv[target]]
-            for kv, part in zip(self.kv[target], records.split(sizes, 1), strict=True):
-                kv.index_copy_(0, here, part.reshape(-1, *kv.shape[1:]))
+                self.settle([i for t, part in ((source, here), (target, there)) for i in part
+                             if t == Tier.CPU])  # fmt: skip
+                self._copy(source, target, here, there)
+
+    def settle(self, pages: Sequence[int]) -> None:
+        """Wait until these pages of main memory hold what was moved there, and may be written."""
+        if self.link is not None and pages:
+            self.link.settle(pages)
+
+    def _copy(self, source: int, target: int, here: list[int], there: list[int]) -> None:
+        """Copy pages and wait for it, but for writes to a disk, where a page is one record."""
+        most = max(1, ROWS // self.record)
+        for first in range(0, len(here), most):
+            rows = self._read(source, here[first : first + most])
+            self._write(target, there[first : first + most], rows)
+
+    def _read(self, tier: int, pages: list[int]) -> Tensor:
+        """→ uint8 [n, record], on the tier's device."""
+        if tier not in self.paged:
+            return torch.from_numpy(self._disk.read(pages))
+        paged = self.paged[tier]
+        records = paged.memory.new_empty(len(pages), paged.record)
+        pack(paged, upload(torch.tensor(pages), paged.memory.device), records)
+        return records
+
+    def _write(self, tier: int, pages: list[int], records: Tensor) -> None:
+        if tier not in self.paged:
+            return self._disk.write(pages, records.cpu().numpy())
+        paged = self.paged[tier]
+        device = paged.memory.device
+        unpack(paged, upload(torch.tensor(pages), device), records.to(device))
+
+    @property
+    def _disk(self) -> Disk:
+        assert self.disk is not None, "a tier that is nowhere"
+        return self.disk
 
 
 def _runs(moves: Iterable[Move]) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:

@@ -90,6 +90,7 @@ class Scheduler:
         self.waiting.renew(self.ranking.before(self.step, self.waiting))
         it = Iteration(sorted([(order(self.ranking, r), r) for r in self.running.values()]))
         self.running = {r.uid: r for _, r in it.running}  # sorting what is nearly sorted is quick
+        self.cache.begin()
         self.placement.begin(self.running.values(), self.cache)
         ready = [entry for entry in it.running if self._ready(entry[1])]
         decodes = [r.computed for _, r in ready if r.decoding]
@@ -173,7 +174,12 @@ class Scheduler:
             return None  # evicted with a token in flight: wait until it has landed
         before, key = r.computed, order(self.ranking, r) if fresh else None
         if fresh or (before < r.prompt and not r.sampling.penalised):
-            self.cache.attach(r, self.placement.coldest, it.moves)
+            if not self.cache.attach(r, self.placement.coldest, it.moves):
+                if fresh:
+                    self.cache.release(r)
+                else:
+                    self._account(r, before, fresh, now)
+                return None  # more of its prefix comes with the next plan; others may go first
         if length < (todo := r.todo):
             length = self._align(r, length, it)
         else:

@@ -6,6 +6,7 @@ weir.ops, which check and document the arguments; nothing else may import it.
 
 from weir.ops.triton.attention import attend
 from weir.ops.triton.linear import product, suits, tile_for
+from weir.ops.triton.pages import copy_pages
 from weir.ops.triton.rope import rope_
 from weir.ops.triton.rows import gated, layer_norm, rms_norm
 from weir.ops.triton.sample import choose
@@ -14,6 +15,7 @@ from weir.ops.triton.store import write
 __all__ = [
     "attend",
     "choose",
+    "copy_pages",
     "gated",
     "layer_norm",
     "product",

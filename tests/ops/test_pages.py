@@ -1,0 +1,55 @@
+"""Pages are packed into records and back, by the kernel as by the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from weir.ops import dispatch
+from weir.ops.pages import Paged, pack, unpack
+
+CPU = torch.device("cpu")
+SIZES = [64, 192, 32]
+
+
+def paged(count: int, sizes: list[int] = SIZES) -> Paged:
+    memory = torch.randint(256, (count * sum(sizes),), dtype=torch.uint8)
+    return Paged(memory, sizes, count, CPU)
+
+
+@pytest.fixture(params=["reference", "kernel"])
+def programs(request, monkeypatch) -> int:
+    if request.param == "kernel":
+        triton = pytest.importorskip("triton", minversion="3.9")
+        assert triton is not None
+        from weir.ops import triton as gpu
+
+        monkeypatch.setattr("weir.ops.pages.gpu_kernels", lambda x: gpu)
+    return 4
+
+
+def test_a_record_is_a_page_of_each_layer(programs: int) -> None:
+    some, at = paged(5), torch.tensor([3, 0])
+    records = torch.empty(2, some.record, dtype=torch.uint8)
+    pack(some, at, records, programs=programs)
+    for row, page in zip(records, at, strict=True):
+        assert torch.equal(row, torch.cat([layer[page] for layer in some.layers]))
+
+
+def test_what_was_packed_is_unpacked_elsewhere(programs: int) -> None:
+    here, there = paged(7), paged(4)
+    before = [layer.clone() for layer in there.layers]
+    records = torch.empty(3, here.record, dtype=torch.uint8)
+    pack(here, torch.tensor([6, 2, 2]), records)
+    unpack(there, torch.tensor([1, 3, 0]), records, programs=programs)
+    for layer, source, old in zip(there.layers, here.layers, before, strict=True):
+        assert torch.equal(layer[[1, 3, 0]], source[[6, 2, 2]])
+        assert torch.equal(layer[2], old[2])
+    unpack(there, torch.tensor([], dtype=torch.int64), records[:0])
+
+
+def test_blocks_divide_the_pages_of_every_layer() -> None:
+    assert paged(2).block == 32 and len(paged(2).blocks) == 9
+    large = Paged(torch.zeros(3 << 16, dtype=torch.uint8), [1 << 16], 3, CPU)
+    assert large.block == 1 << 14
+    assert dispatch.gpu_kernels(large.memory) is None

@@ -1,0 +1,152 @@
+"""Moves pages between a GPU's memory and pinned memory while the GPU computes.
+
+Pages pass through a few slots on the GPU. What leaves is packed there in the order of the plans, so
+its pages may be overwritten at once, and goes on to the host behind whatever runs next; what comes
+is brought there while earlier plans run, and is unpacked when its own plan begins. So a step waits
+for a link only where more comes than fits the slots, and no page is read or written out of order.
+
+Knows page numbers and bytes, no request.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weir.ops.pages import Paged, pack, unpack
+
+SLOTS = 4
+"""Of each direction."""
+SLOT = 128 << 20
+"""Bytes of a slot, at most."""
+PROGRAMS = 16
+"""Of a kernel that reads or writes the host's memory."""
+
+
+class Slot:
+    """records: uint8 [n, record] on the GPU. numbers: int64 [2, n], their pages on either side.
+    free: when both may be overwritten."""
+
+    def __init__(self, rows: int, record: int, device: torch.device):
+        self.records = torch.empty(rows, record, dtype=torch.uint8, device=device)
+        self.numbers = torch.empty(2, rows, dtype=torch.int64, device=device)
+        self.free = torch.cuda.Event()
+
+    def begin(self, gpu: Sequence[int], host: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Records and page numbers, those of the GPU first, for the stream in hand."""
+        count = len(gpu)
+        torch.cuda.current_stream().wait_event(self.free)
+        numbers = self.numbers[:, :count]
+        numbers.copy_(torch.tensor((gpu, host), pin_memory=True), non_blocking=True)
+        return self.records[:count], numbers[0], numbers[1]
+
+
+class Way:
+    """One direction of the link: its stream, its slots, and the host pages that copies under way
+    still touch."""
+
+    def __init__(self, rows: int, record: int, device: torch.device):
+        self.stream = torch.cuda.Stream(device)
+        self.slots = deque(Slot(rows, record, device) for _ in range(SLOTS))
+        self.busy: deque[tuple[torch.cuda.Event, set[int]]] = deque()
+
+    def next(self) -> Slot:
+        """The slot that was used longest ago."""
+        self.slots.rotate(-1)
+        return self.slots[-1]
+
+    def begin(self, pages: Sequence[int]) -> torch.cuda.Event:
+        """A copy that touches these host pages is about to be queued. Returns its end, which must
+        be recorded before anything else is asked."""
+        self._forget()
+        self.busy.append((torch.cuda.Event(enable_timing=True), set(pages)))
+        return self.busy[-1][0]
+
+    def touches(self, pages: Sequence[int]) -> torch.cuda.Event | None:
+        """The end of the last copy under way that touches some of these host pages."""
+        self._forget()
+        return next(
+            (done for done, mine in reversed(self.busy) if not mine.isdisjoint(pages)), None
+        )
+
+    def _forget(self) -> None:
+        while self.busy and self.busy[0][0].query():
+            self.busy.popleft()
+
+
+class Link:
+    """gpu, host: the pages on either side, whose records are equally long."""
+
+    def __init__(self, gpu: Paged, host: Paged):
+        self.gpu, self.host = gpu, host
+        self.rows = slot_rows(host.record, host.count)
+        self.down, self.up = (Way(self.rows, gpu.record, gpu.device) for _ in range(2))
+        self.timers: deque[tuple[torch.cuda.Event, torch.cuda.Event, int]] = deque()
+        self.loaded_bytes, self.loaded_seconds = 0, 0.0
+
+    @property
+    def room(self) -> int:
+        """Pages that can be on their way at once in one direction."""
+        return SLOTS * self.rows
+
+    def save(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy pages of the GPU to pages of the host, later."""
+        compute, way = torch.cuda.current_stream(), self.down
+        for first in range(0, len(sources), self.rows):
+            here, there = (pages[first : first + self.rows] for pages in (sources, targets))
+            slot, done = way.next(), way.begin(there)
+            records, on_gpu, on_host = slot.begin(here, there)
+            pack(self.gpu, on_gpu, records)
+            packed = compute.record_event()
+            with torch.cuda.stream(way.stream):
+                way.stream.wait_event(
+                    packed
+                )  # so after loads from these pages, which it waited for
+                unpack(self.host, on_host, records, programs=PROGRAMS)
+                done.record()
+                slot.free.record()
+
+    def load(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy pages of the host to pages of the GPU, which what is queued next may read."""
+        compute, way = torch.cuda.current_stream(), self.up
+        for first in range(0, len(sources), self.rows):
+            there, here = (pages[first : first + self.rows] for pages in (sources, targets))
+            slot, saved, done = way.next(), self.down.touches(there), way.begin(there)
+            with torch.cuda.stream(way.stream):
+                records, on_gpu, on_host = slot.begin(here, there)
+                if saved is not None:
+                    way.stream.wait_event(saved)
+                began = way.stream.record_event(torch.cuda.Event(enable_timing=True))
+                pack(self.host, on_host, records, programs=PROGRAMS)
+                done.record()
+            self.timers.append((began, done, records.numel()))
+            compute.wait_event(done)
+            unpack(self.gpu, on_gpu, records)
+            slot.free.record()
+
+    def settle(self, pages: Sequence[int]) -> None:
+        """Wait until no copy under way touches these pages of the host."""
+        for way in (self.down, self.up):
+            if (event := way.touches(pages)) is not None:
+                event.synchronize()
+
+    def loaded(self) -> tuple[int, float]:
+        """Bytes brought to the GPU so far, and the seconds that took."""
+        while self.timers and self.timers[0][1].query():
+            began, done, size = self.timers.popleft()
+            self.loaded_bytes += size
+            self.loaded_seconds += began.elapsed_time(done) / 1e3
+        return self.loaded_bytes, self.loaded_seconds
+
+
+def slot_rows(record: int, count: int) -> int:
+    """Records of a slot, of so many bytes: no more than a sixteenth of what the host holds."""
+    return max(1, min(SLOT // record, count // 16))
+
+
+def slot_bytes(record: int, count: int) -> int:
+    """Bytes that all slots take on the GPU."""
+    return 2 * SLOTS * slot_rows(record, count) * record
