@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from weir import __version__, connect, hub, policies
+from weir import __version__, connect, hub, offload, policies
 from weir.config import Config
 from weir.core import Spec, Tier
 from weir.cost import profile
 from weir.cost.fetch import Fetch
 from weir.cost.hardware import this_gpu
+from weir.cost.machine import free_memory
 from weir.cost.roofline import Roofline
 from weir.cost.target import Cost, Target
 from weir.engine import Engine
@@ -99,6 +100,9 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     source = hub.resolve(config.model, config.revision, config.download_dir)
     phases.done("files")
     as_kept = platform.native and config.dtype == "auto"  # quantised weights stay so
+    placed = offload.arrange(config, source.path, platform.device, platform.dtype)
+    config = placed.config
+    phases.done("placement")
     model = load(
         source.path,
         dtype=None if as_kept else platform.dtype,
@@ -107,6 +111,7 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
         context=config.max_model_len,
         seed=config.seed,
         threads=platform.threads,
+        shelf=placed.shelf,
     )
     phases.done("weights")
     disk = _disk(config, platform, model, source.path) if config.disk_cache else None
@@ -123,6 +128,8 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
         config, capacity, pace, chains=executor.chains, scorer=told, **more
     )
     phases.done("profile")
+    if placed.about:
+        info["offload"] = placed.about
     if config.cpu_cache:
         info["cpu_cache_tokens"] = capacity.pages[Tier.CPU] * capacity.page
     if disk is not None:
@@ -276,6 +283,9 @@ def _platform(config: Config) -> Platform:
     threads = config.threads or len(os.sched_getaffinity(0))
     if name == "cpu":
         native.set_threads(threads)
+    if name == "cuda" and config.gpu_memory:
+        total = torch.cuda.get_device_properties(name).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, config.gpu_memory / total))
     kernels = name == "cpu" and native.library() is not None
     best = torch.bfloat16 if kernels or name == "cuda" else torch.float32
     dtype = DTYPES.get(config.dtype, best)
@@ -342,7 +352,7 @@ def _cpu_pages(config: Config, spec: Spec, page: int, platform: Platform) -> int
     pages = config.cpu_cache // page_bytes(spec.attention, page, platform.kv_dtype) - 1
     if pages < 1:
         raise ConfigError(f"--cpu-cache {config.cpu_cache}: that is less than two pages of KV")
-    free = _free_memory()
+    free = free_memory()
     if config.cpu_cache > free:  # not refused: a virtual machine's memory may grow as it is used
         log.warning(
             "--cpu-cache asks for %.1f GiB of main memory, of which %.1f are free: if the "
@@ -355,15 +365,11 @@ def _cpu_pages(config: Config, spec: Spec, page: int, platform: Platform) -> int
 def _gpu_room(config: Config, device: torch.device, reserve: int) -> int:
     """Bytes for KV pages: what is free, less a `reserve` and the share that is not ours."""
     free, total = torch.cuda.mem_get_info(device)
-    return int(free - (1 - config.gpu_memory_utilization) * total - reserve)
+    room = free - (1 - config.gpu_memory_utilization) * total
+    if config.gpu_memory:
+        room = min(room, config.gpu_memory - torch.cuda.memory_reserved(device))
+    return int(room - reserve)
 
 
 def _cpu_room(config: Config) -> int:
-    return int(_free_memory() * config.cpu_memory_fraction)
-
-
-def _free_memory() -> int:
-    """Bytes of main memory that are free."""
-    with open("/proc/meminfo") as lines:
-        sizes = dict(line.split(":") for line in lines)
-    return int(sizes["MemAvailable"].split()[0]) * 1024
+    return int(free_memory() * config.cpu_memory_fraction)

@@ -74,6 +74,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gpu_memory_utilization: Annotated[
         Share, about("part of a GPU's memory for weights, activations and KV cache")
     ] = 0.9
+    gpu_memory: Annotated[
+        Bytes, about("most that is used of a GPU's memory in any case, such as 16GiB; 0: no bound")
+    ] = 0
     cpu_memory_fraction: Annotated[
         Share, about("part of the free main memory for the KV cache, on a CPU")
     ] = 0.25
@@ -87,6 +90,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     disk_cache_size: Annotated[
         Bytes, about("size of the cache on disk, taken at once, such as 100GiB")
     ] = 8 * 2**30
+    offload: Annotated[
+        Text, about("weights off the GPU: none, auto or a file that `weir plan --json` wrote")
+    ] = "none"
+    cpu_memory: Annotated[Bytes, about("main memory for what is offloaded; 0: what is free")] = 0
+    offload_dir: Annotated[
+        Text | None, about("folder for weights that main memory has no room for, while it runs")
+    ] = None
     enable_prefix_caching: Annotated[bool, about("reuse the KV cache of equal prefixes")] = True
 
     scheduling_policy: Annotated[

@@ -56,7 +56,7 @@ _neutral("enable_expert_parallel enable_lora", "false", "Weir cannot do that yet
 _neutral("trust_remote_code", "false", "Weir never runs code that comes with a model")
 _neutral("quantization", "none", "Weir takes the quantisation from the weight file")
 _neutral("speculative_config speculative_algorithm", "none", "Weir does not speculate yet")
-_neutral("cpu_offload_gb", "0", "Weir does not offload yet")
+_neutral("cpu_offload_gb", "0", "use --offload auto with --gpu-memory instead")
 _neutral("kv_transfer_config", "none", "Weir does not transfer KV caches yet")
 _neutral("tool_call_parser reasoning_parser", "none", "Weir does not parse tool calls yet")
 _neutral("tokenizer_mode", "auto fast", "Weir has one tokenizer")

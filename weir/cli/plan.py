@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from weir.bench.datasets import positive
 from weir.config import parse_size
 from weir.cost import machine
-from weir.cost.offload import Job, Offload
-from weir.cost.search import CPU, Planned, naive, search
+from weir.cost.offload import Job
+from weir.cost.search import WEIR, Planned, Report, naive, search
 from weir.errors import ConfigError
 from weir.sim.shapes import shape
 
@@ -59,12 +59,8 @@ def run(options: Namespace) -> int:
     job = Job(prompt=options.prompt, output=options.output)
     if job.prompt + job.output > spec.context:
         raise ConfigError(f"--prompt and --output exceed the model's {spec.context} tokens")
-    base = Offload(
-        batch=1,
-        batches=1,
-        weights=CPU,
-        cache=CPU,
-        hidden=CPU,
+    base = replace(
+        WEIR,
         weight_bits=options.weight_bits,
         cache_bits=options.cache_bits,
         overlap=options.overlap,
@@ -72,8 +68,8 @@ def run(options: Namespace) -> int:
     planned = search(spec, job, found, base, options.target)
     others = naive(spec, job, found, base) if options.target == "throughput" else []
     if options.json:
-        answer = {"machine": found, "job": job, "planned": planned, "by_hand": others}
-        print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+        said = Report(model=options.model, machine=found, job=job, planned=planned, by_hand=others)
+        print(msgspec.json.format(msgspec.json.encode(said), indent=2).decode())
     else:
         print("\n".join(report(planned, others)))
     return 0

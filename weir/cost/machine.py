@@ -5,17 +5,20 @@ them hold and sustain. Only offloading looks at a machine this way; it knows no 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from weir.cost.hardware import GB, PRESETS, TB, TERA, this_cpu
+from weir.cost.hardware import CPU_SHARES, GB, PRESETS, TB, TERA, Hardware, this_cpu
 from weir.errors import ConfigError
 
 ENDLESS = 1e30
 """A rate that never limits."""
+ATTENTION = 0.8
+"""The share of a CPU's read bandwidth that its attention over decodes reaches."""
 
 
 class Machine(Struct, frozen=True, kw_only=True):
@@ -67,23 +70,24 @@ contradicts the run times they publish, so it is the disk they describe. `gpu_co
 ten reads and writes of 16 bits for each number."""
 
 
-def _hosted(name: str, cpu_memory: int, link: float, cpu_read: float) -> Machine:
-    """A preset GPU in a host of that memory, PCIe rate of one direction and memory bandwidth;
-    attention on the CPU at 80 % of the latter."""
-    gpu = PRESETS[name]
+def hosted(
+    gpu: Hardware, cpu_memory: int, cpu_read: float, links: tuple[float, float, float]
+) -> Machine:
+    """A GPU in a host of that memory and read bandwidth; links: to the GPU, back, both at once."""
+    to_gpu, to_cpu, both_ways = links
     return Machine(
-        name=name,
+        name=gpu.name,
         gpu_memory=gpu.memory,
         cpu_memory=cpu_memory,
         disk=1000 * GB,
-        to_gpu=link,
-        to_cpu=link,
-        cache_to_cpu=link,
-        both_ways=1.69 * link,  # of an H100's link: 92.9 of 55.1
+        to_gpu=to_gpu,
+        to_cpu=to_cpu,
+        cache_to_cpu=to_cpu,
+        both_ways=both_ways,
         disk_read=1.68 * GB,
         disk_write=1.29 * GB,
         cpu_read=cpu_read,
-        cpu_cache=0.8 * cpu_read,
+        cpu_cache=ATTENTION * cpu_read,
         gpu_weights=gpu.weight_rate,
         prompt_matrix=gpu.matrix_rate,
         decode_matrix=gpu.matrix_rate,
@@ -93,12 +97,16 @@ def _hosted(name: str, cpu_memory: int, link: float, cpu_read: float) -> Machine
     )
 
 
+def _pcie(rate: float) -> tuple[float, float, float]:
+    return rate, rate, 1.69 * rate  # of an H100's link: 92.9 of 55.1
+
+
 MACHINES = {
     machine.name: machine
     for machine in (
         T4,
-        _hosted("a10g", 256 * GB, 25 * GB, 200 * GB),
-        _hosted("h100", 125 * GB, 55.1 * GB, 95 * GB),
+        hosted(PRESETS["a10g"], 256 * GB, 200 * GB, _pcie(25 * GB)),
+        hosted(PRESETS["h100"], 125 * GB, 95 * GB, _pcie(55.1 * GB)),
     )
 }
 """h100: link, memory and disk measured on a host of 16 cores; a10g: the quoted rates of NEO's."""
@@ -111,22 +119,30 @@ def find(name: str) -> Machine:
     return MACHINES[name]
 
 
-def measured(machine: Machine, folder: Path) -> Machine:
-    """`machine` with the memory and disk of this host: their sizes, and what reading, writing and
-    attention sustain here. The GPU and its link stay as they are. Raises `ConfigError`."""
+def measured(machine: Machine, folder: Path | None) -> Machine:
+    """`machine` with the memory of this host and the disk of `folder`, none without: their sizes,
+    and what they sustain here. The GPU and its link stay. Raises `ConfigError`."""
     cpu = this_cpu()
-    read, write = disk_rates(folder)
-    space = os.statvfs(folder)
-    return replace(
+    cpu_read = cpu.weight_rate / CPU_SHARES[0]
+    found = replace(
         machine,
         name=f"{machine.name} in this host",
         cpu_memory=cpu.memory,
-        disk=space.f_bavail * space.f_frsize,
-        disk_read=read,
-        disk_write=write,
-        cpu_read=cpu.weight_rate,
-        cpu_cache=min(cpu.cache_rate, cpu.weight_rate),
+        disk=0,
+        cpu_read=cpu_read,
+        cpu_cache=ATTENTION * cpu_read,
     )
+    if folder is None:
+        return found
+    read, write = disk_rates(folder)
+    return replace(found, disk=shutil.disk_usage(folder).free, disk_read=read, disk_write=write)
+
+
+def free_memory() -> int:
+    """Bytes of main memory that are free."""
+    with open("/proc/meminfo") as lines:
+        sizes = dict(line.split(":") for line in lines)
+    return int(sizes["MemAvailable"].split()[0]) * 1024
 
 
 def disk_rates(folder: Path, size: int = 2**28) -> tuple[float, float]:

@@ -29,6 +29,11 @@ Overlap = Literal["none", "copies", "lanes"]
 """What runs beside what: nothing; copies beside computing; also the CPU's attention beside the
 GPU's work, for another batch of the block."""
 
+Schedule = Literal["zigzag", "steps"]
+"""How a block runs: the paper's way, every layer's weights brought once for all its batches; or in
+the engine's steps, each with its own pass over the weights: one for the prompts of each batch, one
+for a token of every request."""
+
 MARGIN = 0.9
 """The part of each memory that may be planned for."""
 CODE_BYTES = 4.5 / 8
@@ -54,6 +59,7 @@ class Offload(Struct, frozen=True, kw_only=True):
     weight_bits: int = 16
     cache_bits: int = 16
     overlap: Overlap = "copies"
+    schedule: Schedule = "zigzag"
 
     @property
     def block(self) -> int:
@@ -93,7 +99,9 @@ class Costs:
     def __init__(self, spec: Spec, job: Job, machine: Machine, choice: Offload):
         self.spec, self.job, self.machine, self.choice = spec, job, machine, choice
         compressed = choice.cache_bits == 4
-        self.layer = layer_weights(spec) * (CODE_BYTES if choice.weight_bits == 4 else 2.0)
+        size = CODE_BYTES if choice.weight_bits == 4 else choice.weight_bits / 8
+        self.steps = choice.schedule == "steps"
+        self.layer = layer_weights(spec) * size
         self.kv = cache_bytes(spec, CODE_BYTES if compressed else 2.0) / spec.layers  # a token
         self.wide_kv = cache_bytes(spec, 2.0) / spec.layers
         self.state = 2.0 * spec.hidden  # a token's activations between layers
@@ -110,13 +118,14 @@ class Costs:
         kv, state = self.kv * tokens, self.state * tokens
         pairs = self.choice.block * job.prompt * (job.prompt + 1) / 2
         attention = 4 * self.spec.heads * self.spec.head_dim * pairs / m.prompt_attention
-        gpu = self._linears(job.prompt, m.prompt_matrix) + attention
+        gpu = self._linears(tokens, self.choice.batches, m.prompt_matrix) + attention
         cached = row(cache=(0, kv, kv))
+        brought = self.layer * (self.choice.batches if self.steps else 1)
         return self._phase(
-            to_gpu=row((0, self.layer, self.layer), hidden=(0, state, state)) / m.to_gpu,
+            to_gpu=row((0, brought, brought), hidden=(0, state, state)) / m.to_gpu,
             to_cpu=cached / m.cache_to_cpu + row(hidden=(0, state, state)) / m.to_cpu,
-            link=row((0, self.layer, self.layer), (0, kv, kv), (0, 2 * state, 2 * state)),
-            read=row((0, 0, self.layer), hidden=(0, 0, state)),
+            link=row((0, brought, brought), (0, kv, kv), (0, 2 * state, 2 * state)),
+            read=row((0, 0, brought), hidden=(0, 0, state)),
             write=row(cache=(0, 0, kv), hidden=(0, 0, state)),
             gpu=row(fixed=gpu),
             cpu=row(),
@@ -139,7 +148,8 @@ class Costs:
         on_cpu = max(kv / m.cpu_cache, wide / m.cpu_codes if codes else 0.0)
         gpu = row(
             cache=(on_gpu, 0, 0) if there else (on_gpu, on_gpu, on_gpu),
-            fixed=self._linears(1, m.decode_matrix) + self._head_seconds() / spec.layers,
+            fixed=self._linears(block, self._lanes(), m.decode_matrix)
+            + self._head_seconds() / spec.layers,
         )
         moved = row((0, self.layer, self.layer), (0, sent, sent), (0, state, state))
         return self._phase(
@@ -185,20 +195,24 @@ class Costs:
             seconds["everything in turn"] = np.sum(parts, axis=0)
         return seconds
 
-    def _linears(self, length: int, rate: float) -> float:
-        """GPU seconds of a layer's linears over `length` tokens of each request of a block: each
-        batch reads the weights again from the GPU's memory."""
+    def _lanes(self) -> int:
+        """Parts that a block's decodes are computed in."""
+        return 1 if self.steps else self.choice.batches
+
+    def _linears(self, tokens: int, lanes: int, rate: float) -> float:
+        """GPU seconds of a layer's linears over the tokens of a block: each lane reads the weights
+        again from the GPU's memory."""
         m, weights = self.machine, layer_weights(self.spec)
         read = self.layer / m.gpu_weights
         if self.choice.weight_bits == 4:
             read = max(read, 2.0 * weights / m.gpu_codes)
-        multiply = 2 * weights * self.choice.batch * length / rate
-        return self.choice.batches * (max(read, multiply) + m.layer_seconds)
+        multiply = 2 * weights * tokens / lanes / rate
+        return lanes * (max(read, multiply) + m.layer_seconds)
 
     def _head_seconds(self) -> float:
-        m, weights = self.machine, head_weights(self.spec)
-        multiply = 2 * weights * self.choice.batch / m.decode_matrix
-        return self.choice.batches * max(2.0 * weights / m.gpu_weights, multiply)
+        m, weights, lanes = self.machine, head_weights(self.spec), self._lanes()
+        multiply = 2 * weights * self.choice.block / lanes / m.decode_matrix
+        return lanes * max(2.0 * weights / m.gpu_weights, multiply)
 
     # -- memory --------------------------------------------------------------------------------
 
@@ -208,7 +222,7 @@ class Costs:
         layers, block, batch = spec.layers, choice.block, choice.batch
         held, kv = self.layer * layers, self.kv * (job.prompt + job.output) * block * layers
         one = self.kv * (job.prompt + job.output) * batch  # KV of a batch in a layer
-        relay = 2 * self.layer  # double buffers
+        relay = (3 if self.steps else 2) * self.layer  # buffers that layers arrive in
         inner = 2.0 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim
         wide = 2.0 * spec.ffn * (1 if spec.architecture == "opt" else 2)
         working = 2 * self.state + max(inner, wide)  # of a token, inside a layer

@@ -23,6 +23,8 @@ BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 20)
 SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 """Requests of a batch."""
 GPU, CPU, DISK = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+WEIR = Offload(batch=1, batches=1, weights=CPU, cache=CPU, hidden=GPU, schedule="steps")
+"""The base of what the engine runs."""
 
 
 class Planned(Struct, frozen=True, kw_only=True):
@@ -33,22 +35,31 @@ class Planned(Struct, frozen=True, kw_only=True):
     predicted: Prediction
 
 
+class Report(Struct, frozen=True, kw_only=True):
+    """What `weir plan` found, which is what `--offload` takes."""
+
+    model: str
+    machine: Machine
+    job: Job
+    planned: Planned
+    by_hand: list[Planned] = []
+
+
 def search(
     spec: Spec,
     job: Job,
     machine: Machine,
     base: Offload,
     target: Target = "throughput",
-    disk: bool = True,
     cpu_attention: bool | None = None,
 ) -> Planned:
-    """The best placement; of `base`, only bits and overlap count. `latency` is the least time from
-    prompt to last token of one request. cpu_attention: None tries both.
+    """The best placement; of `base`, only bits, overlap and schedule count. `latency` is the least
+    time from prompt to last token of one request. cpu_attention: None tries both.
 
     Raises `ConfigError` if the model fits nowhere, or the solver is not installed."""
     best: Planned | None = None
     for choice in _choices(base, target, cpu_attention):
-        solved = solve(Costs(spec, job, machine, choice), disk)
+        solved = solve(Costs(spec, job, machine, choice))
         if solved is None:
             continue
         if best is None or solved.predicted.throughput > best.predicted.throughput:
@@ -69,9 +80,8 @@ def _choices(base: Offload, target: Target, cpu_attention: bool | None) -> Itera
                 yield replace(base, batch=size, batches=batches, cpu_attention=there)
 
 
-def solve(costs: Costs, disk: bool = True) -> Planned | None:
-    """The shares that take least time for one choice of sizes; None if none fit. disk: whether
-    anything may lie there.
+def solve(costs: Costs) -> Planned | None:
+    """The shares that take least time for one choice of sizes; None if none fit.
 
     Eleven unknowns: the shares, and the seconds of a layer over prompts and over one decode, which
     are at least those of every resource."""
@@ -96,8 +106,8 @@ def solve(costs: Costs, disk: bool = True) -> Planned | None:
     weight = np.zeros(11)
     weight[9], weight[10] = 1.0, job.output - 1
     most = np.full(11, np.inf)
-    if not disk:
-        most[[2, 5, 8]] = 0.0
+    if choice.schedule == "steps":  # what the engine does not do
+        most[[5, 7, 8] if choice.cpu_attention else [4, 5, 7, 8]] = 0.0
     values = _minimise(weight, np.array(rows), np.array(least), most)
     if values is None:
         return None
@@ -152,8 +162,8 @@ def naive(spec: Spec, job: Job, machine: Machine, base: Offload) -> list[Planned
         "weights on the CPU, the rest on the GPU": [
             replace(gpu, weights=CPU, cache=GPU, hidden=GPU)
         ],
-        "everything on the CPU": [replace(cpu, weights=CPU, cache=CPU, hidden=CPU)],
-        "everything on disk": [replace(cpu, weights=DISK, cache=DISK, hidden=CPU)],
+        "everything on the CPU": [replace(cpu, weights=CPU, cache=CPU)],
+        "weights on disk, KV on the CPU": [replace(cpu, weights=DISK, cache=CPU)],
     }
     found = []
     for name, choices in hands.items():

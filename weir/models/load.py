@@ -74,6 +74,12 @@ def load(
         return kind(_shortened(spec, context), weights)
 
 
+def spec_of(path: str | Path) -> Spec:
+    """The shape of the model at `path`. Raises ConfigError."""
+    path = Path(path)
+    return from_gguf(GGUF.open(path)) if path.suffix == ".gguf" else read_spec(path)
+
+
 def _shortened(spec: Spec, context: int | None) -> Spec:
     if context is None:
         return spec

@@ -1,4 +1,5 @@
-"""How fast a GPU copies and multiplies, from which the time of any step is estimated."""
+"""How fast a GPU copies and multiplies, from which the time of any step is estimated, and how fast
+main memory reaches it."""
 
 from __future__ import annotations
 
@@ -6,8 +7,12 @@ from collections.abc import Callable
 
 import torch
 
+from weir.runtime.pinned import host_zeros
+
 SIDE = 6144
 """Of the square matrices, each larger than a cache: 72 MiB in bfloat16."""
+LINK = 2**28
+"""Bytes of a copy over a link."""
 
 
 def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
@@ -18,6 +23,31 @@ def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     copying = _seconds(lambda: out.copy_(a))
     multiplying = _seconds(lambda: torch.mm(a, b, out=out))
     return 2 * a.nbytes / copying, 2 * SIDE**3 / multiplying
+
+
+def links(device: torch.device) -> tuple[float, float, float]:
+    """Bytes/s from pinned memory to a GPU, back, and of both at once. Takes 0.1 s, and 0.5 GB of
+    each memory that are free again afterwards."""
+    here, back = (host_zeros(LINK, pinned=True) for _ in range(2))
+    there, other = (torch.empty(LINK, dtype=torch.uint8, device=device) for _ in range(2))
+    aside = torch.cuda.Stream(device)
+
+    def both() -> None:
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            back.copy_(other, non_blocking=True)
+        there.copy_(here, non_blocking=True)
+        torch.cuda.current_stream().wait_stream(aside)
+
+    to_gpu = _seconds(lambda: there.copy_(here, non_blocking=True))
+    to_cpu = _seconds(lambda: back.copy_(other, non_blocking=True))
+    return LINK / to_gpu, LINK / to_cpu, 2 * LINK / _seconds(both)
+
+
+def room(device: torch.device, share: float) -> int:
+    """Bytes of a GPU's memory that are free, less what is beyond that share of it."""
+    free, total = torch.cuda.mem_get_info(device)
+    return int(free - (1 - share) * total)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -1,9 +1,7 @@
 """Layers whose weights lie on the device, in main memory and on disk, brought while others compute.
 
-Every tensor has a home; those of a layer that are elsewhere lie there side by side, so that a layer
-takes one copy and one read. Iterating is a step: layers arrive in a ring of slots on the device,
-and when the last has been handed out the first are on their way again. Knows layers as dataclasses
-of tensors; no model, no lane.
+Every tensor has a home. Iterating is a step: layers arrive in a ring of slots on the device, and
+when the last has been handed out the first are on their way again. Knows no model and no lane.
 """
 
 from __future__ import annotations
@@ -11,8 +9,6 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +17,14 @@ from torch import Tensor
 
 from weir.errors import ConfigError
 from weir.models.base import rebuilt, tensors
+from weir.runtime.parked import Copies, Parked, Reads, Slot, Span, lay
 from weir.runtime.pinned import host_zeros
 from weir.runtime.spill import Spill, aligned
 
 SLOTS = 3
 """Layers on the device at once: one whose attention is under way, one that is next, one coming."""
-RELAYS = 2
-"""Layers between disk and GPU at once."""
 SMALL = 0.01
 """Share of a layer's bytes below which a tensor stays on the device."""
-STRIDE = 256
-"""Bytes that each tensor begins on a multiple of."""
 
 DEVICE, HOST, DISK = range(3)
 
@@ -50,45 +43,6 @@ class Deal:
         at = behind.index(max(behind))
         self.given[at] += size
         return at
-
-
-@dataclass(slots=True, eq=False)
-class Span:
-    """Where in a slot a tensor lies, and what it looks like."""
-
-    offset: int
-    like: Tensor  # of its shape, strides and type, on no device
-
-    def of(self, memory: Tensor, begins: int = 0) -> Tensor:
-        """The tensor in memory that has the slot from `begins` on."""
-        raw = memory[self.offset - begins :][: self.like.nbytes].view(self.like.dtype)
-        return raw.as_strided(self.like.shape, self.like.stride())
-
-
-@dataclass(slots=True, eq=False)
-class Parked:
-    """A layer, and where those of its tensors are that are not on the device."""
-
-    layer: Any
-    here: list[Tensor | None]  # in the order of `tensors`; None: elsewhere
-    spans: list[Span | None]
-    host: Tensor  # uint8: comes first in a slot
-    start: int  # in a slot, of what is on disk
-    size: int = 0  # of a slot
-    offset: int = 0  # in the file
-
-    def over(self, slot: Tensor) -> Any:
-        """The layer, with the tensors that a slot brought."""
-        pairs = zip(self.here, self.spans, strict=True)
-        return rebuilt(self.layer, iter([t if s is None else s.of(slot) for t, s in pairs]))
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    memory: Tensor  # uint8 on the device
-    reads: list[Future[None]] = field(default_factory=list)
-    ready: torch.cuda.Event | None = None
-    used: torch.cuda.Event | None = None
 
 
 class Streamed:
@@ -134,9 +88,9 @@ class Streamed:
             self._check(total * self.count)
         homes = [DEVICE if t.nbytes <= SMALL * total else self.deal.next(t.nbytes) for t in found]
         spans: list[Span | None] = [None] * len(found)
-        ends = _lay(found, [i for i, home in enumerate(homes) if home == HOST], 0, spans)
+        ends = lay(found, [i for i, home in enumerate(homes) if home == HOST], 0, spans)
         start = aligned(ends)
-        size = _lay(found, [i for i, home in enumerate(homes) if home == DISK], start, spans)
+        size = lay(found, [i for i, home in enumerate(homes) if home == DISK], start, spans)
         size = aligned(size)
         host = self._host(ends)
         if len(self.staging) < size - start:
@@ -252,89 +206,6 @@ class Streamed:
             self.cycle.rotate(-1)
             self.moves.bring(self.parked[layer], self.slots[slot])
             self.coming.append((layer, slot))
-
-
-class Reads:
-    """What brings layers to main memory."""
-
-    def __init__(self, spill: Spill | None):
-        self.spill = spill
-
-    def bring(self, parked: Parked, slot: Slot) -> None:
-        slot.memory[: len(parked.host)] = parked.host
-        if self.spill is not None:
-            slot.reads = self.spill.read(parked.offset, slot.memory[parked.start : parked.size])
-
-    def wait(self, slot: Slot) -> None:
-        for read in slot.reads:
-            read.result()
-
-    def let_go(self, slot: Slot) -> None:
-        """The host has computed with it already."""
-
-
-class Copies:
-    """What brings layers to a GPU, on a stream of its own: from main memory, and from disk through
-    buffers that are read into ahead.
-
-    layers: all that will be brought, in their order, again and again."""
-
-    def __init__(self, layers: Sequence[Parked], spill: Spill | None, device: torch.device):
-        self.spill = spill
-        self.stream = torch.cuda.Stream(device)
-        self.cycle = deque(parked for parked in layers if parked.size > parked.start)
-        size = max((parked.size - parked.start for parked in self.cycle), default=0)
-        self.relays = deque(
-            (host_zeros(size, pinned=True), torch.cuda.Event())
-            for _ in range(RELAYS if self.cycle else 0)
-        )
-        self.reading: deque[tuple[Tensor, torch.cuda.Event, list[Future[None]]]] = deque()
-        self._read()
-
-    def _read(self) -> None:
-        while self.relays and self.spill is not None:
-            parked, (relay, sent) = self.cycle[0], self.relays.popleft()
-            self.cycle.rotate(-1)
-            part = relay[: parked.size - parked.start]
-            reads = self.spill.read(parked.offset, part, first=sent.synchronize)
-            self.reading.append((relay, sent, reads))
-
-    def bring(self, parked: Parked, slot: Slot) -> None:
-        """Queue the copies; waits for what comes from disk, while the device has work."""
-        if slot.used is not None:
-            self.stream.wait_event(slot.used)
-        with torch.cuda.stream(self.stream):
-            slot.memory[: len(parked.host)].copy_(parked.host, non_blocking=True)
-            if parked.size > parked.start:
-                relay, sent, reads = self.reading.popleft()
-                for read in reads:
-                    read.result()
-                part = slot.memory[parked.start : parked.size]
-                part.copy_(relay[: len(part)], non_blocking=True)
-                sent.record()
-                self.relays.append((relay, sent))
-            slot.ready = slot.ready or torch.cuda.Event()
-            slot.ready.record()
-        self._read()
-
-    def wait(self, slot: Slot) -> None:
-        assert slot.ready is not None
-        torch.cuda.current_stream().wait_event(slot.ready)
-
-    def let_go(self, slot: Slot) -> None:
-        slot.used = slot.used or torch.cuda.Event()
-        slot.used.record()
-
-
-def _lay(found: list[Tensor], some: list[int], at: int, spans: list[Span | None]) -> int:
-    """Lay tensors side by side from `at` on, into `spans`. → the end."""
-    for i in some:
-        tensor = found[i]
-        begin = -(-at // STRIDE) * STRIDE
-        shape, stride = tensor.shape, tensor.stride()
-        like = torch.empty_strided(shape, stride, dtype=tensor.dtype, device="meta")
-        spans[i], at = Span(begin, like), begin + tensor.nbytes
-    return at
 
 
 def _memory(size: int, device: torch.device) -> Tensor:

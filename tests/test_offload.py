@@ -1,0 +1,147 @@
+"""`--offload` on the whole engine: the tokens of a model that lies in one place."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from msgspec.structs import replace
+
+from weir import build, offload
+from weir.config import Config, load
+from weir.core import Request, Sampling
+from weir.cost.machine import MACHINES, Machine
+from weir.cost.offload import Job, predict
+from weir.cost.search import GPU, WEIR, Planned, Report, search
+from weir.errors import ConfigError
+from weir.sim.shapes import shape
+
+MODEL = "smollm2-135m"
+CPU = torch.device("cpu")
+GB = 10**9
+PROMPTS = [[504, 3575, 282, 4649, 314], [*range(1000, 1700, 7)], [*range(300, 340)] * 3]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    ),
+]
+OPT = shape("opt-30b")
+H100 = replace(MACHINES["h100"], gpu_memory=16 * GB)
+
+
+def plan(folder: Path, weights, model: str = "opt-30b", **more) -> str:
+    """A file with such shares of weights, as `weir plan --json` would write it."""
+    placed = replace(WEIR, weights=weights, cache=GPU, cpu_attention=False, **more)
+    predicted = predict(shape(model), Job(), H100, placed)
+    planned = Planned(name="planned", offload=placed, predicted=predicted)
+    file = folder / "plan.json"
+    file.write_bytes(
+        msgspec.json.encode(Report(model=model, machine=H100, job=Job(), planned=planned))
+    )
+    return str(file)
+
+
+def settings(**given: object) -> Config:
+    return load({"model": MODEL, "dtype": "float32", "kv_cache_dtype": "float32"} | given, {})
+
+
+def generate(**given: object) -> list[list[int]]:
+    engine = build.engine(settings(kv_cache_memory="64MiB", **given))
+    try:
+        for uid, prompt in enumerate(PROMPTS):
+            engine.add(Request(uid, list(prompt), Sampling(temperature=0.0, max_tokens=10), uid))
+        tokens: list[list[int]] = [[] for _ in PROMPTS]
+        while engine.busy:
+            for delta in engine.step():
+                tokens[delta.uid] += delta.tokens
+                assert delta.done in (None, "length", "stop"), delta
+        return tokens
+    finally:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[list[int]]:
+    return generate(device="cpu")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shares", [(0.5, 0.3, 0.2), (0.0, 0.0, 1.0)])
+def test_tokens_are_those_of_a_model_in_one_place(tmp_path, whole, device, shares):
+    file = plan(tmp_path, shares, MODEL)
+    folder = tmp_path / "weights"
+    assert generate(device=device, offload=file, offload_dir=str(folder)) == whole
+    assert not folder.exists() or not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_model_that_fits_is_left_alone(device):
+    placed = offload.arrange(settings(offload="auto"), _path(), torch.device(device), torch.float32)
+    assert placed.shelf is None and placed.config == settings(offload="auto")
+    assert offload.arrange(settings(), _path(), CPU, torch.float32).shelf is None
+
+
+def test_a_cpu_keeps_in_memory_what_it_may(tmp_path):
+    given = {"offload": "auto", "cpu_memory": "100MiB", "offload_dir": str(tmp_path)}
+    placed = offload.arrange(settings(**given), _path(), CPU, torch.float32)
+    assert placed.about == "weights 19% in main memory, 81% on disk"
+    with pytest.raises(ConfigError, match="--offload-dir"):
+        generate(device="cpu", offload="auto", cpu_memory="100MiB")
+
+
+def on_gpu(monkeypatch, machine: Machine, **given: object) -> offload.Placed:
+    """What is arranged for OPT-30B on another machine's GPU."""
+    monkeypatch.setattr(offload.rates, "room", lambda *_: machine.gpu_memory)
+    monkeypatch.setattr(offload, "_machine", lambda *_: machine)
+    monkeypatch.setattr(offload, "spec_of", lambda _: OPT)
+    return offload.arrange(settings(**given), Path(), torch.device("cuda"), torch.bfloat16)
+
+
+def test_a_gpu_gets_the_best_plan_and_steps_to_match(monkeypatch):
+    placed = on_gpu(monkeypatch, H100, offload="auto")
+    best = search(OPT, Job(), H100, WEIR, cpu_attention=False).offload
+    config = placed.config
+    assert placed.shelf is not None and "waiting for copies to the GPU" in placed.about
+    assert config.max_num_seqs == best.block
+    assert config.max_num_batched_tokens == best.batch * 512 == config.max_prefill_beside_decode
+    assert config.enforce_eager
+    kept = on_gpu(monkeypatch, H100, offload="auto", max_num_seqs=3, max_num_batched_tokens=64)
+    assert (kept.config.max_num_seqs, kept.config.max_num_batched_tokens) == (3, 64)
+
+
+def test_a_plan_that_does_harm_is_priced(monkeypatch, tmp_path, caplog):
+    slow = plan(tmp_path, (0.0, 1.0, 0.0), batch=1)
+    with caplog.at_level(logging.WARNING):
+        on_gpu(monkeypatch, H100, offload=slow)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("this plan is predicted to give 0.") and "--offload auto 1" in said
+
+
+@pytest.mark.parametrize(
+    ("weights", "more", "said"),
+    [
+        ((0.9, 0.1, 0.0), {}, r"does not fit: it needs 5\d\.\d GB of GPU memory, where 14\.4"),
+        ((0.1, 0.9, 0.0), {"schedule": "zigzag"}, "plan again"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_one_sentence(monkeypatch, tmp_path, weights, more, said):
+    with pytest.raises(ConfigError, match=said):
+        on_gpu(monkeypatch, H100, offload=plan(tmp_path, weights, **more))
+
+
+def test_a_file_that_is_no_plan_is_one_sentence(tmp_path):
+    for content, said in ((None, "cannot be read: No such file"), ("{}", "weir plan --json")):
+        file = tmp_path / "plan.json"
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(ConfigError, match=said):
+            offload.arrange(settings(offload=str(file)), _path(), CPU, torch.float32)
+
+
+def _path() -> Path:
+    return build.hub.resolve(MODEL, None, None).path

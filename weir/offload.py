@@ -1,0 +1,175 @@
+"""From `--offload` to where weights and KV lie: a plan that was made before, or one made here.
+
+What a plan says beyond the shares of weights becomes settings, where these were left to us.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from weir.config import Config
+from weir.core import Spec
+from weir.cost.hardware import this_gpu
+from weir.cost.machine import Machine, free_memory, hosted, measured
+from weir.cost.offload import MARGIN, Job, Offload, Prediction, Shares, predict
+from weir.cost.search import WEIR, Planned, Report, search
+from weir.cost.work import weights
+from weir.errors import ConfigError
+from weir.models.load import spec_of
+from weir.runtime import rates
+from weir.runtime.streamed import Streamed
+
+log = logging.getLogger(__name__)
+
+HARMFUL = 1.25
+"""How many times as fast another plan must be for one given to be warned of."""
+EAGER = 200e-6
+"""Seconds in which the host launches a layer's kernels one by one."""
+ROOMY = 0.8
+"""The share of a memory that weights may take without a thought of offloading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The configuration with what a plan says; what makes the shelf of the layers, if they are not
+    all on the device; a line for people."""
+
+    config: Config
+    shelf: Callable[[int], Streamed] | None = None
+    about: str = ""
+
+
+def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
+    """What to put where, of the model at `path` with weights of such a type on a PyTorch device.
+
+    Raises `ConfigError` for a plan that is unreadable or does not fit, and warns of a slow one."""
+    if config.offload == "none":
+        return Placed(config)
+    given = None if config.offload == "auto" else _read(Path(config.offload))
+    spec = spec_of(path)
+    if device.type == "cpu":
+        return _on_cpu(config, given, weights(spec) * dtype.itemsize, device)
+    return _on_gpu(config, given, spec, device, dtype)
+
+
+def _on_cpu(config: Config, given: Report | None, held: float, device: Any) -> Placed:
+    """A CPU's device is main memory: beside that there is only the disk."""
+    room = config.cpu_memory or ROOMY * (1 - config.cpu_memory_fraction) * free_memory()
+    disk = max(0.0, 1 - room / held) if given is None else given.planned.offload.weights[2]
+    if not disk:
+        return Placed(config)
+    about = f"weights {1 - disk:.0%} in main memory, {disk:.0%} on disk"
+    return Placed(config, _shelf(config, (1 - disk, 0.0, disk), device), about)
+
+
+def _on_gpu(config: Config, given: Report | None, spec: Spec, device: Any, dtype: Any) -> Placed:
+    bits = 8 * dtype.itemsize
+    room = rates.room(device, config.gpu_memory_utilization)
+    room = min(room, config.gpu_memory or room)
+    if given is None and weights(spec) * bits / 8 <= ROOMY * room:
+        return Placed(config)
+    machine = _machine(config, room, device, dtype)
+    base = replace(WEIR, weight_bits=bits)
+    job = _job(spec) if given is None else given.job
+    best = search(spec, job, machine, base, cpu_attention=False)
+    found = best if given is None else _checked(given, spec, machine, best)
+    log.info("offloading: %s", describe(found))
+    shelf = _shelf(config, found.offload.weights, device)
+    return Placed(_settings(config, found.offload, job), shelf, describe(found))
+
+
+def _machine(config: Config, room: int, device: Any, dtype: Any) -> Machine:
+    """What may be used here, timed in about a second. Raises `ConfigError` for a folder that cannot
+    be written."""
+    gpu = replace(this_gpu(room, *rates.rates(device, dtype)), layer_seconds=EAGER)
+    folder = Path(config.offload_dir) if config.offload_dir else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = measured(hosted(gpu, 0, 1.0, rates.links(device)), folder)
+    return replace(found, cpu_memory=config.cpu_memory or free_memory())
+
+
+def _shelf(config: Config, shares: Shares, device: Any) -> Callable[[int], Streamed]:
+    folder = Path(config.offload_dir) if config.offload_dir else None
+    room = config.cpu_memory or None
+    return lambda count: Streamed(count, shares, device, folder, room)
+
+
+def _settings(config: Config, placed: Offload, job: Job) -> Config:
+    """`config` for such a placement: steps large enough to hide what they bring."""
+    tokens = config.max_num_batched_tokens or max(placed.batch * job.prompt, placed.block)
+    return replace(
+        config,
+        max_num_seqs=min(config.max_num_seqs or placed.block, tokens),
+        max_num_batched_tokens=tokens,
+        max_prefill_beside_decode=config.max_prefill_beside_decode or tokens,
+        enforce_eager=True,  # layers are never twice at one address
+    )
+
+
+def _job(spec: Spec) -> Job:
+    """What requests are taken to be where nobody says."""
+    job = Job()
+    output = min(job.output, spec.context // 2)
+    return Job(prompt=min(job.prompt, spec.context - output), output=output)
+
+
+def _read(path: Path) -> Report:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Report)
+    except OSError as error:
+        raise ConfigError(f"--offload {path}: cannot be read: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            f"--offload {path}: expected what `weir plan --json` prints: {error}"
+        ) from None
+
+
+def _checked(given: Report, spec: Spec, machine: Machine, best: Planned) -> Planned:
+    """The plan given, priced here."""
+    placed = replace(given.planned.offload, weight_bits=best.offload.weight_bits)
+    if placed.schedule != "steps" or sum(placed.cache[1:]) > 0:
+        raise ConfigError("--offload: the engine keeps KV and activations on the GPU: plan again")
+    said = predict(spec, given.job, machine, placed)
+    if not said.fits:
+        raise ConfigError(f"--offload: the plan does not fit: it needs {_excess(said, machine)}")
+    if best.predicted.throughput > HARMFUL * said.throughput:
+        log.warning(
+            "this plan is predicted to give %.2f tokens/s, --offload auto %.2f (%s)",
+            *(said.throughput, best.predicted.throughput, describe(best)),
+        )
+    return Planned(name="given", offload=placed, predicted=said)
+
+
+def _excess(said: Prediction, machine: Machine) -> str:
+    """Which memories a plan asks too much of."""
+    sizes = machine.gpu_memory, machine.cpu_memory, machine.disk
+    rooms = dict(zip(said.memory, sizes, strict=True))
+    return " and ".join(
+        f"{said.memory[name] / 1e9:.1f} GB of {name}, where {MARGIN * room / 1e9:.1f} may be used"
+        for name, room in rooms.items()
+        if said.memory[name] > MARGIN * room
+    )
+
+
+def describe(found: Planned) -> str:
+    """A placement and what is predicted of it, in one line."""
+    placed, said = found.offload, found.predicted
+    places = ("on the GPU", "in main memory", "on disk")
+    shares = [
+        f"{what} {share:.0%} {where}"
+        for what, parts in (("weights", placed.weights), ("KV", placed.cache))
+        for share, where in zip(parts, places, strict=True)
+        if share
+    ]
+    return (
+        f"{', '.join(shares)}; {placed.block} requests, {said.throughput:.2f} tokens/s predicted, "
+        f"waiting for {said.decode_limit}"
+    )

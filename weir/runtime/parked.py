@@ -1,0 +1,147 @@
+"""Where the tensors of a layer lie that is not all on its device, and what brings them there.
+
+A layer takes one copy and one read: what lies in main memory lies there side by side, and so does
+what is on disk. Knows layers as dataclasses of tensors, and slots of memory; no order of layers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weir.models.base import rebuilt
+from weir.runtime.pinned import host_zeros
+from weir.runtime.spill import Spill
+
+RELAYS = 2
+"""Layers between disk and GPU at once."""
+STRIDE = 256
+"""Bytes that each tensor begins on a multiple of."""
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """Where in a slot a tensor lies, and what it looks like."""
+
+    offset: int
+    like: Tensor  # of its shape, strides and type, on no device
+
+    def of(self, memory: Tensor, begins: int = 0) -> Tensor:
+        """The tensor in memory that has the slot from `begins` on."""
+        raw = memory[self.offset - begins :][: self.like.nbytes].view(self.like.dtype)
+        return raw.as_strided(self.like.shape, self.like.stride())
+
+
+@dataclass(slots=True, eq=False)
+class Parked:
+    """A layer, and where those of its tensors are that are not on the device."""
+
+    layer: Any
+    here: list[Tensor | None]  # in the order of `tensors`; None: elsewhere
+    spans: list[Span | None]
+    host: Tensor  # uint8: comes first in a slot
+    start: int  # in a slot, of what is on disk
+    size: int = 0  # of a slot
+    offset: int = 0  # in the file
+
+    def over(self, slot: Tensor) -> Any:
+        """The layer, with the tensors that a slot brought."""
+        pairs = zip(self.here, self.spans, strict=True)
+        return rebuilt(self.layer, iter([t if s is None else s.of(slot) for t, s in pairs]))
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    memory: Tensor  # uint8 on the device
+    reads: list[Future[None]] = field(default_factory=list)
+    ready: torch.cuda.Event | None = None
+    used: torch.cuda.Event | None = None
+
+
+def lay(found: list[Tensor], some: list[int], at: int, spans: list[Span | None]) -> int:
+    """Lay tensors side by side from `at` on, into `spans`. → the end."""
+    for i in some:
+        tensor = found[i]
+        begin = -(-at // STRIDE) * STRIDE
+        shape, stride = tensor.shape, tensor.stride()
+        like = torch.empty_strided(shape, stride, dtype=tensor.dtype, device="meta")
+        spans[i], at = Span(begin, like), begin + tensor.nbytes
+    return at
+
+
+class Reads:
+    """What brings layers to main memory."""
+
+    def __init__(self, spill: Spill | None):
+        self.spill = spill
+
+    def bring(self, parked: Parked, slot: Slot) -> None:
+        slot.memory[: len(parked.host)] = parked.host
+        if self.spill is not None:
+            slot.reads = self.spill.read(parked.offset, slot.memory[parked.start : parked.size])
+
+    def wait(self, slot: Slot) -> None:
+        for read in slot.reads:
+            read.result()
+
+    def let_go(self, slot: Slot) -> None:
+        """The host has computed with it already."""
+
+
+class Copies:
+    """What brings layers to a GPU, on a stream of its own: from main memory, and from disk through
+    buffers that are read into ahead.
+
+    layers: all that will be brought, in their order, again and again."""
+
+    def __init__(self, layers: Sequence[Parked], spill: Spill | None, device: torch.device):
+        self.spill = spill
+        self.stream = torch.cuda.Stream(device)
+        self.cycle = deque(parked for parked in layers if parked.size > parked.start)
+        size = max((parked.size - parked.start for parked in self.cycle), default=0)
+        self.relays = deque(
+            (host_zeros(size, pinned=True), torch.cuda.Event())
+            for _ in range(RELAYS if self.cycle else 0)
+        )
+        self.reading: deque[tuple[Tensor, torch.cuda.Event, list[Future[None]]]] = deque()
+        self._read()
+
+    def _read(self) -> None:
+        while self.relays and self.spill is not None:
+            parked, (relay, sent) = self.cycle[0], self.relays.popleft()
+            self.cycle.rotate(-1)
+            part = relay[: parked.size - parked.start]
+            reads = self.spill.read(parked.offset, part, first=sent.synchronize)
+            self.reading.append((relay, sent, reads))
+
+    def bring(self, parked: Parked, slot: Slot) -> None:
+        """Queue the copies; waits for what comes from disk, while the device has work."""
+        if slot.used is not None:
+            self.stream.wait_event(slot.used)
+        with torch.cuda.stream(self.stream):
+            slot.memory[: len(parked.host)].copy_(parked.host, non_blocking=True)
+            if parked.size > parked.start:
+                relay, sent, reads = self.reading.popleft()
+                for read in reads:
+                    read.result()
+                part = slot.memory[parked.start : parked.size]
+                part.copy_(relay[: len(part)], non_blocking=True)
+                sent.record()
+                self.relays.append((relay, sent))
+            slot.ready = slot.ready or torch.cuda.Event()
+            slot.ready.record()
+        self._read()
+
+    def wait(self, slot: Slot) -> None:
+        assert slot.ready is not None
+        torch.cuda.current_stream().wait_event(slot.ready)
+
+    def let_go(self, slot: Slot) -> None:
+        slot.used = slot.used or torch.cuda.Event()
+        slot.used.record()
