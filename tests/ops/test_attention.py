@@ -111,6 +111,21 @@ def test_ragged_batches(page: int, dtype: torch.dtype) -> None:
     check(make(RAGGED, page=page, dtype=dtype))
 
 
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(8, 1, 64, 16), (6, 6, 128, 16), (6, 2, 48, 4), (8, 2, 96, 1)])
+def test_queries_of_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+    """In 16 bits, as they come and as the answer goes; weights may be rounded too."""
+    for window, softcap in ((None, None), (40, None), (None, 5.0)):
+        case = make(RAGGED, *shape, dtype=dtype, window=window, softcap=softcap)
+        case.q = case.q.to(dtype)
+        o, lse = attend(case.q, case.kv, case.batch, case.spec)
+        case.q = case.q.float()
+        want_o, want_lse = dense(case)
+        assert o.dtype == dtype and lse.dtype == torch.float32
+        assert (o - want_o).abs().max() < 2e-2 and (lse - want_lse).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize(
     "heads, kv_heads, size",
     [(9, 3, 64), (8, 8, 80), (4, 2, 128), (4, 1, 256), (5, 1, 8), (40, 1, 20), (14, 2, 36)],

@@ -9,6 +9,7 @@ import torch
 from tests.reference import Tiny
 from weir.core import Chunk, Move, Page, Plan, Result, Sampling, Score
 from weir.runtime.graphs import Graphs
+from weir.runtime.relay import Relay
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store
 
@@ -24,12 +25,18 @@ def runner(
     device: torch.device = CPU,
     requests: int = 64,
     graphs: Graphs | None = None,
+    relayed: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Runner:
-    """Tier 0 is where the model is, the others are on the CPU. Lanes of `graphs` are recorded."""
+    """Tier 0 is where the model is, the others are on the CPU, attended through a relay if they are
+    to be. Lanes of `graphs` are recorded."""
     pages = pages or {1: 256}
     devices = {tier: CPU if tier else device for tier in pages}
-    store = Store(model.spec.attention, page, pages, devices, torch.float32)
-    run = Runner(model, store, context, device, requests, graphs)
+    store = Store(model.spec.attention, page, pages, devices, dtype)
+    if relayed and device.type == "cuda":
+        store.kv[1] = [kv.pin_memory() for kv in store.kv[1]]
+    relay = Relay(1, store.kv[1], device) if relayed else None
+    run = Runner(model, store, context, device, requests, graphs, relay)
     run.record()
     return run
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.reference import Tiny, dense, generate, logprobs
 from tests.runtime.drive import EVERY, Drive, runner
 from weir.core import Move, Page, Sampling, Score
+from weir.ops import native
 
 MODEL = Tiny()
 LOCAL = Tiny(window=6)
@@ -112,7 +113,8 @@ def test_two_tiers(data):
     """A request's context lies on two tiers, cut anywhere, whatever chunk crosses the cut."""
     model = data.draw(st.sampled_from([MODEL, LOCAL]))
     page = data.draw(st.sampled_from([1, 2, 4]))
-    drive = Drive(runner(model, page, {0: 64, 1: 64}))
+    relayed = native.library() is not None and data.draw(st.booleans())
+    drive = Drive(runner(model, page, {0: 64, 1: 64}, relayed=relayed))
     texts = {}
     for uid in range(data.draw(st.integers(1, 3))):
         texts[uid] = prompt(data.draw(st.integers(1, 14)), uid)

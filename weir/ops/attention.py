@@ -6,7 +6,7 @@ how tiers are joined is the caller's.
 
 from __future__ import annotations
 
-from ctypes import addressof
+from ctypes import byref
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -104,13 +104,23 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor
             spec.softcap,
             batch.shared,
         )
-    lib = kernels(q)
+    lib = native.library() if q.is_cpu and q.dtype in TYPES else None
     if lib is None:
         return reference_attend(q, kv, batch, spec)
     q = packed_heads(q)
-    tokens, heads, size = q.shape
-    o, lse = q.new_empty(q.shape), q.new_empty(tokens, heads)
-    call = native.Attend(
+    o, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    lib.attend(byref(native_call(q, kv, batch, spec, o, lse)))
+    return o, lse
+
+
+def native_call(
+    q: Tensor, kv: Tensor, batch: Batch, spec: Attention, o: Tensor, lse: Tensor
+) -> native.Attend:
+    """What the kernel for CPUs is to compute, by address: all of it must stay until it has.
+
+    q, o [T, Hq, D] of one type, a token's heads side by side; o and lse contiguous."""
+    _, heads, size = q.shape
+    return native.Attend(
         q.data_ptr(),
         kv.data_ptr(),
         batch.q_start.data_ptr(),
@@ -130,9 +140,8 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor
         spec.scale,
         spec.softcap or 0.0,
         TYPES.index(kv.dtype),
+        TYPES.index(q.dtype),
     )
-    lib.attend(addressof(call))
-    return o, lse
 
 
 def reference_write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:

@@ -6,7 +6,7 @@ called decides what overlaps (forward.py). Knows tensors and tiers, no requests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from weir.core import AttentionSpec
 from weir.ops.attention import Place, attend, write
 from weir.ops.merge import merge
 from weir.runtime.inputs import Lane, Part
+from weir.runtime.relay import Relay
 from weir.runtime.store import Store
 
 
@@ -24,33 +25,40 @@ class Pending:
     """Attention of one lane and layer under way."""
 
     q: Tensor  # [T, Hq, D]
-    parts: list[tuple[Part, Tensor, Tensor]]  # o [Tp, Hq, D] and lse [Tp, Hq] of each tier
+    parts: list[tuple[Part, Callable[[], tuple[Tensor, Tensor]]]]
+    """Of each tier, what gives o [Tp, Hq, D] and lse float32 [Tp, Hq]."""
 
     def wait(self) -> Tensor:
         """→ o [T, Hq, D]. Each tier attends to its own keys, so the merge is exact."""
-        if len(self.parts) == 1 and self.parts[0][0].queries is None:
-            return self.parts[0][1]
-        o = torch.zeros_like(self.q)
-        lse = torch.full(self.q.shape[:2], -torch.inf, dtype=torch.float32, device=self.q.device)
-        for part, o_part, lse_part in self.parts:
-            o_part, lse_part = o_part.to(o.device), lse_part.to(o.device)
+        (part, result), *others = self.parts
+        if not others and part.queries is None and not part.away:
+            return result()[0]
+        o = torch.zeros(self.q.shape, dtype=self.q.dtype, device=self.q.device)
+        lse = torch.full(o.shape[:2], -torch.inf, dtype=torch.float32, device=o.device)
+        for part, result in self.parts:
+            o_part, lse_part = (x.to(o.device) for x in result())
             rows = slice(None) if part.queries is None else part.queries
-            o[rows], lse[rows] = merge(o[rows], lse[rows], o_part, lse_part)
+            if part.alone:
+                o[rows] = o_part
+            else:
+                o[rows], lse[rows] = merge(o[rows], lse[rows], o_part, lse_part)
         return o
 
 
 class Tiered:
-    """The attention of each layer over the tiers of a store."""
+    """The attention of each layer over the tiers of a store. relay: attends to the pages of the
+    tier that is on another device than the lanes."""
 
-    def __init__(self, store: Store, layers: Sequence[AttentionSpec]):
+    def __init__(self, store: Store, layers: Sequence[AttentionSpec], relay: Relay | None = None):
         self.store = store
         self.layers = layers
+        self.relay = relay
 
     def place(self, layer: int, lane: Lane) -> Place | None:
         """Where a model may store a lane's keys and values itself: one tier takes all of them."""
         part, *others = lane.parts
         kv = self.store.kv[part.tier][layer]
-        if others or part.writes is not None or kv.device != lane.pos.device:
+        if others or part.writes is not None or part.away or kv.device != lane.pos.device:
             return None
         return Place(kv, part.batch.slots)
 
@@ -63,16 +71,41 @@ class Tiered:
         Everything of a lane is written before any of it is read, so that a chunk can attend to
         pages that another one of the lane, or of an earlier lane, fills in this very layer.
         """
-        spec, parts = self.layers[layer], []
-        for part in lane.parts:
-            if k is None or len(part.batch.slots) == 0:
-                continue
-            kv = self.store.kv[part.tier][layer]
-            write(kv, _take(k, part.writes, kv), _take(v, part.writes, kv), part.batch.slots)
-        for part in lane.parts:
-            kv = self.store.kv[part.tier][layer]
-            parts.append((part, *attend(_take(q, part.queries, kv), kv, part.batch, spec)))
+        stores = [self._pages(layer, part) for part in lane.parts]
+        if k is not None and v is not None:
+            for part, kv in zip(lane.parts, stores, strict=True):
+                self._write(layer, part, kv, k, v)
+        parts = []
+        for part, kv in zip(lane.parts, stores, strict=True):
+            if part.queries is None or len(part.queries):
+                parts.append((part, self._attend(layer, lane.seat, part, kv, q)))
         return Pending(q, parts)
+
+    def _pages(self, layer: int, part: Part) -> Tensor:
+        if part.borrowed is None:
+            return self.store.kv[part.tier][layer]
+        assert self.relay is not None, "no relay lends pages"
+        return self.relay.borrow(layer, part.borrowed, part.lent)
+
+    def _write(self, layer: int, part: Part, kv: Tensor, k: Tensor, v: Tensor) -> None:
+        if len(part.batch.slots) == 0:
+            return
+        if part.away:
+            assert self.relay is not None, "no relay for a tier that is away"
+            rows = [x if part.writes is None else x[part.writes] for x in (k, v)]
+            self.relay.write(layer, *rows, part.batch.slots)
+        else:
+            write(kv, _take(k, part.writes, kv), _take(v, part.writes, kv), part.batch.slots)
+
+    def _attend(
+        self, layer: int, seat: int, part: Part, kv: Tensor, q: Tensor
+    ) -> Callable[[], tuple[Tensor, Tensor]]:
+        spec = self.layers[layer]
+        if part.away:
+            assert self.relay is not None, "no relay for a tier that is away"
+            return self.relay.attend(seat, layer, q, part.queries, part.batch, spec).wait
+        result = attend(_take(q, part.queries, kv), kv, part.batch, spec)
+        return lambda: result
 
 
 def _take(x: Tensor, rows: Tensor | None, kv: Tensor) -> Tensor:

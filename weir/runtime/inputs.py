@@ -17,29 +17,11 @@ from torch import Tensor
 from weir.core import PENDING, Chunk
 from weir.ops.attention import Batch
 from weir.ops.prefix import Prefixes, Shared
+from weir.runtime.parts import Part, split
+from weir.runtime.spans import Shape, Spans
 from weir.runtime.stage import Stage
 from weir.runtime.store import Store
 from weir.runtime.tables import Tables
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Shape:
-    """What a lane is padded to, so that its launches can be recorded: as many sequences of one
-    token each, or fewer sequences of any length. `shared`: prefixes in common are read once."""
-
-    tokens: int
-    sequences: int
-    shared: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Part:
-    """What of a lane one tier holds, attends and is given to store."""
-
-    tier: int
-    batch: Batch  # of the sequences that have context here
-    queries: Tensor | None = None  # int64: rows of the lane that attend here; None: all
-    writes: Tensor | None = None  # int64: rows whose k, v are stored here; None: all
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +45,7 @@ class Lane:
     targets: Tensor  # int64: of the scored chunks, one a row
     pooled: list[Chunk]
     failed: dict[int, str]  # chunks whose ids are no tokens: computed, but as token 0
+    seat: int = 0  # of its attention away from its device, among the lanes of a plan
 
     def link(self, tables: Tables) -> None:
         """Put the tokens sampled last in their places, and gather the page table."""
@@ -73,42 +56,6 @@ class Lane:
             batch.table = tables.there[:, : self.width].index_select(0, self.rows)
 
 
-@dataclass(slots=True, eq=False)
-class Spans:
-    """Where the chunks of a lane lie, the first `real` of them not only there to fill it up."""
-
-    real: int
-    rows: NDArray[np.int64]  # [S] of Tables
-    start: NDArray[np.int64]  # [S] position
-    length: NDArray[np.int64]  # [S]
-    bound: NDArray[np.int64]  # [S + 1]: where each chunk's rows start, and T
-    owner: NDArray[np.int64]  # [T] chunk of each row
-    pos: NDArray[np.int64]  # [T]
-
-    @classmethod
-    def of(cls, chunks: Sequence[Chunk], tables: Tables, shape: Shape | None) -> Spans:
-        rows = tables.rows([c.uid for c in chunks])
-        start = np.array([c.start for c in chunks], np.int64)
-        length = np.array([len(c.ids) or 1 for c in chunks], np.int64)
-        real, tokens = len(chunks), int(length.sum())
-        if shape is not None:
-            more, rest = shape.sequences - real, shape.tokens - tokens
-            padding = np.zeros(more, np.int64)
-            start = np.concatenate([start, padding])
-            rows = np.concatenate([rows, padding + tables.padding])
-            if rest == more:
-                padding += 1
-            elif rest:
-                padding[0] = rest
-            length = np.concatenate([length, padding])
-        bound = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(length, out=bound[1:])
-        owner = np.repeat(np.arange(len(rows)), length)
-        pos = np.arange(bound[-1]) + (start - bound[:-1])[owner]
-        pos[tokens:] = 0
-        return cls(real, rows, start, length, bound, owner, pos)
-
-
 def build(
     chunks: Sequence[Chunk],
     tables: Tables,
@@ -117,10 +64,12 @@ def build(
     stage: Stage,
     shape: Shape | None = None,
     prefixes: Prefixes | None = None,
+    away: int | None = None,
+    seat: int = 0,
 ) -> Lane:
     """Tensors of one lane, padded to `shape` if there is one; then it must lie on the first tier,
-    and none of it be scored or pooled. `prefixes` are what its decodes have in common. Adds the
-    chunks' new pages to `tables` on the way."""
+    and none of it be scored or pooled. `prefixes` are what its decodes have in common, `away` is
+    the tier that a relay attends to. Adds the chunks' new pages to `tables` on the way."""
     if any(not c.ids and c.uid not in tables.row for c in chunks):
         raise RuntimeError("a chunk goes on from a token that was never sampled here")
     spans = Spans.of(chunks, tables, shape)
@@ -146,7 +95,7 @@ def build(
     else:
         keep = np.maximum(spans.bound[1:] - 1, 0)
     every = len(keep) == len(ids) and np.array_equal(keep, np.arange(len(ids)))
-    width, parts = _parts(spans, tables, store, stage, shape, prefixes)
+    width, parts = _parts(spans, tables, store, stage, shape, prefixes, away)
     return Lane(
         ids=stage.put(ids),
         pos=stage.put(spans.pos),
@@ -163,6 +112,7 @@ def build(
         targets=stage.put(target),
         pooled=[chunks[i] for i in pooled],
         failed=failed,
+        seat=seat,
     )
 
 
@@ -205,6 +155,7 @@ def _parts(
     stage: Stage,
     shape: Shape | None,
     prefixes: Prefixes | None,
+    away: int | None,
 ) -> tuple[int, list[Part]]:
     """The parts of a lane, and `Lane.width`."""
     page = store.page
@@ -213,7 +164,7 @@ def _parts(
     end = spans.start + spans.length
     tier = next(iter(store.devices))
     if not (tables.upto[spans.rows[: spans.real], tier] * page >= end[: spans.real]).all():
-        return 0, _split(spans, slots, tables, store, stage)
+        return 0, split(spans, slots, tables, store, stage, away)
     device = store.devices[tier]
     end[spans.real :] = 0
     width = -(-int(end.max(initial=1)) // page)
@@ -242,41 +193,3 @@ def _shared(prefixes: Prefixes | None, shape: Shape | None, stage: Stage) -> Sha
     if prefixes is None:
         return None
     return Shared(*map(stage.put, (prefixes.member, prefixes.keys, prefixes.skip)))
-
-
-def _split(
-    spans: Spans, slots: NDArray[np.int64], tables: Tables, store: Store, stage: Stage
-) -> list[Part]:
-    """Cut the lane's context at the tier boundaries of each request, hottest first.
-
-    A tier attends to keys `begin` to `end` of a sequence; positions count from `begin` there.
-    """
-    page, rows, owner, pos = store.page, spans.rows, spans.owner, spans.pos
-    parts = []
-    begin = np.zeros_like(spans.start)
-    for tier, device in store.devices.items():
-        upto = tables.upto[rows, tier].astype(np.int64)
-        end = np.minimum(spans.start + spans.length, upto * page)
-        has = end > begin
-        if has.any():
-            mine = np.flatnonzero(has)
-            width = int(np.max(-(-end[mine] // page) - begin[mine] // page))
-            columns = begin[mine, None] // page + np.arange(width)
-            columns = np.minimum(columns, tables.width - 1)
-            table = tables.page[rows[mine, None], columns]
-            length = spans.length[mine]
-            bound = np.zeros(len(mine) + 1, np.int32)
-            np.cumsum(length, out=bound[1:])
-            here = (pos >= begin[owner]) & (pos < end[owner])
-            batch = Batch(
-                q_start=stage.put(bound, device),
-                kv_len=stage.put((end - begin)[mine].astype(np.int32), device),
-                table=stage.put(table, device),
-                slots=stage.put(slots[here], device),
-                first=stage.put((spans.start - begin)[mine].astype(np.int32), device),
-                lengths=(int(length.min()), int(length.max())),
-            )
-            queries = None if has.all() else stage.put(np.flatnonzero(has[owner]))
-            parts.append(Part(tier, batch, queries, stage.put(np.flatnonzero(here))))
-        begin = end
-    return parts

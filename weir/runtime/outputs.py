@@ -71,6 +71,7 @@ class Landing:
         self.logprobs: list[tuple[list[Chunk], Logprobs]] = []
         self.scores: list[tuple[list[Chunk], Logprobs]] = []
         self.vectors: list[tuple[int, Tensor]] = []
+        self.works: object = None  # what must outlive the plan
 
     def add_tokens(self, chunks: Sequence[Chunk], tokens: Tensor) -> None:
         """tokens int64 [B], one a chunk; -1 where none could be chosen, any where none samples."""

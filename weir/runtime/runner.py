@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weir.core import Chunk, Plan, Result
+from weir.core import Chunk, Move, Plan, Result
 from weir.models.base import Model
 from weir.ops import sample
 from weir.ops.prefix import SAVED, Prefixes, find, shares
@@ -24,6 +24,7 @@ from weir.runtime.inputs import Lane, Shape
 from weir.runtime.outputs import Landing
 from weir.runtime.penalties import Feed
 from weir.runtime.pooler import Pooler
+from weir.runtime.relay import Relay
 from weir.runtime.sampler import Choice, Draw, Sampler
 from weir.runtime.stage import Stage
 from weir.runtime.store import Store
@@ -49,7 +50,8 @@ class Work:
 
 class Runner:
     """model: its weights. store: its KV pages. context: the longest sequence, in tokens.
-    requests: most that are alive at once. graphs: shapes of lanes to be recorded by `record`."""
+    requests: most that are alive at once. graphs: shapes of lanes to be recorded by `record`.
+    relay: attends to a tier that is on another device."""
 
     def __init__(
         self,
@@ -59,13 +61,15 @@ class Runner:
         device: torch.device,
         requests: int = 256,
         graphs: Graphs | None = None,
+        relay: Relay | None = None,
     ):
         self.model = model
         self.store = store
         self.device = device
         self.vocab = model.spec.vocab
         self.rows = max(1, min(MAX_ROWS, LOGITS[device.type] // self.vocab))  # of a slice of logits
-        self.attention = Tiered(store, model.spec.attention)
+        self.attention = Tiered(store, model.spec.attention, relay)
+        self.relay = relay
         self.shares = device.type == "cuda" and shares(model.spec.attention)
         self.saved = SAVED  # keys that sharing must spare a step
         self.stage = Stage(device)
@@ -115,10 +119,12 @@ class Runner:
         freed = self.tables.forget(plan.forget)
         self.sampler.forget(plan.forget, freed)
         self.pooler.forget(plan.forget)
-        self.store.move(plan.moves)
-        self.stage.begin()
         lanes = [chunks for chunks in plan.lanes if chunks]
-        works = [self._prepare(chunks, landing, len(lanes) == 1) for chunks in lanes]
+        self._move(plan.moves, lanes)
+        self.stage.begin()
+        alone = len(lanes) == 1
+        works = [self._prepare(some, landing, n, alone) for n, some in enumerate(lanes)]
+        landing.works = works  # attention on the host reads their arrays
         self.tables.put(self.stage)
         self.stage.send()
         self.tables.update()
@@ -140,12 +146,14 @@ class Runner:
         if late:
             late[-1][2].stop()
 
-    def _prepare(self, chunks: Sequence[Chunk], landing: Landing, alone: bool) -> Work:
-        """`alone`: there is no other lane, so this may be a recorded one."""
+    def _prepare(self, chunks: Sequence[Chunk], landing: Landing, seat: int, alone: bool) -> Work:
+        """`seat`: among the lanes of its plan. `alone`: there is no other, so this may be one that
+        was recorded."""
         prefixes = self._prefixes(chunks) if self.shares else None
-        shape = self.graphs.fit(chunks, prefixes is not None) if alone else None
+        fits = alone and self._hot(chunks)
+        shape = self.graphs.fit(chunks, prefixes is not None) if fits else None
         if shape is None:
-            lane = self._lane(chunks, landing, None, prefixes)
+            lane = self._lane(chunks, landing, None, prefixes, seat)
             feed = self.sampler.penalties.plan(chunks, self.stage)
             return Work(chunks, lane, feed, self._draws(lane.sampled, landing))
         recorded = self.graphs.recorded[shape]
@@ -160,6 +168,22 @@ class Runner:
             work.draws = self._draws(lane.sampled, landing)
         return work
 
+    def _move(self, moves: Sequence[Move], lanes: Sequence[Sequence[Chunk]]) -> None:
+        """Copy pages; those that a relay attends to are there before it does."""
+        if self.relay is not None and self.relay.stream is not None:
+            self.store.follow(self.relay.stream)
+        self.store.move(moves)
+        if self.relay is not None:
+            given = [page for chunks in lanes for chunk in chunks for page in chunk.pages]
+            self.store.settle([page.index for page in given if page.tier == self.relay.tier])
+
+    def _hot(self, chunks: Sequence[Chunk]) -> bool:
+        """Whether all that the chunks attend to is on the first tier."""
+        tables, hot = self.tables, next(iter(self.store.pages))
+        rows = [tables.row[c.uid] for c in chunks if c.uid in tables.row]
+        told = (tables.upto[rows, hot] == tables.upto[rows, -1]).all()
+        return bool(told) and all(page.tier == hot for c in chunks for page in c.pages)
+
     def _prefixes(self, chunks: Sequence[Chunk]) -> Prefixes | None:
         """What decodes among the chunks have in common, found before their new pages are known."""
         rows = [self.tables.row.get(c.uid, self.tables.padding) for c in chunks]
@@ -172,9 +196,18 @@ class Runner:
         landing: Landing,
         shape: Shape | None,
         prefixes: Prefixes | None,
+        seat: int = 0,
     ) -> Lane:
         lane = inputs.build(
-            chunks, self.tables, self.store, self.vocab, self.stage, shape, prefixes
+            chunks,
+            self.tables,
+            self.store,
+            self.vocab,
+            self.stage,
+            shape,
+            prefixes,
+            None if self.relay is None else self.relay.tier,
+            seat,
         )
         landing.failed |= lane.failed
         return lane
@@ -213,6 +246,8 @@ class Runner:
             self._count(work.feed, work.lane)
         lanes = [work.lane for work in works]
         states = forward(self.model, self.model.layers, self.attention, lanes)
+        if self.relay is not None:
+            self.relay.join()  # so that no page is given to others too early
         for work, x in zip(works, states, strict=True):
             self._finish(work, x, landing)
 

@@ -108,6 +108,11 @@ class Store:
                              if t == Tier.CPU])  # fmt: skip
                 self._copy(source, target, here, there)
 
+    def follow(self, stream: torch.cuda.Stream) -> None:
+        """What is moved from here on is read after what `stream` was given has been done."""
+        if self.link is not None:
+            self.link.up.stream.wait_stream(stream)
+
     def settle(self, pages: Sequence[int]) -> None:
         """Wait until these pages of main memory hold what was moved there, and may be written."""
         if self.link is not None and pages:

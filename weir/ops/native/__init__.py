@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_uint32, c_void_p
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
@@ -49,12 +49,25 @@ class Attend(ctypes.Structure):
         ("scale", c_float),
         ("softcap", c_float),
         ("type", c_int32),
+        ("q_type", c_int32),
+    )
+
+
+class Job(ctypes.Structure):
+    """`Job` of relay.cpp."""
+
+    _fields_ = (
+        ("call", Attend),
+        ("ready", c_void_p),
+        ("done", c_void_p),
+        ("ticket", c_uint32),
     )
 
 
 POINTER, LONG, INT, FLOAT = c_void_p, c_int64, c_int32, c_float
 SIGNATURES = {
     "set_threads": (None, (INT,)),
+    "set_patience": (None, (LONG,)),
     "read": (FLOAT, (POINTER, LONG)),
     "packed_bytes": (LONG, (LONG, LONG, INT)),
     "pack": (None, (POINTER, LONG, LONG, INT, POINTER)),
@@ -63,6 +76,9 @@ SIGNATURES = {
     "has_byte_products": (INT, ()),
     "linear": (None, (POINTER, POINTER, LONG, POINTER, FLOAT, INT, POINTER, POINTER)),
     "attend": (None, (POINTER,)),
+    "relay_open": (POINTER, ()),
+    "relay_add": (None, (POINTER, POINTER)),
+    "relay_close": (None, (POINTER,)),
     "write": (
         None,
         (POINTER, INT, POINTER, LONG, POINTER, LONG, POINTER, LONG, LONG, LONG, LONG),

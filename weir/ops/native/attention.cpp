@@ -8,10 +8,14 @@
 //
 // Bytes: every key and value of a sequence once per 32 rows (query x head of its group).
 // FLOP: 4 * queries * heads * head size * keys seen.
+//
+// Queries of bfloat16 come from a GPU, whose attention rounds weights to bfloat16 too: where the
+// hardware multiplies pairs of those, one pass over keys and values does no more than that.
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "attention_pairs.h"
 #include "attention_tile.h"
 #include "pool.h"
 
@@ -51,7 +55,8 @@ void attend_span(const Call& call, const Unit& unit, const float* q, int64_t fro
       const int64_t position = unit.position + i, highest = std::min(position, to - 1);
       const int64_t lowest = call.window > 0 ? position - call.window + 1 : 0;
       for (int64_t r = i * group; r < (i + 1) * group; ++r)
-        score_row(call, q + r * padded, k, j, lowest, highest, p + r * tile_keys);
+        score_row(call, j, lowest, highest, p + r * tile_keys,
+                  [&](int at) { return dots(q + r * padded, k + at * W, padded); });
     }
     for (int64_t r = 0; r < rows; ++r)
       factor[r] = softmax_row(p + r * tile_keys, partial.top + r * W, partial.sum + r * W);
@@ -62,6 +67,12 @@ void attend_span(const Call& call, const Unit& unit, const float* q, int64_t fro
 void attend_span(const Call& call, const Unit& unit, const float* q, int64_t index, Partial partial) {
   const int64_t start = (unit.first_span() + index) * span_keys;
   const int64_t from = std::max(unit.from, start), to = std::min(unit.to, start + span_keys);
+#if defined(__AVX512BF16__)
+  if (in_pairs(call)) {
+    partial.clear();
+    return attend_pairs(call, unit, from, to, partial.o, partial.top, partial.sum);
+  }
+#endif
   switch (call.type) {
     case float32: return attend_span<float>(call, unit, q, from, to, partial);
     case bfloat16: return attend_span<bf16>(call, unit, q, from, to, partial);
@@ -83,26 +94,36 @@ void merge(Partial total, Partial part, int64_t rows, int64_t padded) {
 }
 
 // q of the unit's rows, scaled and padded with zeros: [rows, padded].
-void scale_queries(const Call& call, const Unit& unit, float* out) {
+template <class T>
+void scale_queries(const Call& call, const Unit& unit, const T* from, float* out) {
   const int64_t group = call.group(), padded = call.padded();
   for (int64_t i = 0; i < unit.queries; ++i)
     for (int64_t g = 0; g < group; ++g, out += padded) {
-      const float* q = call.q + (unit.token + i) * call.q_stride + (unit.head * group + g) * call.dim;
+      const T* q = from + (unit.token + i) * call.q_stride + (unit.head * group + g) * call.dim;
       for (int64_t d = 0; d < padded; d += W)
         store(out + d, load(q + d, call.dim - d) * splat(call.scale));
     }
 }
 
-void finish(const Call& call, const Unit& unit, Partial total) {
+void scale_queries(const Call& call, const Unit& unit, float* out) {
+  of_type(call.q_type, call.q, [&](auto* q) { scale_queries(call, unit, q, out); });
+}
+
+template <class T>
+void finish(const Call& call, const Unit& unit, Partial total, T* o) {
   const int64_t group = call.group(), padded = call.padded();
   for (int64_t r = 0; r < unit.queries * group; ++r) {
     const int64_t at = (unit.token + r / group) * call.heads + unit.head * group + r % group;
     const float top = total.top[r * W], sum = sum_lanes(load(total.sum + r * W))[0];
     const F inverse = splat(sum == 0 ? 0.0f : 1.0f / sum);
     for (int64_t d = 0; d < call.dim; d += W)
-      store(call.o + at * call.dim + d, load(total.o + r * padded + d) * inverse, call.dim - d);
+      store(o + at * call.dim + d, load(total.o + r * padded + d) * inverse, call.dim - d);
     call.lse[at] = sum == 0 ? never : top + std::log(sum);
   }
+}
+
+void finish(const Call& call, const Unit& unit, Partial total) {
+  of_type(call.q_type, call.o, [&](auto* o) { finish(call, unit, total, o); });
 }
 
 std::vector<Unit> cut(const Call& call) {
@@ -216,13 +237,8 @@ void weir_write(void* kv, int32_t type, const float* k, int64_t k_stride, const 
                 int64_t v_stride, const int64_t* slots, int64_t tokens, int64_t heads, int64_t dim,
                 int64_t page) {
   using namespace weir;
-  const auto into = [&](auto* store) {
+  of_type(type, kv, [&](auto* store) {
     write_heads(store, k, v, k_stride, v_stride, slots, tokens, heads, dim, page);
-  };
-  switch (type) {
-    case float32: return into(static_cast<float*>(kv));
-    case bfloat16: return into(static_cast<bf16*>(kv));
-    default: return into(static_cast<fp16*>(kv));
-  }
+  });
 }
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "simd.h"
 
@@ -15,21 +16,36 @@ constexpr float never = -std::numeric_limits<float>::infinity();
 
 enum Type : int32_t { float32, bfloat16, float16 };
 
+// body(p as a pointer to numbers of that type)
+template <class Void, class Body>
+inline void of_type(int32_t type, Void* p, const Body& body) {
+  const auto as = [&](auto number) {
+    using T = decltype(number);
+    body(static_cast<std::conditional_t<std::is_const_v<Void>, const T, T>*>(p));
+  };
+  switch (type) {
+    case float32: return as(float{});
+    case bfloat16: return as(bf16{});
+    default: return as(fp16{});
+  }
+}
+
 // What `weir_attend` gets; equal to ctypes' declaration.
 struct Call {
-  const float* q;  // [T, heads, dim], tokens `q_stride` floats apart
+  const void* q;   // [T, heads, dim], tokens `q_stride` numbers apart
   const void* kv;  // [pages, 2, kv_heads, page, dim]
   const int32_t* q_start;
   const int32_t* kv_len;
   const int32_t* first;  // or null: kv_len - n
   const int32_t* table;  // [sequences, table_width]
-  float* o;              // [T, heads, dim]
+  void* o;               // [T, heads, dim], of the type of q
   float* lse;            // [T, heads]
   int64_t q_stride, sequences, table_width, heads, kv_heads, dim, page;
   int64_t window;  // 0: none
   float scale;
   float softcap;  // 0: none
-  int32_t type;
+  int32_t type;   // of kv
+  int32_t q_type;
 
   int64_t group() const { return heads / kv_heads; }
   int64_t padded() const { return (dim + W - 1) / W * W; }
@@ -115,12 +131,13 @@ __attribute__((always_inline)) inline F dots(const float* q, const float* k, int
 }
 
 // Scores of one row with the tile that starts at key j: p [tile_keys], -inf for keys outside
-// [lowest, highest].
-inline void score_row(const Call& call, const float* q, const float* k, int64_t j, int64_t lowest,
-                      int64_t highest, float* p) {
+// [lowest, highest]. dot(i): the scaled products with its keys i to i + W - 1.
+template <class Dot>
+inline void score_row(const Call& call, int64_t j, int64_t lowest, int64_t highest, float* p,
+                      const Dot& dot) {
   const bool whole = lowest <= j && j + tile_keys - 1 <= highest;
   for (int i = 0; i < tile_keys; i += W) {
-    F s = dots(q, k + i * W, call.padded());
+    F s = dot(i);
     if (call.softcap > 0) s = splat(call.softcap) * tanh(s * splat(1.0f / call.softcap));
     if (!whole) {
       const I key = lanes() + int32_t(j + i);

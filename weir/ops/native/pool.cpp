@@ -21,15 +21,9 @@ namespace {
 using Body = void (*)(const void*, int64_t);
 using Clock = std::chrono::steady_clock;
 constexpr uint32_t closed = 0xffffffff;        // no item of a ticket is this large
-constexpr auto patience = std::chrono::microseconds(150);  // of an idle worker, then it sleeps
+std::atomic<int64_t> idle_microseconds{150};  // of a worker, then it sleeps
 
-inline void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
+std::chrono::microseconds patience() { return std::chrono::microseconds(idle_microseconds.load()); }
 
 class Pool {
  public:
@@ -61,7 +55,7 @@ class Pool {
     publish(uint32_t(items), body, context);
     work(generation_);
     for (auto start = Clock::now(); finished_.load(std::memory_order_acquire) < items;)
-      if (Clock::now() - start < patience) pause();
+      if (Clock::now() - start < patience()) relax();
       else std::this_thread::yield();
   }
 
@@ -105,7 +99,7 @@ class Pool {
       const uint64_t ticket = ticket_.load();
       return ticket >> 32 != seen && uint32_t(ticket) != closed;
     };
-    for (auto start = Clock::now(); !fresh() && Clock::now() - start < patience;) pause();
+    for (auto start = Clock::now(); !fresh() && Clock::now() - start < patience();) relax();
     if (!fresh()) {
       std::unique_lock<std::mutex> lock(sleep_);
       ++sleeping_;
@@ -153,6 +147,8 @@ void run(int64_t items, Body body, const void* context) { pool->run(items, body,
 }  // namespace weir
 
 extern "C" {
+
+void weir_set_patience(int64_t microseconds) { weir::idle_microseconds = microseconds; }
 
 void weir_set_threads(int threads) { weir::pool->resize(threads < 1 ? 1 : threads); }
 

@@ -1,0 +1,160 @@
+"""A lane whose context lies on several tiers, or away from its device, cut into what each attends.
+
+Knows positions and pages; what is done with a part is attention.py's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weir.ops.attention import Batch
+from weir.runtime.spans import Spans
+from weir.runtime.stage import Stage
+from weir.runtime.store import Store
+from weir.runtime.tables import Tables
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """What of a lane one tier holds, attends and is given to store."""
+
+    tier: int
+    batch: Batch  # of the sequences that have context here
+    queries: Tensor | None = None  # int64: rows of the lane that attend here; None: all
+    writes: Tensor | None = None  # int64: rows whose k, v are stored here; None: all
+    alone: bool = True  # what attends here attends nowhere else
+    away: bool = False  # a relay writes and attends; all of the batch but its slots is on the host
+    borrowed: Tensor | None = None  # int64: pages to copy from the tier, where the batch then is
+    lent: int = 0  # pages of that copy, with those that only the lane itself fills
+
+
+def split(
+    spans: Spans,
+    slots: NDArray[np.int64],
+    tables: Tables,
+    store: Store,
+    stage: Stage,
+    away: int | None,
+) -> list[Part]:
+    """Cut the lane's context at the tier boundaries of each request, hottest first.
+
+    A tier attends to keys `begin` to `end` of a sequence; positions count from `begin` there.
+    """
+    page, rows, owner, pos = store.page, spans.rows, spans.owner, spans.pos
+    parts = []
+    end = spans.start + spans.length
+    upto = np.minimum(tables.upto[rows].astype(np.int64) * page, end[:, None])
+    begin = np.zeros_like(end)
+    some = (np.diff(upto, axis=1, prepend=0) > 0).sum(axis=1)  # tiers that hold each sequence
+    for tier in store.devices:
+        end = upto[:, tier]
+        has = end > begin
+        if has.any():
+            here = np.flatnonzero((pos >= begin[owner]) & (pos < end[owner]))
+            cut = Cut(tier, spans, begin, end, some, here, slots[here], tables, page, stage)
+            if tier != away:
+                parts.append(cut.part(has, store.devices[tier]))
+            else:
+                parts.append(cut.away(has & (spans.length == 1)))
+                if (chunks := has & (spans.length > 1)).any():
+                    parts.append(cut.borrowed(chunks))
+        begin = end
+    return parts
+
+
+@dataclass(slots=True, eq=False)
+class Cut:
+    """What of a lane's context one tier holds: of each sequence keys `begin` to `end`. Rows `here`
+    of the lane are stored there, at `slots`. some: tiers that hold a sequence."""
+
+    tier: int
+    spans: Spans
+    begin: NDArray[np.int64]
+    end: NDArray[np.int64]
+    some: NDArray[np.int64]
+    here: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    tables: Tables
+    page: int
+    stage: Stage
+
+    def part(self, which: NDArray[np.bool_], device: torch.device) -> Part:
+        """Attention of some sequences where the pages are, and the write of all rows here."""
+        slots = self.stage.put(self.slots, device)
+        table = self._table(np.flatnonzero(which), device)
+        batch = self._batch(which, table, slots, device)
+        writes = self.stage.put(self.here)
+        return Part(self.tier, batch, self._queries(which), writes, self._alone(which))
+
+    def away(self, which: NDArray[np.bool_]) -> Part:
+        """As `part`, by a relay: what is attended is on the host, what is written on the device."""
+        part = self.part(which, torch.device("cpu"))
+        part.batch.slots, part.away = self.stage.put(self.slots), True
+        return part
+
+    def borrowed(self, which: NDArray[np.bool_]) -> Part:
+        """Attention of some sequences over a copy of their pages, on the lane's device. What the
+        lane's own rows fill is written there too; pages with no other rows are not copied."""
+        mine, page = np.flatnonzero(which), self.page
+        table = self._table(mine, torch.device("cpu"))
+        count = -(-(self.end - self.begin)[mine] // page)
+        old = -(-np.maximum(self.spans.start - self.begin, 0)[mine] // page)
+        column = np.arange(table.shape[1])
+        pages = np.unique(table[column < old[:, None]])
+        fresh = np.setdiff1d(table[(column >= old[:, None]) & (column < count[:, None])], pages)
+        number = np.zeros(int(table.max()) + 1, np.int32)
+        number[np.concatenate([pages, fresh])] = np.arange(len(pages) + len(fresh))
+        rows = which[self.spans.owner[self.here]]
+        slots = number[self.slots[rows] // page].astype(np.int64) * page + self.slots[rows] % page
+        stage = self.stage
+        batch = self._batch(which, number[table], stage.put(slots), stage.device)
+        return Part(
+            self.tier,
+            batch,
+            self._queries(which),
+            stage.put(self.here[rows]),
+            self._alone(which),
+            borrowed=stage.put(pages.astype(np.int64)),
+            lent=len(pages) + len(fresh),
+        )
+
+    def _table(self, mine: NDArray[np.int64], device: torch.device) -> NDArray[np.int32]:
+        """The pages of some sequences here, as wide as kernels are compiled for."""
+        page, tables = self.page, self.tables
+        begin, end = self.begin[mine, None] // page, -(-self.end[mine, None] // page)
+        width = int((end - begin).max(initial=1))
+        if device.type != "cpu":
+            width = tables.width
+        columns = np.minimum(begin + np.arange(width), np.maximum(end - 1, 0))
+        return tables.page[self.spans.rows[mine, None], columns]
+
+    def _batch(
+        self,
+        which: NDArray[np.bool_],
+        table: NDArray[np.int32],
+        slots: Tensor,
+        device: torch.device,
+    ) -> Batch:
+        mine, put = np.flatnonzero(which), self.stage.put
+        length = self.spans.length[mine]
+        bound = np.zeros(len(mine) + 1, np.int32)
+        np.cumsum(length, out=bound[1:])
+        return Batch(
+            q_start=put(bound, device),
+            kv_len=put((self.end - self.begin)[mine].astype(np.int32), device),
+            table=put(table, device),
+            slots=slots,
+            first=put((self.spans.start - self.begin)[mine].astype(np.int32), device),
+            lengths=(int(length.min(initial=1)), int(length.max(initial=1))),
+        )
+
+    def _queries(self, which: NDArray[np.bool_]) -> Tensor | None:
+        return None if which.all() else self.stage.put(np.flatnonzero(which[self.spans.owner]))
+
+    def _alone(self, which: NDArray[np.bool_]) -> bool:
+        return bool((self.some[which] == 1).all())

@@ -1,0 +1,210 @@
+"""Attention on the host's cores for a lane that is computed on a device.
+
+New keys and values are written to the host's pages by the device itself, queries follow them on a
+stream of their own, and the kernel for CPUs starts when the last of them is there. The lane's
+stream waits for the answer; no thread of ours does. Knows pages and streams; no request, no plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weir.ops import native
+from weir.ops.attention import Attention, Batch, native_call, write
+
+SEATS = 64
+"""Lanes that may have attention on the host under way."""
+PATIENCE = 2000
+"""Microseconds that the kernels' threads spin between two layers; waking them costs more."""
+NOT_BEHIND = 0  # CU_STREAM_WAIT_VALUE_GEQ
+
+
+class Mapped:
+    """Pinned host memory as a device sees it, for `torch.as_tensor`."""
+
+    def __init__(self, host: Tensor):
+        self.host = host
+        self.__cuda_array_interface__ = {
+            "shape": (host.numel() * host.element_size(),),
+            "typestr": "|u1",
+            "data": (host.data_ptr(), False),
+            "version": 3,
+        }
+
+
+def mapped(host: Tensor, device: torch.device) -> Tensor:
+    """The same memory as a tensor of `device`: `host` is contiguous and pinned, or on a CPU."""
+    if device.type == "cpu":
+        return host
+    alias = torch.as_tensor(Mapped(host), device=device)
+    return alias.view(host.dtype).view(host.shape)
+
+
+class Signals:
+    """Words in host memory by which the device's streams and the kernel's thread say how far they
+    have come. On a CPU there are no streams: what is called has happened."""
+
+    def __init__(self, device: torch.device, count: int):
+        self.on_device = device.type == "cuda"
+        self.words = torch.zeros(count, dtype=torch.int32, pin_memory=self.on_device)
+        self.driver = ctypes.CDLL("libcuda.so.1") if self.on_device else None
+
+    def address(self, word: int) -> int:
+        return self.words.data_ptr() + 4 * word
+
+    def set(self, word: int, ticket: int) -> None:
+        """The current stream sets a word once it has come this far."""
+        if self.driver is None:
+            ctypes.c_uint32.from_address(self.address(word)).value = ticket
+        else:
+            self._call(self.driver.cuStreamWriteValue32_v2, word, ticket, 0)
+
+    def wait(self, word: int, ticket: int) -> None:
+        """The current stream waits until a word has come to a ticket."""
+        if self.driver is not None:
+            return self._call(self.driver.cuStreamWaitValue32_v2, word, ticket, NOT_BEHIND)
+        while ctypes.c_int32(self.words[word].item() - ticket).value < 0:
+            pass
+
+    def _call(self, function: Any, word: int, ticket: int, flags: int) -> None:
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        address, value = ctypes.c_uint64(self.address(word)), ctypes.c_uint32(ticket)
+        if error := function(stream, address, value, ctypes.c_uint32(flags)):
+            raise RuntimeError(f"the device cannot wait for its host: CUDA error {error}")
+
+
+class Seat:
+    """Where one lane's queries lie on the host, and the answer; at the lane's next layer again."""
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device, ticket: int):
+        pin = device.type == "cuda"
+        self.q = torch.empty(size, dtype=dtype, pin_memory=pin)
+        self.o = torch.empty(size, dtype=dtype, pin_memory=pin)
+        self.lse = torch.empty(size, dtype=torch.float32, pin_memory=pin)
+        self.there = [mapped(x, device) for x in (self.q, self.o, self.lse)]
+        self.ticket = ticket
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """Attention of a seat under way."""
+
+    relay: Relay
+    seat: int
+    ticket: int
+    o: Tensor  # [T, Hq, D], as the device sees it
+    lse: Tensor  # [T, Hq]
+
+    def wait(self) -> tuple[Tensor, Tensor]:
+        """→ o, lse, which the current stream may read from here on; they stand until the seat's
+        next call."""
+        self.relay.signals.wait(SEATS + self.seat, self.ticket)
+        return self.o, self.lse
+
+
+class Relay:
+    """kv: the pages of `tier`, one tensor a layer, pinned. device: where queries come from.
+
+    Raises `RuntimeError` where there are no native kernels, or the device does not know its host's
+    memory."""
+
+    def __init__(self, tier: int, kv: Sequence[Tensor], device: torch.device):
+        library = native.library()
+        if library is None:
+            raise RuntimeError(native.status())
+        self.library = library
+        self.tier = tier
+        self.device = device
+        self.host = kv
+        self.kv = [mapped(layer, device) for layer in kv]
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.signals = Signals(device, 2 * SEATS)  # of each seat: queries there, answer there
+        self.seats: dict[int, Seat] = {}
+        self.outgrown: list[Seat] = []  # perhaps still read
+        library.set_patience(PATIENCE)
+        self.queue = library.relay_open()
+
+    def close(self) -> None:
+        """What has not begun never will. May be called twice."""
+        queue, self.queue = self.queue, None
+        if queue is not None:
+            self.library.relay_close(queue)
+
+    @contextlib.contextmanager
+    def aside(self, *used: Tensor) -> Iterator[None]:
+        """On the stream of copies, after all that the current stream was given; `used` stay."""
+        if self.stream is None:
+            yield
+            return
+        self.stream.wait_stream(torch.cuda.current_stream())
+        for tensor in used:
+            tensor.record_stream(self.stream)
+        with torch.cuda.stream(self.stream):
+            yield
+
+    def join(self) -> None:
+        """The current stream waits for all that was written."""
+        if self.stream is not None:
+            torch.cuda.current_stream().wait_stream(self.stream)
+
+    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """k, v [T, Hkv, D] to the host's pages; slots int64 [T] on the device."""
+        with self.aside(k, v):
+            write(self.kv[layer], k, v, slots)
+
+    def borrow(self, layer: int, pages: Tensor, count: int) -> Tensor:
+        """`count` pages on the device, the first of them copies: int64 [n] → [count, 2, Hkv, page,
+        D]."""
+        kv = self.kv[layer]
+        copies = torch.empty((count, *kv.shape[1:]), dtype=kv.dtype, device=kv.device)
+        if len(pages):
+            words, into = kv.flatten(1).view(torch.int64), copies.flatten(1).view(torch.int64)
+            with self.aside(copies):
+                torch.index_select(words, 0, pages, out=into[: len(pages)])
+            self.join()
+        return copies
+
+    def attend(
+        self, seat: int, layer: int, q: Tensor, rows: Tensor | None, batch: Batch, spec: Attention
+    ) -> Answer:
+        """Begin to attend the given rows of q [T, Hq, D] to the host's pages. The tensors of the
+        batch are on the host, and stay until the answer is there. A seat has one call at a time."""
+        shape = (len(q) if rows is None else len(rows), *q.shape[1:])
+        place = self._seat(seat, math.prod(shape), q.dtype)
+        place.ticket = (place.ticket + 1) & 0xFFFFFFFF
+        shapes = (shape, shape, shape[:2])
+        here, o, lse = map(_cut, (place.q, place.o, place.lse), shapes)
+        there = [*map(_cut, place.there, shapes)]
+        with self.aside(q):
+            if rows is None:
+                there[0].copy_(q)
+            else:
+                torch.index_select(q, 0, rows, out=there[0])
+            self.signals.set(seat, place.ticket)
+        call = native_call(here, self.host[layer], batch, spec, o, lse)
+        address = self.signals.address
+        job = native.Job(call, address(seat), address(SEATS + seat), place.ticket)
+        self.library.relay_add(self.queue, ctypes.byref(job))
+        return Answer(self, seat, place.ticket, *there[1:])
+
+    def _seat(self, number: int, size: int, dtype: torch.dtype) -> Seat:
+        seat = self.seats.get(number)
+        if seat is not None and len(seat.q) >= size and seat.q.dtype == dtype:
+            return seat
+        if seat is not None:
+            self.outgrown.append(seat)
+        ticket = 0 if seat is None else seat.ticket
+        self.seats[number] = Seat(1 << (size - 1).bit_length(), dtype, self.device, ticket)
+        return self.seats[number]
+
+
+def _cut(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return x[: math.prod(shape)].view(shape)
