@@ -290,6 +290,7 @@ class Scheduler:
             mask = r.matcher.mask()
             if mask is None:
                 recall(r, r.settled - 1)
+                self.waiting.renew((r,))  # if it was evicted while it flew
             else:
                 found[r.uid] = mask
         return found
