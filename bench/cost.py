@@ -20,7 +20,7 @@ from weir.config import Config
 from weir.cost.hardware import H100
 from weir.cost.roofline import Roofline
 from weir.sim.flags import Scene
-from weir.sim.fleet import capacity, defaults_of
+from weir.sim.fleet import capacity
 from weir.sim.replay import replay
 from weir.sim.report import measure
 from weir.sim.shapes import shape
@@ -41,7 +41,7 @@ def simulated(load: Workload, tokens: int):
         max_model_len=8192,
     )
     size, cost = capacity(config, SPEC, H100), Roofline(SPEC, H100)
-    scene = Scene(config, SPEC, size, cost, defaults_of(H100))
+    scene = Scene(config, SPEC, size, cost, H100)
     gc.collect()
     records, duration = replay(load, scene.fleet())
     return measure(records, duration)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 from weir.core import AttentionSpec, Tier
+from weir.cost.transfer import SLOTS
 from weir.runtime import link as module
 from weir.runtime.store import Store
 
@@ -46,6 +47,7 @@ def main() -> None:
     print(f"{gigabytes:.1f} GB pinned in {time.perf_counter() - began:.1f} s")
     link = store.link
     assert link is not None
+    room = SLOTS * link.rows
     rng = random.Random(1)
     here, there = (rng.sample(range(PAGES), PAGES // 2) for _ in range(2))
     moved = store.record * len(here) / 1e9
@@ -73,12 +75,12 @@ def main() -> None:
         together = moved / seconds(both, compute, link.down.stream)
 
         def saving() -> None:
-            link.save(here[: link.room], there[: link.room])
+            link.save(here[:room], there[:room])
             work()
 
         def loading() -> None:
             work()
-            link.load(there[: link.room], here[: link.room])
+            link.load(there[:room], here[:room])
 
         saved = seconds(saving, compute) / alone
         loaded = seconds(loading, compute) / alone
@@ -89,7 +91,7 @@ def main() -> None:
     for name, copy in (("save", link.save), ("load", link.load)):
         took = seconds(lambda copy=copy: copy(here[: link.rows], there[: link.rows]))
         print(f"host time of a {name} of {link.rows} pages: {1e6 * took:.0f} us")
-    print(f"{30} products take {1e3 * alone:.1f} ms, {link.room} pages are moved beside them")
+    print(f"{30} products take {1e3 * alone:.1f} ms, {room} pages are moved beside them")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from weir.cost.hardware import this_gpu
 from weir.cost.machine import free_memory
 from weir.cost.roofline import Roofline
 from weir.cost.target import Cost, Target
+from weir.cost.transfer import slot_bytes
 from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.local import Direct, Local
@@ -33,7 +34,6 @@ from weir.ops import dispatch, native
 from weir.ops.prefix import shares
 from weir.runtime.disk import Disk, identity
 from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes, shared_sizes
-from weir.runtime.link import slot_bytes
 from weir.runtime.memory import rehearse
 from weir.runtime.rates import rates
 from weir.runtime.runner import Runner
@@ -122,10 +122,10 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
         config, defaults, capacity.tokens, lambda: _cost(config, platform, model, executor, info)
     )
     told = policies.told(config)
-    fetch = _fetch(executor.runner.store)
-    more = {} if fetch is None else {"worth": fetch.worth}
+    store = executor.runner.store
+    fetch = Fetch(store.record / store.page, store.loaded)
     scheduler = policies.scheduler(
-        config, capacity, pace, chains=executor.chains, scorer=told, **more
+        config, capacity, pace, chains=executor.chains, scorer=told, worth=fetch.worth
     )
     phases.done("profile")
     if placed.about:
@@ -169,14 +169,6 @@ def _disk(config: Config, platform: Platform, model: Model, weights: Path) -> Di
         *(platform.device.type, platform.native, platform.dtype, platform.kv_dtype),
     )
     return Disk(Path(config.disk_cache), same, pages, record)
-
-
-def _fetch(store: Store) -> Fetch | None:
-    """What learns which tiers are worth loading from, if there are any to load from."""
-    loaded = {Tier.DISK: store.disk.loaded} if store.disk is not None else {}
-    if store.link is not None:
-        loaded[Tier.CPU] = store.link.loaded
-    return Fetch(store.record / store.page, loaded) if loaded else None
 
 
 def _restore(scheduler: Scheduler, disk: Disk) -> int:

@@ -137,7 +137,7 @@ def test_a_disk_that_fails_ends_the_engine_and_saves_nothing(tmp_path, monkeypat
 
 def test_loading_stops_where_computing_is_faster():
     loaded = [0, 0.0]
-    fetch = Fetch(100.0, {2: lambda: (loaded[0], loaded[1])})
+    fetch = Fetch(100.0, lambda tier: (loaded[0], loaded[1]))
     assert fetch.worth(2)  # nothing is known
     fetch.observe(10, 0.01)  # 1 ms a token
     assert fetch.worth(2)

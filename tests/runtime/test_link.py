@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from weir.cost import transfer
 from weir.ops import pages
 from weir.ops.pages import Paged
 from weir.runtime import link as module
@@ -113,7 +114,7 @@ def machine(request, monkeypatch) -> Machine:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: made.current)
     monkeypatch.setattr(torch.cuda, "stream", made.stream)
     monkeypatch.setattr(Slot, "begin", begin)
-    monkeypatch.setattr(module, "SLOT", 3 * sum(SIZES))
+    monkeypatch.setattr(transfer, "SLOT", 3 * sum(SIZES))
     monkeypatch.setattr(module, "SLOTS", made.rng.choice([1, 2, 4]))
     for name in ("pack", "unpack"):
         function = getattr(pages, name)
@@ -182,10 +183,3 @@ def test_pages_hold_what_they_would_if_nothing_ran_beside_anything(machine: Mach
         check(host, page, want["host"][page])
     size, seconds = link.loaded()
     assert size > 0 and seconds > 0 and not link.timers
-
-
-def test_slots_are_a_small_part_of_what_the_host_holds() -> None:
-    assert module.slot_rows(2 << 20, 10_000) == 64
-    assert module.slot_rows(2 << 20, 320) == 20
-    assert module.slot_rows(1 << 30, 3) == 1
-    assert module.slot_bytes(2 << 20, 10_000) == 2 * module.SLOTS * module.SLOT

@@ -21,7 +21,7 @@ from weir.cost.work import Work
 from weir.errors import ConfigError
 from weir.executor.local import Local
 from weir.sim.flags import Scene
-from weir.sim.fleet import capacity, defaults_of
+from weir.sim.fleet import capacity
 from weir.sim.replay import Replica, replay
 from weir.sim.report import measure
 from weir.sim.router import CacheAware, LeastLoaded, RoundRobin
@@ -88,7 +88,7 @@ class Computed:
 
 
 def tiny(config: Config, size: Capacity) -> Replica:
-    scene = Scene(config, MODEL.spec, size, COST, defaults_of(H100))
+    scene = Scene(config, MODEL.spec, size, COST, H100)
     made = scene.fleet()[0]
     made.engine.executor = Seen(made.engine.executor)
     return made

@@ -6,7 +6,7 @@ so often after, loading is tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 RECENT = 0.2
@@ -17,10 +17,10 @@ RETRY = 64
 
 @dataclass(slots=True)
 class Fetch:
-    """bytes: of a token. loaded: bytes and seconds of all loading so far, from each tier."""
+    """bytes: of a token. loaded: bytes and seconds of all loading so far from a tier."""
 
     bytes: float
-    loaded: Mapping[int, Callable[[], tuple[int, float]]]
+    loaded: Callable[[int], tuple[int, float]]
     computing: float = 0.0  # seconds a prompt token takes; 0: not known yet
     refused: dict[int, int] = field(default_factory=dict)
 
@@ -31,7 +31,7 @@ class Fetch:
 
     def worth(self, tier: int) -> bool:
         """Is a page loaded from there sooner than computed?"""
-        size, seconds = self.loaded[tier]() if tier in self.loaded else (0, 0.0)
+        size, seconds = self.loaded(tier)
         if not size or not self.computing or self.bytes * seconds / size < self.computing:
             return True
         self.refused[tier] = self.refused.get(tier, 0) + 1

@@ -29,6 +29,9 @@ class Hardware(Struct, frozen=True, kw_only=True):
     attention_rate: float  # FLOP/s of prefill attention
     layer_seconds: float  # of a layer's kernels, however little they do
     step_seconds: float  # of a step: launches, inputs, sampling
+    link_rate: float = 50e9  # of KV pages to or from main memory (an H200's, measured)
+    disk_read: float = 1.68e9
+    disk_write: float = 1.29e9
     measured: bool = False
 
 
@@ -55,6 +58,7 @@ def scaled(
     flops: float,
     attention: float,
     of: tuple[float, float] = (3.35 * TB, 989 * TERA),
+    link: float = 50 * GB,
 ) -> Hardware:
     """A device that reaches the same shares of its bandwidth (bytes/s) and dense matrix rate
     (FLOP/s) as the H100 does of its own, which are those of the data sheet unless said otherwise;
@@ -69,6 +73,7 @@ def scaled(
         matrix_rate=rate,
         cache_rate=H100.cache_rate * speed,
         attention_rate=rate * attention,
+        link_rate=link,
         measured=False,
     )
 
@@ -76,9 +81,9 @@ def scaled(
 PRESETS = {
     hardware.name: hardware
     for hardware in (
-        scaled("t4", 16 * GB, 0.32 * TB, 65 * TERA, 0.4),
-        scaled("a10g", 24 * GB, 0.6 * TB, 70 * TERA, 0.6),
-        scaled("a100", 80 * GB, 2.04 * TB, 312 * TERA, 0.6),
+        scaled("t4", 16 * GB, 0.32 * TB, 65 * TERA, 0.4, link=12 * GB),
+        scaled("a10g", 24 * GB, 0.6 * TB, 70 * TERA, 0.6, link=25 * GB),
+        scaled("a100", 80 * GB, 2.04 * TB, 312 * TERA, 0.6, link=25 * GB),
         H100,
         scaled("h200", 141 * GB, 4.8 * TB, 989 * TERA, 0.8),
     )

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 import torch
 
 from weir.core import Capacity, Plan, Result
+from weir.cost.transfer import loads
 from weir.errors import EngineDead
 from weir.executor.base import Handle
 from weir.runtime.runner import Runner
@@ -44,7 +45,12 @@ class Direct:
         self.chains = True
         store = runner.store
         self.capacity = Capacity(
-            store.page, dict(store.pages), tokens, requests, context, store.loads
+            store.page,
+            dict(store.pages),
+            tokens,
+            requests,
+            context,
+            loads(store.record, store.pages),
         )
         self.error: Exception | None = None  # once set, nothing runs any more
         self.closed = False

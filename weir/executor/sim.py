@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weir.core import Capacity, Plan, Result
+from weir.cost.transfer import Transfers
 
 
 class VirtualClock:
@@ -33,7 +34,8 @@ class SimHandle:
 
 
 class Sim:
-    """seconds: what a plan costs. token: the token that a request samples at a position."""
+    """seconds: what a plan costs. token: the token that a request samples at a position. transfers:
+    the ways between tiers; without them moves take no time."""
 
     def __init__(
         self,
@@ -44,7 +46,9 @@ class Sim:
         *,
         depth: int = 2,
         chains: bool = True,
+        transfers: Transfers | None = None,
     ):
+        self.transfers = transfers
         self.capacity = capacity
         self.clock = clock
         self.seconds = seconds
@@ -54,15 +58,18 @@ class Sim:
         self.free_at = 0.0  # when the device will have finished every plan submitted
 
     def submit(self, plan: Plan) -> SimHandle:
-        seconds = self.seconds(plan)
-        self.free_at = max(self.free_at, self.clock.now()) + seconds
+        now = self.clock.now()
+        free = begin = max(self.free_at, now)
+        if self.transfers is not None and plan.moves:
+            begin = self.transfers.begin(plan.moves, now, free)
+        self.free_at = begin + self.seconds(plan)
         tokens = {
             chunk.uid: self.token(chunk.uid, chunk.start + chunk.length)
             for lane in plan.lanes
             for chunk in lane
             if chunk.sample is not None
         }
-        return SimHandle(self.clock, self.free_at, Result(tokens, seconds=seconds))
+        return SimHandle(self.clock, self.free_at, Result(tokens, seconds=self.free_at - free))
 
     def choose(self, masks: dict[int, bytes]) -> None:
         """Tokens are what they are."""

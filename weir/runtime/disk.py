@@ -27,13 +27,12 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from weir.cost.transfer import PENDING
 from weir.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 MAGIC = b"weir-kv-1\n"
-PENDING = 256 * 2**20
-"""Most bytes that wait to be written; whoever brings more waits too."""
 
 Bytes = NDArray[np.uint8]
 
@@ -94,10 +93,6 @@ class Disk:
         self.read_seconds += time.perf_counter() - began
         self.read_bytes += out.nbytes
         return out
-
-    def loaded(self) -> tuple[int, float]:
-        """Bytes read so far, and the seconds that took."""
-        return self.read_bytes, self.read_seconds
 
     def prefetch(self, pages: Sequence[int]) -> None:
         """Have the operating system read these pages soon; returns at once."""

@@ -16,12 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from weir.cost.transfer import SLOTS, slot_rows
 from weir.ops.pages import Paged, pack, unpack
 
-SLOTS = 4
-"""Of each direction."""
-SLOT = 128 << 20
-"""Bytes of a slot, at most."""
 PROGRAMS = 16
 """Of a kernel that reads or writes the host's memory."""
 
@@ -87,11 +84,6 @@ class Link:
         self.timers: deque[tuple[torch.cuda.Event, torch.cuda.Event, int]] = deque()
         self.loaded_bytes, self.loaded_seconds = 0, 0.0
 
-    @property
-    def room(self) -> int:
-        """Pages that can be on their way at once in one direction."""
-        return SLOTS * self.rows
-
     def save(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy pages of the GPU to pages of the host, later."""
         compute, way = torch.cuda.current_stream(), self.down
@@ -140,13 +132,3 @@ class Link:
             self.loaded_bytes += size
             self.loaded_seconds += began.elapsed_time(done) / 1e3
         return self.loaded_bytes, self.loaded_seconds
-
-
-def slot_rows(record: int, count: int) -> int:
-    """Records of a slot, of so many bytes: no more than a sixteenth of what the host holds."""
-    return max(1, min(SLOT // record, count // 16))
-
-
-def slot_bytes(record: int, count: int) -> int:
-    """Bytes that all slots take on the GPU."""
-    return 2 * SLOTS * slot_rows(record, count) * record

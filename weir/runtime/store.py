@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from weir.core import AttentionSpec, Move, Tier
+from weir.cost.transfer import DISK
 from weir.ops.dispatch import gpu_kernels
 from weir.ops.pages import Paged, pack, unpack
 from weir.runtime.disk import Disk
 from weir.runtime.link import Link
 from weir.runtime.pinned import host_zeros
 from weir.runtime.stage import upload
-
-ROWS = 32 * 2**20
-"""Bytes of pages on their way to or from a disk at once."""
 
 
 def page_bytes(layers: Sequence[AttentionSpec], page: int, dtype: torch.dtype) -> int:
@@ -71,14 +69,6 @@ class Store:
         return self.paged[min(self.paged)].record
 
     @property
-    def loads(self) -> dict[int, int]:
-        """Pages of each colder tier that one plan may bring to the first without others waiting for
-        them for long."""
-        _, *colder = self.pages
-        some = max(1, ROWS // self.record)
-        return {t: self.link.room if self.link and t in self.kv else some for t in colder}
-
-    @property
     def _gpu(self) -> torch.device | None:
         return next((device for device in self.devices.values() if device.type == "cuda"), None)
 
@@ -113,6 +103,12 @@ class Store:
         if self.link is not None:
             self.link.up.stream.wait_stream(stream)
 
+    def loaded(self, tier: int) -> tuple[int, float]:
+        """Bytes brought from a tier so far, and the seconds that took."""
+        if tier == Tier.DISK and self.disk is not None:
+            return self.disk.read_bytes, self.disk.read_seconds
+        return self.link.loaded() if self.link is not None else (0, 0.0)
+
     def settle(self, pages: Sequence[int]) -> None:
         """Wait until these pages of main memory hold what was moved there, and may be written."""
         if self.link is not None and pages:
@@ -120,7 +116,7 @@ class Store:
 
     def _copy(self, source: int, target: int, here: list[int], there: list[int]) -> None:
         """Copy pages and wait for it, but for writes to a disk, where a page is one record."""
-        most = max(1, ROWS // self.record)
+        most = max(1, DISK // self.record)
         for first in range(0, len(here), most):
             rows = self._read(source, here[first : first + most])
             self._write(target, there[first : first + most], rows)

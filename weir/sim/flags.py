@@ -9,10 +9,12 @@ from pathlib import Path
 from weir import hub, policies
 from weir.config import Config
 from weir.core import Capacity, Spec
-from weir.cost.hardware import PRESETS, find
+from weir.cost.fetch import Fetch
+from weir.cost.hardware import PRESETS, Hardware, find
 from weir.cost.roofline import Roofline
 from weir.cost.target import Cost, Target
-from weir.cost.work import weights
+from weir.cost.transfer import Transfers
+from weir.cost.work import cache_bytes, weights
 from weir.options import add_config, config
 from weir.sim.fleet import capacity, defaults_of, replica
 from weir.sim.replay import Replica
@@ -28,7 +30,7 @@ class Scene:
     spec: Spec
     capacity: Capacity
     cost: Cost
-    defaults: policies.Defaults
+    hardware: Hardware
     replicas: int = 1
     routing: str = "round-robin"
 
@@ -41,10 +43,16 @@ class Scene:
 
     def _replica(self) -> Replica:
         config, size, cost = self.config, self.capacity, self.cost
-        pace = policies.pace(config, self.defaults, size.tokens, lambda: cost)
-        scheduler = policies.scheduler(config, size, pace)
+        pace = policies.pace(config, defaults_of(self.hardware), size.tokens, lambda: cost)
         target = pace if isinstance(pace, Target) else None
-        return replica(scheduler, cost, self.spec.vocab, 2 if config.overlap else 1, target)
+        token, device = cache_bytes(self.spec), self.hardware
+        transfers = Transfers(
+            int(token * size.page), device.link_rate, device.disk_read, device.disk_write
+        )
+        fetch = Fetch(token, transfers.loaded)
+        scheduler = policies.scheduler(config, size, pace, worth=fetch.worth)
+        depth = 2 if config.overlap else 1
+        return replica(scheduler, cost, self.spec.vocab, depth, target, transfers, fetch)
 
 
 class Vocabulary:
@@ -86,7 +94,7 @@ def scene(options: Namespace) -> Scene:
         spec,
         capacity(settings, spec, hardware, size),
         Roofline(spec, hardware, size),
-        defaults_of(hardware),
+        hardware,
         max(1, options.replicas),
         options.router,
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from weir import policies
 from weir.config import Config
 from weir.core import Capacity, Plan, Spec, Tier
+from weir.cost.fetch import Fetch
 from weir.cost.hardware import Hardware
 from weir.cost.target import Cost, Target
+from weir.cost.transfer import Transfers, loads
 from weir.cost.work import Work, activations, cache_bytes, weights
 from weir.engine import Engine
 from weir.errors import ConfigError
@@ -22,9 +24,16 @@ def defaults_of(hardware: Hardware) -> policies.Defaults:
 
 
 def replica(
-    scheduler: Scheduler, cost: Cost, vocab: int, depth: int = 2, target: Target | None = None
+    scheduler: Scheduler,
+    cost: Cost,
+    vocab: int,
+    depth: int = 2,
+    target: Target | None = None,
+    transfers: Transfers | None = None,
+    fetch: Fetch | None = None,
 ) -> Replica:
-    """An idle engine at time 0 whose plans take what `cost` says, so many of them in flight."""
+    """An idle engine at time 0 whose plans take what `cost` says, and their moves what `transfers`
+    says, so many of them in flight."""
     clock = VirtualClock()
 
     def seconds(plan: Plan) -> float:
@@ -33,8 +42,8 @@ def replica(
     def token(uid: int, position: int) -> int:
         return (uid * 7919 + position * 104729) % vocab  # answers of two requests differ
 
-    executor = Sim(scheduler.capacity, clock, seconds, token, depth=depth)
-    return Replica(Engine(scheduler, executor, clock, target=target), clock)
+    executor = Sim(scheduler.capacity, clock, seconds, token, depth=depth, transfers=transfers)
+    return Replica(Engine(scheduler, executor, clock, target=target, fetch=fetch), clock)
 
 
 def capacity(config: Config, spec: Spec, hardware: Hardware, weight_bytes: float = 2.0) -> Capacity:
@@ -53,6 +62,12 @@ def capacity(config: Config, spec: Spec, hardware: Hardware, weight_bytes: float
             f"{hardware.name} has {hardware.memory / GB:.0f} GB and the model takes "
             f"{taken / GB:.1f} of them: nothing is left for the KV cache"
         )
-    tier = int(Tier.CPU if cpu else Tier.GPU)
+    record = int(cache_bytes(spec) * page)
+    sizes = {int(Tier.CPU if cpu else Tier.GPU): pages}
+    if config.cpu_cache and not cpu:
+        sizes[int(Tier.CPU)] = max(1, config.cpu_cache // record)
+    if config.disk_cache:
+        sizes[int(Tier.DISK)] = max(1, config.disk_cache_size // record)
     requests = config.max_num_seqs or defaults.requests
-    return Capacity(page, {tier: pages}, tokens, requests, min(context, pages * page))
+    most = min(context, pages * page)
+    return Capacity(page, sizes, tokens, requests, most, loads(record, sizes))
