@@ -75,7 +75,7 @@ def _on_gpu(config: Config, given: Report | None, spec: Spec, device: Any, dtype
     room = min(room, config.gpu_memory or room)
     if given is None and weights(spec) * bits / 8 <= ROOMY * room:
         return Placed(config)
-    machine = _machine(config, room, device, dtype)
+    machine = this_machine(config, room, device, dtype)
     base = replace(WEIR, weight_bits=bits)
     job = _job(spec) if given is None else given.job
     best = search(spec, job, machine, base, cpu_attention=False)
@@ -85,7 +85,7 @@ def _on_gpu(config: Config, given: Report | None, spec: Spec, device: Any, dtype
     return Placed(_settings(config, found.offload, job), shelf, describe(found))
 
 
-def _machine(config: Config, room: int, device: Any, dtype: Any) -> Machine:
+def this_machine(config: Config, room: int, device: Any, dtype: Any) -> Machine:
     """What may be used here, timed in about a second. Raises `ConfigError` for a folder that cannot
     be written."""
     gpu = replace(this_gpu(room, *rates.rates(device, dtype)), layer_seconds=EAGER)

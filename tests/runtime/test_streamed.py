@@ -12,13 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.families import FAMILIES, logits, prompt
 from tests.reference import Tiny, generate
 from tests.runtime.drive import Drive, runner
 from weir.core import Sampling
 from weir.errors import ConfigError
 from weir.models.base import rebuilt, tensors
-from weir.models.load import load
 from weir.runtime import pinned, streamed
 from weir.runtime.spill import ALIGN, CHUNK, Spill
 from weir.runtime.streamed import Deal, Streamed
@@ -99,22 +97,6 @@ def test_streamed_tokens_are_those_of_the_whole_model(tmp_path, device, shares):
         for uid, tokens in result.tokens.items():
             got[uid] += [tokens]
     assert got == want
-
-
-@pytest.mark.parametrize("family", ["llama3", "qwen2", "opt", "gemma3"])
-def test_a_loaded_model_gives_the_same_logits_from_disk(tmp_path, family):
-    made = next(name for name in FAMILIES if name.startswith(family))
-    FAMILIES[made].make().save_pretrained(tmp_path / "model")
-    for dtype in (torch.float32, torch.bfloat16):
-        whole = load(tmp_path / "model", dtype=dtype)
-        spilled = load(
-            tmp_path / "model",
-            dtype=dtype,
-            shelf=lambda n: Streamed(n, (0.0, 0.0, 1.0), torch.device("cpu"), tmp_path / "spill"),
-        )
-        assert spilled.layers.step_bytes[1] > 0
-        for _ in range(2):
-            assert torch.equal(logits(spilled, prompt()), logits(whole, prompt()))
 
 
 def test_a_part_is_rebuilt_with_its_own_strides():

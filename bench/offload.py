@@ -1,0 +1,151 @@
+"""Predicted and measured throughput of a model larger than what it may use of a GPU.
+
+    python bench/offload.py opt-30b --gpu-memory 16GiB [--layers 12] [--plan auto 0.2/0.8/0:64 …]
+
+Random weights; every request at once, temperature 0. A plan is `auto` or shares of weights on GPU,
+CPU and disk, then the number of requests and, after an x, of the batches that their prompts make.
+The machine is measured first; each plan is an engine of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+import torch
+from msgspec.structs import replace
+
+from weir import build, offload
+from weir.config import load, parse_size
+from weir.core import Request, Sampling
+from weir.cost.offload import Job, Offload, predict
+from weir.cost.search import GPU, WEIR, Planned, Report, search
+from weir.models.load import spec_of
+from weir.sim.shapes import SHAPES
+
+
+def shortened(name: str, layers: int, folder: Path) -> Path:
+    """A folder with the configuration of a well-known shape, of so many layers (0: all)."""
+    content = dict(SHAPES[name])
+    content["num_hidden_layers"] = layers or content["num_hidden_layers"]
+    made = folder / "model"
+    made.mkdir()
+    (made / "config.json").write_text(json.dumps(content))
+    return made
+
+
+def parse(text: str) -> Offload:
+    shares, _, sizes = text.partition(":")
+    count, _, batches = sizes.partition("x")
+    weights = tuple(float(share) for share in shares.split("/"))
+    parts = int(batches or 1)
+    placed = replace(WEIR, weights=weights, cache=GPU, cpu_attention=False)
+    return replace(placed, batch=-(-int(count) // parts), batches=parts)
+
+
+def run(engine, job: Job, requests: int, vocab: int) -> tuple[float, float]:
+    """Seconds until the last first token, and until the end."""
+    rng = random.Random(0)
+    prompts = [[rng.randrange(vocab) for _ in range(job.prompt)] for _ in range(requests)]
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for uid, prompt in enumerate(prompts):
+        sampling = Sampling(temperature=0.0, max_tokens=job.output)
+        engine.add(Request(uid, prompt, sampling, arrival=began))
+    waiting, first, count = set(range(requests)), 0.0, 0
+    while engine.busy:
+        for delta in engine.step():
+            count += len(delta.tokens)
+            assert delta.done in (None, "length"), delta
+            if delta.tokens and delta.uid in waiting:
+                waiting.discard(delta.uid)
+                first = time.perf_counter() - began
+    assert count == requests * job.output
+    return first, time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--layers", type=int, default=0)
+    parser.add_argument("--gpu-memory", default="16GiB")
+    parser.add_argument("--cpu-memory", default="100GiB")
+    parser.add_argument("--offload-dir", default="")
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--output", type=int, default=32)
+    parser.add_argument("--plan", nargs="+", default=["auto"])
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    options = parser.parse_args()
+    job = Job(prompt=options.prompt, output=options.output)
+    more = dict(item.split("=", 1) for item in options.set)
+    with tempfile.TemporaryDirectory() as folder:
+        model = shortened(options.shape, options.layers, Path(folder))
+        flags = {
+            "model": str(model),
+            "load_format": "dummy",
+            "gpu_memory": options.gpu_memory,
+            "cpu_memory": options.cpu_memory,
+            "enable_prefix_caching": "false",
+            "grammar_backend": "none",
+        }
+        flags |= {"offload_dir": options.offload_dir} if options.offload_dir else {}
+        measure(flags | more, options.plan, job, Path(folder))
+
+
+def measure(flags: dict[str, str], plans: list[str], job: Job, folder: Path) -> None:
+    spec = spec_of(flags["model"])
+    room = parse_size(flags["gpu_memory"])
+    machine = offload.this_machine(load(flags, {}), room, torch.device("cuda", 0), torch.bfloat16)
+    print(machine, flush=True)
+    print(
+        f"{'plan':24}{'requests':>9}{'prompts, s':>14}{'answers, s':>14}{'tok/s':>15}{'start':>7}"
+    )
+    errors = []
+    for text in plans:
+        if text == "auto":
+            found = search(spec, job, machine, WEIR, cpu_attention=False)
+        else:
+            placed = parse(text)
+            said = predict(spec, job, machine, placed)
+            found = Planned(name=text, offload=placed, predicted=said)
+        file = folder / "plan.json"
+        report = Report(model=flags["model"], machine=machine, job=job, planned=found)
+        file.write_bytes(msgspec.json.encode(report))
+        began = time.perf_counter()
+        try:
+            engine = build.engine(load(flags | {"offload": str(file)}, {}))
+            started = time.perf_counter() - began
+            print(engine.info, flush=True)
+            block = found.offload.block
+            run(engine, replace(job, output=2), 1, spec.vocab)
+            first, total = run(engine, job, block, spec.vocab)
+            engine.close()
+        except Exception as error:  # the others still count
+            print(f"{text}: {error}", flush=True)
+            continue
+        finally:
+            engine = None
+            gc.unfreeze()
+            gc.collect()
+            torch.cuda.empty_cache()
+        said, speed = found.predicted, block * job.output / total
+        errors.append(abs(said.throughput / speed - 1))
+        shares = "/".join(f"{share:.2f}" for share in found.offload.weights)
+        print(
+            f"{shares:24}{block:>9}{said.prefill:>7.2f}{first:>7.2f}{said.decode:>7.2f}"
+            f"{total - first:>7.2f}{said.throughput:>8.2f}{speed:>7.2f}{started:>7.1f}",
+            flush=True,
+        )
+    if errors:
+        print(f"error: median {statistics.median(errors):.0%}, largest {max(errors):.0%}")
+
+
+if __name__ == "__main__":
+    main()
