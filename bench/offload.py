@@ -1,10 +1,11 @@
 """Predicted and measured throughput of a model larger than what it may use of a GPU.
 
-    python bench/offload.py opt-30b --gpu-memory 16GiB [--layers 12] [--plan auto 0.2/0.8/0:64 …]
+    python bench/offload.py opt-30b --gpu-memory 16GiB [--layers 12] [--plan auto 0.2/0.8/0:c64x4 …]
 
-Random weights; every request at once, temperature 0. A plan is `auto` or shares of weights on GPU,
-CPU and disk, then the number of requests and, after an x, of the batches that their prompts make.
-The machine is measured first; each plan is an engine of its own.
+Random weights; every request at once, temperature 0. A plan is `auto`, or shares of weights on GPU,
+CPU and disk, where KV lies (c: in main memory, attended to there; g: on the GPU), the number of
+requests and, after an x, of the batches that their prompts make. The machine is measured first;
+each plan is an engine of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from weir import build, offload
 from weir.config import load, parse_size
 from weir.core import Request, Sampling
 from weir.cost.offload import Job, Offload, predict
-from weir.cost.search import GPU, WEIR, Planned, Report, search
+from weir.cost.search import CPU, GPU, WEIR, Planned, Report, search
 from weir.models.load import spec_of
 from weir.sim.shapes import SHAPES
 
@@ -43,10 +44,10 @@ def shortened(name: str, layers: int, folder: Path) -> Path:
 
 def parse(text: str) -> Offload:
     shares, _, sizes = text.partition(":")
-    count, _, batches = sizes.partition("x")
+    there, (count, _, batches) = sizes[0] == "c", sizes[1:].partition("x")
     weights = tuple(float(share) for share in shares.split("/"))
     parts = int(batches or 1)
-    placed = replace(WEIR, weights=weights, cache=GPU, cpu_attention=False)
+    placed = replace(WEIR, weights=weights, cache=CPU if there else GPU, cpu_attention=there)
     return replace(placed, batch=-(-int(count) // parts), batches=parts)
 
 
@@ -110,7 +111,7 @@ def measure(flags: dict[str, str], plans: list[str], job: Job, folder: Path) -> 
     errors = []
     for text in plans:
         if text == "auto":
-            found = search(spec, job, machine, WEIR, cpu_attention=False)
+            found = search(spec, job, machine, WEIR)
         else:
             placed = parse(text)
             said = predict(spec, job, machine, placed)
@@ -138,6 +139,7 @@ def measure(flags: dict[str, str], plans: list[str], job: Job, folder: Path) -> 
         said, speed = found.predicted, block * job.output / total
         errors.append(abs(said.throughput / speed - 1))
         shares = "/".join(f"{share:.2f}" for share in found.offload.weights)
+        shares += f" {'c' if found.offload.cpu_attention else 'g'}x{found.offload.batches}"
         print(
             f"{shares:24}{block:>9}{said.prefill:>7.2f}{first:>7.2f}{said.decode:>7.2f}"
             f"{total - first:>7.2f}{said.throughput:>8.2f}{speed:>7.2f}{started:>7.1f}",

@@ -7,7 +7,7 @@ import gc
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from weir.runtime.disk import Disk, identity
 from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes, shared_sizes
 from weir.runtime.memory import rehearse
 from weir.runtime.rates import rates
+from weir.runtime.relay import Relay
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
 from weir.runtime.warmup import pages_needed
@@ -66,7 +67,7 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What computes, and in which types."""
+    """What computes, in which types, and where new KV goes: main memory may be a GPU's as well."""
 
     device: torch.device
     tier: Tier
@@ -102,6 +103,9 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     as_kept = platform.native and config.dtype == "auto"  # quantised weights stay so
     placed = offload.arrange(config, source.path, platform.device, platform.dtype)
     config = placed.config
+    if placed.hosted:
+        platform = replace(platform, tier=Tier.CPU)
+        native.set_threads(max(1, platform.threads - 1))  # one is for who drives the GPU
     phases.done("placement")
     model = load(
         source.path,
@@ -223,14 +227,18 @@ def _executor(
     page = config.block_size or defaults.page
     requests = config.max_num_seqs or defaults.requests
 
+    home = torch.device("cpu") if platform.tier == Tier.CPU else device
+    hosted = home.type != device.type
+
     def runner(pages: int, context: int, graphs: Graphs, below: int = 0) -> Runner:
-        sizes, devices = {platform.tier: pages}, {platform.tier: device}
+        sizes, devices = {platform.tier: pages}, {platform.tier: home}
         if below:
             sizes[Tier.CPU], devices[Tier.CPU] = below, torch.device("cpu")
         if disk is not None:
             sizes[Tier.DISK] = disk.pages
-        store = Store(spec.attention, page, sizes, devices, platform.kv_dtype, disk)
-        return Runner(model, store, context, device, requests, graphs)
+        store = Store(spec.attention, page, sizes, devices, platform.kv_dtype, disk, pinned=hosted)
+        relay = _relay(store, device) if hosted else None
+        return Runner(model, store, context, device, requests, graphs, relay)
 
     graphs, below = Graphs(), 0
     if device.type == "cuda":
@@ -264,6 +272,14 @@ def _executor(
         phases.done("graphs")
         return Direct(made, **limits)
     return Local(made, **limits, threads=1 if platform.native else platform.threads)
+
+
+def _relay(store: Store, device: torch.device) -> Relay:
+    """What attends to KV in a GPU's host."""
+    kv = store.kv[Tier.CPU]
+    if device.type == "cuda" and not kv[0].is_pinned():
+        raise ConfigError("KV in main memory must be pinned, and the driver refused: ulimit -l")
+    return Relay(Tier.CPU, kv, device)
 
 
 def _platform(config: Config) -> Platform:

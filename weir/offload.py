@@ -19,10 +19,11 @@ from weir.core import Spec
 from weir.cost.hardware import this_gpu
 from weir.cost.machine import Machine, free_memory, hosted, measured
 from weir.cost.offload import MARGIN, Job, Offload, Prediction, Shares, predict
-from weir.cost.search import WEIR, Planned, Report, search
-from weir.cost.work import weights
+from weir.cost.search import CPU, GPU, WEIR, Planned, Report, search
+from weir.cost.work import cache_bytes, weights
 from weir.errors import ConfigError
 from weir.models.load import spec_of
+from weir.ops import native
 from weir.runtime import rates
 from weir.runtime.streamed import Streamed
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 HARMFUL = 1.25
 """How many times as fast another plan must be for one given to be warned of."""
+PAGE = 64
+"""Tokens that a request may hold beyond its own: the page it is filling, and one more."""
 EAGER = 200e-6
 """Seconds in which the host launches a layer's kernels one by one."""
 ROOMY = 0.8
@@ -39,10 +42,11 @@ ROOMY = 0.8
 @dataclass(frozen=True, slots=True)
 class Placed:
     """The configuration with what a plan says; what makes the shelf of the layers, if they are not
-    all on the device; a line for people."""
+    all on the device; whether KV is in a GPU's host; a line for people."""
 
     config: Config
     shelf: Callable[[int], Streamed] | None = None
+    hosted: bool = False
     about: str = ""
 
 
@@ -66,7 +70,7 @@ def _on_cpu(config: Config, given: Report | None, held: float, device: Any) -> P
     if not disk:
         return Placed(config)
     about = f"weights {1 - disk:.0%} in main memory, {disk:.0%} on disk"
-    return Placed(config, _shelf(config, (1 - disk, 0.0, disk), device), about)
+    return Placed(config, _shelf(config, (1 - disk, 0.0, disk), device), about=about)
 
 
 def _on_gpu(config: Config, given: Report | None, spec: Spec, device: Any, dtype: Any) -> Placed:
@@ -78,11 +82,14 @@ def _on_gpu(config: Config, given: Report | None, spec: Spec, device: Any, dtype
     machine = this_machine(config, room, device, dtype)
     base = replace(WEIR, weight_bits=bits)
     job = _job(spec) if given is None else given.job
-    best = search(spec, job, machine, base, cpu_attention=False)
-    found = best if given is None else _checked(given, spec, machine, best)
+    kernels = native.library() is not None
+    best = search(spec, job, machine, base, cpu_attention=None if kernels else False)
+    found = best if given is None else _checked(given, spec, machine, best, kernels)
     log.info("offloading: %s", describe(found))
-    shelf = _shelf(config, found.offload.weights, device)
-    return Placed(_settings(config, found.offload, job), shelf, describe(found))
+    placed = found.offload
+    shelf = _shelf(config, placed.weights, device) if placed.weights[0] < 1 else None
+    settings = _settings(config, placed, job, cache_bytes(spec, dtype.itemsize))
+    return Placed(settings, shelf, placed.cache[1] > 0, describe(found))
 
 
 def this_machine(config: Config, room: int, device: Any, dtype: Any) -> Machine:
@@ -102,11 +109,16 @@ def _shelf(config: Config, shares: Shares, device: Any) -> Callable[[int], Strea
     return lambda count: Streamed(count, shares, device, folder, room)
 
 
-def _settings(config: Config, placed: Offload, job: Job) -> Config:
-    """`config` for such a placement: steps large enough to hide what they bring."""
+def _settings(config: Config, placed: Offload, job: Job, token: float) -> Config:
+    """`config` for such a placement: steps large enough to hide what they bring, and room for the
+    KV of as many requests, `token` bytes each token, where the GPU's does not decide."""
     tokens = config.max_num_batched_tokens or max(placed.batch * job.prompt, placed.block)
+    room = 0
+    if placed.cache[1] > 0:
+        room = int(token * placed.block * (job.prompt + job.output + PAGE))
     return replace(
         config,
+        kv_cache_memory=config.kv_cache_memory or room,
         max_num_seqs=min(config.max_num_seqs or placed.block, tokens),
         max_num_batched_tokens=tokens,
         max_prefill_beside_decode=config.max_prefill_beside_decode or tokens,
@@ -132,11 +144,16 @@ def _read(path: Path) -> Report:
         ) from None
 
 
-def _checked(given: Report, spec: Spec, machine: Machine, best: Planned) -> Planned:
+def _checked(given: Report, spec: Spec, machine: Machine, best: Planned, kernels: bool) -> Planned:
     """The plan given, priced here."""
     placed = replace(given.planned.offload, weight_bits=best.offload.weight_bits)
-    if placed.schedule != "steps" or sum(placed.cache[1:]) > 0:
-        raise ConfigError("--offload: the engine keeps KV and activations on the GPU: plan again")
+    if placed.schedule != "steps" or placed.cache not in (GPU, CPU) or placed.hidden != GPU:
+        raise ConfigError(
+            "--offload: the engine keeps all KV on the GPU or all of it on the CPU, and "
+            "activations on the GPU: plan again"
+        )
+    if placed.cache == CPU and not (kernels and placed.cpu_attention):
+        raise ConfigError(f"--offload: attention on the CPU needs its kernels: {native.status()}")
     said = predict(spec, given.job, machine, placed)
     if not said.fits:
         raise ConfigError(f"--offload: the plan does not fit: it needs {_excess(said, machine)}")

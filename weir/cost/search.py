@@ -106,8 +106,8 @@ def solve(costs: Costs) -> Planned | None:
     weight = np.zeros(11)
     weight[9], weight[10] = 1.0, job.output - 1
     most = np.full(11, np.inf)
-    if choice.schedule == "steps":  # what the engine does not do
-        most[[5, 7, 8] if choice.cpu_attention else [4, 5, 7, 8]] = 0.0
+    if choice.schedule == "steps":  # the engine keeps KV in one place, and activations on the GPU
+        most[[3 if choice.cpu_attention else 4, 5, 7, 8]] = 0.0
     values = _minimise(weight, np.array(rows), np.array(least), most)
     if values is None:
         return None

@@ -106,7 +106,7 @@ class Copies:
         self.cycle = deque(parked for parked in layers if parked.size > parked.start)
         size = max((parked.size - parked.start for parked in self.cycle), default=0)
         self.relays = deque(
-            (host_zeros(size, pinned=True), torch.cuda.Event())
+            (host_zeros(size, pinned=True, part=size), torch.cuda.Event())
             for _ in range(RELAYS if self.cycle else 0)
         )
         self.reading: deque[tuple[Tensor, torch.cuda.Event, list[Future[None]]]] = deque()

@@ -36,9 +36,10 @@ class Memory(mmap.mmap):
         self.unlock()
 
 
-def host_zeros(size: int, *, pinned: bool = False) -> Tensor:
+def host_zeros(size: int, *, pinned: bool = False, part: int = 0) -> Tensor:
     """uint8 [size], zero. `pinned`: locked, so that a GPU copies from and to it while the host does
-    other things; where that is refused it is not, with one warning (see `is_pinned`)."""
+    other things; where that is refused it is not, with one warning (see `is_pinned`). No copy may
+    reach from one `part` of so many bytes (0: `PART`) into another."""
     if size == 0:
         return torch.zeros(0, dtype=torch.uint8)
     memory = Memory(-1, size)
@@ -46,14 +47,14 @@ def host_zeros(size: int, *, pinned: bool = False) -> Tensor:
         memory.madvise(mmap.MADV_HUGEPAGE)
     tensor = torch.frombuffer(memory, dtype=torch.uint8)
     if pinned:
-        _lock(memory, tensor)
+        _lock(memory, tensor, part or PART)
     return tensor
 
 
-def _lock(memory: Memory, tensor: Tensor) -> None:
+def _lock(memory: Memory, tensor: Tensor, part: int) -> None:
     first, size = tensor.data_ptr(), len(tensor)
     memory.locked = []
-    parts = [(first + at, min(PART, size - at)) for at in range(0, size, PART)]
+    parts = [(first + at, min(part, size - at)) for at in range(0, size, part)]
     _touch(tensor)
     for address, length in parts:
         try:

@@ -31,7 +31,8 @@ class Store:
 
     layers: the attention of each layer. page: tokens a page. pages: how many each tier holds.
     devices: the device of each tier; the one without is on `disk`. A tier in main memory beside one
-    on a GPU is pinned, if that can be had. dtype: of keys and values.
+    on a GPU, or where a GPU computes (`pinned`), is pinned, if that can be had. dtype: of keys and
+    values.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Store:
         devices: Mapping[int, torch.device],
         dtype: torch.dtype,
         disk: Disk | None = None,
+        pinned: bool = False,
     ):
         self.page = page
+        self.pinned = pinned
         self.pages = {tier: pages[tier] for tier in sorted(pages)}  # hottest first
         self.devices = {tier: devices[tier] for tier in self.pages if tier in devices}
         self.disk = disk
@@ -75,7 +78,7 @@ class Store:
     def _memory(self, size: int, device: torch.device) -> Tensor:
         if device.type != "cpu":
             return torch.zeros(size, dtype=torch.uint8, device=device)
-        return host_zeros(size, pinned=self._gpu is not None)
+        return host_zeros(size, pinned=self.pinned or self._gpu is not None)
 
     def _linked(self) -> Link | None:
         """What copies between a GPU and pinned memory beside the GPU's work."""

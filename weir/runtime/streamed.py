@@ -140,7 +140,7 @@ class Streamed:
 
     def _host(self, size: int) -> Tensor:
         try:
-            memory = host_zeros(size, pinned=self.pinned)
+            memory = host_zeros(size, pinned=self.pinned, part=size)
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"main memory has no room for another {size / 2**30:.1f} GiB of weights ({error}): "
