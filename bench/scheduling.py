@@ -45,7 +45,8 @@ BASE = capacity(Config(max_model_len=CONTEXT, max_num_seqs=256), SPEC, H100)
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to schedule. tokens: the budget of a step."""
+    """One way to schedule. tokens: the budget of a step. together: nobody is answered before the
+    whole batch has ended, as FasterTransformer does."""
 
     name: str
     composer: Composer
@@ -54,6 +55,7 @@ class Arm:
     tokens: int = CONTEXT
     requests: int = 128
     reuse: bool = True
+    together: bool = False
 
     def run(self, load: Workload, size: Capacity = BASE, cost: Roofline = COST) -> Report:
         size = Capacity(size.page, size.pages, self.tokens, self.requests, size.context)
@@ -62,10 +64,18 @@ class Arm:
             cache, self.ranking(cache), self.composer, self.placement(Tier.GPU), size
         )
         gc.collect()
-        return measure(*replay(load, [replica(scheduler, cost, SPEC.vocab)]))
+        records, duration = replay(load, [replica(scheduler, cost, SPEC.vocab)])
+        if self.together:
+            last: dict[float, float] = {}  # of a batch, which is all that started in one step
+            for record in records:
+                last[record.started] = max(record.end, last.get(record.started, 0.0))
+            for record in records:
+                record.end = record.arrivals[-1] = last[record.started]
+        return measure(records, duration)
 
 
 STATIC = Arm("request-level", Static(), placement=Reserve, reuse=False)
+TOGETHER = replace(STATIC, name="request-level, answered together", together=True)
 ORCA = Arm("Orca", Whole(), placement=Reserve, reuse=False)
 FIRST = Arm("prefill first", PrefillFirst(), reuse=False)
 WHOLE = Arm("whole prompts", Whole(), reuse=False)
@@ -96,32 +106,38 @@ def sweep(arms: Sequence[Arm], load: Workload, rates: Sequence[float], seed: int
 def iteration(seed: int, images: Path) -> None:
     """Orca figure 10: median normalised latency against rate, and rates at equal latency."""
     load = sets.uniform(2000, seed)
-    arms = [STATIC, ORCA, WIDE]
     idle = SARATHI.run(poisson(load, 0.2, 1.0, seed)).metrics["ptl"].median
+    factors = (1.5, 2, 3, 4)
     figure, axis = plot.canvas()
-    rows = []
-    for arm in arms:
-        points, held = [], {}
-        for factor in (2, 4):
-            limit = factor * idle
-
-            def attempt(rate: float, arm: Arm = arm, limit: float = limit, points=points):
-                report = arm.run(poisson(load, rate, 1.0, seed))
-                points.append((rate, report.metrics["ptl"].median))
-                trial = Limits(1e9, 1e9).trial(rate, report)
-                return replace(trial, kept=points[-1][1] <= limit)
-
-            held[factor] = search(attempt, 16.0, 0.05)[0]
-        rows.append([arm.name, held[2], held[4]])
+    rows: list[list[object]] = []
+    for arm in (TOGETHER, STATIC, ORCA, WIDE):
+        points: list[tuple[float, float]] = []
+        rates = [_within(arm, load, factor * idle, points, seed) for factor in factors]
+        rows.append([arm.name, *rates])
         axis.plot(*zip(*sorted(points), strict=True), marker=".", label=arm.name)
-    rows = [[*row, row[1] / rows[0][1], row[2] / rows[0][2]] for row in rows]
+    for base in rows[:2]:
+        ratios = (orca / rate for orca, rate in zip(rows[2][1:], base[1:], strict=True))
+        rows.append([f"Orca / {base[0]}", *ratios])
     axis.set(xlabel="requests/s", ylabel="median ms a token", xscale="log", yscale="log")
     axis.set_ylim(idle / 2, 20 * idle)
     axis.grid(alpha=0.3)
     axis.legend()
     plot.save(figure, images / "iteration-level.png")
-    head = ["", f"req/s at {2 * idle:.0f} ms", f"at {4 * idle:.0f} ms", "ratio", "ratio"]
+    head = ["requests/s at", *(f"{factor * idle:.0f} ms" for factor in factors)]
     table("Iteration-level against request-level, U(32, 512) x U(1, 128)", head, rows)
+
+
+def _within(
+    arm: Arm, load: Workload, limit: float, points: list[tuple[float, float]], seed: int
+) -> float:
+    """The highest rate whose median latency a token is within `limit`; adds what was measured."""
+
+    def attempt(rate: float) -> Trial:
+        report = arm.run(poisson(load, rate, 1.0, seed))
+        points.append((rate, report.metrics["ptl"].median))
+        return replace(Limits(1e9, 1e9).trial(rate, report), kept=points[-1][1] <= limit)
+
+    return search(attempt, 16.0, 0.05)[0]
 
 
 def stalls(seed: int, images: Path) -> None:

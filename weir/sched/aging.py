@@ -35,6 +35,7 @@ class Aging(Around):
 
     threshold: int = 200
     quantum: int = 10
+    patience: float = 0.0
     step: int = 0
     turns: int = 0
     ages: dict[int, Age] = field(default_factory=dict)
@@ -59,14 +60,15 @@ class Aging(Around):
     def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
         self.step = step
         moved = list(self.inner.before(step, waiting))
+        limit = max(self.threshold, int(self.patience * len(waiting)))
         for _ in range(MOST):
             if not self.due or self.due[0][0] > step:
                 break
             age = self.ages.get(heapq.heappop(self.due)[1])
             if age is None:
                 continue
-            if (when := age.last + self.threshold) > step:
-                heapq.heappush(self.due, (when, age.request.uid))
+            if (when := age.last + limit) > step:
+                heapq.heappush(self.due, (min(when, step + self.threshold), age.request.uid))
                 continue
             self.turns += 1
             age.turn, age.quantum = self.turns, self.quantum

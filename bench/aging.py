@@ -1,0 +1,70 @@
+"""What it costs that nobody starves: shortest first under a stream of requests.
+
+    python bench/aging.py [--rates 115 125 140] [--seconds 60] [--seed 1]
+
+Llama-3.1-8B on the simulated H100 of bench/scheduling.py, lengths of answers to chat prompts, known
+to the order. Learning to Rank, section 5: Poisson arrivals for a minute; a rate of `inf` asks 2,000
+at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from dataclasses import replace
+
+import scheduling_sets as sets
+from scheduling import WIDE, Arm, table
+
+from weir.sched.aging import Aging
+from weir.sched.shortest import Shortest
+from weir.sim.report import Report
+from weir.sim.workload import poisson
+
+GRID = [(200, 10), (500, 10), (1000, 10), (2000, 10), (500, 10**6), (1000, 10**6)]
+"""Steps until somebody is overdue, and tokens that it then has."""
+
+
+def arms() -> list[Arm]:
+    base = replace(WIDE, requests=256)
+    aged = [
+        replace(
+            base,
+            name=f"{threshold:,} steps, {f'{quantum} tokens' if quantum < 10**6 else 'to the end'}",
+            ranking=lambda cache, age=(threshold, quantum): Aging(Shortest(), *age),
+        )
+        for threshold, quantum in GRID
+    ]
+    never = replace(base, name="never", ranking=lambda cache: Shortest())
+    return [never, *aged, replace(base, name="FCFS")]
+
+
+def row(name: str, report: Report, never: Report) -> list[object]:
+    """Against never ageing: mean latency a token, and waits for any token, mean and longest."""
+    ptl, wait = report.metrics["ptl"].mean, report.metrics["wait"]
+    plain = never.metrics["wait"]
+    cells = [name, ptl, 100 * (ptl / never.metrics["ptl"].mean - 1), wait.mean]
+    cells += [wait.percentile(100) / 1000, plain.percentile(100) / wait.percentile(100)]
+    return [*cells, report.metrics["tpot"].percentile(99), report.preemptions]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rates", nargs="+", type=float, default=[115.0, 125.0, 140.0])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    gc.freeze()
+    gc.set_threshold(500_000, 20, 100)
+    head = ["overdue after", "PTL mean, ms", "more, %", "wait mean, ms", "longest, s"]
+    head += ["times shorter", "TPOT P99, ms", "preempted"]
+    for rate in options.rates:
+        count = 2000 if rate == float("inf") else round(rate * options.seconds)
+        load = poisson(sets.chats(count, options.seed), rate, 1.0, options.seed)
+        reports = {arm.name: arm.run(load) for arm in arms()}
+        rows = [row(name, report, reports["never"]) for name, report in reports.items()]
+        table(f"{rate:g} requests/s, {count:,} requests", head, rows)
+
+
+if __name__ == "__main__":
+    main()
