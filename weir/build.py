@@ -203,7 +203,7 @@ def _cost(
 ) -> Cost:
     """How long steps take here. For a latency target from the user's cache, else measured now and
     kept there; without one a GPU's rates say enough."""
-    if not config.target_tbt:
+    if not (config.target_tbt or config.target_ttft):
         memory = torch.cuda.get_device_properties(platform.device).total_memory
         device = this_gpu(memory, *rates(platform.device, platform.dtype))
         return Roofline(model.spec, device, platform.dtype.itemsize, platform.kv_dtype.itemsize)

@@ -126,6 +126,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     target_tbt: Annotated[
         Duration, about("longest time between two tokens, such as 50ms, that steps aim at; 0: none")
     ] = 0.0
+    target_ttft: Annotated[
+        Duration, about("time to the first token, such as 500ms, that steps aim at; 0: none")
+    ] = 0.0
     max_num_seqs: Annotated[Count, about("requests in one step; 0: best for the device")] = 0
     overlap: Annotated[bool, about("plan the next step while the device works")] = True
     enforce_eager: Annotated[bool, about("launch every kernel by itself, without CUDA graphs")] = (
@@ -341,12 +344,12 @@ def _check(config: Config) -> None:
             f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {seqs}, but every "
             "running request needs a token a step: raise the first or lower the second"
         )
-    if config.target_tbt and (
+    if (config.target_tbt or config.target_ttft) and (
         not config.composer.startswith("chunked") or config.max_prefill_beside_decode
     ):
         raise ConfigError(
-            "--target-tbt sets how much prompt goes beside decodes: leave out --composer and "
-            "--max-prefill-beside-decode"
+            "--target-tbt and --target-ttft set how much prompt goes beside decodes: leave out "
+            "--composer and --max-prefill-beside-decode"
         )
     for name in ("cpu_cache", "disk_cache"):
         if getattr(config, name) and not config.enable_prefix_caching:

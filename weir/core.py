@@ -173,6 +173,7 @@ class Load(NamedTuple):
     decodes: int = 0
     context: int = 0  # tokens of KV that the decodes read between them
     backlog: int = 0  # prompt tokens yet to be computed, of those that wait, too
+    waited: float = 0.0  # seconds, for its first token, of who came first of those that go next
 
 
 IDLE = Load()

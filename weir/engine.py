@@ -6,6 +6,7 @@ The engine knows requests and plans; it knows no text, no tensor and no client.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from concurrent.futures import Future
@@ -190,7 +191,7 @@ class Engine:
             return
         stats.step_seconds.add(seconds)
         if self.target is not None:
-            stats.target_seconds = self.target.seconds
+            stats.target_seconds = self.target.seconds if self.target.seconds < math.inf else 0.0
             stats.predicted_seconds.add(self.target.observe(plan, seconds))
         if self.fetch is not None and prefill == plan.tokens and not plan.moves:
             self.fetch.observe(prefill, seconds)

@@ -40,8 +40,9 @@ DEFAULTS = {
 def pace(config: Config, defaults: Defaults, tokens: int, cost: Callable[[], Cost]) -> Pace:
     """How much prompt goes beside decodes, in steps of at most `tokens`. `cost` is called only if
     their time decides. Raises `ConfigError` for a latency target that cannot be met."""
-    if config.target_tbt:
-        return Target(cost(), config.target_tbt, tokens)
+    if config.target_tbt or config.target_ttft:
+        first = config.target_ttft or math.inf
+        return Target(cost(), config.target_tbt or math.inf, tokens, first=first)
     if beside := config.max_prefill_beside_decode or defaults.beside:
         return Beside(beside)
     return Target(cost(), defaults.seconds, tokens, firm=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ from tests.cost.test_roofline import COST, chunk
 from weir.core import Chunk, Load, Plan, Sampling
 from weir.cost.hardware import H100
 from weir.cost.roofline import Roofline
-from weir.cost.target import Target, best_budget
+from weir.cost.target import AIM, Target, best_budget
 from weir.cost.work import Work
 from weir.errors import ConfigError
 from weir.sim.shapes import shape
@@ -134,3 +135,32 @@ def test_without_a_target_the_budget_is_what_saturates() -> None:
 
     assert rate(best) >= 0.95 * max(rate(1 << i) for i in range(4, 14))
     assert rate(best // 2) < 0.95 * max(rate(1 << i) for i in range(4, 14))
+
+
+@given(
+    st.integers(1, 200), st.integers(1, 4000), st.integers(1, 10**5), st.floats(0, 3), st.booleans()
+)
+def test_a_step_takes_no_more_prompt_than_first_tokens_need(decodes, context, backlog, waited, tbt):
+    """At the rate of such steps all that wait is computed in the time that is left, and at a
+    smaller one it is not; a target between tokens still bounds the step."""
+    seconds = 0.05 if tbt else math.inf
+    pace = Target(COST, seconds, 4096, first=2.0)
+    load = Load(decodes, decodes * context, backlog, waited)
+    length = pace.prompts(load, 0)
+    contexts = [context] * decodes
+    needed = backlog / max(AIM * 2.0 - waited, 0.25)
+
+    def rate(length: int) -> float:
+        return length / COST.seconds(Work(decodes, contexts, [(length, 0)]))
+
+    most = Target(COST, 0.05, 4096).prompts(load, 0) if tbt else 4096
+    assert 16 <= length <= most
+    if length < most:
+        assert rate(length + 1) >= 0.99 * needed
+    if length > 16:
+        assert rate(length) <= 1.12 * needed  # an eighth of a doubling
+
+
+def test_first_tokens_cannot_come_sooner_than_a_prompt_takes() -> None:
+    with pytest.raises(ConfigError, match="raise --target-ttft"):
+        Target(COST, math.inf, 4096, first=0.001)

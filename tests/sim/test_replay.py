@@ -239,3 +239,20 @@ def test_a_target_holds_and_what_it_costs_is_first_tokens() -> None:
     stats = engines[0].stats()
     assert stats.target_seconds == 0.015
     assert stats.predicted_seconds.sum == pytest.approx(stats.step_seconds.sum)
+
+
+def test_first_tokens_come_in_time_and_no_sooner_than_asked() -> None:
+    words = Words(Vocabulary, 1)
+    items = [Item(words.draw(1500 if at % 3 else 6000), 150) for at in range(60)]
+    load = poisson(Workload("long", items), 4.0, 1.0, 2)
+    reports = []
+    for first in (0.0, 0.5, 2.0):
+        config = Config(target_ttft=first, scheduling_policy="fcfs")
+        if not first:
+            config = msgspec.structs.replace(config, max_prefill_beside_decode=4096)
+        fleet = [tiny(config, Capacity(16, {int(Tier.GPU): 20_000}, 4096, 256, 8192))]
+        reports.append(measure(*replay(load, fleet)).metrics)
+    tbt = [metrics["itl"].percentile(99) for metrics in reports]
+    ttft = [metrics["ttft"].percentile(90) for metrics in reports]
+    assert tbt[2] < tbt[1] < tbt[0]
+    assert ttft[1] < 500 and ttft[2] < 2000 and ttft[0] < ttft[1] < ttft[2]

@@ -23,6 +23,8 @@ CROWD = 1 / 8
 """Of the time that the backlog takes: how long one step may be that gives way to it."""
 HALF = 2.0
 """Times that of its decodes alone: how long a step may be that gives way."""
+AIM = 0.75
+"""Of the time that first tokens have: others come while a prompt is in hand, and take a part."""
 KEPT = 4096
 """Answers that are remembered; more would not repeat."""
 
@@ -41,13 +43,30 @@ class Target:
     slow decodes are. And while a crowd waits, steps grow: they finish everybody sooner, and a
     stream is held up for a small part of the time that the others wait for their first token.
 
-    Raises `ConfigError` if a firm target is below a step of one decode.
+    first: seconds in which first tokens shall come. Prompts then get no more of a step than lets
+    all that wait be computed in time, so that streams are as smooth as that allows.
+
+    Raises `ConfigError` if a firm target is below a step of one decode, or `first` below the step
+    of a prompt of one token.
     """
 
     def __init__(
-        self, cost: Cost, seconds: float, limit: int, least: int = 16, *, firm: bool = True
+        self,
+        cost: Cost,
+        seconds: float,
+        limit: int,
+        least: int = 16,
+        *,
+        firm: bool = True,
+        first: float = math.inf,
     ):
         alone = cost.seconds(Work(1, [1]))
+        shortest = cost.seconds(Work(prompts=[(1, 0)]))
+        if first <= shortest:
+            raise ConfigError(
+                f"a target of {1000 * first:g} ms for first tokens cannot be met: the shortest "
+                f"prompt takes {1000 * shortest:.1f} ms here; raise --target-ttft"
+            )
         if firm and seconds <= alone:
             raise ConfigError(
                 f"a target of {1000 * seconds:g} ms between tokens cannot be met: one decode alone "
@@ -58,10 +77,11 @@ class Target:
         self.limit = limit
         self.least = min(least, limit)
         self.firm = firm
+        self.first = first
         self.ratio = 1.0  # of measured to predicted seconds, over late steps with prompts
         self.spread = 0.0  # mean distance of late steps from that ratio
         self._token = cost.seconds(Work(prompts=[(limit, 0)])) / limit
-        self._known: dict[tuple[int, ...], int] = {}
+        self._known: dict[tuple[float, ...], int] = {}
         self._known_at = 1.0
 
     def prompts(self, load: Load, start: int) -> int:
@@ -73,9 +93,10 @@ class Target:
         if abs(careful - self._known_at) > 0.02 * self._known_at or len(self._known) > KEPT:
             self._known, self._known_at = {}, careful
         context, crowd = load.context // load.decodes, self._crowd(load)
-        key = (load.decodes, context // 64, start // 256, crowd)
+        hurry = self._hurry(load)
+        key = (load.decodes, context // 64, start // 256, crowd, hurry)
         if key not in self._known:
-            self._known[key] = self._search(load.decodes, context, start, crowd)
+            self._known[key] = self._search(load.decodes, context, start, crowd, hurry)
         return self._known[key]
 
     def observe(self, plan: Plan, seconds: float) -> float:
@@ -98,15 +119,27 @@ class Target:
             return 0
         return int(8 * math.log2(wanted / self.seconds))
 
-    def _search(self, decodes: int, context: int, start: int, crowd: int) -> int:
-        """Bisection: time grows with the length of the chunk."""
+    def _hurry(self, load: Load) -> float:
+        """Eighths of a doubling of the prompt tokens a second that make first tokens come in time.
+        Who is late already gets what is left: an eighth of the time."""
+        if self.first == math.inf:
+            return math.inf
+        left = max(AIM * self.first - load.waited, self.first / 8)
+        return math.ceil(8 * math.log2(max(1, load.backlog) / left))
+
+    def _search(self, decodes: int, context: int, start: int, crowd: int, hurry: float) -> int:
+        """The longest chunk within the time, or the shortest that is fast enough. Bisection: time
+        grows with the length of the chunk, and less than it."""
         contexts = [context] * decodes
         allowed = self.seconds / self._known_at * 2 ** (crowd / 8)
         if not self.firm:
             allowed = max(allowed, HALF * self.cost.seconds(Work(decodes, contexts)))
 
+        needed = 2 ** (hurry / 8) * self._known_at
+
         def fits(length: int) -> bool:
-            return self.cost.seconds(Work(decodes, contexts, [(length, start)])) <= allowed
+            seconds = self.cost.seconds(Work(decodes, contexts, [(length, start)]))
+            return seconds <= allowed and length < needed * seconds
 
         low, high = self.least, self.limit
         if fits(high):

@@ -31,6 +31,7 @@ from weir.sched.ranking import FCFS, Feedback, Ranking
 from weir.sched.shortest import Learned, Scorer, Shortest, promised
 
 Count = Annotated[int, Meta(ge=1)]
+Factor = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -86,7 +87,7 @@ def _ranking(e: Expression, cache: Cache, knowledge: Knowledge) -> Ranking:
             inner, _ = around()
             return Fair(inner, knowledge.weights)
         case "aging":
-            inner, options = around(threshold=Count, quantum=Count)
+            inner, options = around(threshold=Count, quantum=Count, patience=Factor)
             return Aging(inner, **options)
         case "programs":
             inner, _ = around()

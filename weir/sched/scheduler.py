@@ -94,8 +94,9 @@ class Scheduler:
         self.placement.begin(self.running.values(), self.cache)
         ready = [entry for entry in it.running if self._ready(entry[1])]
         decodes = [r.computed for _, r in ready if r.decoding]
-        begun = sum(r.todo for _, r in ready if not r.decoding)
-        load = Load(len(decodes), sum(decodes), begun + self.waiting.todo)
+        begun = [r for _, r in ready if not r.decoding]
+        backlog = sum(r.todo for r in begun) + self.waiting.todo
+        load = Load(len(decodes), sum(decodes), backlog, self._waited(begun, now))
         self._compose(ready, load, it, now)
         if not it.chunks and ready:  # the decodes that the budget was kept for found no room
             self._compose(ready, IDLE, it, now)
@@ -108,6 +109,12 @@ class Scheduler:
         self.step += 1
         self.forget = []
         return plan
+
+    def _waited(self, begun: list[Request], now: float) -> float:
+        """How long those whose prompts are in hand, or the first in line, have waited at most."""
+        first = self.waiting.first()
+        next_up = [*begun, first[1]] if first is not None else begun
+        return now - min((r.arrival for r in next_up if r.settled == r.prompt), default=now)
 
     def _compose(self, ready: list[Entry], load: Load, it: Iteration, now: float) -> None:
         """Fill the iteration as the composer says, leaving tokens to decodes to come."""
