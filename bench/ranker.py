@@ -24,10 +24,10 @@ from scheduling import WIDE, Arm, table
 from weir.core import Request
 from weir.llm import AsyncLLM
 from weir.params import SamplingParams
-from weir.ranker import lengths, light
+from weir.ranker import files, lengths
+from weir.ranker.files import Ranker
 from weir.ranker.kendall import tau_b
 from weir.ranker.lengths import Lengths
-from weir.ranker.light import Light
 from weir.sched.aging import Aging
 from weir.sched.ranking import Ranking
 from weir.sched.shortest import Learned, Shortest
@@ -83,7 +83,7 @@ class Burst:
         ]
 
 
-def burst(data: Lengths, family: str, ranker: Light, count: int, seed: int) -> Burst:
+def burst(data: Lengths, family: str, ranker: Ranker, count: int, seed: int) -> Burst:
     """`count` requests for what models of one family answered to unseen chat prompts."""
     answers = [
         answer
@@ -173,7 +173,7 @@ def engines(one: Burst) -> None:
     table(f"{len(one.load.items)} requests at once on this CPU, tau {one.tau:.2f}", head, rows)
 
 
-def cost(data: Lengths, ranker: Light, seed: int) -> None:
+def cost(data: Lengths, ranker: Ranker, seed: int) -> None:
     """Milliseconds a prompt on one core, the median and the worst of five rounds."""
     prompts = Random(seed).sample(data.prompts, 1000)
     rounds = []
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--engine", type=int, metavar="N", help="N requests on this CPU instead")
     options = parser.parse_args()
-    ranker = light.load(options.ranker) if options.ranker else light.shipped()
+    ranker = files.load(options.ranker) if options.ranker else files.shipped()
     data = lengths.read(sets.DATA / "lengths", ["bbh"])
     cost(data, ranker, options.seed)
     _, unseen = data.split()

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent / "weir"
 LEVEL = {
     "core": 0, "errors": 0, "peers": 0,
     "config": 1, "cost": 1, "gguf": 1, "params": 1, "progress": 1, "rows": 1, "wire": 1,
-    "grammar": 2, "kv": 2, "ops": 2, "text": 2, "hub": 2, "options": 2, "ranker": 2,
+    "grammar": 2, "kv": 2, "ops": 2, "text": 2, "hub": 2, "options": 2,
     "sched": 3, "models": 3,
-    "runtime": 4,
+    "ranker": 4, "runtime": 4,
     "executor": 5,
     "engine": 6,
     "client": 7, "policies": 7,
@@ -23,7 +23,11 @@ LEVEL = {
     "doctor": 12, "top": 12, "demo": 12, "cli": 13,
 }  # fmt: skip
 TORCH = {"ops", "models", "runtime", "build"}
-TORCH_FILES = {"bench/kernels.py", "executor/local.py", "ranker/train.py"}
+TORCH_FILES = {
+    "bench/kernels.py", "executor/local.py",
+    "ranker/backbone.py", "ranker/train.py", "ranker/train_light.py",
+    "ranker/train_transformer.py", "ranker/transformer.py",
+}  # fmt: skip
 
 
 def imports(path: Path):

@@ -42,8 +42,8 @@ def ranker(config: Config) -> Ranker | None:
     """What predicts lengths for the scheduling policy, if it asks. Raises `ConfigError`."""
     if not policies.ranked(config):
         return None
-    light: Any = import_module("weir.ranker.light")  # NumPy: nobody else waits for its import
-    made: Ranker = light.shipped() if config.ranker == "auto" else light.load(Path(config.ranker))
+    files: Any = import_module("weir.ranker.files")  # NumPy: nobody else waits for its import
+    made: Ranker = files.shipped() if config.ranker == "auto" else files.load(Path(config.ranker))
     return made
 
 

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from tests.models.test_real import find
 from tests.server.conftest import serving
 from weir.cli import main
-from weir.ranker import light
+from weir.ranker import files
 
 
 @pytest.fixture
@@ -30,13 +31,24 @@ def test_train_and_eval(data, tmp_path, capsys):
     out = tmp_path / "r.npz"
     train = ["rank", "train", str(data), "-o", str(out), "--steps", "40", "--quiet"]
     assert main([*train, "--hold", "two"]) == 0
-    assert "without two" in light.load(out).about
+    assert "without two" in files.load(out).about
     capsys.readouterr()
     assert main(["rank", "eval", str(data), "--ranker", str(out), "--hold", "two"]) == 0
     head, _, row = capsys.readouterr().out.splitlines()
     assert "prompt length" in head and "| r |" in head
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[0] == "made" and float(cells[4]) > 0.3
+
+
+def test_a_transformer_is_trained_and_judged_alike(data, tmp_path, capsys):
+    model, out = find("SmolLM2-135M-Instruct.Q4_1.gguf"), tmp_path / "t.npz"
+    train = ["rank", "train", str(data), "-o", str(out), "--backbone", str(model), "--quiet"]
+    assert main([*train, "--layers", "1", "--steps", "2"]) == 0
+    capsys.readouterr()
+    assert main(["rank", "eval", str(data), "--ranker", str(out), "--together", "made"]) == 0
+    assert "| t |" in capsys.readouterr().out
+    assert main([*train, "--head", "listmle", "pairwise"]) == 1
+    assert "give one loss" in capsys.readouterr().err
 
 
 def test_words_that_make_no_sense_are_one_line(data, tmp_path, capsys):

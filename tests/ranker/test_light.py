@@ -15,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weir.errors import ConfigError
-from weir.ranker import features, light
+from weir.ranker import features, files, light
 from weir.ranker.kendall import tau_b
 from weir.ranker.lengths import Answer, Asked, Lengths, family, fold, read
-from weir.ranker.train import CLASSES, HEADS, Recipe, classes, combine, listwise, pairwise, train
+from weir.ranker.train import CLASSES, HEADS, Recipe, classes, listwise, pairwise
+from weir.ranker.train_light import combine, train
 
 ASKED = ("name", "what is the colour of", "explain", "write an essay about")  # ever longer answers
-RECIPE = Recipe(steps=60, depth=8, width=16, drop=0.1, rate=0.01)
+RECIPE = Recipe(steps=60, drop=0.1, rate=0.01)
+SMALL = {"depth": 8, "width": 16}
 TOPICS = [f"{a} {b}" for a in ("red", "old", "far", "wet", "shy") for b in ("cat", "sea", "sun")]
 
 
@@ -41,7 +43,7 @@ def made(count: int, seed: int = 0) -> Lengths:
 
 @pytest.fixture(scope="module")
 def trained() -> light.Light:
-    return train(made(300), RECIPE)
+    return train(made(300), RECIPE, **SMALL)
 
 
 def naive(x: list[int], y: list[int]) -> float:
@@ -96,14 +98,14 @@ def test_every_head_learns(head):
     known, unseen = made(300), made(80, seed=7)
     if head == "classification":  # of the other model, all lengths are of one class
         known, unseen = known.without(["terse"]), unseen.without(["terse"])
-    scores = train(known, recipe).score(unseen.prompts).tolist()
+    scores = train(known, recipe, **SMALL).score(unseen.prompts).tolist()
     for answers in unseen.answers.values():
         assert tau_b([scores[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.4
 
 
 def test_networks_side_by_side_are_their_mean(trained):
     known, prompts = made(300), made(40, seed=3).prompts
-    other = train(known, replace(RECIPE, head="pointwise", width=8, depth=4))
+    other = train(known, replace(RECIPE, head="pointwise"), width=8, depth=4)
     both = combine([trained, other], known, RECIPE)
     spread = [float(np.ptp(part.scores[8:-8])) for part in (trained, other)]
     expected = sum(
@@ -115,8 +117,8 @@ def test_networks_side_by_side_are_their_mean(trained):
 
 
 def test_training_is_repeatable():
-    recipe = Recipe(steps=5, depth=4, width=4)
-    one, two = train(made(50), recipe), train(made(50), recipe)
+    recipe = Recipe(steps=5)
+    one, two = train(made(50), recipe, **SMALL), train(made(50), recipe, **SMALL)
     assert (one.embedding == two.embedding).all() and (one.output == two.output).all()
 
 
@@ -150,7 +152,7 @@ def test_a_list_in_order_has_the_least_loss():
 def test_a_saved_ranker_is_the_same(trained, tmp_path):
     trained.about = "made of nothing"
     trained.save(tmp_path / "r.npz")
-    again = light.load(tmp_path / "r.npz")
+    again = files.load(tmp_path / "r.npz")
     prompts = made(10, seed=9).prompts
     assert again.predict(prompts) == trained.predict(prompts) and again.about == trained.about
 
@@ -158,14 +160,14 @@ def test_a_saved_ranker_is_the_same(trained, tmp_path):
 def test_files_that_are_no_ranker_are_refused(trained, tmp_path):
     path = tmp_path / "r.npz"
     with pytest.raises(ConfigError, match="cannot be read"):
-        light.load(path)
+        files.load(path)
     for content in (b"", b"no archive", b"PK\x03\x04"):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match="not a ranker"):
-            light.load(path)
+            files.load(path)
     np.savez(path, something=np.zeros(3))
     with pytest.raises(ConfigError, match="not a ranker"):
-        light.load(path)
+        files.load(path)
     trained.save(path)
     damaged = tmp_path / "damaged.npz"
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(damaged, "w") as new:
@@ -173,7 +175,7 @@ def test_files_that_are_no_ranker_are_refused(trained, tmp_path):
             if name != "output.npy":
                 new.writestr(name, old.read(name))
     with pytest.raises(ConfigError, match="damaged"):
-        light.load(damaged)
+        files.load(damaged)
 
 
 def test_a_ranker_of_another_version_is_refused(trained, tmp_path, monkeypatch):
@@ -181,7 +183,7 @@ def test_a_ranker_of_another_version_is_refused(trained, tmp_path, monkeypatch):
     trained.save(tmp_path / "old.npz")
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="train it again"):
-        light.load(tmp_path / "old.npz")
+        files.load(tmp_path / "old.npz")
 
 
 def test_prompts_are_split_and_models_held(tmp_path):

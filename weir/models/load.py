@@ -55,18 +55,16 @@ def load(
     path, device = Path(path), torch.device(device)
     if format not in FORMATS:
         raise ConfigError(f"load format {format!r} is unknown; use one of {', '.join(FORMATS)}")
-    gguf = GGUF.open(path) if path.suffix == ".gguf" else None
-    if format != "dummy" and format != "auto" and (format == "gguf") != (gguf is not None):
-        raise ConfigError(f"{path} is not of format {format}; leave the load format at auto")
-    spec = from_gguf(gguf) if gguf else read_spec(path)
-    kind = MODELS[spec.architecture]
-    shapes = kind.tensors(spec)
     checkpoint: Checkpoint
     if format == "dummy":
-        checkpoint = Dummy(shapes, device, seed)
+        spec = spec_of(path)
+        checkpoint = Dummy(MODELS[spec.architecture].tensors(spec), device, seed)
+    elif format != "auto" and (format == "gguf") != (path.suffix == ".gguf"):
+        raise ConfigError(f"{path} is not of format {format}; leave the load format at auto")
     else:
-        checkpoint = Quantised(gguf, spec) if gguf else Safetensors(path, spec)
-    verify(checkpoint.shapes, shapes)
+        spec, checkpoint = opened(path)
+    kind = MODELS[spec.architecture]
+    verify(checkpoint.shapes, kind.tensors(spec))
     threads = threads or min(THREADS, os.cpu_count() or 1)
     keep = dtype is None
     kept = shelf(spec.layers) if shelf is not None else None
@@ -78,6 +76,16 @@ def spec_of(path: str | Path) -> Spec:
     """The shape of the model at `path`. Raises ConfigError."""
     path = Path(path)
     return from_gguf(GGUF.open(path)) if path.suffix == ".gguf" else read_spec(path)
+
+
+def opened(path: Path) -> tuple[Spec, Checkpoint]:
+    """The shape of the model at `path` and its tensors, none of them read. Raises ConfigError."""
+    if path.suffix == ".gguf":
+        gguf = GGUF.open(path)
+        spec = from_gguf(gguf)
+        return spec, Quantised(gguf, spec)
+    spec = read_spec(path)
+    return spec, Safetensors(path, spec)
 
 
 def _shortened(spec: Spec, context: int | None) -> Spec:

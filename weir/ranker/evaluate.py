@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -26,10 +26,14 @@ class Row:
     other: float | None
 
 
-def evaluate(lengths: Lengths, scores: Mapping[str, Sequence[float]]) -> list[Row]:
-    """A row for each source and model, and one for each family of models over several sources.
+def evaluate(
+    lengths: Lengths, scores: Mapping[str, Sequence[float]], together: Collection[str] = ()
+) -> list[Row]:
+    """A row for each source and model, and one for each family of models over several sources: a
+    queue is a mixture, and so are the sets of chats that the paper ranks.
 
-    scores: by ranker, of every prompt. `prompt length`, in characters, is always among them."""
+    scores: by ranker, of every prompt. `prompt length`, in characters, is always among them.
+    together: the sources that make that mixture; empty: all."""
     scores = {"prompt length": [len(prompt) for prompt in lengths.prompts], **scores}
     by_source: dict[str, dict[Asked, dict[int, float]]] = defaultdict(dict)
     for asked, answers in lengths.answers.items():
@@ -42,9 +46,18 @@ def evaluate(lengths: Lengths, scores: Mapping[str, Sequence[float]]) -> list[Ro
                 found = [Answer(*item) for item in known.items()]
                 taus = _taus(found, scores)
                 rows.append(Row(source, asked.model, len(found), taus, _other(known, others)))
-    for name, found in sorted(lengths.families().items()):
+    mixed = {
+        name: [a for a in answers if not together or lengths.sources[a.prompt] in together]
+        for name, answers in sorted(lengths.families().items())
+    }
+    known_to = {name: {a.prompt: a.tokens for a in answers} for name, answers in mixed.items()}
+    for name, found in mixed.items():
         if len(found) >= LEAST and len({lengths.sources[answer.prompt] for answer in found}) > 1:
-            rows.append(Row("(mixed)", name, len(found), _taus(found, scores), None))
+            others = [theirs for who, theirs in known_to.items() if who != name]
+            other = _other(
+                known_to[name], [t for t in others if _several(lengths, t, known_to[name])]
+            )
+            rows.append(Row("(mixed)", name, len(found), _taus(found, scores), other))
     return rows
 
 
@@ -87,6 +100,11 @@ def _taus(answers: Sequence[Answer], scores: Mapping[str, Sequence[float]]) -> d
         name: tau_b([values[answer.prompt] for answer in answers], tokens)
         for name, values in scores.items()
     }
+
+
+def _several(lengths: Lengths, one: Mapping[int, float], other: Mapping[int, float]) -> bool:
+    """Whether what two families both answered is of more than one source."""
+    return len({lengths.sources[prompt] for prompt in one.keys() & other.keys()}) > 1
 
 
 def _other(answers: Mapping[int, float], others: Sequence[Mapping[int, float]]) -> float | None:

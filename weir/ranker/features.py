@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 
 BUCKETS = 1 << 15
 HEAD, TAIL = 2000, 1000
@@ -25,7 +25,29 @@ FIRST, LAST = 3, 4
 
 WORD = re.compile(r"[a-z']+|[0-9]+|[^\sa-z0-9]|\n")
 BRACKETS = re.compile(r"[{}();]")
-SHAPE = 18
+COUNTS = {
+    **{"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6},
+    **{"seven": 7, "eight": 8, "nine": 9, "ten": 10, "twenty": 20, "fifty": 50, "hundred": 100},
+}
+UNITS = {
+    **{"character": 0.25, "letter": 0.25, "word": 1.3, "token": 1, "line": 12, "sentence": 25},
+    **{"bullet": 30, "step": 40, "stanza": 50, "paragraph": 110, "minute": 200, "page": 600},
+}
+"""Tokens in one of what a prompt may ask for."""
+NUMBER = rf"\b(\d{{1,5}}|{'|'.join(COUNTS)})\b"
+SIZE = re.compile(rf"{NUMBER}[ -]+(?:\w+ )?({'|'.join(UNITS)})s?\b")
+LIST = re.compile(rf"{NUMBER} (?:[a-z-]+ ){{0,2}}[a-z]+s\b")
+LENGTHS = [
+    re.compile(rf"\b(?:{words})\b")
+    for words in (
+        "short|shortly|brief|briefly|concise|concisely|succinct|summar(?:y|ise|ize)|quick|simple",
+        "only|just|directly|yes or no|true or false|which|choose|classify|extract|translate",
+        "detailed|in detail|in depth|in-depth|thorough|comprehensive|elaborate|step by step|guide",
+        "essay|article|story|report|blog|chapter|script|speech|letter|novel|poem|song|lyrics",
+        "code|function|program|class|implement|python|java|javascript|c|sql|html|bash|api|regex",
+    )
+]
+SHAPE = 28
 """Numbers in the shape of a prompt."""
 
 
@@ -71,7 +93,10 @@ def _shape(prompt: str) -> list[float]:
     size, words = max(1, len(prompt)), max(1, len(prompt.split()))
     end = prompt.rstrip()[-1:]
     sample = prompt[: HEAD + TAIL]
+    lower = (prompt if sample is prompt else prompt[:HEAD] + "\n" + prompt[-TAIL:]).lower()
     share = 1 / max(1, len(sample))
+    asked = max((_number(n) * UNITS[unit] for n, unit in SIZE.findall(lower)), default=0.0)
+    items = max((_number(n) for n in LIST.findall(lower)), default=0)
     return [
         math.log1p(len(prompt)),
         math.log1p(words),
@@ -91,4 +116,14 @@ def _shape(prompt: str) -> list[float]:
         math.log1p(prompt.count(".")),
         float(prompt[:1].isupper()),
         float(end != "" and end in ".!?:"),
+        math.log1p(asked),
+        float(asked > 0),
+        math.log1p(min(items, 100)),
+        *(math.log1p(len(words.findall(lower))) for words in LENGTHS),
+        math.log1p(len(lower.rstrip().rpartition("\n")[2])),
+        math.log1p(len(re.split(r"[.!?]\s|\n", lower, maxsplit=1)[0])),
     ]
+
+
+def _number(word: str) -> int:
+    return COUNTS.get(word) or int(word)

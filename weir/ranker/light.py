@@ -3,10 +3,8 @@ prompt on one core; the server process can afford it and needs no PyTorch."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.resources import as_file, files
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -16,10 +14,10 @@ from numpy.typing import NDArray
 
 from weir.errors import ConfigError
 from weir.ranker import features
+from weir.ranker import files as ranker_files
 from weir.ranker.features import Features
 
 FORMAT = f"weir light ranker {features.VERSION}"
-SHIPPED = files("weir") / "data" / "ranker.npz"
 
 Array = NDArray[np.float32]
 
@@ -68,40 +66,16 @@ class Light:
     def save(self, path: Path) -> None:
         """Raises `ConfigError`."""
         arrays = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-        try:
-            with path.open("wb") as file:
-                np.savez_compressed(file, format=np.asarray(FORMAT), **arrays)  # type: ignore[arg-type]
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+        ranker_files.save(path, FORMAT, arrays)
 
 
-def load(path: Path) -> Light:
-    """Raises `ConfigError` for what is no ranker, or one of another version."""
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays: dict[str, Any] = dict(file)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile):
-        arrays = {}
-    found = str(arrays.pop("format", ""))
-    if not found.startswith("weir light ranker"):
-        raise ConfigError(f"{path}: not a ranker: give a file that `weir rank train` wrote")
-    if found != FORMAT:
-        raise ConfigError(
-            f"{path}: a {found!r}, and this is {FORMAT!r}: train it again with `weir rank train`"
-        )
+def restore(path: Path, arrays: Mapping[str, Any]) -> Light:
+    """What was saved. Raises `ConfigError` for arrays that are no light ranker."""
     if missing := {field.name for field in fields(Light)} ^ arrays.keys():
         raise ConfigError(f"{path}: damaged: {', '.join(sorted(missing))}")
-    made = Light(**arrays | {"about": str(arrays["about"])})
+    made = Light(**{**arrays, "about": str(arrays["about"])})
     _check(path, made)
     return made
-
-
-def shipped() -> Light:
-    """The ranker that comes with Weir (docs/ranker.md)."""
-    with as_file(SHIPPED) as path:
-        return load(path)
 
 
 def _check(path: Path, made: Light) -> None:

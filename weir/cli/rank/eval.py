@@ -14,7 +14,7 @@ from pathlib import Path
 
 from weir.cli.rank.train import add_data
 from weir.errors import ConfigError
-from weir.ranker import lengths, light
+from weir.ranker import files, lengths
 from weir.ranker.evaluate import evaluate, summary, table
 
 USAGE = "weir rank eval DATA [--ranker FILE ...] [--hold MODEL ...] [OPTIONS]"
@@ -26,6 +26,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(
         "--ranker", nargs="+", type=Path, default=[], metavar="FILE",
         help="default: the one that ships with Weir",
+    )  # fmt: skip
+    add(
+        "--together", nargs="+", default=[], metavar="SOURCE",
+        help="also rank these as one, as a queue mixes them (all)",
     )  # fmt: skip
     add("--by-model", action="store_true", help="a row for every model, not for every source")
     add("--all-prompts", action="store_true", help="those that were trained on as well")
@@ -41,17 +45,17 @@ def run(options: Namespace) -> int:
         held = data.without(others)
         if not held.answers:
             raise ConfigError(f"--hold: no answers of {', '.join(options.hold)} in {options.data}")
-    rankers = {path.stem: light.load(path) for path in options.ranker}
+    rankers = {path.stem: files.load(path) for path in options.ranker}
     asked = sorted({answer.prompt for answers in data.answers.values() for answer in answers})
     prompts = [data.prompts[place] for place in asked]
     scores = {}
-    for name, ranker in (rankers or {"shipped": light.shipped()}).items():
+    for name, ranker in (rankers or {"shipped": files.shipped()}).items():
         began = time.perf_counter()
         found = dict(zip(asked, ranker.score(prompts).tolist(), strict=True))
         each = (time.perf_counter() - began) / len(prompts)
         print(f"{name}: {1000 * each:.2f} ms a prompt", file=sys.stderr)
         scores[name] = [found.get(place, 0.0) for place in range(len(data.prompts))]
-    rows = evaluate(data, scores)
+    rows = evaluate(data, scores, options.together)
     if options.hold:
         families = {lengths.family(model) for model in options.hold}
         rows = [row for row in rows if row.model in {*options.hold, *families}]

@@ -1,4 +1,4 @@
-"""Fit a light ranker to prompts and the lengths of their answers.
+"""Fit a ranker to prompts and the lengths of their answers.
 
 DATA is a folder with prompts.jsonl and output_lengths.csv, or JSON lines with prompt, output_tokens
 and, where known, model and source, as `weir rank collect` writes them. One prompt in five is kept
@@ -11,15 +11,23 @@ import shlex
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from weir.bench.datasets import positive
 from weir.errors import ConfigError
 from weir.progress import progress
-from weir.ranker import lengths
-from weir.ranker.train import HEADS, Recipe, combine, train
+from weir.ranker import lengths, train_light, train_transformer
+from weir.ranker.files import Ranker
+from weir.ranker.lengths import Lengths
+from weir.ranker.train import HEADS, Recipe
+from weir.ranker.train_transformer import LAYERS, RECIPE
 
 USAGE = "weir rank train DATA -o FILE [OPTIONS]"
+
+LIGHT = "light"
+AVERAGED = ["listmle", "pairwise", "pointwise"]
 
 
 def add_data(parser: ArgumentParser) -> None:
@@ -32,30 +40,55 @@ def add_data(parser: ArgumentParser) -> None:
 def add_arguments(parser: ArgumentParser) -> None:
     add_data(parser)
     add = parser.add_argument
-    recipe = Recipe()
     add("--output", "-o", type=Path, required=True, metavar="FILE", help="the ranker")
     add(
-        "--head", nargs="+", choices=HEADS, default=["listmle", "pairwise", "pointwise"],
-        help="losses; of several, one network each, averaged (listmle pairwise pointwise)",
+        "--backbone", default=LIGHT, metavar="NAME",
+        help="light, or a small Llama to fine-tune, such as smollm2-135m, on a GPU (light)",
     )  # fmt: skip
-    add("--steps", type=positive, default=recipe.steps, metavar="N", help=f"({recipe.steps})")
-    add("--seed", type=int, default=recipe.seed, metavar="N", help=f"({recipe.seed})")
+    add("--layers", type=positive, default=LAYERS, metavar="N", help=f"of the Llama ({LAYERS})")
+    add(
+        "--head", nargs="+", choices=HEADS, metavar="LOSS",
+        help=f"{', '.join(HEADS)}; of several, one light network each, averaged "
+        f"({' '.join(AVERAGED)}; of a Llama {RECIPE.head})",
+    )  # fmt: skip
+    steps = f"({Recipe().steps}, of a Llama {RECIPE.steps})"
+    add("--steps", type=positive, metavar="N", help=steps)
+    add("--seed", type=int, default=0, metavar="N", help="(0)")
     add("--quiet", action="store_true", help="no progress bar")
 
 
 def run(options: Namespace) -> int:
     data = lengths.read(options.data, options.exclude).without(options.hold)
     known, _ = data.split()
-    if "classification" in options.head and len(options.head) > 1:
-        raise ConfigError("--head: classification gives classes, not scores: use it alone")
-    recipes = [Recipe(head=h, steps=options.steps, seed=options.seed) for h in options.head]
     began = time.perf_counter()
-    with progress(options.steps * len(recipes), "steps", hidden=options.quiet) as bar:
-        parts = [train(known, recipe, lambda step: bar.advance(1)) for recipe in recipes]
-    ranker = parts[0] if len(parts) == 1 else combine(parts, known, recipes[0])
+    recipes = _recipes(options)
+    with progress(sum(r.steps for r in recipes), "steps", hidden=options.quiet) as bar:
+        ranker = _fitted(options, known, recipes, lambda step: bar.advance(1))
     held = shlex.join(options.hold) or "no model"
     ranker.about = f"{recipes}; {options.data.name} without {held}"
     ranker.save(options.output)
     seconds, size = time.perf_counter() - began, options.output.stat().st_size
     print(f"trained in {seconds:.0f} s, {size / 2**20:.1f} MiB: {options.output}", file=sys.stderr)
     return 0
+
+
+def _recipes(options: Namespace) -> list[Recipe]:
+    light = options.backbone == LIGHT
+    heads = options.head or (AVERAGED if light else [RECIPE.head])
+    if len(heads) > 1 and not light:
+        raise ConfigError("--head: networks are averaged if they are light: give one loss")
+    if "classification" in heads and len(heads) > 1:
+        raise ConfigError("--head: classification gives classes, not scores: use it alone")
+    base = Recipe() if light else RECIPE
+    steps = options.steps or base.steps
+    return [replace(base, head=head, steps=steps, seed=options.seed) for head in heads]
+
+
+def _fitted(
+    options: Namespace, known: Lengths, recipes: list[Recipe], watch: Callable[[int], None]
+) -> Ranker:
+    if options.backbone != LIGHT:
+        model, layers = options.backbone, options.layers
+        return train_transformer.train(known, recipes[0], watch, model, layers)
+    parts = [train_light.train(known, recipe, watch) for recipe in recipes]
+    return parts[0] if len(parts) == 1 else train_light.combine(parts, known, recipes[0])

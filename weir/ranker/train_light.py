@@ -1,0 +1,119 @@
+"""Fits the light ranker: its network in PyTorch, and what becomes of it in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weir.ranker import features
+from weir.ranker.lengths import Lengths
+from weir.ranker.light import Light
+from weir.ranker.lists import Lists
+from weir.ranker.train import QUANTILES, Recipe, fit, outputs
+
+DEPTH, WIDTH = 32, 64
+
+
+class Net(nn.Module):
+    """What `Light` computes, with what training hides."""
+
+    def __init__(self, given: features.Features, recipe: Recipe, depth: int, width: int):
+        super().__init__()
+        self.drop = recipe.drop
+        self.grams = torch.split(torch.from_numpy(given.grams), given.counts.tolist())
+        self.shapes = torch.from_numpy(given.shapes)
+        self.mean, self.scale = self.shapes.mean(0), self.shapes.std(0) + 1e-3
+        self.embedding = nn.Embedding(features.BUCKETS, depth)
+        nn.init.normal_(self.embedding.weight, std=0.05)
+        self.hidden = nn.Linear(depth + features.SHAPE, width)
+        self.output = nn.Linear(width, outputs(recipe.head), bias=False)
+
+    def forward(self, places: list[int]) -> Tensor:
+        """[P, outputs]."""
+        grams = [self.grams[place] for place in places]
+        if self.training:
+            grams = [g[torch.rand(len(g)) >= self.drop] for g in grams]
+        counts = torch.tensor([max(1, len(g)) for g in grams])
+        starts = torch.tensor([0, *(len(g) for g in grams[:-1])]).cumsum(0)
+        total = functional.embedding_bag(
+            torch.cat(grams), self.embedding.weight, starts, mode="sum"
+        )
+        shapes = (self.shapes[places] - self.mean) / self.scale
+        inputs = torch.cat([total / counts.sqrt()[:, None], shapes], 1)
+        hidden = functional.dropout(self.hidden(inputs).relu(), self.drop, self.training)
+        found: Tensor = self.output(hidden)
+        return found
+
+
+def train(
+    lengths: Lengths,
+    recipe: Recipe,
+    watch: Callable[[int], None] = lambda step: None,
+    depth: int = DEPTH,
+    width: int = WIDTH,
+) -> Light:
+    """A ranker fitted to all of `lengths`; the same for the same arguments. Raises `ConfigError` if
+    there is nothing to rank."""
+    torch.manual_seed(recipe.seed)
+    lists = Lists.of(lengths, Random(recipe.seed), recipe.mixed, recipe.size)
+    net = Net(features.features(lengths.prompts), recipe, depth, width)
+    fit(net, lists, recipe, watch)
+    return _frozen(net, lists, lengths.prompts)
+
+
+def combine(parts: Sequence[Light], lengths: Lengths, recipe: Recipe) -> Light:
+    """One ranker whose score is the mean of theirs, each in units of its own spread: networks side
+    by side are a network. All must have been trained on `lengths`, without classes."""
+    depth, width = (sum(np.shape(p.hidden)[axis] for p in parts) for axis in (0, 1))
+    depth -= features.SHAPE * len(parts)
+    hidden = np.zeros((depth + features.SHAPE, width), np.float32)
+    row = column = 0
+    for part in parts:
+        own, columns = part.embedding.shape[1], slice(column, column + len(part.bias))
+        hidden[row : row + own, columns] = part.hidden[:own]
+        hidden[depth:, columns] = part.hidden[own:]
+        row, column = row + own, columns.stop
+    together = replace(
+        parts[0],
+        embedding=np.concatenate([part.embedding for part in parts], axis=1),
+        hidden=hidden,
+        bias=np.concatenate([part.bias for part in parts]),
+        output=np.concatenate([part.output / np.ptp(part.scores[8:-8]) for part in parts]),
+    )
+    lists = Lists.of(lengths, Random(recipe.seed), recipe.mixed, recipe.size)
+    _calibrate(together, lists, lengths.prompts)
+    return together
+
+
+def _frozen(net: Net, lists: Lists, prompts: list[str]) -> Light:
+    """The network as arrays."""
+
+    def array(tensor: Tensor) -> np.ndarray:
+        return tensor.detach().numpy().copy()
+
+    light = Light(
+        embedding=array(net.embedding.weight).astype(np.float16),
+        mean=array(net.mean),
+        scale=array(net.scale),
+        hidden=array(net.hidden.weight.T),
+        bias=array(net.hidden.bias),
+        output=array(net.output.weight.T),
+        scores=np.zeros(1, np.float32),
+        lengths=np.zeros(1, np.float32),
+    )
+    _calibrate(light, lists, prompts)
+    return light
+
+
+def _calibrate(light: Light, lists: Lists, prompts: list[str]) -> None:
+    """Put the quantiles of its scores beside those of the lengths, over a sample of lists."""
+    sample = [answer for _ in range(200) for answer in lists.draw()]
+    scores = light.forward(features.features([prompts[a.prompt] for a in sample]))
+    light.scores = np.quantile(scores, QUANTILES).astype(np.float32)
+    light.lengths = np.quantile([a.tokens for a in sample], QUANTILES).astype(np.float32)

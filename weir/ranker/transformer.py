@@ -1,0 +1,127 @@
+"""A pretrained transformer as a ranker, behind the interface of the light one. Needs PyTorch.
+
+A file of it holds the layers that were trained and the name of the model that they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weir import hub
+from weir.errors import BadRequest, ConfigError
+from weir.gguf import GGUF
+from weir.models.load import opened
+from weir.ranker import files
+from weir.ranker.backbone import Backbone
+from weir.text import Text
+
+FORMAT = "weir transformer ranker 1"
+HEAD, TAIL = 160, 96
+"""Tokens read of a longer prompt: what is asked stands at an end."""
+
+MARK = "weir's mark"
+LONGEST = 8 * (HEAD + TAIL)  # characters at each end that are looked at
+
+
+@dataclass(slots=True)
+class Transformer:
+    """model: its name for the hub. before, after: what its template puts around a prompt.
+    scores, lengths: as `Light` has them, ascending, [Q]."""
+
+    backbone: Backbone
+    text: Text
+    model: str
+    before: str
+    after: str
+    scores: NDArray[np.float32]
+    lengths: NDArray[np.float32]
+    about: str = ""
+
+    @classmethod
+    def pretrained(cls, model: str, layers: int, outputs: int = 1) -> Transformer:
+        """Not trained yet: all scores are equal. Fetches the model if it is not here. Raises
+        `ConfigError` for one that it cannot be made of."""
+        made = cls._empty(model, layers, outputs)
+        made.backbone.read(opened(hub.resolve(model).path)[1])
+        return made
+
+    @classmethod
+    def _empty(cls, model: str, layers: int, outputs: int) -> Transformer:
+        source = hub.resolve(model)
+        spec, _ = opened(source.path)
+        gguf = source.kind == "gguf"
+        text = Text.from_gguf(GGUF.open(source.path)) if gguf else Text.from_folder(source.path)
+        backbone = Backbone(spec, layers, HEAD + TAIL, outputs)
+        try:
+            before, _, after = text.chat([{"role": "user", "content": MARK}]).partition(MARK)
+        except BadRequest:  # the model has no template
+            before, after = "", "\n"
+        none = np.zeros(1, np.float32)
+        return cls(backbone, text, model, before, after, none, none)
+
+    def tokens(self, prompt: str) -> Tensor:
+        """int64 [L], of what the model would be given to answer."""
+        if len(prompt) > 2 * LONGEST:
+            prompt = prompt[:LONGEST] + "\n" + prompt[-LONGEST:]
+        prompt = prompt.encode("utf-8", "replace").decode()
+        ids = self.text.encode(self.before + prompt + self.after, add_special_tokens=False)
+        return torch.tensor(ids if len(ids) <= HEAD + TAIL else ids[:HEAD] + ids[-TAIL:])
+
+    def score(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """float32 [P]."""
+        if not prompts:
+            return np.zeros(0, np.float32)
+        with torch.inference_mode():
+            found = self.backbone([self.tokens(prompt) for prompt in prompts]).cpu()
+        best = found[:, 0] if found.shape[1] == 1 else found.argmax(1)
+        scores: NDArray[np.float32] = best.float().numpy()
+        return scores
+
+    def predict(self, prompts: Sequence[str]) -> list[float]:
+        """Tokens expected of each answer."""
+        found: list[float] = np.interp(self.score(prompts), self.scores, self.lengths).tolist()
+        return found
+
+    def save(self, path: Path) -> None:
+        """Raises `ConfigError`."""
+        weights = {
+            f"weight.{name}": weight.half().cpu().numpy()
+            for name, weight in self.backbone.state_dict().items()
+            if not name.startswith("embedding.")
+        }
+        own = {"model": self.model, "about": self.about, "layers": len(self.backbone.layers)}
+        own |= {"scores": self.scores, "lengths": self.lengths}
+        files.save(path, FORMAT, {**own, **weights})
+
+
+def restore(path: Path, arrays: Mapping[str, Any]) -> Transformer:
+    """What was saved, on the GPU if there is one. Raises `ConfigError` for what is damaged."""
+    try:
+        outputs = len(arrays["weight.head.weight"])
+        made = Transformer._empty(str(arrays["model"]), int(arrays["layers"]), outputs)
+        backbone = made.backbone
+        kept = {
+            name.removeprefix("weight."): torch.from_numpy(array).float()
+            for name, array in arrays.items()
+            if name.startswith("weight.")
+        }
+        backbone.load_state_dict(kept | {"embedding.weight": backbone.embedding.weight})
+        made.scores, made.lengths = arrays["scores"], arrays["lengths"]
+        made.about = str(arrays["about"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"{path}: damaged: {error}") from None
+    backbone.read_embedding(opened(hub.resolve(made.model).path)[1])
+    backbone.eval().to(device())
+    return made
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
