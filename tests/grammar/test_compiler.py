@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.grammar import hostile
 from weir.errors import BadRequest, Overloaded
 from weir.grammar import compiler as module
 from weir.grammar.compiler import Compiler
@@ -84,17 +84,19 @@ def test_threads_share_the_workers(compiler):
     assert len({grammar.key for grammar in found}) == 7
 
 
-def hostile(rng: random.Random) -> str:
-    """Anything a client may send as a pattern: fragments that nest, explode and break."""
-    parts = r"( ) [ ] {1,999} * + ? | \ a . é (?: (?= (?! ^ $ \b \d { } - , 9 (a|b)*a \p{L}".split()
-    return "".join(rng.choice(parts) for _ in range(rng.randrange(1, 25)))
-
-
-def test_hostile_patterns_end(compiler):
-    rng = random.Random(7)
+def test_hostile_patterns_schemas_and_grammars_end(compiler):
+    """As many as there is time for; `python -m tests.grammar.hostile` does ten thousand."""
     compiler.seconds = 0.3
-    for _ in range(30):
-        try:
-            compiler.compile(StructuredOutputs(regex=hostile(rng)))
-        except BadRequest as error:
-            assert str(error)
+    opener, verdicts = hostile.library(), set()
+    for _, asked in hostile.drawn(seed=7, count=56):
+        verdicts.add(hostile.tried(compiler, opener, asked, limit=10.0))
+    opener.close()
+    assert {"automaton", "guidance", "refused"} <= verdicts
+
+
+def test_what_no_json_holds_is_refused(compiler):
+    for asked in (StructuredOutputs(regex="\ud800"), StructuredOutputs(json={"a": {1, 2}.pop})):
+        with pytest.raises(BadRequest, match="cannot be written as JSON"):
+            compiler.compile(asked)
+    large = StructuredOutputs(json={"type": "integer", "maximum": 10**30})
+    assert compiler.compile(large).kind == "automaton"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.grammar.hostile import FRAGMENTS
 from weir.grammar.automaton import Automaton, TooComplex, build
 from weir.grammar.classes import BadPattern
 from weir.grammar.expression import Expressions
@@ -197,3 +198,17 @@ def test_patterns_of_schemas_find_what_python_finds():
             for text in row.get(key, ()):
                 assert found.matches(text.encode()) == expected, (row["pattern"], text)
     assert accepted >= 0.97 * len(patterns)
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_read_or_refused_by_name(pattern: str):
+    expressions = Expressions()
+    try:
+        read = [parse(expressions, pattern), search(expressions, pattern)]
+        for one in read:
+            build(expressions, one, max_states=100)
+    except BadPattern as error:
+        assert str(error)
+    except TooComplex:
+        pass

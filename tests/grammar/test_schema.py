@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.grammar import hostile
 from weir.errors import BadRequest
-from weir.grammar.automaton import Automaton
-from weir.grammar.compile import compile
+from weir.grammar.automaton import Automaton, TooComplex
+from weir.grammar.classes import BadPattern
+from weir.grammar.compile import automaton, compile
+from weir.grammar.schema import Unsuitable
 from weir.params import StructuredOutputs
 
 PERSON = {
@@ -129,3 +132,29 @@ def test_what_nothing_matches_is_refused():
         kind({"type": "string", "minLength": 3, "maxLength": 2})
     with pytest.raises(BadRequest, match="nothing matches"):
         compile(StructuredOutputs(regex="(?!a)a"), "auto", "key")
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=4),
+    st.sampled_from(["string", "integer", "object", "array", "#", "#/$defs/a", "^a+$", "date"]),
+)  # fmt: skip
+SCHEMAS = st.recursive(
+    VALUES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(hostile.KEYWORDS), inner, max_size=5),
+        st.dictionaries(st.sampled_from(["a", "$ref", "type"]), inner, max_size=3),
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.sampled_from(hostile.KEYWORDS), SCHEMAS, max_size=5))
+@settings(max_examples=300, deadline=None)
+def test_any_schema_is_read_or_refused_by_name(schema: dict):
+    try:
+        automaton(StructuredOutputs(json=schema))
+    except (BadPattern, BadRequest, Unsuitable) as error:
+        assert str(error)
+    except TooComplex:
+        pass

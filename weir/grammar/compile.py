@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from weir.core import Grammar
 from weir.errors import BadRequest
@@ -86,7 +86,7 @@ def guidance(asked: StructuredOutputs) -> str:
         assert asked.grammar is not None
         try:
             grammar = LLMatcher.grammar_from_lark(any_to_lark(asked.grammar))
-        except ValueError as error:
+        except (GbnfToLarkError, ValueError) as error:
             raise BadRequest(f"the grammar cannot be read: {error}") from None
     matcher = LLMatcher(_bytes(), grammar, log_level=0)
     matcher.compute_bitmask()

@@ -30,6 +30,8 @@ from weir.grammar.job import Answer, Job
 from weir.params import StructuredOutputs
 
 MEMORY = 4 << 30
+START = 60.0
+"""Seconds that a worker may take to start; they do not count as a grammar's."""
 WORKERS = 2
 MAX_WAITING = 64
 REMEMBERED = 1024
@@ -44,10 +46,11 @@ class Worker:
 
     def run(self, job: Job, seconds: float) -> Answer:
         """Raises TimeoutError and, if the process died of it, OSError; it is gone in both cases."""
-        process = self._process or self._start()
-        assert process.stdin is not None and process.stdout is not None
-        message, deadline = msgspec.msgpack.encode(job), time.monotonic() + seconds
+        message = msgspec.json.encode(job)
         try:
+            process = self._process or self._start()
+            assert process.stdin is not None
+            deadline = time.monotonic() + seconds
             process.stdin.write(struct.pack("<I", len(message)) + message)
             process.stdin.flush()
             (length,) = struct.unpack("<I", self._read(4, deadline))
@@ -65,6 +68,7 @@ class Worker:
             env=os.environ | {"PYTHONPATH": path},  # the very modules that this process has
             start_new_session=True,
         )
+        self._read(4, time.monotonic() + START)  # an empty message: it is ready
         return self._process
 
     def _read(self, count: int, deadline: float) -> bytes:
@@ -155,8 +159,15 @@ class Compiler:
             worker.stop()
 
     def _key(self, asked: StructuredOutputs) -> str:
-        """Equal for requests that compile to the same grammar."""
-        text = _version() + self.backend.encode() + msgspec.json.encode(asked)
+        """Equal for requests that compile to the same grammar. Raises `BadRequest`."""
+        try:
+            text = _version() + self.backend.encode() + msgspec.json.encode(asked)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise BadRequest(
+                f"this cannot be written as JSON: {error}",
+                param=asked.field,
+                code="invalid_grammar",
+            ) from None
         return hashlib.sha256(text).hexdigest()[:32]
 
     def _remembered(self, key: str) -> Answer | None:

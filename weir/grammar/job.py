@@ -1,4 +1,4 @@
-"""What a compiler and its workers tell each other."""
+"""What a compiler and its workers tell each other: jobs as JSON, whose integers have any size."""
 
 from __future__ import annotations
 

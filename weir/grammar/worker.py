@@ -1,7 +1,7 @@
 """The process that compiles grammars: `python -m weir.grammar.worker`, started by a `Compiler`.
 
-One job after the other from standard input, each answered on standard output. It limits its own
-memory; its parent limits its time.
+One job after the other from standard input, each answered on standard output; an empty answer
+before the first says that it is ready. It limits its own memory; its parent limits its time.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def answer(job: Job) -> Answer:
 def serve() -> None:
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not look like an answer
+    write(output, b"")
     while message := read(sys.stdin.buffer):
-        job = msgspec.msgpack.decode(message, type=Job)
+        job = msgspec.json.decode(message, type=Job)
         write(output, msgspec.msgpack.encode(answer(job)))
 
 
