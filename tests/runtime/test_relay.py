@@ -21,16 +21,23 @@ GPU = pytest.param(
 
 
 @pytest.fixture(params=[CPU, GPU], ids=["cpu", "gpu"])
-def drive(request):
+def device(request):
+    return request.param
+
+
+@pytest.fixture
+def drive(device):
     """Pages of 4 tokens on the lane's device and, as many, away from it."""
-    run = runner(Tiny().to(request.param), 4, {0: 64, 1: 64}, device=request.param, relayed=True)
+    run = runner(Tiny().to(device), 4, {0: 64, 1: 64}, device=device, relayed=True)
     yield Drive(run)
     run.relay.close()
 
 
-def test_everything_away(drive):
+@pytest.mark.parametrize("pages", [{0: 64, 1: 64}, {1: 64}], ids=["two tiers", "one tier"])
+def test_everything_away(device, pages):
     """Prompts in chunks over pages that were written before, then decodes chained in two lanes."""
-    texts = {uid: prompt(9 + 4 * uid, uid) for uid in range(4)}
+    run = runner(Tiny().to(device), 4, pages, device=device, relayed=True)
+    drive, texts = Drive(run), {uid: prompt(9 + 4 * uid, uid) for uid in range(4)}
     for begin, end in ((0, 6), (6, 99)):
         chunks = []
         for uid, tokens in texts.items():
@@ -47,6 +54,7 @@ def test_everything_away(drive):
         result = drive.go(decodes[:1], decodes[1:])
         for uid, tokens in texts.items():
             tokens.append(agrees(Tiny(), tokens, result, uid))
+    run.relay.close()
 
 
 def test_lanes_of_both_kinds(drive):

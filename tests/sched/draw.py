@@ -5,15 +5,21 @@ from __future__ import annotations
 import random
 
 from weir.core import Capacity, Tier
+from weir.cost.hardware import PRESETS
+from weir.cost.lanes import Host, Lanes
+from weir.cost.roofline import Roofline
 from weir.cost.target import Target
 from weir.cost.work import Work
 from weir.kv.cache import Cache
 from weir.sched.composer import Beside, Chunked, Composer, Least, PrefillFirst, Static, Taper, Whole
+from weir.sched.hybrid import Balance, Hybrid
 from weir.sched.names import Knowledge, ranking
 from weir.sched.placement import Estimate, OnDemand, Placement, Reserve
 from weir.sched.ranking import Ranking, order
 from weir.sched.scheduler import Scheduler
+from weir.sim.shapes import shape
 
+SPEC = shape("llama-3.1-8b")
 LEAVES = [
     *("fcfs", "fcfs", "lpm", "lpm(limit=3)", "dfs-weight", "dfs-weight(limit=5)", "learned"),
     *("shortest", "shortest(preempt=true)", "learned(preempt=true, limit=4)", "mlfq(quantum=2)"),
@@ -68,7 +74,19 @@ def a_composer(rng: random.Random) -> Composer:
     return rng.choice([chunked, chunked, chunked, Whole(), PrefillFirst(), Static()])
 
 
-def a_placement(rng: random.Random, home: Tier) -> Placement:
+def a_balance(rng: random.Random) -> Balance | None:
+    """Costs under which decodes away pay always, never, or depending on the step."""
+    if rng.random() < 0.3:
+        return None
+    device = Roofline(SPEC, PRESETS[rng.choice(["t4", "h200"])])
+    host = Host(10 ** rng.uniform(8, 14), 1e5, 4, rng.choice([0.0, 1e-4]))
+    return Balance(Lanes(device, host, Tier.CPU), patience=rng.choice([1, 5, 30]))
+
+
+def a_placement(rng: random.Random, sizes: dict[Tier, int]) -> Placement:
+    home = min(sizes)
+    if home == Tier.GPU and Tier.CPU in sizes and rng.random() < 0.6:
+        return Hybrid(home, spare=rng.choice([0.0, 0.1]), balance=a_balance(rng))
     kinds = [OnDemand, OnDemand, Reserve, Estimate]
     return rng.choice(kinds)(home, spare=rng.choice([0.0, 0.1]))
 
@@ -97,7 +115,7 @@ def a_scheduler(rng: random.Random, page: int, chains: bool, longest: int) -> Sc
     tokens = max(longest, 64) if composer.whole else rng.choice([1, 3, 16, 64])
     pages = {int(tier): count for tier, count in sizes.items()}
     capacity = Capacity(page, pages, tokens, rng.choice([1, 4, 64]), longest, loads)
-    placement = a_placement(rng, hot)
+    placement = a_placement(rng, sizes)
     return Scheduler(cache, a_ranking(rng, cache), composer, placement, capacity, chains=chains)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from weir.core import Plan, Spec
+from weir.core import Chunk, Plan, Spec
 
 
 @dataclass(slots=True)
@@ -21,17 +21,20 @@ class Work:
     @staticmethod
     def of(plan: Plan) -> Work:
         work = Work()
-        contexts, prompts = work.contexts, work.prompts
         for lane in plan.lanes:
             for chunk in lane:
-                length = len(chunk.ids)
-                if length <= 1:
-                    contexts.append(chunk.start + 1)
-                else:
-                    prompts.append((length, chunk.start))
-                if chunk.sample is not None:
-                    work.rows += 1
+                work.add(chunk)
         return work
+
+    def add(self, chunk: Chunk, here: bool = True) -> None:
+        """Count a chunk. `here`: this device attends to it, if it is a decode."""
+        length = len(chunk.ids)
+        if length <= 1:
+            self.contexts.append(chunk.start + 1 if here else 0)
+        else:
+            self.prompts.append((length, chunk.start))
+        if chunk.sample is not None:
+            self.rows += 1
 
     @property
     def tokens(self) -> int:

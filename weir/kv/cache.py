@@ -54,9 +54,10 @@ class Cache:
         """Give `r` the longest prefix the tree holds and lock it; sets `computed`.
 
         Pages colder than `coldest`, which attention cannot read, are warmed from the root down, as
-        far as room lasts. At least one token is left to compute. A request that already runs is
-        carried further if others have computed what it needs next. Returns False if there is more
-        to be had than one plan may load: then ask again in the next one."""
+        far as room lasts and nobody else attends to them. At least one token is left to compute. A
+        request that already runs is carried further if others have computed what it needs next.
+        Returns False if there is more to be had than one plan may load: then ask again in the next
+        one."""
         if r.lease is None:
             r.lease, r.shared, r.computed, r.pages = self.tree.root, 0, 0, []
         if not self.reuse or r.computed != r.shared * self.page or r.shared != len(r.pages):
@@ -70,8 +71,8 @@ class Cache:
         for step in tree.path(node, held):
             if step.tier > coldest:
                 most = self.left.get(step.tier, len(step.pages))
-                if not self.worth(step.tier):
-                    break
+                if step.locks > 1 or not self.worth(step.tier):
+                    break  # where another request attends to it, it stays
                 if more := most < len(step.pages):
                     if not most:
                         break

@@ -163,7 +163,8 @@ def _parts(
     slots += spans.pos % page
     end = spans.start + spans.length
     tier = next(iter(store.devices))
-    if not (tables.upto[spans.rows[: spans.real], tier] * page >= end[: spans.real]).all():
+    here = tables.upto[spans.rows[: spans.real], tier] * page >= end[: spans.real]
+    if tier == away or not here.all():
         return 0, split(spans, slots, tables, store, stage, away)
     device = store.devices[tier]
     end[spans.real :] = 0

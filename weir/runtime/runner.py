@@ -87,6 +87,8 @@ class Runner:
     @torch.inference_mode()
     def record(self) -> None:
         """Record the lanes of all shapes. Until then none is padded."""
+        if not self._hot(()):
+            return
         recorder = Recorder(self.device)
         for shape in self.graphs.shapes:
             lane, choice, staged = self._nothing(shape)
@@ -178,8 +180,10 @@ class Runner:
             self.store.settle([page.index for page in given if page.tier == self.relay.tier])
 
     def _hot(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether all that the chunks attend to is on the first tier."""
+        """Whether all that the chunks attend to is on the first tier, and that on this device."""
         tables, hot = self.tables, next(iter(self.store.pages))
+        if self.relay is not None and self.relay.tier == hot:
+            return False
         rows = [tables.row[c.uid] for c in chunks if c.uid in tables.row]
         told = (tables.upto[rows, hot] == tables.upto[rows, -1]).all()
         return bool(told) and all(page.tier == hot for c in chunks for page in c.pages)

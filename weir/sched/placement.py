@@ -11,13 +11,17 @@ from weir.kv.cache import Cache
 
 
 class Placement(Protocol):
-    @property
-    def coldest(self) -> Tier:
-        """The coldest tier that attention can read."""
+    def coldest(self, r: Request, cache: Cache) -> Tier:
+        """The coldest tier on which `r` may find a prefix without its being moved."""
         ...
 
-    def begin(self, running: Collection[Request], cache: Cache) -> None:
-        """A plan begins, and these requests hold pages."""
+    def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
+        """A plan begins, and these requests hold pages. Returns those of them to be let go first,
+        because they will be placed better."""
+        ...
+
+    def rests(self, r: Request) -> bool:
+        """Is this decode left out of the plan?"""
         ...
 
     def place(self, pick: Pick, cache: Cache, moves: list[Move]) -> Tier | None:
@@ -39,8 +43,8 @@ class Placement(Protocol):
         ...
 
     def lanes(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
-        """Spread the chunks over lanes. May leave decodes out of this step, but no prompt chunk:
-        others may already attend to the pages it will write."""
+        """Spread the chunks over lanes. Prompts' come in the first, in order: others attend to
+        the pages they will write."""
         ...
 
 
@@ -60,34 +64,42 @@ class OnDemand:
     home: Tier
     spare: float = 0.01
 
-    @property
-    def coldest(self) -> Tier:
+    def coldest(self, r: Request, cache: Cache) -> Tier:
+        return self.tier(r, cache)
+
+    def tier(self, r: Request, cache: Cache) -> Tier:
+        """Where its next pages are taken."""
         return self.home
 
-    def begin(self, running: Collection[Request], cache: Cache) -> None:
-        pass
+    def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
+        return ()
+
+    def rests(self, r: Request) -> bool:
+        return False
 
     def place(self, pick: Pick, cache: Cache, moves: list[Move]) -> Tier | None:
         r = pick.request
         if r.sent == 0 and not self._starts(pick, cache):
             return None
-        grown = cache.grow(r, r.computed + pick.length, self.home, moves)
-        return self.home if grown else None
+        tier = self.tier(r, cache)
+        return tier if cache.grow(r, r.computed + pick.length, tier, moves) else None
 
     def _starts(self, pick: Pick, cache: Cache) -> bool:
-        r, size = pick.request, cache.pools[self.home].size
-        alone = self.preempts and cache.room(self.home) + len(r.pages) == size
+        r = pick.request
+        tier = self.tier(r, cache)
+        alone = self.preempts and cache.room(tier) + len(r.pages) == cache.pools[tier].size
         return self.lacking(pick, cache) <= 0 and (self.admits(r, cache) or alone)
 
     def lacking(self, pick: Pick, cache: Cache) -> int:
         r = pick.request
         tokens = len(r.tokens) if r.sent == 0 else r.computed + pick.length
-        return cache.pages(tokens) - len(r.pages) - cache.room(self.home)
+        return cache.pages(tokens) - len(r.pages) - cache.room(self.tier(r, cache))
 
     def admits(self, r: Request, cache: Cache) -> bool:
         """May a newcomer, its prefix attached, start beside those that run?"""
-        left = cache.room(self.home) + len(r.pages) - cache.pages(len(r.tokens))
-        return left >= int(self.spare * cache.pools[self.home].size)
+        tier = self.tier(r, cache)
+        left = cache.room(tier) + len(r.pages) - cache.pages(len(r.tokens))
+        return left >= int(self.spare * cache.pools[tier].size)
 
     def victim(self, after: Sequence[Request], cache: Cache) -> Request | None:
         return after[-1]
@@ -109,8 +121,9 @@ class Reserve(OnDemand):
 
     pledged: int = 0  # pages
 
-    def begin(self, running: Collection[Request], cache: Cache) -> None:
+    def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
         self.pledged = sum(self._most(r, cache) for r in running)
+        return ()
 
     def admits(self, r: Request, cache: Cache) -> bool:
         pledged = self.pledged + self._most(r, cache)
@@ -149,9 +162,10 @@ class Estimate(OnDemand):
     def __post_init__(self) -> None:
         self.ratio = self.initial
 
-    def begin(self, running: Collection[Request], cache: Cache) -> None:
+    def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
         self.ratio = max(self.least, self.ratio - (self.initial - self.least) / self.steps)
         self.running, self.growth = running, -1.0
+        return ()
 
     def admits(self, r: Request, cache: Cache) -> bool:
         if self.growth < 0:

@@ -91,7 +91,8 @@ class Scheduler:
         it = Iteration(sorted([(order(self.ranking, r), r) for r in self.running.values()]))
         self.running = {r.uid: r for _, r in it.running}  # sorting what is nearly sorted is quick
         self.cache.begin()
-        self.placement.begin(self.running.values(), self.cache)
+        for r in self.placement.begin(self.running.values(), self.cache):
+            self._evict(r, it)
         ready = [entry for entry in it.running if self._ready(entry[1])]
         decodes = [r.computed for _, r in ready if r.decoding]
         begun = [r for _, r in ready if not r.decoding]
@@ -137,7 +138,7 @@ class Scheduler:
 
     def _ready(self, r: Request) -> bool:
         """Whether its next tokens can be computed now."""
-        if r.done is not None or r.todo <= 0:
+        if r.done is not None or r.todo <= 0 or not r.running or self.placement.rests(r):
             return False
         if r.settled == len(r.tokens):
             return r.flying == 0 or self.chains
@@ -181,7 +182,7 @@ class Scheduler:
             return None  # evicted with a token in flight: wait until it has landed
         before, key = r.computed, order(self.ranking, r) if fresh else None
         if fresh or (before < r.prompt and not r.sampling.penalised):
-            if not self.cache.attach(r, self.placement.coldest, it.moves):
+            if not self.cache.attach(r, self.placement.coldest(r, self.cache), it.moves):
                 if fresh:
                     self.cache.release(r)
                 else:

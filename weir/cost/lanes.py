@@ -1,0 +1,71 @@
+"""Seconds of plans whose decodes may be attended to by the host's cores, beside the device.
+
+The lanes of a plan take turns on the device, layer by layer, and on the host. So a plan takes as
+long as the busier of both, or as the lane that waits for itself (NEO, arXiv 2411.01142, for any
+number of lanes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from msgspec import Struct
+
+from weir.core import Chunk, Plan
+from weir.cost.target import Cost
+from weir.cost.work import Work
+
+
+class Host(Struct, frozen=True):
+    """What attention on the host takes. rate: bytes/s of keys and values that it reads. token:
+    bytes of a token in all layers. layers: how many. layer_seconds: from queries to answer."""
+
+    rate: float
+    token: float
+    layers: int
+    layer_seconds: float = 100e-6
+
+    def seconds(self, tokens: int) -> float:
+        """Of decodes that read so many tokens between them."""
+        return tokens * self.token / self.rate + self.layers * self.layer_seconds if tokens else 0.0
+
+
+@dataclass(slots=True)
+class Share:
+    """One lane: its work on the device, and the tokens that the host reads for it."""
+
+    work: Work = field(default_factory=Work)
+    tokens: int = 0
+
+    @staticmethod
+    def of(chunks: Iterable[Chunk], away: int | None) -> Share:
+        """Decodes whose new KV is on the tier `away` are attended to by the host."""
+        share = Share()
+        for chunk in chunks:
+            share.work.add(chunk, chunk.home != away)
+            if chunk.home == away and chunk.length == 1:
+                share.tokens += chunk.start + 1
+        return share
+
+
+@dataclass(slots=True)
+class Lanes:
+    """device: what a lane takes there. host: None if it attends to nothing. away: the tier whose
+    decodes are the host's."""
+
+    device: Cost
+    host: Host | None = None
+    away: int | None = None
+
+    def seconds(self, shares: Sequence[Share]) -> float:
+        """Of a plan of these lanes."""
+        busy = [self.device.seconds(share.work) for share in shares]
+        if self.host is None:
+            return sum(busy)
+        reads = [self.host.seconds(share.tokens) for share in shares]
+        alone = max((sum(pair) for pair in zip(busy, reads, strict=True)), default=0.0)
+        return max(sum(busy), sum(reads), alone)
+
+    def plan(self, plan: Plan) -> float:
+        return self.seconds([Share.of(lane, self.away) for lane in plan.lanes])

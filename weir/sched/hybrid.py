@@ -1,0 +1,154 @@
+"""KV on the device while there is room, and in main memory beyond, where the host's cores attend to
+it (NEO, arXiv 2411.01142). Knows what lanes cost, no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from weir.core import Chunk, Move, Pick, Request, Tier
+from weir.cost.lanes import Lanes, Share
+from weir.cost.work import Work
+from weir.kv.cache import Cache
+from weir.sched.placement import OnDemand
+
+RECENT = 0.05
+"""Weight of the latest step in running means."""
+
+
+@dataclass(slots=True)
+class Balance:
+    """Whether decodes that the host attends to are worth their share of a step.
+
+    A step is worth its decodes and, in proportion to what answers and prompts have been lately, its
+    prompt tokens; what is compared is worth a second. patience: steps after which a decode that was
+    left out goes first and whatever it costs."""
+
+    lanes: Lanes
+    patience: int = 32
+    prompts: float = 0.0  # prompt tokens of a step, lately
+    decodes: float = 0.0
+    left: dict[int, int] = field(default_factory=dict)  # steps that a decode was left out
+
+    def observe(self, chunks: Iterable[Chunk]) -> None:
+        lengths = [chunk.length for chunk in chunks]
+        decodes = lengths.count(1)
+        self.prompts += RECENT * (sum(lengths) - decodes - self.prompts)
+        self.decodes += RECENT * (decodes - self.decodes)
+
+    def pays(self, here: Sequence[int], away: Sequence[int]) -> bool:
+        """Is a step with those away worth more than one without? Decodes are given by context."""
+        return self._rate(here, away) > self._rate(here, ())
+
+    def chosen(self, here: Sequence[int], away: Sequence[Request]) -> Collection[int]:
+        """The uids of those away that take part in the step."""
+        left = {r.uid: self.left.get(r.uid, 0) for r in away}
+        order = sorted(away, key=lambda r: -left[r.uid])
+        contexts = [r.computed for r in order]
+        overdue = sum(steps >= self.patience for steps in left.values())
+        hidden = self._hidden(here, contexts)
+        count = max({0, hidden, len(order)}, key=lambda n: self._rate(here, contexts[:n]))
+        uids = [r.uid for r in order[: max(count, overdue)]]
+        self.left = {uid: steps + 1 for uid, steps in left.items()} | dict.fromkeys(uids, 0)
+        return set(uids)
+
+    def split(self, here: Sequence[Chunk], away: Sequence[Chunk]) -> bool:
+        """Are two lanes sooner done than one?"""
+        both = [Share.of(chunks, self.lanes.away) for chunks in (here, away)]
+        one = Share.of([*here, *away], self.lanes.away)
+        return self.lanes.seconds(both) < self.lanes.seconds([one])
+
+    def _rate(self, here: Sequence[int], away: Sequence[int]) -> float:
+        prompts = [(int(self.prompts), 0)] if self.prompts >= 2 else []
+        first = Share(Work(len(here), list(here), prompts))
+        second = Share(Work(len(away), [0] * len(away)), sum(away))
+        worth = self.decodes / self.prompts if prompts else 0.0
+        value = len(here) + len(away) + worth * sum(length for length, _ in prompts)
+        one = Share(Work(len(here) + len(away), [*here, *second.work.contexts], prompts), sum(away))
+        seconds = min(self.lanes.seconds([first, second]), self.lanes.seconds([one]))
+        return value / seconds if seconds else 0.0
+
+    def _hidden(self, here: Sequence[int], away: Sequence[int]) -> int:
+        """How many of those away the host reads while the device computes the others."""
+        host = self.lanes.host
+        prompts = [(int(self.prompts), 0)] if self.prompts >= 2 else []
+        budget = self.lanes.device.seconds(Work(len(here), list(here), prompts))
+        total = 0
+        for count, context in enumerate(away):
+            total += context
+            if host is None or host.seconds(total) > budget:
+                return count
+        return len(away)
+
+
+@dataclass(slots=True)
+class Hybrid(OnDemand):
+    """Newcomers for whom `home` has no room start on the tier `away`, whose decodes the host
+    attends to; so does a request that was evicted, when its prefix has sunk there. It comes home
+    when there is room for all of it. Without a `balance` that is always better than waiting."""
+
+    away: Tier = Tier.CPU
+    balance: Balance | None = None
+    resting: Collection[int] = ()
+    here: list[int] = field(default_factory=list)  # contexts of decodes at home
+    there: list[int] = field(default_factory=list)  # and of all requests away
+    short: Tier | None = None  # the tier that had no room last
+
+    def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
+        away = [r for r in running if r.pages and r.pages[-1].tier == self.away]
+        self.here = [r.computed for r in running if r.decoding and r.pages[-1].tier == self.home]
+        self.there = [r.computed for r in away]
+        self.resting = ()
+        back = self._returning(away, cache)
+        if self.balance is not None:
+            decodes = [r for r in away if r.decoding and r not in back]
+            chosen = self.balance.chosen(self.here, decodes)
+            self.resting = {r.uid for r in decodes} - set(chosen)
+        return back
+
+    def rests(self, r: Request) -> bool:
+        return r.uid in self.resting
+
+    def _returning(self, away: Sequence[Request], cache: Cache) -> list[Request]:
+        """The first of those away that is not under way, if it fits at home twice."""
+        for r in away:
+            room = cache.room(self.home) >= 2 * cache.pages(len(r.tokens) + 1)
+            if room and cache.reuse and r.decoding and not r.flying:
+                return [r]
+        return []
+
+    def tier(self, r: Request, cache: Cache) -> Tier:
+        if r.pages and (r.sent or r.pages[-1].tier == self.away):
+            return Tier(r.pages[-1].tier)
+        most = cache.pages(r.prompt + r.sampling.max_tokens)
+        if most > cache.pools[self.away].size or self._fits(r, cache):
+            return self.home
+        if self.balance is None or self.balance.pays(self.here, [*self.there, len(r.tokens)]):
+            return self.away
+        return self.home
+
+    def _fits(self, r: Request, cache: Cache) -> bool:
+        left = cache.room(self.home) + len(r.pages) - cache.pages(len(r.tokens))
+        return left >= int(self.spare * cache.pools[self.home].size)
+
+    def place(self, pick: Pick, cache: Cache, moves: list[Move]) -> Tier | None:
+        tier = OnDemand.place(self, pick, cache, moves)
+        self.short = None if tier is not None else self.tier(pick.request, cache)
+        return tier
+
+    def victim(self, after: Sequence[Request], cache: Cache) -> Request | None:
+        """The last that holds pages of the tier that is short."""
+        return next(
+            (r for r in reversed(after) if any(page.tier == self.short for page in r.pages)), None
+        )
+
+    def lanes(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+        """Decodes away beside all others, if that is sooner done."""
+        away = [c for c in chunks if c.home == self.away and c.length == 1]
+        here = [c for c in chunks if c.home != self.away or c.length > 1]
+        if self.balance is not None:
+            self.balance.observe(chunks)
+            if not self.balance.split(here, away):
+                return [list(chunks)]
+        return [here, away]
