@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 HARMFUL = 1.25
 """How many times as fast another plan must be for one given to be warned of."""
-PAGE = 64
-"""Tokens that a request may hold beyond its own: the page it is filling, and one more."""
+PAGE = 16
+"""Tokens of room that a request may have taken beyond its own."""
 EAGER = 200e-6
 """Seconds in which the host launches a layer's kernels one by one."""
 ROOMY = 0.8
