@@ -36,14 +36,14 @@ OPT = shape("opt-30b")
 H100 = replace(MACHINES["h100"], gpu_memory=16 * GB)
 
 
-def plan(folder: Path, weights, model: str = "opt-30b", **more) -> str:
+def plan(folder: Path, weights, **more) -> str:
     """A file with such shares of weights, as `weir plan --json` would write it."""
     placed = replace(WEIR, **{"weights": weights, "cache": GPU, "cpu_attention": False} | more)
-    predicted = predict(shape(model), Job(), H100, placed)
+    predicted = predict(OPT, Job(), H100, placed)
     planned = Planned(name="planned", offload=placed, predicted=predicted)
     file = folder / "plan.json"
     file.write_bytes(
-        msgspec.json.encode(Report(model=model, machine=H100, job=Job(), planned=planned))
+        msgspec.json.encode(Report(model="opt-30b", machine=H100, job=Job(), planned=planned))
     )
     return str(file)
 
@@ -82,10 +82,10 @@ def test_tokens_are_those_of_a_model_in_one_place(tmp_path, device):
     made, folder = model(device, tmp_path), tmp_path / "weights"
     whole = generate(**made)
     for shares in ((0.5, 0.3, 0.2), (0.0, 0.0, 1.0)):
-        file = plan(tmp_path, shares, MODEL)
+        file = plan(tmp_path, shares)
         assert generate(**made, offload=file, offload_dir=str(folder)) == whole
         assert folder.is_dir() and not list(folder.iterdir())
-    file = plan(tmp_path, (0.5, 0.5, 0.0), MODEL, cache=offload.CPU, cpu_attention=True)
+    file = plan(tmp_path, (0.5, 0.5, 0.0), cache=offload.CPU, cpu_attention=True)
     assert generate(**made, offload=file) == whole
 
 

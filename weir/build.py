@@ -250,6 +250,8 @@ def _executor(
         if below := _cpu_pages(config, spec, page, platform):
             reserve += slot_bytes(probe.store.record, below)
         room = _gpu_room(config, device, reserve)
+        if probe.relay is not None:
+            probe.relay.close()
         del probe
         phases.done("warm-up")
     else:

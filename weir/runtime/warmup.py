@@ -32,15 +32,12 @@ def warm_up(runner: Runner, tokens: int, requests: int) -> None:
     """Run the largest steps, of prompts and of decodes, and every way of choosing a token.
 
     All requests share their pages: what they compute is of no use to anyone."""
-    last = None
-    for plan in _plans(runner, tokens, requests):
-        last = runner.launch(plan)
+    landings = [runner.launch(plan) for plan in _plans(runner, tokens, requests)]
     runner.saved, saved = 1, runner.saved
-    for plan in _sharing(runner, tokens):
-        last = runner.launch(plan)
+    landings += [runner.launch(plan) for plan in _sharing(runner, tokens)]
     runner.saved = saved
-    if last is not None:
-        last.result()
+    for landing in landings:  # each holds what its plan still reads
+        landing.result()
 
 
 def _plans(runner: Runner, tokens: int, requests: int) -> Iterator[Plan]:
