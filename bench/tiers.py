@@ -1,0 +1,110 @@
+"""What main memory below a GPU's KV cache is worth: the Mooncake traces, simulated.
+
+    python bench/tiers.py [conversation|synthetic]
+
+One in SHARE conversations of the trace, whole, arriving FASTER times sooner, on Llama-3.1-8B on an
+H100 whose KV pool holds a tenth of all KV that they make; with and without room for all of it in
+main memory. Then the same lengths with nothing in common, which a cache can only make slower.
+"""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Iterable
+from random import Random
+from typing import Any
+
+import scheduling_sets as sets
+
+from weir.config import Config
+from weir.cost.hardware import H100
+from weir.cost.roofline import Roofline
+from weir.cost.work import cache_bytes
+from weir.sim.flags import Scene
+from weir.sim.fleet import capacity
+from weir.sim.replay import replay
+from weir.sim.report import Report, measure
+from weir.sim.shapes import shape
+from weir.sim.workload import Item, Workload
+
+SPEC = shape("llama-3.1-8b")
+BLOCK = 512  # tokens of a hash id
+LONGEST = 120_000  # tokens of a prompt and its answer
+SHARE = {"conversation": 16, "synthetic": 5}
+FASTER = {"conversation": (4, 6, 8, 10, 12, 16, 24), "synthetic": (0.5, 0.75, 1, 1.5, 2, 3)}
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """A share of the conversations, which differ from the second block on."""
+    with gzip.open(sets.DATA / "traces" / f"mooncake_{name}.jsonl.gz", "rt") as lines:
+        found = [json.loads(line) for line in lines]
+    return [
+        row
+        for row in found
+        if zlib.crc32(repr(row["hash_ids"][:2]).encode()) % SHARE[name] == 0
+        and row["input_length"] + row["output_length"] <= LONGEST
+    ]
+
+
+def workload(some: Iterable[dict[str, Any]], faster: float, related: bool = True) -> Workload:
+    items = []
+    for number, row in enumerate(some):
+        names = row["hash_ids"] if related else [(number, at) for at in range(len(row["hash_ids"]))]
+        ids = [
+            token for name in names for token in Random(str(name)).choices(range(90_000), k=BLOCK)
+        ]
+        arrival = row["timestamp"] / 1000 / faster
+        items.append(Item(ids[: row["input_length"]], max(1, row["output_length"]), arrival))
+    return Workload("mooncake", items, timed=True)
+
+
+def simulated(load: Workload, pool: int, below: int) -> Report:
+    """pool, below: tokens that the GPU and main memory hold."""
+    token = int(cache_bytes(SPEC))
+    config = Config(
+        kv_cache_memory=pool * token, cpu_cache=below * token, max_model_len=LONGEST, ranker="none"
+    )
+    size = capacity(config, SPEC, H100)
+    scene = Scene(config, SPEC, size, Roofline(SPEC, H100), H100)
+    gc.collect()
+    return measure(*replay(load, scene.fleet()))
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "conversation"
+    some = rows(name)
+    blocks = {block for row in some for block in row["hash_ids"]}
+    total = sum(len(row["hash_ids"]) for row in some)
+    kept = BLOCK * len(blocks) + sum(row["output_length"] for row in some)
+    pool = kept // 10
+    print(
+        f"{len(some)} requests, {BLOCK * total / 1e6:.1f} M prompt tokens, {1 - len(blocks) / total:.0%}"
+        f" of them seen before; {kept / 1e6:.1f} M tokens of KV, a tenth of them on the GPU\n"
+    )
+    print(
+        "| faster | requests/s asked | KV | mean TTFT, s | P99 | requests/s | found | preempted |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for faster in FASTER[name]:
+        for related, kinds in ((True, (0, 2 * pool, kept)), (False, (0, kept))):
+            load = workload(some, faster, related)
+            asked = len(some) / max(item.arrival for item in load.items)
+            for below in kinds:
+                report = simulated(load, pool, below)
+                ttft = report.metrics["ttft"]
+                label = f"GPU and {below / pool:.0f} times as much" if below else "GPU"
+                label += "" if related else ", nothing in common"
+                print(
+                    f"| {faster} | {asked:.2f} | {label} | {ttft.mean / 1e3:.2f} "
+                    f"| {ttft.percentile(99) / 1e3:.2f} | {report.request_throughput:.3f} "
+                    f"| {report.hit_rate:.1%} | {report.preemptions} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
