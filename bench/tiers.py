@@ -82,8 +82,9 @@ def main() -> None:
     kept = BLOCK * len(blocks) + sum(row["output_length"] for row in some)
     pool = kept // 10
     print(
-        f"{len(some)} requests, {BLOCK * total / 1e6:.1f} M prompt tokens, {1 - len(blocks) / total:.0%}"
-        f" of them seen before; {kept / 1e6:.1f} M tokens of KV, a tenth of them on the GPU\n"
+        f"{len(some)} requests, {BLOCK * total / 1e6:.1f} M prompt tokens, "
+        f"{1 - len(blocks) / total:.0%} of them seen before; "
+        f"{kept / 1e6:.1f} M tokens of KV, a tenth of them on the GPU\n"
     )
     print(
         "| faster | requests/s asked | KV | mean TTFT, s | P99 | requests/s | found | preempted |"

@@ -127,9 +127,10 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     )
     told = policies.told(config)
     store = executor.runner.store
-    fetch = Fetch(store.record / store.page, store.loaded)
+    slow = {} if disk is None else {int(Tier.DISK): disk}
+    fetch = Fetch(store.record / store.page, store.loaded, slow)
     scheduler = policies.scheduler(
-        config, capacity, pace, chains=executor.chains, scorer=told, worth=fetch.worth
+        config, capacity, pace, chains=executor.chains, scorer=told, below=fetch
     )
     phases.done("profile")
     if placed.about:

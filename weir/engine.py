@@ -38,7 +38,10 @@ class MonotonicClock:
 
 
 class Keeper(Protocol):
-    """Where pages of the coldest tier outlive the engine."""
+    """Where pages of the coldest tier outlive the engine. Once `failed`, what it holds is lost."""
+
+    @property
+    def failed(self) -> bool: ...
 
     def save(self, pages: list[int], kept: bytes) -> None:
         """These pages, and what must be known of them. Nothing is written after."""
@@ -77,6 +80,7 @@ class Engine:
         self.info = info or {}
         self.fetch = fetch
         self.keeper = keeper
+        self.lost: Keeper | None = None  # a keeper that failed
         self.library = library
         self.told = told
         self.opening: dict[int, tuple[Request, Future[Matcher]]] = {}  # wait for their grammar
@@ -155,6 +159,8 @@ class Engine:
         plan = None
         if self.opening:
             self._open()
+        if self.keeper is not None and self.keeper.failed:
+            self._forsake(self.keeper)
         if len(self.flying) < self.executor.depth:
             plan = self.scheduler.plan(self.clock.now())
             if plan is not None:
@@ -181,6 +187,12 @@ class Engine:
         if self.flying and self.flying[0][0].late:
             self.executor.choose(self.scheduler.masks(self.flying[0][0]))
         return deltas
+
+    def _forsake(self, keeper: Keeper) -> None:
+        """Go on without the coldest tier. Plans in flight read only what it had ready for them."""
+        self.keeper = None
+        self.lost = keeper
+        self.scheduler.cache.forsake(self.scheduler.cache.tiers[-1])
 
     def _count(self, plan: Plan, seconds: float, deltas: list[Delta]) -> None:
         stats, chunks = self._stats, [chunk for lane in plan.lanes for chunk in lane]
@@ -227,8 +239,9 @@ class Engine:
             except (EngineDead, OSError) as error:
                 log.warning("the KV cache was not saved: %s", error)
         self.executor.close()
-        if keeper is not None:
-            keeper.close()
+        for one in (keeper, self.lost):
+            if one is not None:
+                one.close()
         if self.library is not None:
             self.library.close()
 

@@ -13,7 +13,7 @@ from weir.config import Config
 from weir.core import Capacity, Request, Tier
 from weir.cost.target import Cost, Target
 from weir.errors import ConfigError
-from weir.kv.cache import Cache
+from weir.kv.cache import Below, Cache
 from weir.sched import names
 from weir.sched.composer import Beside, Pace
 from weir.sched.scheduler import Scheduler
@@ -56,7 +56,7 @@ def scheduler(
     chains: bool = True,
     length: Callable[[Request], float] = promised,
     scorer: Scorer | None = None,
-    worth: Callable[[int], bool] = lambda tier: True,
+    below: Below | None = None,
 ) -> Scheduler:
     """The scheduler that `config` describes, over what an executor can hold. Raises `ConfigError`
     for a policy that does not exist."""
@@ -65,7 +65,7 @@ def scheduler(
         capacity.page,
         sizes,
         reuse=config.enable_prefix_caching,
-        worth=worth,
+        below=below,
         loads=capacity.loads,
     )
     knowledge = names.Knowledge(length, scorer, weights(config.tenant_weights))

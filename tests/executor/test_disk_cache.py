@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import random
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -40,7 +44,7 @@ def tiny_engine(folder: Path, depth: int = 2) -> Engine:
     store = Store(spec.attention, PAGE, sizes, {Tier.CPU: CPU}, torch.float32, disk)
     runner = Runner(MODEL, store, 80, CPU, 16)
     executor = Local(runner, tokens=64, requests=16, context=80, depth=depth, threads=1)
-    cache = Cache(PAGE, sizes)
+    cache = Cache(PAGE, sizes, below=Fetch(1.0, store.loaded, {Tier.DISK: disk}))
     if disk.kept:
         snapshot.restore(cache, disk.kept)
     scheduler = Scheduler(cache, FCFS(), Chunked(), OnDemand(Tier.CPU), executor.capacity)
@@ -132,6 +136,61 @@ def test_a_disk_that_fails_ends_the_engine_and_saves_nothing(tmp_path, monkeypat
     monkeypatch.undo()
     engine = tiny_engine(tmp_path)
     assert engine.stats().pages_cold == 0
+    engine.close()
+
+
+@pytest.mark.parametrize("what", ["pwrite", "preadv"])
+@pytest.mark.parametrize("after", [5, 40])
+def test_a_disk_that_fails_is_given_up_and_tokens_stay_the_same(
+    tmp_path, monkeypatch, caplog, what, after
+):
+    some = prompts(random.Random(5))
+    want = {uid: generate(MODEL, tokens, 6) for uid, tokens in enumerate(some)}
+    engine = tiny_engine(tmp_path)
+    real, calls = getattr(os, what), itertools.count()
+
+    def fails(*arguments: object) -> int:
+        if next(calls) >= after:
+            raise OSError(5, "Input/output error")
+        return real(*arguments)
+
+    monkeypatch.setattr(f"weir.runtime.disk.os.{what}", fails)
+    assert run(engine, requests(some)) == want
+    assert caplog.text.count("Input/output error") == 1
+    assert engine.keeper is None and engine.stats().pages_cold == 0
+    assert run(engine, requests(some)) == want  # and goes on
+    engine.close()
+    monkeypatch.undo()
+    engine = tiny_engine(tmp_path)
+    assert engine.stats().pages_cold == 0
+    engine.close()
+
+
+def test_a_slow_disk_delays_only_who_waits_for_it(tmp_path, monkeypatch):
+    some = prompts(random.Random(6))
+    engine = tiny_engine(tmp_path)
+    run(engine, requests(some[:8]))
+    real, gate = os.preadv, threading.Event()
+
+    def slow(*arguments: object) -> int:
+        gate.wait(10)
+        return real(*arguments)
+
+    monkeypatch.setattr("weir.runtime.disk.os.preadv", slow)
+    until = time.monotonic() + 5
+    while engine.keeper.pending and time.monotonic() < until:
+        time.sleep(0.001)
+    waits, other = requests([some[0], [7, 7, 7, 5, 5]])
+    engine.add(waits), engine.add(other)
+    ended: list[int] = []
+    while not ended:
+        ended += [delta.uid for delta in engine.step() if delta.done]
+    assert ended == [other.uid] and not waits.running
+    gate.set()
+    while engine.busy:
+        ended += [delta.uid for delta in engine.step() if delta.done]
+    assert ended == [other.uid, waits.uid]
+    assert waits.tokens[waits.prompt :] == generate(MODEL, some[0], 6) and waits.cached > 0
     engine.close()
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.whim import Whim
 from weir.core import Move, Page, Request, Sampling, Tier
 from weir.kv import snapshot
 from weir.kv.cache import Cache
@@ -54,8 +55,7 @@ def test_the_next_cache_finds_what_sank(seed: int, page: int) -> None:
     sizes = {Tier.CPU: 24, Tier.DISK: rng.randrange(1, 60)}
     if rng.random() < 0.3:
         sizes[Tier.GPU] = 24
-    worth = (lambda tier: True) if rng.random() < 0.5 else (lambda tier: rng.random() < 0.5)
-    cache = Cache(page, sizes, worth=worth)
+    cache = Cache(page, sizes, below=rng.choice([None, Whim(rng, 0.5, 1.0, 1.0)]))
     contents, live, seen = Contents(cache), dict[int, Request](), []
     for uid in range(100):
         if rng.random() < 0.6 or not live:
@@ -114,7 +114,7 @@ def test_the_latest_used_sink_when_there_is_not_room_for_all() -> None:
 
 
 def test_what_is_not_worth_loading_is_computed_again() -> None:
-    cache = Cache(1, {Tier.CPU: 4, Tier.DISK: 8}, worth=lambda tier: False)
+    cache = Cache(1, {Tier.CPU: 4, Tier.DISK: 8}, below=Whim(random.Random(0), 0.0, 1.0, 1.0))
     contents = Contents(cache)
     for tokens in ([1, 2, 3, 4], [5, 6, 7, 8], [1, 2, 3, 4]):
         r = request(0, tokens)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +41,60 @@ def kept(folder: Path, pages: int = PAGES) -> bytes:
 
 
 def test_what_is_written_is_read_however_often_it_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PENDING", 3 * RECORD)  # so that writers wait
+    monkeypatch.setattr(module, "PENDING", RECORD)  # so that writers wait
     disk = made(tmp_path)
     for round in range(1, 60):
         disk.write([5, 2, 9], rows(round, round + 60, round + 120))
         assert (disk.read([9, 5, 2]) == rows(round + 120, round, round + 60)).all()
-    assert disk.read_bytes == 59 * 3 * RECORD and disk.read_seconds > 0
     disk.close()
+    disk.close()
+
+
+def soon(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.001)
+    raise AssertionError("it does not come")
+
+
+def test_pages_are_read_ahead_and_what_is_written_meanwhile_counts(tmp_path):
+    disk = made(tmp_path)
+    disk.write([1, 2, 3], rows(10, 20, 30))
+    soon(lambda: not disk.pending)
+    assert not disk.ready([1, 2]) and disk.asked
+    soon(lambda: disk.ready([1, 2]))
+    assert disk.read_bytes == 2 * RECORD and disk.read_seconds > 0
+    disk.write([2], rows(21))
+    assert 2 not in disk.fetched and (disk.read([1, 2]) == rows(10, 21)).all()
+    assert not disk.fetched
+    assert not disk.ready([9])  # nothing was written there yet: its record is on its way
+    soon(lambda: not disk.asked)
+    assert not disk.failed and not disk.fetched
+    disk.close()
+
+
+@pytest.mark.parametrize("how", ["error", "damage"])
+def test_a_page_that_cannot_be_read_is_known_before_it_is_needed(
+    tmp_path, monkeypatch, caplog, how
+):
+    disk = made(tmp_path)
+    disk.write([1, 2], rows(10, 20))
+    soon(lambda: not disk.pending)
+    soon(lambda: disk.ready([1]))
+
+    def broken(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    if how == "error":
+        monkeypatch.setattr(module.os, "preadv", broken)
+    else:
+        os.pwrite(disk.file, b"!", 2 * RECORD)
+    assert not disk.ready([2])
+    soon(lambda: disk.failed)
+    assert not disk.ready([2]) and not disk.accepts()
+    assert (disk.read([1]) == rows(10)).all()  # was there before
+    assert caplog.text.count("going on without") == 1
     disk.close()
 
 
@@ -136,8 +186,8 @@ def test_a_disk_that_fails_says_so_and_saves_nothing(tmp_path, monkeypatch):
     disk.write([1], rows(1))
     with pytest.raises(OSError, match="No space left"):
         disk.save([1], b"words")
-    with pytest.raises(OSError, match="No space left"):
-        disk.write([1], rows(1))
+    assert disk.failed and not disk.accepts()
+    disk.write([1], rows(1))  # lost, and nobody waits
     disk.close()
     assert not (tmp_path / "kv.index").exists()
 

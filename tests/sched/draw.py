@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from tests.whim import Whim
 from weir.core import Capacity, Tier
 from weir.cost.hardware import PRESETS
 from weir.cost.lanes import Host, Lanes
@@ -108,7 +109,7 @@ def a_scheduler(rng: random.Random, page: int, chains: bool, longest: int) -> Sc
         page,
         sizes,
         reuse=rng.random() < 0.8,
-        worth=lambda tier: rng.random() < worth,
+        below=Whim(rng, worth, rng.random(), rng.random()),
         loads=loads,
     )
     composer = a_composer(rng)

@@ -18,7 +18,7 @@ SLOT = 128 << 20
 DISK = 32 << 20
 """Bytes that one plan may bring from a disk."""
 PENDING = 256 << 20
-"""Most bytes that wait to be written to a disk; whoever brings more waits too."""
+"""Bytes that wait to be written to a disk, or read, after which no more is brought."""
 
 
 def slot_rows(record: int, count: int) -> int:

@@ -7,19 +7,36 @@ is a prefix hit. What is evicted is recomputed or, given a colder tier, moved an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from weir.core import Move, Page, Request, Tier
 from weir.kv.pool import Pool
 from weir.kv.radix import Node, Radix
 
 
+class Below(Protocol):
+    """What is known of the tiers that attention cannot read."""
+
+    def worth(self, tier: int) -> bool:
+        """Is a prefix on this tier worth loading, rather than computed again?"""
+        ...
+
+    def ready(self, tier: int, pages: Sequence[int]) -> bool:
+        """Can these pages of the tier be loaded now?"""
+        ...
+
+    def accepts(self, tier: int) -> bool:
+        """Can pages be brought there now, rather than dropped?"""
+        ...
+
+
 class Cache:
     """Radix tree over one pool a tier.
 
-    page: tokens a page. sizes: pages of each tier. reuse: False keeps no prefix at all. worth: is
-    a prefix on this tier, which attention cannot read, worth loading rather than computed again?
-    loads: most pages that are brought from a tier between two calls of `begin`; else any number.
+    page: tokens a page. sizes: pages of each tier. reuse: False keeps no prefix at all. below:
+    what is known of colder tiers; None: they are always at hand, and worth loading from. loads:
+    most pages that are brought from a tier between two calls of `begin`; else any number.
     Every list of moves is appended to in the order the moves must happen.
     """
 
@@ -29,12 +46,12 @@ class Cache:
         sizes: Mapping[Tier, int],
         *,
         reuse: bool = True,
-        worth: Callable[[int], bool] = lambda tier: True,
+        below: Below | None = None,
         loads: Mapping[int, int] | None = None,
     ):
         self.page = page
         self.reuse = reuse
-        self.worth = worth
+        self.below = below
         self.loads = loads or {}
         self.left: dict[int, int] = {}  # of `loads`, until the next plan
         self.loaded = {int(tier): 0 for tier in sizes}  # tokens brought from each tier for a hit
@@ -70,9 +87,11 @@ class Cache:
         more = False
         for step in tree.path(node, held):
             if step.tier > coldest:
-                most = self.left.get(step.tier, len(step.pages))
-                if step.locks > 1 or not self.worth(step.tier):
+                if step.locks > 1:
                     break  # where another request attends to it, it stays
+                if self.below is not None and not self.below.worth(step.tier):
+                    break
+                most = self._loadable(step)
                 if more := most < len(step.pages):
                     if not most:
                         break
@@ -170,9 +189,19 @@ class Cache:
         for node in [n for n in tree.nodes() if not n.locks and n.parent and n.parent.locks]:
             self._give(tree.drop(node))
 
+    def forsake(self, tier: Tier) -> None:
+        """Drop all that the coldest tier holds, and use it no more."""
+        assert tier == self.tiers[-1] != self.hot
+        for node in [node for node in self.tree.nodes() if node.tier == tier]:
+            if node.alive:  # its parent may have gone with all below it
+                self._give(self.tree.drop(node))
+        self.tiers.remove(tier)
+        self.pools[tier] = Pool(tier, 0)
+
     def sink(self, moves: list[Move]) -> None:
-        """Bring every prefix that nobody uses to the coldest tier, the latest used as far as there
-        is room."""
+        """At the end, bring every prefix that nobody uses to the coldest tier, the latest used as
+        far as there is room."""
+        self.below = None  # whoever takes them may be waited for
         for tier in self.tiers[:-1]:
             self._evict(tier, self.room(tier), moves)
 
@@ -231,6 +260,13 @@ class Cache:
         above = node.parent.tier if node.parent.pages else pages[0].tier
         return not node.locks and above <= pages[0].tier == pages[-1].tier < node.tier
 
+    def _loadable(self, node: Node) -> int:
+        """Pages of a cold node that this plan may load."""
+        most = min(len(node.pages), self.left.get(node.tier, len(node.pages)))
+        some = [page.index for page in node.pages[:most]]
+        at_hand = self.below is None or not some or self.below.ready(node.tier, some)
+        return most if at_hand else 0
+
     def _warm(self, node: Node, moves: list[Move]) -> bool:
         """Bring a locked node as near as the order of tiers lets it be."""
         above = node.parent.pages if node.parent else []
@@ -257,6 +293,8 @@ class Cache:
         """Free `count` pages of `tier`: the least recently used go a tier down, or are dropped."""
         pool = self.pools[tier]
         colder = next((t for t in self.tiers if t > tier), None)
+        if colder is not None and self.below is not None and not self.below.accepts(colder):
+            colder = None
         while len(pool.free) < count:
             node = self.tree.coldest(tier, count - len(pool.free))
             assert node is not None, "the tree counts pages that it cannot give up"

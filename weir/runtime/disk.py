@@ -1,9 +1,13 @@
 """A file of KV pages that outlives the engine: the store's coldest tier.
 
-A page of all layers is one record, so a move is one read or write. Writes are handed to a thread;
-what it has not written yet is read from memory. Beside the pages lies, only while no engine has
-them open, an index: which model they belong to, the checksum of each, and what the engine says of
-them. It is written last and removed first, so it never speaks of pages that have changed since.
+A page of all layers is one record, so a move is one read or write. Threads write and read; what has
+not been written yet, or has been read ahead, is taken from memory, so nobody waits for a slow disk
+and a page that cannot be read is known before a plan relies on it. A disk that fails is given up
+with one warning: nothing is read or written any more.
+
+Beside the pages lies, only while no engine has them open, an index: which model they belong to, the
+checksum of each, and what the engine says of them. It is written last and removed first, so it
+never speaks of pages that have changed since.
 
 Knows bytes and page numbers; no tensor, no token.
 """
@@ -19,7 +23,7 @@ import shutil
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -33,6 +37,9 @@ from weir.errors import ConfigError
 log = logging.getLogger(__name__)
 
 MAGIC = b"weir-kv-1\n"
+
+MOST = 4
+"""Times as much as that may wait where more is brought all the same."""
 
 Bytes = NDArray[np.uint8]
 
@@ -62,36 +69,59 @@ class Disk:
         self.kept = self._recover()
         self.index.unlink(missing_ok=True)
         self.pending: dict[int, Bytes] = {}  # page → record, in the order of writing
+        self.asked: dict[int, None] = {}  # pages to be read, in order
+        self.fetched: dict[int, Bytes] = {}  # page → record, until it is read
         self.error: OSError | None = None
         self.closed = False
         self.changed = threading.Condition()
-        self.thread = threading.Thread(target=self._work, name="weir-disk", daemon=True)
-        self.thread.start()
+        self.threads = [
+            threading.Thread(target=work, name="weir-disk", daemon=True)
+            for work in (self._write_all, self._read_all)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has been given up: what was written cannot be relied on."""
+        return self.error is not None
+
+    def accepts(self) -> bool:
+        """May more be written? Not while much is waiting to be."""
+        return self.error is None and len(self.pending) * self.record < PENDING
+
+    def ready(self, pages: Sequence[int]) -> bool:
+        """Are these pages in memory, where `read` will find them? Else they are read soon."""
+        with self.changed:
+            missing = [p for p in pages if p not in self.fetched and p not in self.pending]
+            if missing and self.error is None and len(self.asked) * self.record < PENDING:
+                self.asked.update(dict.fromkeys(missing))
+                self.changed.notify_all()
+            return not missing
 
     def write(self, pages: Sequence[int], records: Bytes) -> None:
         """Write records [n, record] to these pages, later; they must not change any more."""
         with self.changed:
-            room = max(1, PENDING // self.record)
-            self.changed.wait_for(lambda: self.error or len(self.pending) < room)
-            self._raise()
+            self.changed.wait_for(
+                lambda: self.error or len(self.pending) * self.record < MOST * PENDING
+            )
             for page, record in zip(pages, records, strict=True):
                 self.pending[page] = record
+                self.fetched.pop(page, None)
+                self.asked.pop(page, None)
             self.changed.notify_all()
 
     def read(self, pages: Sequence[int]) -> Bytes:
-        """→ [n, record]"""
+        """→ [n, record]. Raises OSError if they are not `ready` and cannot be read."""
         out = np.empty((len(pages), self.record), np.uint8)
-        began = time.perf_counter()
         for row, page in zip(out, pages, strict=True):
             with self.changed:
-                self._raise()
-                waiting = self.pending.get(page)
-            if waiting is not None:
-                row[:] = waiting
+                found = self.fetched.pop(page, None)
+                found = self.pending.get(page) if found is None else found
+            if found is not None:
+                row[:] = found
             else:
                 self._pread(page, row)
-        self.read_seconds += time.perf_counter() - began
-        self.read_bytes += out.nbytes
         return out
 
     def prefetch(self, pages: Sequence[int]) -> None:
@@ -104,7 +134,8 @@ class Disk:
         after."""
         with self.changed:
             self.changed.wait_for(lambda: self.error or not self.pending)
-            self._raise()
+            if self.error is not None:
+                raise self.error
         os.fsync(self.file)
         sums = {page: self.sums[page] for page in pages}
         body = msgspec.msgpack.encode(Index(self.identity, self.record, sums, kept))
@@ -121,42 +152,63 @@ class Disk:
             if self.closed:
                 return
             self.closed = True
-            self.pending.clear()
             self.changed.notify_all()
-        self.thread.join()
+        for thread in self.threads:
+            thread.join()
         os.close(self.file)
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _raise(self) -> None:
-        if self.error is not None:
-            raise OSError(f"the KV cache on disk failed: {self.error}") from self.error
-
     def _pread(self, page: int, row: Bytes) -> None:
+        began = time.perf_counter()
         if os.preadv(self.file, [row], page * self.record) != self.record:
             raise OSError(f"page {page} of the KV cache on disk is cut short")
+        self.read_seconds += time.perf_counter() - began
+        self.read_bytes += self.record
 
-    def _work(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.pending or self.closed)
-                if self.closed:
-                    return
-                page, record = next(iter(self.pending.items()))
+    def _next(self, queue: Mapping[int, object]) -> int | None:
+        """Wait for the first page of a queue; None: there is nothing to do any more."""
+        with self.changed:
+            self.changed.wait_for(lambda: queue or self.closed or self.error)
+            return None if self.closed or self.error else next(iter(queue))
+
+    def _write_all(self) -> None:
+        while (page := self._next(self.pending)) is not None:
+            record = self.pending[page]
             try:
                 done = os.pwrite(self.file, record, page * self.record)
                 if done != self.record:
                     raise OSError(f"wrote {done} of {self.record} bytes")
             except OSError as error:
-                with self.changed:
-                    self.error = error
-                    self.changed.notify_all()
-                return
+                return self._give_up(error)
             self.sums[page] = zlib.crc32(record)
             with self.changed:
                 if self.pending.get(page) is record:
                     del self.pending[page]
                 self.changed.notify_all()
+
+    def _read_all(self) -> None:
+        while (page := self._next(self.asked)) is not None:
+            record = np.empty(self.record, np.uint8)
+            try:
+                self._pread(page, record)
+            except OSError as error:
+                return self._give_up(error)
+            with self.changed:
+                if page not in self.asked:  # it was written meanwhile
+                    continue
+                del self.asked[page]
+                whole = zlib.crc32(record) == self.sums.get(page)
+                if whole:
+                    self.fetched[page] = record
+            if not whole and page in self.sums:  # else its first record is yet to be brought
+                return self._give_up(OSError(f"page {page} is damaged"))
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning("%s: going on without the KV cache on disk: %s", self.index.parent, error)
+        with self.changed:
+            self.error = error
+            self.changed.notify_all()
 
     def _recover(self) -> bytes:
         """What the engine before saved, once every page it speaks of has been checked; else nothing

@@ -10,7 +10,17 @@ from weir.sched.waiting import Entry
 
 
 class Iteration:
-    __slots__ = ("budget", "chunks", "evicted", "moves", "offered", "planned", "prompts", "running")
+    __slots__ = (
+        "budget",
+        "chunks",
+        "evicted",
+        "kept",
+        "moves",
+        "offered",
+        "planned",
+        "prompts",
+        "running",
+    )
 
     def __init__(self, running: list[Entry]):
         self.running = running  # when the plan was begun, in order
@@ -21,6 +31,7 @@ class Iteration:
         self.evicted: dict[int, Request] = {}
         self.offered: list[Request] = []  # taken from those who wait, to be put back if not run
         self.prompts = 0  # chunks of prompts
+        self.kept = 0  # pages for those whose prefix is on its way
 
     def take(self, chunk: Chunk, length: int) -> None:
         self.budget.take(length)

@@ -182,17 +182,15 @@ class Scheduler:
             return None  # evicted with a token in flight: wait until it has landed
         before, key = r.computed, order(self.ranking, r) if fresh else None
         if fresh or (before < r.prompt and not r.sampling.penalised):
-            if not self.cache.attach(r, self.placement.coldest(r, self.cache), it.moves):
-                if fresh:
-                    self.cache.release(r)
-                else:
+            if not self._attach(r, it):
+                if not fresh:
                     self._account(r, before, fresh, now)
-                return None  # more of its prefix comes with the next plan; others may go first
+                return None  # more of its prefix comes with the next plan
         if length < (todo := r.todo):
             length = self._align(r, length, it)
         else:
             length = todo
-        home = self._place(Pick(r, length), key, it) if length else None
+        home = self._place(Pick(r, length), key, it) if length and self._leaves(r, it) else None
         if home is None:
             if fresh:
                 self.cache.release(r)
@@ -205,6 +203,23 @@ class Scheduler:
             if r.sampling.uncached is None:
                 self.cache.share(r, r.computed + length)
         return advance(r, length, home)
+
+    def _attach(self, r: Request, it: Iteration) -> bool:
+        """Give `r` its prefix. False if more of it is on its way: a newcomer goes on waiting, with
+        room kept for it, and others go first only if it waits for a disk."""
+        fresh, before = not r.running, len(it.moves)
+        whole = self.cache.attach(r, self.placement.coldest(r, self.cache), it.moves)
+        if fresh and not whole:
+            self.cache.release(r)
+            it.kept += self.cache.pages(len(r.tokens))
+            it.budget.closed |= len(it.moves) > before
+        return whole
+
+    def _leaves(self, r: Request, it: Iteration) -> bool:
+        """Is there room beside a newcomer for those before it whose prefix is on its way?"""
+        if not it.kept or r.uid in self.running:
+            return True
+        return self.placement.lacking(Pick(r, r.todo), self.cache) + it.kept <= 0
 
     def _align(self, r: Request, length: int, it: Iteration) -> int:
         """End a chunk that does not end the tokens on a page boundary, so that others can go on

@@ -50,7 +50,7 @@ class Scene:
             int(token * size.page), device.link_rate, device.disk_read, device.disk_write
         )
         fetch = Fetch(token, transfers.loaded)
-        scheduler = policies.scheduler(config, size, pace, worth=fetch.worth)
+        scheduler = policies.scheduler(config, size, pace, below=fetch)
         depth = 2 if config.overlap else 1
         return replica(scheduler, cost, self.spec.vocab, depth, target, transfers, fetch)
 
