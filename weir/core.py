@@ -141,6 +141,7 @@ class Request:
     scored: int = 0  # prompt positions whose logprob has been asked for
     peak: int = 0  # tokens ever computed: what a preemption makes it compute again
     cached: int = 0  # prompt tokens found in the cache
+    loaded: dict[int, int] = field(default_factory=dict)  # tier → of them, brought from there
     done: str | None = None  # "stop", "length", "abort", "error"
     started: float = -1.0  # first admission
     preempted: int = 0
@@ -277,6 +278,7 @@ class Delta(Struct, omit_defaults=True):
     done: str | None = None
     error: str = ""
     cached: int = -1  # with the first delta: prompt tokens found in the cache
+    loaded: dict[int, int] = {}  # with it: tier → of them, brought from there
     started: float = -1.0  # with the first delta: when it was first admitted, engine clock
     preempted: int = 0  # with the last delta
 

@@ -12,7 +12,7 @@ from collections import deque
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from weir.core import Capacity, Delta, Matcher, Plan, Request, Result
+from weir.core import Capacity, Delta, Matcher, Plan, Request, Result, Tier
 from weir.cost.fetch import Fetch
 from weir.cost.target import Target
 from weir.errors import EngineDead
@@ -221,6 +221,7 @@ class Engine:
         stats.pages_cached = s.cache.tree.unlocked[hot]
         stats.pages_used = stats.pages_total - s.cache.room(hot)
         stats.hit_tokens = s.hits
+        stats.cpu_hit_tokens, stats.disk_hit_tokens = s.loaded[Tier.CPU], s.loaded[Tier.DISK]
         stats.pages_cold = sum(n for tier, n in s.cache.tree.held.items() if tier != hot)
         stats.loaded_tokens = sum(s.cache.loaded.values())
         stats.saved_tokens = sum(s.cache.saved.values())

@@ -169,3 +169,27 @@ def test_any_sequence_of_operations_keeps_every_page_owned_once(seed, page):
     for r in live.values():
         cache.release(r)
     cache.check([])
+
+
+def test_what_was_brought_from_each_tier_is_told_and_a_victim_comes_back_by_loading():
+    cache = Cache(1, {Tier.GPU: 6, Tier.CPU: 6, Tier.DISK: 20}, loads={Tier.CPU: 2, Tier.DISK: 9})
+    victim = request(1, [1, 2, 3, 4, 5])
+    fill(cache, victim)
+    cache.release(victim)  # a preemption is no more than this
+    big, moves = request(2, [9] * 6), list[Move]()
+    fill(cache, big, moves)
+    assert [(m.src.tier, m.dst.tier) for m in moves] == [(Tier.GPU, Tier.CPU)] * 5
+    cache.release(big)
+    again, tries = request(1, [1, 2, 3, 4, 5, 6]), 0
+    cache.begin()
+    while not cache.attach(again, Tier.GPU, []):
+        assert again.computed == 2 * (tries + 1)
+        cache.check([again])
+        cache.begin()
+        tries += 1
+    assert tries == 2 and again.computed == 5 and again.loaded == {Tier.CPU: 5}
+    cache.release(again)
+    cache.check([])
+    cache.forsake(Tier.DISK)
+    cache.check([])
+    assert cache.tiers == [Tier.GPU, Tier.CPU] and cache.room(Tier.DISK) == 0

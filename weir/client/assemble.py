@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from weir.client.events import Finished, Logprob, Output, Timing, Usage
-from weir.core import Delta, TokenLogprobs
+from weir.core import Delta, Tier, TokenLogprobs
 from weir.params import SamplingParams
 from weir.text import Detokenizer, StopChecker, Text
 from weir.wire import Submit
@@ -163,6 +163,9 @@ class Assembly:
             self.vector = delta.vector
         if delta.cached >= 0 and choice.index == 0:
             self.usage.cached_tokens = delta.cached
+            self.usage.loaded_tokens = {
+                Tier(tier).name.lower(): tokens for tier, tokens in delta.loaded.items()
+            }
         if delta.started >= 0 and self.timing.started < 0:
             self.timing.started = delta.started
         self.preempted += delta.preempted

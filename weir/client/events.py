@@ -59,6 +59,7 @@ class Usage(Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0  # over all choices
     cached_tokens: int = 0  # prompt tokens found in the cache
+    loaded_tokens: dict[str, int] = {}  # of them, brought from "cpu" or "disk"
 
 
 class Timing(Struct):

@@ -33,6 +33,8 @@ COUNTERS = (
     "prompt_tokens",
     "generated_tokens",
     "hit_tokens",
+    "cpu_hit_tokens",
+    "disk_hit_tokens",
     "loaded_tokens",
     "saved_tokens",
     "preemptions",

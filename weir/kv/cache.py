@@ -96,9 +96,12 @@ class Cache:
                     if not most:
                         break
                     step = tree.split(step, most * self.page)
+                tier = step.tier
                 if not self._warm(step, moves):
                     more = False
                     break
+                if r.preempted == 0:
+                    r.loaded[tier] = r.loaded.get(tier, 0) + len(step.key)
             r.lease = step
             r.pages += step.pages
             if more:

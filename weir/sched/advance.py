@@ -63,7 +63,7 @@ def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
         delta.vector = result.vectors.get(uid)
         r.done = "stop" if r.sampling.pool else "length"
     if first:
-        delta.cached, delta.started = r.cached, r.started
+        delta.cached, delta.loaded, delta.started = r.cached, r.loaded, r.started
     if r.done is not None:
         delta.done, delta.preempted = r.done, r.preempted
     return delta

@@ -7,6 +7,7 @@ be sampled stands as PENDING until its value is known.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from weir.core import (
@@ -61,6 +62,7 @@ class Scheduler:
         self.preemptions = 0
         self.recomputed = 0
         self.hits = 0
+        self.loaded: Counter[int] = Counter()  # of them, by the tier they were brought from
 
     # -- arrivals and departures ---------------------------------------------------------------
 
@@ -272,6 +274,9 @@ class Scheduler:
             gained = min(r.computed, r.prompt) - min(before, r.prompt)
             r.cached += gained
             self.hits += gained
+            if fresh:
+                r.loaded = {tier: min(some, gained) for tier, some in r.loaded.items()}
+                self.loaded.update(r.loaded)
         elif fresh:
             self.recomputed += max(0, min(r.peak, len(r.tokens)) - r.computed)
         if r.started < 0:

@@ -5,6 +5,7 @@ A field that is `UNSET` is left out; one that is None is sent as null, as OpenAI
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
@@ -14,6 +15,7 @@ from weir.client import Logprob, Usage
 
 class PromptTokensDetails(Struct):
     cached_tokens: int
+    loaded_tokens: dict[str, int] | UnsetType = UNSET  # of them, brought from "cpu" or "disk"
 
 
 class CompletionUsage(Struct):
@@ -27,7 +29,10 @@ def usage(parts: list[Usage]) -> CompletionUsage:
     """The usage of one HTTP request, from that of each of its prompts."""
     prompt = sum(part.prompt_tokens for part in parts)
     completion = sum(part.completion_tokens for part in parts)
-    cached = PromptTokensDetails(sum(part.cached_tokens for part in parts))
+    loaded = sum((Counter(part.loaded_tokens) for part in parts), Counter[str]())
+    cached = PromptTokensDetails(
+        sum(part.cached_tokens for part in parts), dict(loaded) if loaded else UNSET
+    )
     return CompletionUsage(prompt, completion, prompt + completion, cached)
 
 

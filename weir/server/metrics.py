@@ -192,7 +192,12 @@ class EngineCollector(Collector):
         yield self._counter(
             "prompt_tokens_by_source",
             "Prompt tokens served, by where their KV came from",
-            {("computed",): computed, ("cache_hit",): stats.hit_tokens},
+            {
+                ("computed",): computed,
+                ("cache_hit",): stats.hit_tokens - stats.cpu_hit_tokens - stats.disk_hit_tokens,
+                ("cpu",): stats.cpu_hit_tokens,
+                ("disk",): stats.disk_hit_tokens,
+            },
             "source",
         )
         yield self._counter(
