@@ -19,6 +19,7 @@ from weir.core import Spec, Tier
 from weir.cost import profile
 from weir.cost.fetch import Fetch
 from weir.cost.hardware import this_gpu
+from weir.cost.lanes import Host, Lanes
 from weir.cost.machine import free_memory
 from weir.cost.roofline import Roofline
 from weir.cost.target import Cost, Target
@@ -32,10 +33,10 @@ from weir.models.base import Model
 from weir.models.load import load
 from weir.ops import dispatch, native
 from weir.ops.prefix import shares
+from weir.runtime import rates
 from weir.runtime.disk import Disk, identity
 from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes, shared_sizes
 from weir.runtime.memory import rehearse
-from weir.runtime.rates import rates
 from weir.runtime.relay import Relay
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
@@ -105,6 +106,7 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     config = placed.config
     if placed.hosted:
         platform = replace(platform, tier=Tier.CPU)
+    if placed.hosted or (config.cpu_attention != "off" and platform.device.type == "cuda"):
         native.set_threads(max(1, platform.threads - 1))  # one is for who drives the GPU
     phases.done("placement")
     model = load(
@@ -130,7 +132,13 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     slow = {} if disk is None else {int(Tier.DISK): disk}
     fetch = Fetch(store.record / store.page, store.loaded, slow)
     scheduler = policies.scheduler(
-        config, capacity, pace, chains=executor.chains, scorer=told, below=fetch
+        config,
+        capacity,
+        pace,
+        chains=executor.chains,
+        scorer=told,
+        below=fetch,
+        lanes=_lanes(config, platform, model, store),
     )
     phases.done("profile")
     if placed.about:
@@ -205,9 +213,7 @@ def _cost(
     """How long steps take here. For a latency target from the user's cache, else measured now and
     kept there; without one a GPU's rates say enough."""
     if not (config.target_tbt or config.target_ttft):
-        memory = torch.cuda.get_device_properties(platform.device).total_memory
-        device = this_gpu(memory, *rates(platform.device, platform.dtype))
-        return Roofline(model.spec, device, platform.dtype.itemsize, platform.kv_dtype.itemsize)
+        return _roofline(platform, model)
     key = profile.identity(info, config.model, __version__)
     file = profile.path(hub.cache_folder().parent / "profiles", key)
     with contextlib.suppress(ConfigError):  # none yet, or damaged
@@ -216,6 +222,22 @@ def _cost(
     with contextlib.suppress(ConfigError):  # a cache that cannot be written is measured again
         profile.save(table, file)
     return table
+
+
+def _roofline(platform: Platform, model: Model) -> Roofline:
+    memory = torch.cuda.get_device_properties(platform.device).total_memory
+    device = this_gpu(memory, *rates.rates(platform.device, platform.dtype))
+    return Roofline(model.spec, device, platform.dtype.itemsize, platform.kv_dtype.itemsize)
+
+
+def _lanes(config: Config, platform: Platform, model: Model, store: Store) -> Lanes | None:
+    """What attention in main memory beside the GPU's takes here, if there may be any."""
+    if config.cpu_attention == "off" or Tier.GPU not in store.kv:
+        return None
+    spec = model.spec
+    rate = rates.attention(store.kv[Tier.CPU][0], spec.attention[0], platform.dtype)
+    host = Host(rate, store.record / store.page, spec.layers)
+    return Lanes(_roofline(platform, model), host, Tier.CPU)
 
 
 def _executor(
@@ -238,7 +260,8 @@ def _executor(
         if disk is not None:
             sizes[Tier.DISK] = disk.pages
         store = Store(spec.attention, page, sizes, devices, platform.kv_dtype, disk, pinned=hosted)
-        relay = _relay(store, device) if hosted else None
+        relayed = hosted or (below and config.cpu_attention != "off")
+        relay = _relay(store, device) if relayed else None
         return Runner(model, store, context, device, requests, graphs, relay)
 
     graphs, below = Graphs(), 0

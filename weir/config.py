@@ -41,6 +41,7 @@ Weights = Literal["auto", "float32", "bfloat16", "float16"]
 Format = Literal["auto", "safetensors", "gguf", "dummy"]
 Level = Literal["debug", "info", "warning", "error", "critical"]
 Grammars = Literal["auto", "automaton", "guidance", "none"]
+Where = Literal["off", "auto", "all"]
 LogFormat = Literal["text", "json"]
 
 
@@ -84,6 +85,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Bytes,
         about("main memory for prefixes that a GPU has no room for, such as 64GiB"),
     ] = 0
+    cpu_attention: Annotated[
+        Where, about("attend to KV in --cpu-cache there: off, auto: where that pays, or all of it")
+    ] = "off"
     disk_cache: Annotated[
         Text | None, about("folder where cached prefixes go before they are dropped, and are kept")
     ] = None
@@ -355,6 +359,10 @@ def _check(config: Config) -> None:
         if getattr(config, name) and not config.enable_prefix_caching:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} keeps prefixes: leave out --no-enable-prefix-caching")
+    if config.cpu_attention != "off" and not config.cpu_cache:
+        raise ConfigError("--cpu-attention needs room for KV in main memory: add --cpu-cache 64GiB")
+    if config.cpu_attention != "off" and not config.memory_policy.startswith("on-demand"):
+        raise ConfigError("--cpu-attention needs --memory-policy on-demand")
     if not all(config.served_model_name) or not all(config.api_key):
         raise ConfigError("--served-model-name and --api-key must not hold an empty string")
     if not all(map(all, config.tenants.items())) or len(config.tenants) < len(config.tenant_keys):

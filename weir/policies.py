@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 from weir.config import Config
 from weir.core import Capacity, Request, Tier
+from weir.cost.lanes import Lanes
 from weir.cost.target import Cost, Target
 from weir.errors import ConfigError
 from weir.kv.cache import Below, Cache
 from weir.sched import names
 from weir.sched.composer import Beside, Pace
+from weir.sched.hybrid import Balance, Hybrid
+from weir.sched.placement import OnDemand, Placement
 from weir.sched.scheduler import Scheduler
 from weir.sched.shortest import Scorer, Told, promised
 
@@ -57,9 +60,10 @@ def scheduler(
     length: Callable[[Request], float] = promised,
     scorer: Scorer | None = None,
     below: Below | None = None,
+    lanes: Lanes | None = None,
 ) -> Scheduler:
-    """The scheduler that `config` describes, over what an executor can hold. Raises `ConfigError`
-    for a policy that does not exist."""
+    """The scheduler that `config` describes, over what an executor can hold; `lanes` price
+    attention in main memory. Raises `ConfigError` for a policy that does not exist."""
     sizes = {Tier(tier): pages for tier, pages in capacity.pages.items()}
     cache = Cache(
         capacity.page,
@@ -73,10 +77,18 @@ def scheduler(
         cache,
         names.ranking(config.scheduling_policy, cache, knowledge),
         names.composer(config.composer, pace),
-        names.placement(config.memory_policy, cache.hot),
+        _placement(config, cache, lanes),
         capacity,
         chains=chains,
     )
+
+
+def _placement(config: Config, cache: Cache, lanes: Lanes | None) -> Placement:
+    placed = names.placement(config.memory_policy, cache.hot)
+    if config.cpu_attention == "off" or cache.hot != Tier.GPU or not isinstance(placed, OnDemand):
+        return placed
+    balance = Balance(lanes) if lanes is not None and config.cpu_attention == "auto" else None
+    return Hybrid(cache.hot, placed.spare, balance=balance)
 
 
 def ranked(config: Config) -> bool:

@@ -30,6 +30,7 @@ class Hardware(Struct, frozen=True, kw_only=True):
     layer_seconds: float  # of a layer's kernels, however little they do
     step_seconds: float  # of a step: launches, inputs, sampling
     link_rate: float = 50e9  # of KV pages to or from main memory (an H200's, measured)
+    host_rate: float = 76e9  # KV that attention on the host's cores reads
     disk_read: float = 1.68e9
     disk_write: float = 1.29e9
     measured: bool = False
@@ -59,6 +60,7 @@ def scaled(
     attention: float,
     of: tuple[float, float] = (3.35 * TB, 989 * TERA),
     link: float = 50 * GB,
+    host: float = 76 * GB,
 ) -> Hardware:
     """A device that reaches the same shares of its bandwidth (bytes/s) and dense matrix rate
     (FLOP/s) as the H100 does of its own, which are those of the data sheet unless said otherwise;
@@ -74,6 +76,7 @@ def scaled(
         cache_rate=H100.cache_rate * speed,
         attention_rate=rate * attention,
         link_rate=link,
+        host_rate=host,
         measured=False,
     )
 
@@ -81,8 +84,8 @@ def scaled(
 PRESETS = {
     hardware.name: hardware
     for hardware in (
-        scaled("t4", 16 * GB, 0.32 * TB, 65 * TERA, 0.4, link=12 * GB),
-        scaled("a10g", 24 * GB, 0.6 * TB, 70 * TERA, 0.6, link=25 * GB),
+        scaled("t4", 16 * GB, 0.32 * TB, 65 * TERA, 0.4, link=12 * GB, host=40 * GB),
+        scaled("a10g", 24 * GB, 0.6 * TB, 70 * TERA, 0.6, link=25 * GB, host=160 * GB),
         scaled("a100", 80 * GB, 2.04 * TB, 312 * TERA, 0.6, link=25 * GB),
         H100,
         scaled("h200", 141 * GB, 4.8 * TB, 989 * TERA, 0.8),

@@ -73,6 +73,7 @@ class Direct:
     def close(self) -> None:
         """Take no more plans. May be called twice."""
         self.closed = True
+        self.runner.close()
 
     def _launch(self, plan: Plan) -> Handle:
         if self.error is None:
@@ -122,9 +123,10 @@ class Local(Direct):
 
     def close(self) -> None:
         """Finish the plans in hand, then end the thread. May be called twice."""
-        super().close()
+        self.closed = True
         self.queue.put(None)
         self.thread.join()
+        super().close()
 
     def _work(self, threads: int) -> None:
         if threads:

@@ -3,16 +3,24 @@ main memory reaches it."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
+from weir.core import AttentionSpec
+from weir.ops.attention import Batch, attend
 from weir.runtime.pinned import host_zeros
 
 SIDE = 6144
 """Of the square matrices, each larger than a cache: 72 MiB in bfloat16."""
 LINK = 2**28
 """Bytes of a copy over a link."""
+READ = 2**28
+"""Bytes of keys and values that attention on the host is timed with."""
+SEQUENCES = 64
 
 
 def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
@@ -42,6 +50,23 @@ def links(device: torch.device) -> tuple[float, float, float]:
     to_gpu = _seconds(lambda: there.copy_(here, non_blocking=True))
     to_cpu = _seconds(lambda: back.copy_(other, non_blocking=True))
     return LINK / to_gpu, LINK / to_cpu, 2 * LINK / _seconds(both)
+
+
+def attention(kv: Tensor, spec: AttentionSpec, dtype: torch.dtype) -> float:
+    """Bytes/s of a layer's keys and values, [pages, 2, Hkv, page, D] on the host, that attention
+    with queries of `dtype` reads there. Takes some 10 ms."""
+    pages = min(len(kv) // SEQUENCES, READ // (SEQUENCES * kv[0].nbytes)) or 1
+    rows, tokens = min(SEQUENCES, len(kv)), pages * kv.shape[3]
+    table = torch.randperm(rows * pages).to(torch.int32).view(rows, pages)
+    start, length = torch.arange(rows + 1), torch.full((rows,), tokens)
+    batch = Batch(start.int(), length.int(), table, torch.zeros(rows, dtype=torch.int64))
+    q = torch.zeros(rows, spec.heads, spec.head_dim, dtype=dtype)
+    best = math.inf
+    for _ in range(4):
+        began = time.perf_counter()
+        attend(q, kv, batch, spec)
+        best = min(best, time.perf_counter() - began)
+    return float(rows * pages * kv[0].nbytes / best)
 
 
 def room(device: torch.device, share: float) -> int:

@@ -84,6 +84,11 @@ class Runner:
         self.states = model.embed(nothing, nothing).new_zeros(size, model.spec.hidden)
         self.tokens = nothing.new_zeros(size)
 
+    def close(self) -> None:
+        """Launch nothing any more. May be called twice."""
+        if self.relay is not None:
+            self.relay.close()
+
     @torch.inference_mode()
     def record(self) -> None:
         """Record the lanes of all shapes. Until then none is padded."""

@@ -111,26 +111,31 @@ class Hybrid(OnDemand):
         return r.uid in self.resting
 
     def _returning(self, away: Sequence[Request], cache: Cache) -> list[Request]:
-        """The first of those away that is not under way, if it fits at home twice."""
+        """The first of those away that fits at home twice."""
         for r in away:
             room = cache.room(self.home) >= 2 * cache.pages(len(r.tokens) + 1)
-            if room and cache.reuse and r.decoding and not r.flying:
+            if room and cache.reuse and r.decoding and self._holds(r, cache, self.home):
                 return [r]
         return []
 
     def tier(self, r: Request, cache: Cache) -> Tier:
         if r.pages and (r.sent or r.pages[-1].tier == self.away):
             return Tier(r.pages[-1].tier)
-        most = cache.pages(r.prompt + r.sampling.max_tokens)
-        if most > cache.pools[self.away].size or self._fits(r, cache):
+        if not self._holds(r, cache, self.away):
+            return self.home
+        if not self._holds(r, cache, self.home):
+            return self.away
+        left = cache.room(self.home) + len(r.pages) - cache.pages(len(r.tokens))
+        if left >= int(self.spare * cache.pools[self.home].size):
             return self.home
         if self.balance is None or self.balance.pays(self.here, [*self.there, len(r.tokens)]):
             return self.away
         return self.home
 
-    def _fits(self, r: Request, cache: Cache) -> bool:
-        left = cache.room(self.home) + len(r.pages) - cache.pages(len(r.tokens))
-        return left >= int(self.spare * cache.pools[self.home].size)
+    @staticmethod
+    def _holds(r: Request, cache: Cache, tier: Tier) -> bool:
+        """Could a tier hold the request alone, to its last token?"""
+        return cache.pages(r.prompt + r.sampling.max_tokens) <= cache.pools[tier].size
 
     def place(self, pick: Pick, cache: Cache, moves: list[Move]) -> Tier | None:
         tier = OnDemand.place(self, pick, cache, moves)

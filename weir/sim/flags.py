@@ -8,9 +8,10 @@ from pathlib import Path
 
 from weir import hub, policies
 from weir.config import Config
-from weir.core import Capacity, Spec
+from weir.core import Capacity, Spec, Tier
 from weir.cost.fetch import Fetch
 from weir.cost.hardware import PRESETS, Hardware, find
+from weir.cost.lanes import Host, Lanes
 from weir.cost.roofline import Roofline
 from weir.cost.target import Cost, Target
 from weir.cost.transfer import Transfers
@@ -50,9 +51,14 @@ class Scene:
             int(token * size.page), device.link_rate, device.disk_read, device.disk_write
         )
         fetch = Fetch(token, transfers.loaded)
-        scheduler = policies.scheduler(config, size, pace, below=fetch)
+        lanes = None
+        if config.cpu_attention != "off":
+            host = Host(device.host_rate, token, self.spec.layers)
+            lanes = Lanes(cost, host, Tier.CPU)
+        scheduler = policies.scheduler(config, size, pace, below=fetch, lanes=lanes)
         depth = 2 if config.overlap else 1
-        return replica(scheduler, cost, self.spec.vocab, depth, target, transfers, fetch)
+        vocab = self.spec.vocab
+        return replica(scheduler, cost, vocab, depth, target, transfers, fetch, lanes)
 
 
 class Vocabulary:

@@ -7,6 +7,7 @@ from weir.config import Config
 from weir.core import Capacity, Plan, Spec, Tier
 from weir.cost.fetch import Fetch
 from weir.cost.hardware import Hardware
+from weir.cost.lanes import Lanes
 from weir.cost.target import Cost, Target
 from weir.cost.transfer import Transfers, loads
 from weir.cost.work import Work, activations, cache_bytes, weights
@@ -31,13 +32,14 @@ def replica(
     target: Target | None = None,
     transfers: Transfers | None = None,
     fetch: Fetch | None = None,
+    lanes: Lanes | None = None,
 ) -> Replica:
-    """An idle engine at time 0 whose plans take what `cost` says, and their moves what `transfers`
-    says, so many of them in flight."""
+    """An idle engine at time 0 whose plans take what `lanes` or else `cost` say, and their moves
+    what `transfers` says, so many of them in flight."""
     clock = VirtualClock()
 
     def seconds(plan: Plan) -> float:
-        return cost.seconds(Work.of(plan))
+        return cost.seconds(Work.of(plan)) if lanes is None else lanes.plan(plan)
 
     def token(uid: int, position: int) -> int:
         return (uid * 7919 + position * 104729) % vocab  # answers of two requests differ
