@@ -31,17 +31,20 @@ class Pending:
     def wait(self) -> Tensor:
         """→ o [T, Hq, D]. Each tier attends to its own keys, so the merge is exact."""
         (part, result), *others = self.parts
-        if not others and part.queries is None and not part.away:
-            return result()[0]
+        if not others and part.queries is None:
+            o = result()[0]
+            return o.clone() if part.away else o
         o = torch.zeros(self.q.shape, dtype=self.q.dtype, device=self.q.device)
-        lse = torch.full(o.shape[:2], -torch.inf, dtype=torch.float32, device=o.device)
+        lse = None
         for part, result in self.parts:
             o_part, lse_part = (x.to(o.device) for x in result())
             rows = slice(None) if part.queries is None else part.queries
             if part.alone:
                 o[rows] = o_part
-            else:
-                o[rows], lse[rows] = merge(o[rows], lse[rows], o_part, lse_part)
+                continue
+            if lse is None:
+                lse = torch.full(o.shape[:2], -torch.inf, dtype=torch.float32, device=o.device)
+            o[rows], lse[rows] = merge(o[rows], lse[rows], o_part, lse_part)
         return o
 
 
@@ -71,14 +74,21 @@ class Tiered:
         Everything of a lane is written before any of it is read, so that a chunk can attend to
         pages that another one of the lane, or of an earlier lane, fills in this very layer.
         """
+        spec, parts = self.layers[layer], []
         stores = [self._pages(layer, part) for part in lane.parts]
-        if k is not None and v is not None:
-            for part, kv in zip(lane.parts, stores, strict=True):
-                self._write(layer, part, kv, k, v)
-        parts = []
         for part, kv in zip(lane.parts, stores, strict=True):
-            if part.queries is None or len(part.queries):
-                parts.append((part, self._attend(layer, lane.seat, part, kv, q)))
+            if part.away:
+                assert self.relay is not None, "no relay for a tier that is away"
+                assert k is not None and v is not None, "a model stored what it cannot reach"
+                answer = self.relay.start(lane.seat, layer, q, k, v, part, spec)
+                if answer is not None:
+                    parts.append((part, answer.wait))
+            elif k is not None and v is not None and len(part.batch.slots):
+                write(kv, _take(k, part.writes, kv), _take(v, part.writes, kv), part.batch.slots)
+        for part, kv in zip(lane.parts, stores, strict=True):
+            if not part.away:
+                result = attend(_take(q, part.queries, kv), kv, part.batch, spec)
+                parts.append((part, lambda result=result: result))
         return Pending(q, parts)
 
     def _pages(self, layer: int, part: Part) -> Tensor:
@@ -86,26 +96,6 @@ class Tiered:
             return self.store.kv[part.tier][layer]
         assert self.relay is not None, "no relay lends pages"
         return self.relay.borrow(layer, part.borrowed, part.lent)
-
-    def _write(self, layer: int, part: Part, kv: Tensor, k: Tensor, v: Tensor) -> None:
-        if len(part.batch.slots) == 0:
-            return
-        if part.away:
-            assert self.relay is not None, "no relay for a tier that is away"
-            rows = [x if part.writes is None else x[part.writes] for x in (k, v)]
-            self.relay.write(layer, *rows, part.batch.slots)
-        else:
-            write(kv, _take(k, part.writes, kv), _take(v, part.writes, kv), part.batch.slots)
-
-    def _attend(
-        self, layer: int, seat: int, part: Part, kv: Tensor, q: Tensor
-    ) -> Callable[[], tuple[Tensor, Tensor]]:
-        spec = self.layers[layer]
-        if part.away:
-            assert self.relay is not None, "no relay for a tier that is away"
-            return self.relay.attend(seat, layer, q, part.queries, part.batch, spec).wait
-        result = attend(_take(q, part.queries, kv), kv, part.batch, spec)
-        return lambda: result
 
 
 def _take(x: Tensor, rows: Tensor | None, kv: Tensor) -> Tensor:

@@ -88,7 +88,8 @@ class Cut:
         slots = self.stage.put(self.slots, device)
         table = self._table(np.flatnonzero(which), device)
         batch = self._batch(which, table, slots, device)
-        writes = self.stage.put(self.here)
+        every = len(self.here) == len(self.spans.pos)
+        writes = None if every else self.stage.put(self.here)
         return Part(self.tier, batch, self._queries(which), writes, self._alone(which))
 
     def away(self, which: NDArray[np.bool_]) -> Part:

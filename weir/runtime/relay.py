@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from weir.ops import native
-from weir.ops.attention import Attention, Batch, native_call, write
+from weir.ops.attention import Attention, native_call, write
+from weir.runtime.parts import Part
 
 SEATS = 64
 """Lanes that may have attention on the host under way."""
@@ -155,11 +156,6 @@ class Relay:
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
 
-    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        """k, v [T, Hkv, D] to the host's pages; slots int64 [T] on the device."""
-        with self.aside(k, v):
-            write(self.kv[layer], k, v, slots)
-
     def borrow(self, layer: int, pages: Tensor, count: int) -> Tensor:
         """`count` pages on the device, the first of them copies: int64 [n] → [count, 2, Hkv, page,
         D]."""
@@ -172,18 +168,32 @@ class Relay:
             self.join()
         return copies
 
-    def attend(
-        self, seat: int, layer: int, q: Tensor, rows: Tensor | None, batch: Batch, spec: Attention
-    ) -> Answer:
-        """Begin to attend the given rows of q [T, Hq, D] to the host's pages. The tensors of the
-        batch are on the host, and stay until the answer is there. A seat has one call at a time."""
-        shape = (len(q) if rows is None else len(rows), *q.shape[1:])
-        place = self._seat(seat, math.prod(shape), q.dtype)
-        place.ticket = (place.ticket + 1) & 0xFFFFFFFF
-        shapes = (shape, shape, shape[:2])
-        here, o, lse = map(_cut, (place.q, place.o, place.lse), shapes)
-        there = [*map(_cut, place.there, shapes)]
-        with self.aside(q):
+    def start(
+        self,
+        seat: int,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        part: Part,
+        spec: Attention,
+    ) -> Answer | None:
+        """Write the part's rows of k, v [T, Hkv, D] to the host's pages and begin to attend those
+        of q [T, Hq, D] to them; None if there are none. A seat has one call at a time, and until
+        its answer is there the part's batch must stay."""
+        batch, rows = part.batch, part.queries
+        with self.aside(q, k, v):
+            if len(batch.slots):
+                k, v = (x if part.writes is None else x[part.writes] for x in (k, v))
+                write(self.kv[layer], k, v, batch.slots)
+            shape = (len(q) if rows is None else len(rows), *q.shape[1:])
+            if not shape[0]:
+                return None
+            place = self._seat(seat, math.prod(shape), q.dtype)
+            place.ticket = (place.ticket + 1) & 0xFFFFFFFF
+            shapes = (shape, shape, shape[:2])
+            here, o, lse = map(_cut, (place.q, place.o, place.lse), shapes)
+            there = [*map(_cut, place.there, shapes)]
             if rows is None:
                 there[0].copy_(q)
             else:
