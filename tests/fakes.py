@@ -82,6 +82,7 @@ class FakeEngine:
     ended: list[Delta] = field(default_factory=list)
     counters: Stats = field(default_factory=Stats)
     flushed: int = 0
+    pinned: dict[str, int] = field(default_factory=dict)
     closed: bool = False
 
     @property
@@ -93,6 +94,11 @@ class FakeEngine:
         if request.user == "refuse":
             raise ValueError("no room for this one")
         assert request.uid not in self.live
+        if name := request.sampling.pin:
+            if request.prompt > 64:
+                self.ended.append(Delta(request.uid, done="error", error="no room to pin it"))
+                return
+            self.pinned[name] = request.prompt
         self.live[request.uid] = request
         self.counters.prompt_tokens += request.prompt
 
@@ -105,6 +111,9 @@ class FakeEngine:
 
     def flush(self) -> None:
         self.flushed += 1
+
+    def unpin(self, name: str) -> None:
+        self.pinned.pop(name, None)
 
     @property
     def busy(self) -> bool:

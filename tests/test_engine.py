@@ -6,8 +6,10 @@ import random
 from bisect import bisect_left
 
 import pytest
+from msgspec.structs import replace
 
 from tests.sched.test_policies import engine, finish, submit, words
+from weir.core import Request, Sampling
 from weir.wire import Sizes
 
 
@@ -45,3 +47,30 @@ def test_a_bound_belongs_to_the_bucket_below():
     assert spread.counts[:4] == [1, 1, 1, 2] and spread.counts[-1] == 1
     assert (spread + spread).counts == [2 * count for count in spread.counts]
     assert Sizes().counts == [0] * len(spread.counts), "nothing is shared between two"
+
+
+def test_a_pinned_prompt_outlasts_others_and_one_too_many_is_refused():
+    it = engine(pages=60, page=2)
+    it.capacity = replace(it.capacity, context=60)
+    system = [5] * 21
+    deltas = []
+    for uid, (prompt, name) in enumerate(((system, "system"), ([6] * 42, "more"))):
+        r = Request(uid, list(prompt), Sampling(max_tokens=2, pin=name), float(uid))
+        it.executor.requests[uid] = r.tokens
+        it.add(r)
+        while it.busy:
+            deltas += it.step()
+    errors = [delta.error for delta in deltas if delta.done == "error"]
+    assert len(errors) == 1 and "'more': there is room for 40;" in errors[0]
+    assert it.stats().pages_pinned == 10
+    for uid in range(2, 12):
+        submit(it, uid, [uid] * 50, 4)
+    finish(it)
+    it.flush()
+    last = submit(it, 99, [*system, 1], 1)
+    finish(it)
+    assert last.cached == 20
+    it.unpin("system")
+    it.flush()
+    it.scheduler.cache.check([])
+    assert it.stats().pages_pinned == 0 and it.scheduler.cache.known(last) == 0

@@ -58,6 +58,7 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_logprobs: int | None = None
     score_from: int = 0  # first prompt position whose logprob is wanted
     pool: str | None = None  # "mean" or "last": return a hidden vector, sample nothing
+    pin: str = ""  # the name under which its prompt stays cached; empty: it need not
 
     @property
     def penalised(self) -> bool:

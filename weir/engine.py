@@ -98,6 +98,8 @@ class Engine:
         if not request.prompt or longest > self.capacity.context:
             why = f"{longest} tokens were asked for; this engine holds 1 to {self.capacity.context}"
             return self._refuse(request.uid, why)
+        if why := self._unpinnable(request):
+            return self._refuse(request.uid, why)
         if self.keeper is not None:
             self.keeper.prefetch(self.scheduler.cache.cold(request))
         if request.grammar is None:
@@ -110,6 +112,22 @@ class Engine:
             self.opening[request.uid] = request, opened
             self._open()
         self._stats.prompt_tokens += request.prompt
+
+    def _unpinnable(self, request: Request) -> str:
+        """Why what a request wants to pin cannot be, or nothing."""
+        cache, name = self.scheduler.cache, request.sampling.pin
+        room = cache.pinnable(self.capacity.context)
+        if not name or (cache.reuse and cache.pages(request.prompt) <= room):
+            return ""
+        return (
+            f"{request.prompt} tokens cannot be pinned as {name!r}: there is room for "
+            f"{max(0, room) * cache.page if cache.reuse else 0}; unpin something, or give the KV "
+            "cache more memory"
+        )
+
+    def unpin(self, name: str) -> None:
+        """Let a pinned prefix be evicted again."""
+        self.scheduler.cache.unpin(name)
 
     def _refuse(self, uid: int, why: str) -> None:
         self.scheduler.ended.append(Delta(uid, done="error", error=why))
@@ -218,6 +236,7 @@ class Engine:
         hot = s.cache.hot
         stats.running = len(s.running)
         stats.waiting = len(s.waiting) + len(self.opening)
+        stats.pages_pinned = s.cache.pinned
         stats.pages_cached = s.cache.tree.unlocked[hot]
         stats.pages_used = stats.pages_total - s.cache.room(hot)
         stats.hit_tokens = s.hits

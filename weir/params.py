@@ -86,6 +86,7 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool = True
     detokenize: bool = True
     structured_outputs: StructuredOutputs | None = None
+    pin: str = ""  # keep the prompt cached under this name
 
     @property
     def stops(self) -> list[str]:
@@ -158,6 +159,7 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
             )
         if self.structured_outputs is not None:
             self.structured_outputs.check()
+        need(len(self.pin) <= 256, "pin", "at most 256 characters long")
         need(self.score_from >= 0, "score_from", "0 or positive")
 
     def sampling(
@@ -183,6 +185,7 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
             prompt_logprobs=self.prompt_logprobs if index == 0 else None,
             score_from=self.score_from,
             pool=pool,
+            pin=self.pin if index == 0 else "",
         )
 
 

@@ -47,6 +47,12 @@ class Flush(Struct, tag=True):
     """Drop every cached prefix that nobody is using."""
 
 
+class Unpin(Struct, tag=True):
+    """Let go of the prefix that was pinned under this name."""
+
+    name: str
+
+
 class Stop(Struct, tag=True):
     """Leave after the work in hand, or now."""
 
@@ -107,6 +113,7 @@ class Stats(Struct, tag=True):
     pages_used: int = 0  # held by requests
     pages_cached: int = 0  # held by the tree alone
     pages_total: int = 0
+    pages_pinned: int = 0  # of the tree, that stay
     prompt_tokens: int = 0
     generated_tokens: int = 0
     pages_cold: int = 0  # cached on tiers that attention cannot read
@@ -140,7 +147,7 @@ class Fatal(Struct, tag=True):
     message: str
 
 
-Up = Submit | Lengths | Abort | Flush | Stop
+Up = Submit | Lengths | Abort | Flush | Unpin | Stop
 Down = Ready | Deltas | Fatal
 
 encode = msgspec.msgpack.Encoder().encode

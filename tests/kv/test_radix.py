@@ -163,11 +163,39 @@ def test_any_sequence_of_operations_keeps_every_page_owned_once(seed, page):
             cache.move(r, rng.choice([Tier.GPU, Tier.CPU]), [])
         elif act < 0.65:
             cache.flush()
+        elif act < 0.7:
+            cache.unpin(rng.choice("ab"))
+        elif act < 0.75:
+            if cache.pinned < 6:
+                cache.pin(rng.choice("ab"), rng.choice(list(live.values())).tokens)
         else:
             cache.release(live.pop(rng.choice(list(live))))
         cache.check(live.values())
     for r in live.values():
         cache.release(r)
+    cache.check([])
+
+
+def test_a_pinned_prefix_stays_until_it_is_let_go():
+    cache = Cache(1, {Tier.GPU: 8, Tier.CPU: 20})
+    pass_through(cache, [1, 2, 3, 4])
+    cache.pin("system", [1, 2, 3, 9])
+    cache.check([])
+    assert cache.pinned == 3 and cache.room(Tier.GPU) == 5
+    assert cache.pinnable(4) == 1 and cache.pinnable(6) == -1
+    cache.pin("twin", [1, 2, 3, 4])
+    assert cache.pinned == 4  # what two share counts once
+    cache.unpin("twin")
+    big = request(2, [7] * 6)
+    cache.attach(big, Tier.GPU, [])
+    assert not cache.grow(big, 6, Tier.GPU, []) and cache.grow(big, 5, Tier.GPU, [])
+    cache.check([big])
+    cache.release(big)
+    cache.flush()
+    assert cache.known(request(3, [1, 2, 3, 0])) == 3
+    cache.unpin("system"), cache.unpin("nobody")
+    cache.flush()
+    assert cache.pinned == 0 and cache.room(Tier.GPU) == 8
     cache.check([])
 
 

@@ -190,6 +190,24 @@ def test_errors_have_one_shape(http):
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+def test_pinning_a_prefix(http, server):
+    prompt = "You are a helpful assistant."
+    answer = http.post("/pin_prefix", json={"name": "system", "prompt": prompt})
+    assert answer.status_code == 200
+    assert answer.json() == {"name": "system", "prompt_tokens": len(prompt)}
+    assert server.engine.pinned == {"system": len(prompt)}
+    body = {"prompt": [65] * 9, "max_tokens": 1, "pin": "other"}
+    assert http.post("/v1/completions", json=body).status_code == 200
+    assert server.engine.pinned["other"] == 9
+    for name in ("system", "other", "nobody"):
+        assert http.post("/unpin_prefix", json={"name": name}).status_code == 200
+    assert http.post("/v1/completions", json=body | {"pin": None}).status_code == 200
+    assert server.engine.pinned == {}
+    refused = http.post("/pin_prefix", json={"name": "long", "prompt": "x" * 80})
+    assert refused.status_code == 400 and "no room" in refused.json()["error"]["message"]
+    assert http.post("/pin_prefix", json={"name": "", "prompt": "x"}).status_code == 400
+
+
 @pytest.mark.parametrize("path", ["/flush_cache", "/reset_prefix_cache"])
 def test_flushing(http, server, path):
     before = server.engine.flushed

@@ -67,6 +67,10 @@ class Client(Protocol):
         """Drop every cached prefix that nobody is using."""
         ...
 
+    def unpin(self, name: str) -> None:
+        """Let the prefix be dropped that a request pinned under this name."""
+        ...
+
     @property
     def stats(self) -> Stats:
         """The engine as it last reported itself."""

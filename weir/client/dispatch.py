@@ -16,7 +16,7 @@ from weir.errors import BadRequest, Overloaded
 from weir.grammar.compiler import Compiler
 from weir.params import SamplingParams
 from weir.text import Text
-from weir.wire import Abort, Flush, Stats, Up
+from weir.wire import Abort, Flush, Stats, Unpin, Up
 
 Send = Callable[[Up], None]
 
@@ -123,6 +123,9 @@ class Dispatcher:
 
     def flush(self) -> None:
         self._send(Flush())
+
+    def unpin(self, name: str) -> None:
+        self._send(Unpin(name))
 
     async def _drain(self, seconds: float) -> None:
         """Take no more requests, wait for those in hand, and abort what is left after `seconds`."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from weir.core import Capacity, Delta, Request
-from weir.wire import Abort, Deltas, Flush, Lengths, Stats, Stop, Submit, Up
+from weir.wire import Abort, Deltas, Flush, Lengths, Stats, Stop, Submit, Unpin, Up
 
 
 class Engine(Protocol):
@@ -22,6 +22,7 @@ class Engine(Protocol):
     def expect(self, lengths: Lengths) -> None: ...
     def abort(self, uid: int) -> None: ...
     def flush(self) -> None: ...
+    def unpin(self, name: str) -> None: ...
     def step(self) -> list[Delta]: ...
     @property
     def busy(self) -> bool: ...
@@ -85,13 +86,15 @@ class Loop:
         """The engine as it last was and since when the loop has been at work; from any thread."""
         return replace(self._stats, busy_since=self._busy_since)
 
-    def _take(self, message: Submit | Lengths | Abort | Flush, deltas: list[Delta]) -> None:
+    def _take(self, message: Submit | Lengths | Abort | Flush | Unpin, deltas: list[Delta]) -> None:
         """Apply one message. A request the engine cannot take ends alone, with the reason."""
         if isinstance(message, Abort):
             for uid in message.uids:
                 self._engine.abort(uid)
         elif isinstance(message, Flush):
             self._engine.flush()
+        elif isinstance(message, Unpin):
+            self._engine.unpin(message.name)
         elif isinstance(message, Lengths):
             self._engine.expect(message)
         else:

@@ -58,6 +58,7 @@ class Cache:
         self.saved = {int(tier): 0 for tier in sizes}  # tokens brought to each tier, not dropped
         self.tiers = sorted(sizes)
         self.hot = self.tiers[0]
+        self.pins: dict[str, Node] = {}  # name → deepest node, locked as by a request
         self.pools = {int(tier): Pool(tier, size) for tier, size in sizes.items()}
         self.tree = Radix(page, self.tiers)
 
@@ -186,6 +187,32 @@ class Cache:
         self.tree.unlock(r.lease)
         r.lease, r.pages, r.shared, r.computed, r.sent = None, [], 0, 0, 0
 
+    def pin(self, name: str, tokens: Sequence[int]) -> None:
+        """Keep what the first tier holds of `tokens` until `unpin`. A name is of one prefix."""
+        self.unpin(name)
+        node, _ = self.tree.walk(tokens, len(tokens), self.tree.root, 0)
+        while node.parent is not None and node.tier != self.hot:
+            node = node.parent
+        self.tree.lock(node)
+        self.pins[name] = node
+
+    def unpin(self, name: str) -> None:
+        """Let go of a pinned prefix, if there is one of that name."""
+        if name in self.pins:
+            self.tree.unlock(self.pins.pop(name))
+
+    @property
+    def pinned(self) -> int:
+        """Pages that are pinned."""
+        paths = (self.tree.path(node, self.tree.root) for node in self.pins.values())
+        return sum(len(node.pages) for node in {node for path in paths for node in path})
+
+    def pinnable(self, context: int) -> int:
+        """Pages that may be pinned besides: half of the first tier, and room is left for a sequence
+        of `context` tokens."""
+        size = self.pools[self.hot].size
+        return min(size // 2, size - self.pages(context)) - self.pinned
+
     def flush(self) -> None:
         """Drop every prefix that nobody uses."""
         tree = self.tree
@@ -204,6 +231,8 @@ class Cache:
     def sink(self, moves: list[Move]) -> None:
         """At the end, bring every prefix that nobody uses to the coldest tier, the latest used as
         far as there is room."""
+        for name in list(self.pins):
+            self.unpin(name)
         self.below = None  # whoever takes them may be waited for
         for tier in self.tiers[:-1]:
             self._evict(tier, self.room(tier), moves)
@@ -316,14 +345,18 @@ class Cache:
     # -- invariants ----------------------------------------------------------------------------
 
     def check(self, live: Iterable[Request]) -> None:
-        """Assert that every page is owned once, that locks are exactly the leases of `live`, that
-        tiers only get colder, and that the counts agree. Walks everything: for tests."""
+        """Assert that every page is owned once, that locks are exactly the leases of `live` and the
+        pins, that tiers only get colder, and that the counts agree. Walks everything: for tests."""
         tree, live = self.tree, list(live)
         owned: dict[int, list[int]] = {tier: list(p.free) for tier, p in self.pools.items()}
         for r in live:
             for page in r.pages[r.shared :]:
                 owned[page.tier].append(page.index)
         locks: dict[int, int] = {}
+        for node in self.pins.values():
+            for step in tree.path(node, tree.root):
+                locks[id(step)] = locks.get(id(step), 0) + 1
+                assert step.tier == self.hot, "what is pinned has sunk"
         for r in live:
             node = r.lease
             depth = 0

@@ -87,8 +87,10 @@ class OnDemand:
     def _starts(self, pick: Pick, cache: Cache) -> bool:
         r = pick.request
         tier = self.tier(r, cache)
-        alone = self.preempts and cache.room(tier) + len(r.pages) == cache.pools[tier].size
-        return self.lacking(pick, cache) <= 0 and (self.admits(r, cache) or alone)
+        alone = cache.room(tier) + len(r.pages) + cache.pinned >= cache.pools[tier].size
+        return self.lacking(pick, cache) <= 0 and (
+            self.admits(r, cache) or (self.preempts and alone)
+        )
 
     def lacking(self, pick: Pick, cache: Cache) -> int:
         r = pick.request

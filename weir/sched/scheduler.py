@@ -335,3 +335,5 @@ class Scheduler:
             r.computed = min(r.computed, r.settled)
             self.cache.release(r)
             self._stop(r)
+            if r.sampling.pin and r.done in ("stop", "length"):
+                self.cache.pin(r.sampling.pin, r.tokens[: r.prompt])

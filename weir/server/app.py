@@ -44,7 +44,11 @@ from weir.server.operations import (
     HealthQuery,
     Load,
     ModelFacts,
+    Pinned,
+    PinPrefix,
     ServerInfo,
+    Unpinned,
+    UnpinPrefix,
     Version,
 )
 from weir.server.programs import ProgramList
@@ -163,6 +167,22 @@ ENDPOINTS = (
         BOTH,
         answer=Flushed,
         aliases=("/reset_prefix_cache",),
+    ),
+    Endpoint(
+        "/pin_prefix",
+        operations.pin_prefix,
+        "Keep a prompt cached.",
+        ("POST",),
+        body=PinPrefix,
+        answer=Pinned,
+    ),
+    Endpoint(
+        "/unpin_prefix",
+        operations.unpin_prefix,
+        "Let a pinned prompt be dropped.",
+        ("POST",),
+        body=UnpinPrefix,
+        answer=Unpinned,
     ),
     Endpoint(
         "/abort_request",

@@ -161,6 +161,7 @@ class EngineCollector(Collector):
             ("cache_usage_ratio", "KV pages held by requests, of all", stats.pages_used / pages),
             ("cache_cached_ratio", "KV pages only cached, of all", stats.pages_cached / pages),
             ("cache_pages", "KV pages", stats.pages_total),
+            ("cache_pinned_pages", "KV pages of pinned prefixes", stats.pages_pinned),
             ("ranking_degraded", "1 once a ranker failed: requests are FCFS", bool(stats.degraded)),
             ("cache_cold_pages", "KV pages cached on colder tiers", stats.pages_cold),
             ("step_target_seconds", "Time that steps aim at; 0: none", stats.target_seconds),

@@ -101,6 +101,7 @@ class ResponseFormat(Struct, forbid_unknown_fields=True):
 class Generation(OpenAIRequest, kw_only=True):
     """What both completion routes may hold. Names shared with `SamplingParams` mean the same."""
 
+    pin: Annotated[str, Meta(max_length=256)] | None = None  # name to keep the prompt cached by
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None

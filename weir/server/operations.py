@@ -15,6 +15,7 @@ from weir.errors import BadRequest, EngineDead, Overloaded
 from weir.params import SamplingParams
 from weir.server.answers import ModelCard, ModelList
 from weir.server.endpoint import Call, Reply
+from weir.server.openai import TokenId
 from weir.server.service import Service
 
 FIRST = -(2**31) + 1  # a priority before any client's
@@ -45,6 +46,24 @@ class Load(Struct):
     server_load: int  # jobs in hand, under the name vLLM gives it
     running: int
     waiting: int
+
+
+class PinPrefix(Struct, kw_only=True, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    prompt: Annotated[str, Meta(min_length=1)] | Annotated[list[TokenId], Meta(min_length=1)]
+
+
+class Pinned(Struct):
+    name: str
+    prompt_tokens: int  # whole pages of them stay cached
+
+
+class UnpinPrefix(Struct, kw_only=True, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class Unpinned(Struct):
+    message: str = "The prefix of that name, if there is one, may be dropped."
 
 
 class Flushed(Struct):
@@ -185,6 +204,23 @@ async def server_info(call: Call, _: None) -> Reply:
 async def flush_cache(call: Call, _: None) -> Reply:
     call.service.client.flush()
     return Flushed()
+
+
+async def pin_prefix(call: Call, body: PinPrefix) -> Reply:
+    """Compute a prompt, and keep its KV where it is until it is unpinned."""
+    stream = call.service.client.submit(body.prompt, SamplingParams(max_tokens=0, pin=body.name))
+    try:
+        outcome = (await stream.collect())[0]
+    finally:
+        stream.abort()
+    if outcome.finish_reason == "error":
+        raise BadRequest(outcome.error or "it cannot be pinned", param="name", code="pin_refused")
+    return Pinned(body.name, stream.usage.prompt_tokens)
+
+
+async def unpin_prefix(call: Call, body: UnpinPrefix) -> Reply:
+    call.service.client.unpin(body.name)
+    return Unpinned()
 
 
 async def abort_request(call: Call, body: AbortRequest) -> Reply:
