@@ -11,7 +11,7 @@ from triton.compiler import ASTSource
 
 from weir.ops import triton as gpu
 from weir.ops.pages import Paged
-from weir.ops.triton import launch, linear
+from weir.ops.triton import launch, linear, vector
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED = 232448  # bytes that a program may have
@@ -59,7 +59,7 @@ def rows_and_heads() -> None:
         gpu.rope_(q, k, v, at, table, *norms, 1e-5, False, kv, at)
         gpu.rope_(q, k, None, at, table[:, :64], *norms, 1e-5, False, None, None)
     gpu.write(kv, k, v, at)
-    memory = torch.zeros(40 << 14, dtype=torch.uint8)
+    memory = torch.zeros(35 << 14, dtype=torch.uint8)
     paged = Paged(memory, [1 << 16, 3 << 14], 5, torch.device("cpu"))
     for packs in (True, False):
         gpu.copy_pages(paged, at, memory[: 3 * paged.record].view(3, -1), packs, 16)
@@ -77,9 +77,12 @@ def linears() -> None:
     for m in (1, linear.SOME):
         for n, k in ((4096, 1024), (1000, 2100)):
             tile, norm = linear.tile_for(m, n, k), torch.ones(k)
-            gpu.product(half(m, k), half(n, k), half(m, n), tile)
-            gpu.product(half(m, k), half(n, k), None, tile, norm, 1e-5)
-            gpu.product(half(m, 2 * k), half(n, k), half(m, n), tile, act="silu")
+            linear.product(half(m, k), half(n, k), half(m, n), tile)
+            linear.product(half(m, k), half(n, k), None, tile, norm, 1e-5)
+            linear.product(half(m, 2 * k), half(n, k), half(m, n), tile, act="silu")
+    for m, n, k in ((1, 4096, 1024), (4, 1024, 3072)):
+        vector.vector_product(half(m, k), half(n, k), None, torch.ones(k), 1e-5)
+        vector.vector_product(half(m, 2 * k), half(n, k), half(m, n), act="silu")
 
 
 def sampling() -> None:

@@ -11,6 +11,7 @@ from weir.ops.linear import gated_linear, linear, normed_linear, pack
 from weir.ops.mlp import reference_gated
 from weir.ops.norm import reference_rms_norm
 from weir.ops.triton.linear import FEW, SOME, Tile, product, tile_for
+from weir.ops.triton.vector import MOST, vector_product
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,10 +26,21 @@ def distance(got: torch.Tensor, want: torch.Tensor) -> float:
     return float(error.nan_to_num(torch.inf))
 
 
+def multiply(x, w, residual, tile, norm=None, eps=0.0, act=None):
+    """By either kernel; None is the one whose weights wait in registers."""
+    if tile is None:
+        return vector_product(x, w, residual, norm, eps, act)
+    return product(x, w, residual, tile, norm, eps, act)
+
+
+SHAPES = [(1, 96, 160), (5, 64, 512), (20, 70, 72)]
+CASES = [(*shape, tile) for shape in SHAPES for tile in TILES]
+CASES += [(1, 96, 160, None), (MOST, 70, 72, None), (2, 9, 3000, None)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-@pytest.mark.parametrize("tile", TILES, ids=str)
-@pytest.mark.parametrize("m, n, k", [(1, 96, 160), (5, 64, 512), (20, 70, 72)])
-def test_a_product_of_any_shape(m: int, n: int, k: int, tile: Tile, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("m, n, k, tile", CASES, ids=str)
+def test_a_product_of_any_shape(m, n, k, tile, dtype) -> None:
     """Twice, since the splits of a tile count themselves; with and without what can be fused."""
     g = torch.Generator().manual_seed(m + n)
     w = (torch.randn(n, k, generator=g) / k**0.5).to(dtype)
@@ -37,14 +49,14 @@ def test_a_product_of_any_shape(m: int, n: int, k: int, tile: Tile, dtype: torch
     one, two = x[:, :k], x[:, : 2 * k]
     there = {t: t.to(DEVICE) for t in (w, residual, norm, x)}
     for _ in range(2):
-        got = product(there[x][:, :k], there[w], there[residual], tile)
+        got = multiply(there[x][:, :k], there[w], there[residual], tile)
         assert got.dtype == dtype
         want = one.double() @ w.double().T + residual.double()
         assert distance(got, want) < TOLERANCE[dtype]
-        got = product(there[x][:, :k], there[w], None, tile, there[norm], 1e-5)
+        got = multiply(there[x][:, :k], there[w], None, tile, there[norm], 1e-5)
         want = reference_rms_norm(one.double().float(), norm, 1e-5).double() @ w.double().T
         assert distance(got, want) < TOLERANCE[dtype]
-        got = product(there[x][:, : 2 * k], there[w], there[residual], tile, act="silu")
+        got = multiply(there[x][:, : 2 * k], there[w], there[residual], tile, act="silu")
         want = reference_gated(two.double(), "silu") @ w.double().T + residual.double()
         assert distance(got, want) < TOLERANCE[dtype]
 
@@ -52,8 +64,8 @@ def test_a_product_of_any_shape(m: int, n: int, k: int, tile: Tile, dtype: torch
 def test_not_a_number_stays_in_its_row() -> None:
     x, w = torch.randn(3, 64), torch.randn(32, 64)
     x[1, 5] = torch.nan
-    for tile in TILES:
-        y = product(x.to(DEVICE), w.to(DEVICE), None, tile, torch.ones(64).to(DEVICE), 1e-5)
+    for tile in (*TILES, None):
+        y = multiply(x.to(DEVICE), w.to(DEVICE), None, tile, torch.ones(64).to(DEVICE), 1e-5)
         assert y[1].isnan().all() and y[[0, 2]].isfinite().all()
 
 
@@ -68,7 +80,7 @@ def test_tiles_are_for_few_rows() -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("m", [1, 3, 16, 17, 64, 65, 1500])
-@pytest.mark.parametrize("n, k", [(1024, 3072), (4096, 14336)])
+@pytest.mark.parametrize("n, k", [(1024, 3072), (1000, 1024), (4096, 14336)])
 def test_linears_agree_whatever_computes_them(m: int, n: int, k: int) -> None:
     torch.manual_seed(0)
     w = pack(torch.randn(n, k, device="cuda", dtype=HALF) / k**0.5)

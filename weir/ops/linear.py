@@ -161,15 +161,9 @@ def _few_rows(
     """On a GPU, the result of the kernel for few rows; None where it is not the faster. It rounds
     x times the norm's weight before it scales, which would overflow float16."""
     gpu = gpu_kernels(x)
-    if (
-        gpu is None
-        or w.bias is not None
-        or w.weight.dtype != torch.bfloat16
-        or not gpu.suits(x.device)
-    ):
+    if gpu is None or w.bias is not None or w.weight.dtype != torch.bfloat16:
         return None
-    tile = gpu.tile_for(len(x), w.n, w.k)
-    return None if tile is None else gpu.product(x, w.weight, residual, tile, norm, eps, act)
+    return gpu.few_rows(x, w.weight, residual, norm, eps, act)
 
 
 @lru_cache

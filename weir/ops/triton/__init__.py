@@ -5,7 +5,7 @@ weir.ops, which check and document the arguments; nothing else may import it.
 """
 
 from weir.ops.triton.attention import attend
-from weir.ops.triton.linear import product, suits, tile_for
+from weir.ops.triton.linear import few_rows
 from weir.ops.triton.pages import copy_pages
 from weir.ops.triton.rope import rope_
 from weir.ops.triton.rows import gated, layer_norm, rms_norm
@@ -16,12 +16,10 @@ __all__ = [
     "attend",
     "choose",
     "copy_pages",
+    "few_rows",
     "gated",
     "layer_norm",
-    "product",
     "rms_norm",
     "rope_",
-    "suits",
-    "tile_for",
     "write",
 ]

@@ -218,7 +218,6 @@ def _decode(
     """A unit is a sequence or, with MEMBERS, the prefix of some. Turns lie by unit, then kv head,
     then position; program p reads those from p * share on."""
     if EARLY:
-        gdc_wait()
         gdc_launch_dependents()
     each = tl.arange(0, UNITS)
     real = each < units
@@ -235,6 +234,8 @@ def _decode(
     share = tl.maximum(share, (tl.sqrt(longest.to(tl.float32)) * 0.25 + 0.5).to(tl.int32))
     at = tl.program_id(0) * share
     stop = tl.minimum(at + share, everything)
+    if EARLY and (at < stop or tl.program_id(0) == 0):
+        gdc_wait()  # lengths came from the host, before any kernel of this step
     while at < stop:
         before = ends * KV_HEADS <= at
         unit = tl.sum(before.to(tl.int32), 0)

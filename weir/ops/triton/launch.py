@@ -48,7 +48,9 @@ class Kernel:
 
     One whose last constant is EARLY is launched while the kernel before it still runs, where the
     device can: programmatic dependent launch. It must wait (`gdc_wait`) before it reads what any
-    kernel wrote and before it writes anything, and every one of its programs must.
+    kernel of the step wrote and before it writes anything, and one of its programs must in any
+    case. What has ended then includes all that came earlier, since that waited, too; so a kernel
+    may let its own dependents start before it waits, and they fetch their weights while it does.
     """
 
     def __init__(self, function: Any):

@@ -20,6 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from weir.ops.triton.launch import kernel, power_of_2, shared_memory
 from weir.ops.triton.rows import activation
+from weir.ops.triton.vector import MOST, WIDEST, vector_product
 
 TILES = 16384  # of one launch, at most, where columns are split
 # rows, and elements of a weight, up to which cuBLAS is slower (docs/results.md)
@@ -40,9 +41,23 @@ class Tile:
     ahead: int = 0  # columns of each split fetched into the cache before x is there
 
 
-def suits(device: torch.device) -> bool:
-    """Whether a GPU has the shared memory that the tiles are cut for, as from Hopper on."""
-    return shared_memory(device) >= ROOM
+def few_rows(
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    norm: Tensor | None,
+    eps: float,
+    act: str | None,
+) -> Tensor | None:
+    """What `product` gives, by the kernel that is the fastest; None: that is cuBLAS, or the GPU
+    lacks the shared memory that the tiles are cut for, which is there from Hopper on."""
+    m, (n, k) = len(x), weight.shape
+    if shared_memory(x.device) < ROOM:
+        return None
+    if m <= MOST and k <= WIDEST and n * k <= SOME_WEIGHTS:
+        return vector_product(x, weight, residual, norm, eps, act)
+    tile = tile_for(m, n, k)
+    return None if tile is None else product(x, weight, residual, tile, norm, eps, act)
 
 
 @lru_cache

@@ -106,7 +106,6 @@ def _rope(
     """Some heads of one token: of its queries, its keys or, where PAGE is one, its values."""
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if EARLY:
-        gdc_wait()
         gdc_launch_dependents()
     if PAGE:
         slot = tl.load(slots + token)
@@ -115,16 +114,18 @@ def _rope(
         x = q + token * Q_STRIDE
         _rotate(
             x, x, part * LINES, pos + token, cos_sin, q_norm, eps,
-            HEADS, SIZE, LINES, SIZE, DIM, PAIRS, REST, Q_NORM, OFFSET,
+            HEADS, SIZE, LINES, SIZE, DIM, PAIRS, REST, Q_NORM, OFFSET, EARLY,
         )  # fmt: skip
     elif part < PARTS + KV_PARTS:
         y = k + token * K_STRIDE
         _rotate(
             y, page if PAGE else y, (part - PARTS) * KV_LINES, pos + token, cos_sin, k_norm, eps,
             KV_HEADS, PAGE * SIZE if PAGE else SIZE,
-            KV_LINES, SIZE, DIM, PAIRS, REST, K_NORM, OFFSET,
+            KV_LINES, SIZE, DIM, PAIRS, REST, K_NORM, OFFSET, EARLY,
         )  # fmt: skip
     elif PAGE:
+        if EARLY:
+            gdc_wait()
         head = (part - PARTS - KV_PARTS) * KV_LINES + tl.arange(0, KV_LINES)[:, None]
         dim = tl.arange(0, DIMS)[None, :]
         mask = (head < KV_HEADS) & (dim < SIZE)
@@ -151,6 +152,7 @@ def _rotate(
     REST: tl.constexpr,
     NORM: tl.constexpr,
     OFFSET: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """LINES heads from `first` of a token at x [HEADS, SIZE]: normalised if NORM, then DIM of them
     rotated, to `out`, whose heads lie STRIDE apart. Without NORM the rest is only moved."""
@@ -160,6 +162,8 @@ def _rotate(
     table = cos_sin + tl.load(pos).to(tl.int64) * DIM + pair
     cos = tl.load(table, mask=inside, other=0.0)
     sin = tl.load(table + DIM // 2, mask=inside, other=0.0)
+    if EARLY:
+        gdc_wait()  # positions and slots came from the host, before any kernel of this step
     a = tl.load(x + head * SIZE + pair, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(x + head * SIZE + DIM // 2 + pair, mask=mask, other=0.0).to(tl.float32)
     if DIM < SIZE:

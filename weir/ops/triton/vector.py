@@ -1,0 +1,102 @@
+"""Linear layers of one row, or very few, on a GPU: the weights wait for x in registers.
+
+A step of one token is a chain of small kernels, each shorter than what it takes to start it and to
+fetch its weights. Here a program takes so little of the weight that its registers hold it. It
+is launched while the kernels before it still run, loads it meanwhile and then waits for x, so that
+of the chain there remains one read of x, a sum and a store for each layer.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from weir.ops.triton.launch import kernel, power_of_2
+from weir.ops.triton.rows import activation
+
+MOST = 4  # rows of x: each multiplies the registers again
+WIDEST = 4096  # columns of a weight
+ELEMENTS = 16384  # of a weight that a program takes, 128 for each thread
+
+
+def vector_product(
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    act: str | None = None,
+) -> Tensor:
+    """As weir.ops.triton.linear.product, for at most MOST rows and WIDEST columns, in one sum."""
+    m, (n, k) = len(x), weight.shape
+    x = x if x.stride(1) == 1 else x.contiguous()
+    residual = residual.contiguous() if residual is not None else None
+    out = x.new_empty(m, n)
+    if m == 0:
+        return out
+    columns = power_of_2(k)
+    rows = max(1, ELEMENTS // columns)
+    _vector(
+        (-(-n // rows), 1, 1),
+        x,
+        weight,
+        residual,
+        norm,
+        out,
+        eps,
+        M=m,
+        X_STRIDE=x.stride(0),
+        N=n,
+        K=k,
+        ROWS=rows,
+        COLUMNS=columns,
+        ACT=act,
+        warps=4,
+    )
+    return out
+
+
+@kernel("eps")
+def _vector(
+    x,
+    weight,
+    residual,
+    norm,
+    out,
+    eps,
+    M: tl.constexpr,
+    X_STRIDE: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ACT: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """ROWS rows of the weight by all rows of x."""
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    real, inside = row < N, column < K
+    if EARLY:
+        gdc_launch_dependents()
+    where = tl.minimum(row, N - 1).to(tl.int64)[:, None] * K + column[None, :]
+    w = tl.load(weight + where, mask=inside[None, :], other=0.0)
+    if norm is not None:
+        factor = tl.load(norm + column, mask=inside, other=0.0).to(tl.float32)
+    if EARLY:
+        gdc_wait()
+    for token in tl.static_range(M):
+        here = x + token * X_STRIDE + column
+        some = tl.load(here, mask=inside, other=0.0).to(tl.float32)
+        if ACT is not None:
+            some = activation(some, ACT) * tl.load(here + K, mask=inside, other=0.0).to(tl.float32)
+        if norm is not None:
+            scale = tl.rsqrt(tl.sum(some * some, 0) / K + eps)
+            some *= factor
+        y = tl.sum(w.to(tl.float32) * some[None, :], 1)
+        if norm is not None:
+            y *= scale
+        place = token * N + row
+        if residual is not None:
+            y += tl.load(residual + place, mask=real, other=0.0).to(tl.float32)
+        tl.store(out + place, y.to(out.dtype.element_ty), mask=real)
