@@ -36,7 +36,7 @@ class Defaults:
 
 DEFAULTS = {
     "cpu": Defaults(4, 256, 64, beside=128),
-    "cuda": Defaults(16, 4096, 512, seconds=0.025),
+    "cuda": Defaults(16, 4096, 1024, seconds=0.025),
 }
 
 

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 
 from weir.models.base import Model
-from weir.ops.attention import Batch, attend, write
+from weir.ops.attention import Batch, Place, attend, write
 
 PAGE = 4
 SIZES = {
@@ -125,25 +125,32 @@ def expected(model: transformers.PreTrainedModel, ids: Tensor, last: int = 0) ->
 
 
 @torch.inference_mode()
-def logits(model: Model, ids: Tensor, last: int = 0) -> Tensor:
-    """The same from our model and paged attention."""
-    length, spec = len(ids), model.spec
-    pos = torch.arange(length)
-    pages = -(-length // PAGE)
-    table = torch.randperm(pages, generator=torch.Generator().manual_seed(2)).int()
-    batch = Batch(
-        q_start=torch.tensor([0, length], dtype=torch.int32),
-        kv_len=torch.tensor([length], dtype=torch.int32),
-        table=table[None],
-        slots=table[pos // PAGE].long() * PAGE + pos % PAGE,
-    )
-    x = model.embed(ids, pos)
-    for i, layer in enumerate(model.layers):
-        kv = torch.zeros(pages, 2, spec.kv_heads, PAGE, spec.head_dim)
-        q, k, v = model.qkv(layer, x, pos)
-        write(kv, k, v, batch.slots)
-        o, _ = attend(q, kv, batch, spec.attention[i])
-        x = model.out(layer, x, o)
+def logits(
+    model: Model, ids: Tensor, last: int = 0, cut: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The same from our model and paged attention, on the device of `ids`; keys and values are of
+    `dtype`. With a `cut` the tokens from there on come in a step of their own, and only their
+    logits are returned."""
+    spec, device = model.spec, ids.device
+    pages = -(-len(ids) // PAGE)
+    table = torch.randperm(pages, generator=torch.Generator().manual_seed(2)).int().to(device)
+    shape = (pages, 2, spec.kv_heads, PAGE, spec.head_dim)
+    store = [torch.zeros(shape, dtype=dtype, device=device) for _ in model.layers]
+    for start, end in ((0, cut), (cut, len(ids))) if cut else ((0, len(ids)),):
+        pos = torch.arange(start, end, device=device)
+        batch = Batch(
+            q_start=torch.tensor([0, end - start], dtype=torch.int32, device=device),
+            kv_len=torch.tensor([end], dtype=torch.int32, device=device),
+            table=table[None],
+            slots=table[pos // PAGE].long() * PAGE + pos % PAGE,
+        )
+        x = model.embed(ids[start:end], pos)
+        for i, (layer, kv) in enumerate(zip(model.layers, store, strict=True)):
+            q, k, v = model.qkv(layer, x, pos, Place(kv, batch.slots) if ids.is_cuda else None)
+            if k is not None:
+                write(kv, k, v, batch.slots)
+            o, _ = attend(q, kv, batch, spec.attention[i])
+            x = model.out(layer, x, o)
     return model.logits(x[-last:])
 
 
