@@ -17,14 +17,20 @@ pytestmark = [
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 
 
+def distance(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_on_a_gpu(family, dtype, tmp_path) -> None:
     """Of a prompt at once, and of its last token in a step of its own. Transformers computes in
-    float32 on the CPU, with weights rounded as ours are."""
-    theirs = save(family, tmp_path).to(dtype).float()
+    float32 on the CPU, with weights rounded as ours are. Some of these random models multiply the
+    rounding of activations: then ours may be as far off as transformers is in the same type."""
+    theirs = save(family, tmp_path).to(dtype)
+    rounded = expected(theirs, prompt())[-1]
+    want = expected(theirs.float(), prompt())[-1]
     ours = load(tmp_path, dtype=dtype, device=torch.device("cuda"))
-    want = expected(theirs, prompt())[-1]
     for cut in (0, len(prompt()) - 1):
         got = logits(ours, prompt().cuda(), last=1, cut=cut, dtype=dtype)[0].float().cpu()
-        assert float((got - want).norm() / want.norm()) < TOLERANCE[dtype]
+        assert distance(got, want) < max(TOLERANCE[dtype], distance(rounded, want))

@@ -234,8 +234,8 @@ def _decode(
     share = tl.maximum(share, (tl.sqrt(longest.to(tl.float32)) * 0.25 + 0.5).to(tl.int32))
     at = tl.program_id(0) * share
     stop = tl.minimum(at + share, everything)
-    if EARLY and (at < stop or tl.program_id(0) == 0):
-        gdc_wait()  # lengths came from the host, before any kernel of this step
+    if EARLY and stop <= at and tl.program_id(0) == 0:
+        gdc_wait()
     while at < stop:
         before = ends * KV_HEADS <= at
         unit = tl.sum(before.to(tl.int32), 0)
@@ -247,6 +247,8 @@ def _decode(
         origin += head * turns  # of the kv head's, too
         turn = at - origin
         until = tl.minimum(turns, turn + stop - at)
+        if EARLY:
+            gdc_wait()  # lengths, read until here, came from the host, before this step's kernels
         best, total, acc = _stretch(
             q, kv, q_start, table, member, table_stride, scale, softcap, unit, head, begin, end,
             turn, until, STRIDE, KV_HEADS, GROUP, SIZE, PAGE, SOFTCAP, MIXED, MEMBERS, ROWS, KEYS,
