@@ -40,7 +40,7 @@ from weir.runtime.memory import rehearse
 from weir.runtime.relay import Relay
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
-from weir.runtime.warmup import pages_needed
+from weir.runtime.warmup import pages_needed, warm_up_away
 from weir.sched.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -287,6 +287,7 @@ def _executor(
     made = runner(pages, context, graphs, below)
     phases.done("memory")
     made.record()
+    warm_up_away(made)
     limits = {
         "tokens": policies.step_tokens(config, defaults.tokens, context),
         "requests": requests,

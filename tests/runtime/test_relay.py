@@ -9,6 +9,7 @@ from tests.reference import Tiny
 from tests.runtime.drive import CPU, EVERY, Drive, runner
 from tests.runtime.test_runner import agrees, prompt
 from weir.ops import native
+from weir.runtime.warmup import warm_up_away
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=native.status())
 GPU = pytest.param(
@@ -102,3 +103,11 @@ def test_one_lane_of_both(drive):
 def test_a_closed_relay_ends_its_thread(drive):
     drive.run.relay.close()
     drive.run.relay.close()
+
+
+@pytest.mark.parametrize("pages", [{0: 4, 1: 4}, {0: 2, 1: 64}, {1: 64}], ids=str)
+def test_warming_up_leaves_nothing_behind(device, pages):
+    run = runner(Tiny().to(device), 4, pages, device=device, relayed=True)
+    warm_up_away(run)
+    assert not run.tables.row
+    run.relay.close()

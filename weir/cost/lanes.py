@@ -19,12 +19,14 @@ from weir.cost.work import Work
 
 class Host(Struct, frozen=True):
     """What attention on the host takes. rate: bytes/s of keys and values that it reads. token:
-    bytes of a token in all layers. layers: how many. layer_seconds: from queries to answer."""
+    bytes of a token in all layers. layers: how many. layer_seconds: from queries to answer.
+    launch: seconds in which a lane's layer is launched, when no recording replays it."""
 
     rate: float
     token: float
     layers: int
     layer_seconds: float = 100e-6
+    launch: float = 150e-6
 
     def seconds(self, tokens: int) -> float:
         """Of decodes that read so many tokens between them."""
@@ -64,8 +66,11 @@ class Lanes:
         if self.host is None:
             return sum(busy)
         reads = [self.host.seconds(share.tokens) for share in shares]
-        alone = max((sum(pair) for pair in zip(busy, reads, strict=True)), default=0.0)
-        return max(sum(busy), sum(reads), alone)
+        if not any(reads):
+            return sum(busy)
+        alone = max(sum(pair) for pair in zip(busy, reads, strict=True))
+        launched = len(shares) * self.host.layers * self.host.launch
+        return max(sum(busy), sum(reads), alone, launched)
 
     def plan(self, plan: Plan) -> float:
         return self.seconds([Share.of(lane, self.away) for lane in plan.lanes])

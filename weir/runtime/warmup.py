@@ -71,6 +71,27 @@ def _sharing(runner: Runner, tokens: int) -> Iterator[Plan]:
     yield Plan(0, [], [], [-1, -2, -3])
 
 
+def warm_up_away(runner: Runner) -> None:
+    """Run what a relay adds: contexts that lie on both tiers, beside others and in lanes of their
+    own. Leaves nothing behind."""
+    relay, page = runner.relay, runner.store.page
+    hot = min(runner.store.pages)
+    if relay is None or relay.tier == hot or min(runner.store.pages.values()) < 3:
+        return
+    both, here = [Page(hot, 0), Page(relay.tier, 0), Page(relay.tier, 1)], [Page(hot, 1)] * 2
+    greedy, length = Sampling(temperature=0.0), page + 2
+    plans = [
+        [[Chunk(-1, 0, [0] * length, both, relay.tier, greedy)]],
+        [[Chunk(-1, length, [0] * 2, [], relay.tier), Chunk(-2, 0, [0] * 2, here, hot, greedy)]],
+        [[Chunk(uid, at, [0], [], home, greedy)]
+         for uid, at, home in ((-2, 2, hot), (-1, length + 2, relay.tier))],
+        [[Chunk(-2, 3, [0], [], hot, greedy), Chunk(-1, length + 3, [0], [], relay.tier, greedy)]],
+    ]  # fmt: skip
+    for lanes in plans:
+        runner.run(Plan(0, [], lanes, []))
+    runner.run(Plan(0, [], [], [-1, -2]))
+
+
 def _length(tokens: int, requests: int) -> int:
     """Tokens of a prompt such that prompts of as many requests as may run fill a step."""
     return max(2, tokens // requests)

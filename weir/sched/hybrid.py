@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from weir.core import Chunk, Move, Pick, Request, Tier
+from weir.core import Chunk, Move, Pick, Plan, Request, Tier
 from weir.cost.lanes import Lanes, Share
 from weir.cost.work import Work
 from weir.kv.cache import Cache
@@ -15,11 +15,14 @@ from weir.sched.placement import OnDemand
 
 RECENT = 0.05
 """Weight of the latest step in running means."""
+FORGET = 0.002
+"""What a step without decodes away takes off the doubt in those that have some."""
 
 
 @dataclass(slots=True)
 class Balance:
-    """Whether decodes that the host attends to are worth their share of a step.
+    """Whether decodes that the host attends to are worth their share of a step. `ratio`: how much
+    longer steps took than their lanes cost, without decodes away and with some.
 
     A step is worth its decodes and, in proportion to what answers and prompts have been lately, its
     prompt tokens; what is compared is worth a second. patience: steps after which a decode that was
@@ -30,12 +33,24 @@ class Balance:
     prompts: float = 0.0  # prompt tokens of a step, lately
     decodes: float = 0.0
     left: dict[int, int] = field(default_factory=dict)  # steps that a decode was left out
+    ratio: list[float] = field(default_factory=lambda: [1.0, 1.0])
 
     def observe(self, chunks: Iterable[Chunk]) -> None:
         lengths = [chunk.length for chunk in chunks]
         decodes = lengths.count(1)
         self.prompts += RECENT * (sum(lengths) - decodes - self.prompts)
         self.decodes += RECENT * (decodes - self.decodes)
+
+    def landed(self, plan: Plan, seconds: float) -> None:
+        """Learn from what a step took."""
+        shares = [Share.of(lane, self.lanes.away) for lane in plan.lanes]
+        away = any(share.tokens for share in shares)
+        expected = self.lanes.seconds(shares)
+        if expected > 0 and seconds > 0:  # one that was held up says little of the next
+            latest = min(seconds / expected, 4 * self.ratio[away])
+            self.ratio[away] += RECENT * (latest - self.ratio[away])
+        if not away:
+            self.ratio[True] += FORGET * (self.ratio[False] - self.ratio[True])
 
     def pays(self, here: Sequence[int], away: Sequence[int]) -> bool:
         """Is a step with those away worth more than one without? Decodes are given by context."""
@@ -67,6 +82,7 @@ class Balance:
         value = len(here) + len(away) + worth * sum(length for length, _ in prompts)
         one = Share(Work(len(here) + len(away), [*here, *second.work.contexts], prompts), sum(away))
         seconds = min(self.lanes.seconds([first, second]), self.lanes.seconds([one]))
+        seconds *= self.ratio[bool(away)]
         return value / seconds if seconds else 0.0
 
     def _hidden(self, here: Sequence[int], away: Sequence[int]) -> int:
@@ -147,6 +163,10 @@ class Hybrid(OnDemand):
         return next(
             (r for r in reversed(after) if any(page.tier == self.short for page in r.pages)), None
         )
+
+    def landed(self, plan: Plan, seconds: float) -> None:
+        if self.balance is not None:
+            self.balance.landed(plan, seconds)
 
     def lanes(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
         """Decodes away beside all others, if that is sooner done."""

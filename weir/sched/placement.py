@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from weir.core import Chunk, Move, Pick, Request, Tier
+from weir.core import Chunk, Move, Pick, Plan, Request, Tier
 from weir.kv.cache import Cache
 
 
@@ -40,6 +40,10 @@ class Placement(Protocol):
 
     def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
         """Make room: let `victim` go (then it waits again), or move it somewhere colder."""
+        ...
+
+    def landed(self, plan: Plan, seconds: float) -> None:
+        """A plan took so long."""
         ...
 
     def lanes(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
@@ -108,6 +112,9 @@ class OnDemand:
 
     def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
         cache.release(victim)
+
+    def landed(self, plan: Plan, seconds: float) -> None:
+        pass
 
     def lanes(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
         return [list(chunks)]

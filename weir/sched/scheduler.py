@@ -292,6 +292,7 @@ class Scheduler:
     def commit(self, plan: Plan, result: Result) -> list[Delta]:
         """Settle what a plan produced. Plans are committed in the order they were made."""
         deltas, self.ended = self.ended, []
+        self.placement.landed(plan, result.seconds)
         for lane in plan.lanes:
             for chunk in lane:
                 r = self.live[chunk.uid]

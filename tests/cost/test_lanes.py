@@ -1,0 +1,91 @@
+"""What plans take whose decodes may be the host's, beside NEO's formula, and who takes part."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weir.core import Chunk, Plan, Request, Sampling, Tier
+from weir.cost.lanes import Host, Lanes, Share
+from weir.cost.work import Work
+from weir.sched.hybrid import Balance
+
+HOST = Host(rate=1e9, token=1e3, layers=1, layer_seconds=0.0, launch=0.0)  # 1 us a token
+
+
+class Flat:
+    """A device that takes 10 ms a lane, and 10 us a prompt token."""
+
+    def seconds(self, work: Work) -> float:
+        prompts = sum(length for length, _ in work.prompts)
+        return 0.01 + 1e-5 * prompts if work.tokens else 0.0
+
+
+def decode(uid: int, context: int, home: Tier) -> Chunk:
+    return Chunk(uid, context - 1, [], [], home, Sampling())
+
+
+def waiting(*contexts: int) -> list[Request]:
+    made = [Request(uid, [0] * n, Sampling(), 0.0) for uid, n in enumerate(contexts)]
+    for r in made:
+        r.computed = len(r.tokens)
+    return made
+
+
+@given(*[st.floats(0, 10)] * 4)
+def test_two_lanes_are_neos(linear, other, reads, others):
+    """max(Tl0 + Tga0, Tca1) + max(Tl1, Tca0), where lane 0 begins."""
+
+    class Device:
+        def seconds(self, work: Work) -> float:
+            return other if work.rows else linear
+
+    host = Host(rate=1.0, token=1.0, layers=1, layer_seconds=0.0, launch=0.0)
+    lanes = Lanes(Device(), host, Tier.CPU)
+    shares = [Share(Work(0, [1]), reads), Share(Work(1, [1]), others)]
+    if not reads and not others:
+        return
+    want = max(linear, others) + max(other, reads)
+    assert lanes.seconds(shares) == pytest.approx(want)
+
+
+def test_a_chunk_counts_where_it_is_attended_to():
+    lanes = Lanes(Flat(), HOST, Tier.CPU)
+    here, away = decode(1, 500, Tier.GPU), decode(2, 7000, Tier.CPU)
+    prompt = Chunk(3, 0, [0] * 100, [], Tier.CPU)  # attended to on the device
+    share = Share.of([here, away, prompt], Tier.CPU)
+    assert share.work.contexts == [500, 0] and share.work.prompts == [(100, 0)]
+    assert share.tokens == 7000
+    assert lanes.plan(Plan(0, [], [[here, away]], [])) == pytest.approx(0.017)
+    assert lanes.plan(Plan(0, [], [[here], [away]], [])) == pytest.approx(0.02)
+    assert lanes.plan(Plan(0, [], [[here], [prompt]], [])) == pytest.approx(0.021)
+    assert Lanes(Flat()).plan(Plan(0, [], [[here], [away]], [])) == pytest.approx(0.02)
+
+
+def test_a_host_pays_while_it_is_fast_enough():
+    slow = Balance(Lanes(Flat(), Host(1e7, 1e3, 1, 0.0, 0.0), Tier.CPU))
+    fast = Balance(Lanes(Flat(), HOST, Tier.CPU))
+    assert fast.pays([1000] * 4, [1000]) and not slow.pays([1000] * 4, [1000])
+    assert fast.chosen([1000] * 4, waiting(1000, 1000)) == {0, 1}
+    assert slow.chosen([1000] * 4, waiting(1000, 1000)) == set()
+    assert slow.chosen([], waiting(1000)) == {0}, "nobody else has work"
+
+
+def test_who_was_left_out_too_often_goes_first():
+    balance = Balance(Lanes(Flat(), Host(1e7, 1e3, 1, 0.0, 0.0), Tier.CPU), patience=3)
+    steps = [balance.chosen([1000] * 4, waiting(1000, 1000)) for _ in range(8)]
+    assert steps[:3] == [set()] * 3 and steps[3] == {0, 1} and steps[4:7] == [set()] * 3
+
+
+def test_what_steps_took_counts_more_than_what_they_should_have():
+    balance = Balance(Lanes(Flat(), HOST, Tier.CPU))
+    away = Plan(0, [], [[decode(1, 500, Tier.GPU)], [decode(2, 700, Tier.CPU)]], [])
+    here = Plan(0, [], [[decode(1, 500, Tier.GPU)]], [])
+    assert balance.pays([1000] * 4, [1000] * 3)
+    for _ in range(100):
+        balance.landed(away, 0.06)
+    assert not balance.pays([1000] * 4, [1000] * 3)
+    for _ in range(2000):
+        balance.landed(here, 0.01)
+    assert balance.pays([1000] * 4, [1000] * 3), "it is tried again"
