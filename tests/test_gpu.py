@@ -133,6 +133,19 @@ def test_preempted_requests_give_the_same_tokens(smollm) -> None:
     assert any(delta.preempted for delta in ends)
 
 
+@pytest.mark.parametrize("attention", ["auto", "all"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_decodes_attended_to_in_main_memory_give_the_same_tokens(
+    smollm, attention, overlap
+) -> None:
+    prompts = [[*range(50 * n, 50 * n + 40)] for n in range(1, 11)]
+    want, _ = generate(prompts, 90, model=smollm)
+    memory = {"kv_cache_memory": "30MiB", "cpu_cache": "200MiB", "cpu_attention": attention}
+    got, ends = generate(prompts, 90, model=smollm, overlap=overlap, **memory)
+    assert got == want
+    assert attention == "auto" or not any(delta.preempted for delta in ends[:2])
+
+
 def test_bfloat16_agrees_with_float32_for_a_while(smollm, expected) -> None:
     """Rounding to 8 bits flips a close choice now and then, and all that follows it."""
     got, _ = generate(PROMPTS, model=smollm, dtype="bfloat16")
