@@ -35,7 +35,7 @@ SPEC = shape("llama-3.1-8b")
 BLOCK = 512  # tokens of a hash id
 LONGEST = 120_000  # tokens of a prompt and its answer
 SHARE = {"conversation": 16, "synthetic": 5}
-FASTER = {"conversation": (8, 10, 12, 24), "synthetic": (1.5, 2, 2.5, 4)}
+FASTER = {"conversation": (8, 10, 12, 24), "synthetic": (1.5, 2, 2.5, 4, 16)}
 
 
 def rows(name: str) -> list[dict[str, Any]]:

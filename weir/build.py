@@ -34,6 +34,7 @@ from weir.models.load import load
 from weir.ops import dispatch, native
 from weir.ops.prefix import shares
 from weir.runtime import rates
+from weir.runtime.codec import Codec
 from weir.runtime.disk import Disk, identity
 from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes, shared_sizes
 from weir.runtime.memory import rehearse
@@ -171,7 +172,9 @@ def _disk(config: Config, platform: Platform, model: Model, weights: Path) -> Di
     spec = model.spec
     page = config.block_size or policies.DEFAULTS[platform.device.type].page
     record = page_bytes(spec.attention, page, platform.kv_dtype)
-    pages = config.disk_cache_size // record
+    kind = config.cold_kv_dtype
+    codec = None if kind == "auto" else Codec(kind, record, platform.kv_dtype)
+    pages = config.disk_cache_size // (record if codec is None else codec.size)
     if not pages:
         raise ConfigError(
             f"--disk-cache-size {config.disk_cache_size} is less than one page of {record} bytes"
@@ -179,9 +182,9 @@ def _disk(config: Config, platform: Platform, model: Model, weights: Path) -> Di
     same = identity(
         weights,
         *(__version__, spec, page, config.load_format, config.seed, model.head.stored),
-        *(platform.device.type, platform.native, platform.dtype, platform.kv_dtype),
+        *(platform.device.type, platform.native, platform.dtype, platform.kv_dtype, kind),
     )
-    return Disk(Path(config.disk_cache), same, pages, record)
+    return Disk(Path(config.disk_cache), same, pages, record, codec)
 
 
 def _restore(scheduler: Scheduler, disk: Disk) -> int:

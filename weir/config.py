@@ -39,6 +39,7 @@ Duration = Annotated[float, Meta(ge=0, extra={"duration": True})]
 Device = Literal["auto", "cpu", "cuda"]
 Weights = Literal["auto", "float32", "bfloat16", "float16"]
 Format = Literal["auto", "safetensors", "gguf", "dummy"]
+ColdKV = Literal["auto", "fp8", "int4"]
 Level = Literal["debug", "info", "warning", "error", "critical"]
 Grammars = Literal["auto", "automaton", "guidance", "none"]
 Where = Literal["off", "auto", "all"]
@@ -101,6 +102,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     offload_dir: Annotated[
         Text | None, about("folder for weights that main memory has no room for, while it runs")
     ] = None
+    cold_kv_dtype: Annotated[
+        ColdKV, about("type of KV in the cache on disk; auto: as in memory; others lose precision")
+    ] = "auto"
     enable_prefix_caching: Annotated[bool, about("reuse the KV cache of equal prefixes")] = True
 
     scheduling_policy: Annotated[

@@ -255,6 +255,14 @@ def test_from_the_settings(tmp_path, caplog):
         assert run(engine, requests(some)) == want
         assert engine.stats().loaded_tokens > 0
         engine.close()
+    coded = kept | {"cold_kv_dtype": "fp8", "disk_cache": str(tmp_path / "coded")}
+    for restored in (0, 600):  # near what was kept, and in half the room and less
+        engine = build.engine(config(coded, {}))
+        assert engine.info["disk_tokens"] > 3 * 1000
+        assert engine.info["disk_restored_tokens"] >= restored
+        assert all(len(tokens) == 6 for tokens in run(engine, requests(some)).values())
+        assert engine.stats().loaded_tokens > 0
+        engine.close()
     engine = build.engine(config(kept | {"seed": "1"}, {}))  # other weights
     assert engine.info["disk_restored_tokens"] == 0 and "another model" in caplog.text
     engine.close()

@@ -25,6 +25,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -53,17 +54,30 @@ class Index(Struct, frozen=True):
     kept: bytes  # opaque here
 
 
+class Codec(Protocol):
+    """Records in fewer bytes."""
+
+    @property
+    def size(self) -> int: ...
+    def encode(self, record: Bytes) -> Bytes: ...
+    def decode(self, coded: Bytes) -> Bytes: ...
+
+
 class Disk:
     """folder: made if need be; one engine at a time. identity: pages of another one are ignored.
     pages, record: how many, and bytes of each; all of it is taken from the file system at once.
+    codec: what the threads make of a record that is written, and undo.
 
     `kept` is what was saved with pages that can be read again; empty if there are none. Raises
     `ConfigError` for a folder that is in use, cannot be written or is too small."""
 
-    def __init__(self, folder: Path, identity: str, pages: int, record: int):
-        self.identity, self.pages, self.record = identity, pages, record
+    def __init__(
+        self, folder: Path, identity: str, pages: int, record: int, codec: Codec | None = None
+    ):
+        self.identity, self.pages, self.record, self.codec = identity, pages, record, codec
+        self.stored = record if codec is None else codec.size  # bytes of a page in the file
         self.index = folder / "kv.index"
-        self.file = _open(folder, pages * record)
+        self.file = _open(folder, pages * self.stored)
         self.read_bytes, self.read_seconds = 0, 0.0
         self.sums: dict[int, int] = {}  # page → checksum, of those written
         self.kept = self._recover()
@@ -118,16 +132,13 @@ class Disk:
             with self.changed:
                 found = self.fetched.pop(page, None)
                 found = self.pending.get(page) if found is None else found
-            if found is not None:
-                row[:] = found
-            else:
-                self._pread(page, row)
+            row[:] = self._decoded(self._pread(page)) if found is None else found
         return out
 
     def prefetch(self, pages: Sequence[int]) -> None:
         """Have the operating system read these pages soon; returns at once."""
         for page in pages:
-            os.posix_fadvise(self.file, page * self.record, self.record, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self.file, page * self.stored, self.stored, os.POSIX_FADV_WILLNEED)
 
     def save(self, pages: Sequence[int], kept: bytes) -> None:
         """Write all that waits, and an index of `pages` for the next engine. Nothing may be written
@@ -138,7 +149,7 @@ class Disk:
                 raise self.error
         os.fsync(self.file)
         sums = {page: self.sums[page] for page in pages}
-        body = msgspec.msgpack.encode(Index(self.identity, self.record, sums, kept))
+        body = msgspec.msgpack.encode(Index(self.identity, self.stored, sums, kept))
         temporary = self.index.with_suffix(".new")
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(MAGIC + zlib.crc32(body).to_bytes(4, "little") + body)
@@ -159,12 +170,17 @@ class Disk:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _pread(self, page: int, row: Bytes) -> None:
-        began = time.perf_counter()
-        if os.preadv(self.file, [row], page * self.record) != self.record:
+    def _pread(self, page: int) -> Bytes:
+        """The page as it is stored."""
+        began, row = time.perf_counter(), np.empty(self.stored, np.uint8)
+        if os.preadv(self.file, [row], page * self.stored) != self.stored:
             raise OSError(f"page {page} of the KV cache on disk is cut short")
         self.read_seconds += time.perf_counter() - began
         self.read_bytes += self.record
+        return row
+
+    def _decoded(self, row: Bytes) -> Bytes:
+        return row if self.codec is None else self.codec.decode(row)
 
     def _next(self, queue: Mapping[int, object]) -> int | None:
         """Wait for the first page of a queue; None: there is nothing to do any more."""
@@ -175,13 +191,14 @@ class Disk:
     def _write_all(self) -> None:
         while (page := self._next(self.pending)) is not None:
             record = self.pending[page]
+            row = record if self.codec is None else self.codec.encode(record)
             try:
-                done = os.pwrite(self.file, record, page * self.record)
-                if done != self.record:
-                    raise OSError(f"wrote {done} of {self.record} bytes")
+                done = os.pwrite(self.file, row, page * self.stored)
+                if done != self.stored:
+                    raise OSError(f"wrote {done} of {self.stored} bytes")
             except OSError as error:
                 return self._give_up(error)
-            self.sums[page] = zlib.crc32(record)
+            self.sums[page] = zlib.crc32(row)
             with self.changed:
                 if self.pending.get(page) is record:
                     del self.pending[page]
@@ -189,16 +206,15 @@ class Disk:
 
     def _read_all(self) -> None:
         while (page := self._next(self.asked)) is not None:
-            record = np.empty(self.record, np.uint8)
             try:
-                self._pread(page, record)
+                row = self._pread(page)
             except OSError as error:
                 return self._give_up(error)
+            whole, record = zlib.crc32(row) == self.sums.get(page), self._decoded(row)
             with self.changed:
                 if page not in self.asked:  # it was written meanwhile
                     continue
                 del self.asked[page]
-                whole = zlib.crc32(record) == self.sums.get(page)
                 if whole:
                     self.fetched[page] = record
             if not whole and page in self.sums:  # else its first record is yet to be brought
@@ -228,12 +244,11 @@ class Disk:
             index = msgspec.msgpack.decode(body, type=Index)
         except msgspec.DecodeError:
             return self._ignore("its index makes no sense")
-        if (index.identity, index.record) != (self.identity, self.record):
+        if (index.identity, index.record) != (self.identity, self.stored):
             return self._ignore("it belongs to another model, KV type or version")
-        row = np.empty(self.record, np.uint8)
         for page, sum in index.sums.items():
             try:
-                self._pread(page, row)
+                row = self._pread(page)
             except OSError as error:
                 return self._ignore(str(error))
             if zlib.crc32(row) != sum:
