@@ -47,6 +47,8 @@ from weir.sched.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 GIB = 2**30
+SPARED = 0.98
+"""The part of --gpu-memory that is taken at the start: blocks of later steps may lie badly."""
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -405,7 +407,7 @@ def _gpu_room(config: Config, device: torch.device, reserve: int) -> int:
     free, total = torch.cuda.mem_get_info(device)
     room = free - (1 - config.gpu_memory_utilization) * total
     if config.gpu_memory:
-        room = min(room, config.gpu_memory - torch.cuda.memory_reserved(device))
+        room = min(room, SPARED * config.gpu_memory - torch.cuda.memory_reserved(device))
     return int(room - reserve)
 
 

@@ -58,9 +58,19 @@ def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
         return Placed(config)
     given = None if config.offload == "auto" else _read(Path(config.offload))
     spec = spec_of(path)
+    bits = _bits(config, path, spec, dtype)
     if device.type == "cpu":
-        return _on_cpu(config, given, weights(spec) * dtype.itemsize, device)
-    return _on_gpu(config, given, spec, device, dtype)
+        return _on_cpu(config, given, weights(spec) * bits / 8, device)
+    return _on_gpu(config, given, spec, bits, device, dtype)
+
+
+def _bits(config: Config, path: Path, spec: Spec, dtype: Any) -> int:
+    """Bits that a weight takes, quantised ones without their scales."""
+    if config.load_format == "dummy" or config.dtype != "auto":
+        return 8 * int(dtype.itemsize)
+    files = [path] if path.is_file() else path.glob("*.safetensors")
+    stored = 8 * sum(file.stat().st_size for file in files) / weights(spec)
+    return next((bits for bits in (4, 8) if stored < 1.5 * bits), 8 * int(dtype.itemsize))
 
 
 def _on_cpu(config: Config, given: Report | None, held: float, device: Any) -> Placed:
@@ -73,15 +83,20 @@ def _on_cpu(config: Config, given: Report | None, held: float, device: Any) -> P
     return Placed(config, _shelf(config, (1 - disk, 0.0, disk), device), about=about)
 
 
-def _on_gpu(config: Config, given: Report | None, spec: Spec, device: Any, dtype: Any) -> Placed:
-    bits = 8 * dtype.itemsize
+def _on_gpu(
+    config: Config, given: Report | None, spec: Spec, bits: int, device: Any, dtype: Any
+) -> Placed:
     room = rates.room(device, config.gpu_memory_utilization)
     room = min(room, config.gpu_memory or room)
     if given is None and weights(spec) * bits / 8 <= ROOMY * room:
         return Placed(config)
     machine = this_machine(config, room, device, dtype)
     base = replace(WEIR, weight_bits=bits)
-    job = _job(spec) if given is None else given.job
+    job = (
+        _job(min(spec.context, config.max_model_len or spec.context))
+        if given is None
+        else given.job
+    )
     kernels = native.library() is not None
     best = search(spec, job, machine, base, cpu_attention=None if kernels else False)
     found = best if given is None else _checked(given, spec, machine, best, kernels)
@@ -126,11 +141,11 @@ def _settings(config: Config, placed: Offload, job: Job, token: float) -> Config
     )
 
 
-def _job(spec: Spec) -> Job:
+def _job(context: int) -> Job:
     """What requests are taken to be where nobody says."""
     job = Job()
-    output = min(job.output, spec.context // 2)
-    return Job(prompt=min(job.prompt, spec.context - output), output=output)
+    output = min(job.output, context // 2)
+    return Job(prompt=min(job.prompt, context - output), output=output)
 
 
 def _read(path: Path) -> Report:

@@ -37,7 +37,7 @@ def test_json_can_be_read_back_and_less_memory_is_slower(
     [
         (["--gpu-memory", "much"], "expected a size"),
         (["--prompt", "4000"], "exceed the model's 2048 tokens"),
-        (["--hardware", "abacus"], "there are t4, a10g, h100"),
+        (["--hardware", "abacus"], "there are t4, a10g, h100, h200"),
         (["--cpu-memory", "1GiB", "--disk", "0"], "give it more memory or disk"),
     ],
 )

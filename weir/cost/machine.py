@@ -107,9 +107,11 @@ MACHINES = {
         T4,
         hosted(PRESETS["a10g"], 256 * GB, 200 * GB, _pcie(25 * GB)),
         hosted(PRESETS["h100"], 125 * GB, 95 * GB, _pcie(55.1 * GB)),
+        hosted(PRESETS["h200"], 134 * GB, 139 * GB, (55.5 * GB, 55.3 * GB, 101 * GB)),
     )
 }
-"""h100: link, memory and disk measured on a host of 16 cores; a10g: the quoted rates of NEO's."""
+"""h100, h200: link and memory measured on hosts of 16 cores, and the disk of the first; a10g: the
+quoted rates of NEO's."""
 
 
 def find(name: str) -> Machine:

@@ -103,6 +103,7 @@ class Copies:
     def __init__(self, layers: Sequence[Parked], spill: Spill | None, device: torch.device):
         self.spill = spill
         self.stream = torch.cuda.Stream(device)
+        self.stream.wait_stream(torch.cuda.current_stream(device))  # the slots were others' memory
         self.cycle = deque(parked for parked in layers if parked.size > parked.start)
         size = max((parked.size - parked.start for parked in self.cycle), default=0)
         self.relays = deque(
