@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from weir.core import AttentionSpec, Chunk, Plan, Sampling, Spec
-from weir.cost.hardware import H100, PRESETS, find
+from weir.cost.hardware import H100, PRESETS, find, this_gpu
 from weir.cost.roofline import Roofline
 from weir.cost.work import Work, activations, cache_bytes, layer_weights, weights
 from weir.errors import ConfigError
@@ -131,3 +131,12 @@ def test_this_cpu_is_measured() -> None:
 def test_unknown_hardware_is_named_with_what_there_is() -> None:
     with pytest.raises(ConfigError, match=r"no hardware 'h900'; there are t4, .*h100.* and cpu"):
         find("h900")
+
+
+def test_a_gpu_with_the_rates_of_an_h100_is_one() -> None:
+    same = this_gpu(H100.memory, 3.03e12, 792e12)
+    twice = this_gpu(H100.memory, 6.06e12, 1584e12)
+    for name in ("weight_rate", "matrix_rate", "cache_rate"):
+        assert getattr(same, name) == pytest.approx(getattr(H100, name))
+        assert getattr(twice, name) == pytest.approx(2 * getattr(H100, name))
+    assert same.attention_rate == pytest.approx(H100.attention_rate, rel=0.02)

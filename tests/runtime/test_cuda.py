@@ -9,6 +9,7 @@ from tests.executor.test_local import local
 from tests.reference import Tiny
 from tests.runtime.drive import CPU, EVERY, Drive, runner
 from weir.core import Move, Page, Sampling, Score
+from weir.runtime.rates import rates
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,3 +74,9 @@ def test_a_gpu_gives_what_a_cpu_gives(tiers):
             assert (mine.token, mine.rank) == (theirs.token, theirs.rank)
             assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-3)
             assert [t for t, _ in mine.top][:3] == [t for t, _ in theirs.top][:3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_copies_and_multiplies_faster_than_any_cpu(dtype):
+    copy, product = rates(torch.device("cuda"), dtype)
+    assert 1e11 < copy < 1e14 and 2e12 < product < 1e16
