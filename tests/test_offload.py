@@ -148,6 +148,7 @@ def test_a_plan_that_does_harm_is_priced(monkeypatch, tmp_path, caplog):
     [
         ((0.9, 0.1, 0.0), {}, r"does not fit: it needs 5\d\.\d GB of GPU memory, where 14\.4"),
         ((0.1, 0.9, 0.0), {"schedule": "zigzag"}, "plan again"),
+        ((0.1, 0.9, 0.0), {"cache_bits": 4}, "in 16 bits"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_one_sentence(monkeypatch, tmp_path, weights, more, said):

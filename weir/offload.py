@@ -130,6 +130,8 @@ def _settings(config: Config, placed: Offload, job: Job, token: float) -> Config
     tokens = config.max_num_batched_tokens or max(placed.batch * job.prompt, placed.block)
     room = 0
     if placed.cache[1] > 0:
+        if config.cpu_cache:
+            raise ConfigError("--offload: KV is in main memory already: leave out --cpu-cache")
         room = int(token * placed.block * (job.prompt + job.output + PAGE))
     return replace(
         config,
@@ -162,10 +164,11 @@ def _read(path: Path) -> Report:
 def _checked(given: Report, spec: Spec, machine: Machine, best: Planned, kernels: bool) -> Planned:
     """The plan given, priced here."""
     placed = replace(given.planned.offload, weight_bits=best.offload.weight_bits)
-    if placed.schedule != "steps" or placed.cache not in (GPU, CPU) or placed.hidden != GPU:
+    kept = placed.cache in (GPU, CPU) and placed.cache_bits == 16 and placed.hidden == GPU
+    if placed.schedule != "steps" or not kept:
         raise ConfigError(
-            "--offload: the engine keeps all KV on the GPU or all of it on the CPU, and "
-            "activations on the GPU: plan again"
+            "--offload: the engine keeps all KV on the GPU or all of it on the CPU, in 16 bits, "
+            "and activations on the GPU: plan again"
         )
     if placed.cache == CPU and not (kernels and placed.cpu_attention):
         raise ConfigError(f"--offload: attention on the CPU needs its kernels: {native.status()}")

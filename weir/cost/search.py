@@ -117,7 +117,7 @@ def solve(costs: Costs) -> Planned | None:
 
 
 def _shares(values: Any) -> Shares:
-    kept = np.clip(np.round(values, 9), 0.0, 1.0)
+    kept = np.clip(np.round(values, 9), 0.0, 1.0) + 0.0  # no -0
     return float(kept[0]), float(kept[1]), float(kept[2])
 
 
