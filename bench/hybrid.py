@@ -51,11 +51,14 @@ CASES = {
 }
 
 
-def result(flags: list[str], attention: str, requests: int) -> dict[str, float]:
+def result(flags: list[str], attention: str, requests: int, rate: float = 0.0) -> dict[str, float]:
+    """rate: at which they come; 0: all at once."""
     more = [] if attention == "off" else ["--cpu-cache", "100GiB", "--cpu-attention", attention]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         file = Path(folder) / "result.json"
         count = ["--num-prompts", str(requests), "--max-model-len", "8192", "--ranker", "none"]
+        count += ["--percentile-metrics", "ttft,tpot,ptl"]
+        more += ["--request-rate", str(rate)] if rate else []
         if main(["simulate", *flags, *count, *more, "--output-json", str(file)]):
             raise SystemExit("the simulation failed")
         return json.loads(file.read_text())
@@ -65,7 +68,10 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", help="parts of names")
     parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--rates", type=float, nargs="+", metavar="R", help="of a stream, instead")
     options = parser.parse_args()
+    if options.rates:
+        return stream(options)
     print("| case | off, req/s | auto / off | all / off | ms between tokens: off, auto, all |")
     print("|---|---|---|---|---|", flush=True)
     for name, flags in CASES.items():
@@ -76,6 +82,19 @@ def run() -> None:
         gains = [f"{rate / rates[0]:.2f}" for rate in rates[1:]]
         gaps = ", ".join(f"{arm['median_tpot_ms']:.0f}" for arm in arms)
         print(f"| {name} | {rates[0]:.2f} | {' | '.join(gains)} | {gaps} |", flush=True)
+
+
+def stream(options: argparse.Namespace) -> None:
+    """Seconds a request takes for each token of its answer, at several rates of arrival."""
+    print(f"| case, s a token at | {' | '.join(f'{rate:g}/s' for rate in options.rates)} |")
+    print("|---" * (len(options.rates) + 1) + "|")
+    for name, flags in CASES.items():
+        if options.cases and not any(part in name for part in options.cases):
+            continue
+        for kind in ("off", "auto"):
+            arms = [result(flags, kind, options.requests, rate) for rate in options.rates]
+            took = [f"{arm['mean_ptl_ms'] / 1000:.2f}" for arm in arms]
+            print(f"| {name}, {kind} | {' | '.join(took)} |", flush=True)
 
 
 if __name__ == "__main__":

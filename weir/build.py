@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 SPARED = 0.98
 """The part of --gpu-memory that is taken at the start: blocks of later steps may lie badly."""
+BORROWED = 3
+"""Layers whose pages in main memory may be on the GPU as copies."""
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -278,6 +280,9 @@ def _executor(
         reserve = rehearse(probe, tokens, requests)
         if below := _cpu_pages(config, spec, page, platform):
             reserve += slot_bytes(probe.store.record, below)
+            if config.cpu_attention != "off":  # copies of pages that prompts go on from, a layer's
+                token = probe.store.record // page // spec.layers
+                reserve += BORROWED * token * (tokens + spec.context)
         room = _gpu_room(config, device, reserve)
         if probe.relay is not None:
             probe.relay.close()

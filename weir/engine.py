@@ -222,7 +222,9 @@ class Engine:
         stats.step_seconds.add(seconds)
         if self.target is not None:
             stats.target_seconds = self.target.seconds if self.target.seconds < math.inf else 0.0
-            stats.predicted_seconds.add(self.target.observe(plan, seconds))
+            hot = self.scheduler.cache.hot
+            if all(chunk.home == hot for chunk in chunks):  # else its pace is not the device's
+                stats.predicted_seconds.add(self.target.observe(plan, seconds))
         if self.fetch is not None and prefill == plan.tokens and not plan.moves:
             self.fetch.observe(prefill, seconds)
         stats.step_requests.add(len(chunks))

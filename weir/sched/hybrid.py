@@ -16,7 +16,8 @@ from weir.sched.placement import OnDemand
 RECENT = 0.05
 """Weight of the latest step in running means."""
 FORGET = 0.002
-"""What a step without decodes away takes off the doubt in those that have some."""
+"""What a step takes off older ones' part in the proportion of answers and prompts and, without
+decodes away, off the doubt in those that have some."""
 
 
 @dataclass(slots=True)
@@ -31,15 +32,18 @@ class Balance:
     lanes: Lanes
     patience: int = 32
     prompts: float = 0.0  # prompt tokens of a step, lately
-    decodes: float = 0.0
+    asked: float = 500.0  # prompt tokens of all steps; the beginning is a guess
+    answered: float = 100.0  # and decodes
     left: dict[int, int] = field(default_factory=dict)  # steps that a decode was left out
     ratio: list[float] = field(default_factory=lambda: [1.0, 1.0])
 
     def observe(self, chunks: Iterable[Chunk]) -> None:
         lengths = [chunk.length for chunk in chunks]
         decodes = lengths.count(1)
-        self.prompts += RECENT * (sum(lengths) - decodes - self.prompts)
-        self.decodes += RECENT * (decodes - self.decodes)
+        prompts = sum(lengths) - decodes
+        self.prompts += RECENT * (prompts - self.prompts)
+        self.asked += prompts - FORGET * self.asked
+        self.answered += decodes - FORGET * self.answered
 
     def landed(self, plan: Plan, seconds: float) -> None:
         """Learn from what a step took."""
@@ -52,9 +56,18 @@ class Balance:
         if not away:
             self.ratio[True] += FORGET * (self.ratio[False] - self.ratio[True])
 
-    def pays(self, here: Sequence[int], away: Sequence[int]) -> bool:
-        """Is a step with those away worth more than one without? Decodes are given by context."""
-        return self._rate(here, away) > self._rate(here, ())
+    def most(self, here: Sequence[int]) -> int:
+        """How many decodes away make steps worth most beside those at home, given by context, once
+        prompts come as fast as answers end. A second lane costs the same for few and for many, so
+        it is not enough to ask whether one more would pay."""
+        context = sum(here) // max(1, len(here))
+        counts = [0, *(len(here) * n // 4 for n in (1, 2, 4, 8, 16, 32))]
+
+        def worth(count: int) -> float:
+            prompts = (len(here) + count) * self.asked / max(1.0, self.answered)
+            return self._rate(here, [context] * count, prompts)
+
+        return max(counts, key=worth)
 
     def chosen(self, here: Sequence[int], away: Sequence[Request]) -> Collection[int]:
         """The uids of those away that take part in the step."""
@@ -63,7 +76,9 @@ class Balance:
         contexts = [r.computed for r in order]
         overdue = sum(steps >= self.patience for steps in left.values())
         hidden = self._hidden(here, contexts)
-        count = max({0, hidden, len(order)}, key=lambda n: self._rate(here, contexts[:n]))
+        count = max(
+            (0, hidden, len(order)), key=lambda n: self._rate(here, contexts[:n], self.prompts)
+        )
         uids = [r.uid for r in order[: max(count, overdue)]]
         self.left = {uid: steps + 1 for uid, steps in left.items()} | dict.fromkeys(uids, 0)
         return set(uids)
@@ -74,12 +89,12 @@ class Balance:
         one = Share.of([*here, *away], self.lanes.away)
         return self.lanes.seconds(both) < self.lanes.seconds([one])
 
-    def _rate(self, here: Sequence[int], away: Sequence[int]) -> float:
-        prompts = [(int(self.prompts), 0)] if self.prompts >= 2 else []
+    def _rate(self, here: Sequence[int], away: Sequence[int], tokens: float) -> float:
+        """Worth a second of a step with these decodes and so many prompt tokens."""
+        prompts = [(int(tokens), 0)] if tokens >= 2 else []
         first = Share(Work(len(here), list(here), prompts))
         second = Share(Work(len(away), [0] * len(away)), sum(away))
-        worth = self.decodes / self.prompts if prompts else 0.0
-        value = len(here) + len(away) + worth * sum(length for length, _ in prompts)
+        value = len(here) + len(away) + tokens * self.answered / max(1.0, self.asked)
         one = Share(Work(len(here) + len(away), [*here, *second.work.contexts], prompts), sum(away))
         seconds = min(self.lanes.seconds([first, second]), self.lanes.seconds([one]))
         seconds *= self.ratio[bool(away)]
@@ -108,14 +123,15 @@ class Hybrid(OnDemand):
     balance: Balance | None = None
     resting: Collection[int] = ()
     here: list[int] = field(default_factory=list)  # contexts of decodes at home
-    there: list[int] = field(default_factory=list)  # and of all requests away
+    there: int = 0  # requests away
     short: Tier | None = None  # the tier that had no room last
+    most: int = -1  # decodes that may be away; -1: not asked in this plan
 
     def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
         away = [r for r in running if r.pages and r.pages[-1].tier == self.away]
         self.here = [r.computed for r in running if r.decoding and r.pages[-1].tier == self.home]
-        self.there = [r.computed for r in away]
-        self.resting = ()
+        self.there = len(away)
+        self.resting, self.most = (), -1
         back = self._returning(away, cache)
         if self.balance is not None:
             decodes = [r for r in away if r.decoding and r not in back]
@@ -144,9 +160,15 @@ class Hybrid(OnDemand):
         left = cache.room(self.home) + len(r.pages) - cache.pages(len(r.tokens))
         if left >= int(self.spare * cache.pools[self.home].size):
             return self.home
-        if self.balance is None or self.balance.pays(self.here, [*self.there, len(r.tokens)]):
-            return self.away
-        return self.home
+        return self.away if self._pays() else self.home
+
+    def _pays(self) -> bool:
+        """May one more be away?"""
+        if self.balance is None:
+            return True
+        if self.most < 0:
+            self.most = self.balance.most(self.here)
+        return self.there < self.most
 
     @staticmethod
     def _holds(r: Request, cache: Cache, tier: Tier) -> bool:
