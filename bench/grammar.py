@@ -1,7 +1,7 @@
 """How much of the data grammars hold, and what they cost: python bench/grammar.py [--schemas N]
 
-Needs WEIR_DATA. llguidance runs beside it on the same schemas, texts and vocabulary; xgrammar too
-where it is installed.
+Needs WEIR_DATA. llguidance runs beside it on the same schemas, texts and vocabulary, and so do the
+masks of xgrammar where it is installed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,12 @@ from weir.grammar.matcher import Cutter
 from weir.grammar.regex import search
 from weir.grammar.vocabulary import Masks, Vocabulary
 from weir.params import StructuredOutputs
+from weir.text import Text
+
+try:
+    import xgrammar
+except ImportError:
+    xgrammar = None
 
 IRREGULAR = ("backreference", "lookbehind", "conditional", "recursion", "atomic", "possessive")
 """Refused by name: not regular, or of a meaning that depends on how one searches."""
@@ -116,6 +123,7 @@ def masks(instances: list[tuple[dict, str]], model: str) -> None:
     pieces = text.pieces(True)
     vocabulary = Vocabulary(pieces, text.vocab, text.eos)
     guide = Guidance(vocabulary, Cutter(lambda one: text.encode(one, False), pieces))
+    other = XGrammar(pieces, text) if xgrammar is not None else None
     first, again, theirs = [], [], []
     for schema, instance in instances[:300]:
         asked = StructuredOutputs(json=schema)
@@ -135,9 +143,49 @@ def masks(instances: list[tuple[dict, str]], model: str) -> None:
             theirs.append(time.perf_counter() - began)
             if not matcher.consume_token(token):
                 break
+        if other is not None:
+            other.follow(schema, tokens)
     print(f"masks over {len(again)} tokens, vocabulary {text.vocab}, µs p50 / p99 / most")
     print(f"  automaton, known: {percentiles(again, 1e-6)}; first: {percentiles(first, 1e-6)}")
     print(f"  llguidance: {percentiles(theirs, 1e-6)}")
+    if other is not None:
+        print(f"  xgrammar {version('xgrammar')}: {percentiles(other.masks, 1e-6)}, of", end=" ")
+        print(f"{other.followed} texts, {other.refused} refused; compiling them, ms:", end=" ")
+        print(percentiles(other.compiling, 1e-3))
+
+
+class XGrammar:
+    """xgrammar over one vocabulary: seconds of its masks and of compiling."""
+
+    def __init__(self, pieces: list[bytes], text: Text):
+        pieces = [piece or b"<%d>" % token for token, piece in enumerate(pieces)]
+        ends = sorted(text.eos)
+        info = xgrammar.TokenizerInfo(pieces, vocab_size=text.vocab, stop_token_ids=ends)
+        self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+        self._bits = xgrammar.allocate_token_bitmask(1, text.vocab)
+        self.masks: list[float] = []
+        self.compiling: list[float] = []
+        self.followed = self.refused = 0
+
+    def follow(self, schema: dict, tokens: list[int]) -> None:
+        began = time.perf_counter()
+        try:
+            compiled = self._compiler.compile_json_schema(
+                json.dumps(schema), any_whitespace=False, strict_mode=False
+            )
+        except RuntimeError:
+            self.refused += 1
+            return
+        self.compiling.append(time.perf_counter() - began)
+        matcher = xgrammar.GrammarMatcher(compiled)
+        for token in tokens:
+            began = time.perf_counter()
+            matcher.fill_next_token_bitmask(self._bits)
+            self.masks.append(time.perf_counter() - began)
+            if not matcher.accept_token(token):
+                self.refused += 1
+                return
+        self.followed += 1
 
 
 def main() -> None:

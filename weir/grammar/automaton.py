@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from functools import cached_property
 from typing import NamedTuple
 
 import msgspec
@@ -47,7 +46,10 @@ class Wire(NamedTuple):
 class Automaton:
     """classes: uint8 [256], the class of each byte. table: int32 [states, classes], the next state.
     accepting: bool [states]. Every state but `DEAD` can still reach an accepting one; an automaton
-    that matches nothing has no state but it."""
+    that matches nothing has no state but it.
+
+    forced: int16 [states], the one byte that can come, where no other can and the text cannot end
+    either; else -1. final: bool [states], the text is complete and nothing can be added to it."""
 
     def __init__(
         self,
@@ -58,6 +60,13 @@ class Automaton:
         self.classes = classes
         self.table = table
         self.accepting = accepting
+        live = table != DEAD
+        width = np.bincount(classes, minlength=table.shape[1])
+        only = np.zeros(len(width), np.int16)
+        only[classes] = np.arange(256)
+        single = (live @ width == 1) & ~accepting
+        self.forced = np.where(single, only[live.argmax(axis=1)], -1).astype(np.int16)
+        self.final = accepting & ~live.any(axis=1)
 
     @property
     def states(self) -> int:
@@ -84,23 +93,6 @@ class Automaton:
             if after != DEAD:
                 found[after] = found.get(after, 0) | 1 << byte
         return list(found.items())
-
-    @cached_property
-    def forced(self) -> NDArray[np.int16]:
-        """int16 [states]: the one byte that can come, where no other can and the text cannot end
-        either; else -1."""
-        width = np.bincount(self.classes, minlength=self.table.shape[1])
-        only = np.zeros(len(width), np.int16)
-        only[self.classes] = np.arange(256)
-        live = self.table != DEAD
-        single = (live @ width == 1) & ~self.accepting
-        return np.where(single, only[live.argmax(axis=1)], -1).astype(np.int16)
-
-    @cached_property
-    def final(self) -> NDArray[np.bool_]:
-        """bool [states]: the text is complete and nothing can be added to it."""
-        stuck: NDArray[np.bool_] = (self.table == DEAD).all(axis=1)
-        return self.accepting & stuck
 
     def force(self, state: int) -> tuple[bytes, int]:
         """The bytes that must come next, and the state after them."""

@@ -55,7 +55,8 @@ class Guidance:
 
 
 class GuidedMatcher:
-    """matcher: at its start, and this request's own. cutter: None: never jump."""
+    """matcher: at its start, and this request's own. cutter: None: never jump. May take long to
+    make."""
 
     def __init__(
         self,
@@ -71,13 +72,12 @@ class GuidedMatcher:
         self._beside = beside
         self._cutter = cutter
         self._before = before
+        self._start = self._forced(b"")
         self._job: Future[bytes] | None = None  # makes the next mask
         self.complete = False
 
     def begin(self, most: int) -> list[int]:
-        tokens = self._forced(b"")
-        if len(tokens) > most:
-            return []
+        tokens = self._start if len(self._start) <= most else []
         self._take(tokens)
         return tokens
 
