@@ -258,15 +258,20 @@ def test_penalties(tokens, prompt, repetition, presence, frequency):
 
 
 @given(st.sets(st.integers(0, 40)), st.integers(1, 41), st.integers(0, 2))
-def test_unpack(allowed, vocab, spare):
+def test_a_mask_excludes_what_it_lacks(allowed, vocab, spare):
     mask = np.zeros(-(-vocab // 8) + spare, np.uint8)
     for t in allowed:
         if t // 8 < len(mask):
             mask[t // 8] |= 1 << (t % 8)
-    got = sample.unpack(torch.from_numpy(mask), vocab)
-    assert got.tolist() == [t in allowed for t in range(vocab)]
-    short = sample.unpack(torch.from_numpy(mask[:1]), vocab)
-    assert short.tolist() == [t in allowed and t < 8 for t in range(vocab)]
+    for masks, most in ((mask, vocab), (mask[:1], 8)):
+        logits = torch.randn(3, vocab)
+        want = logits.clone()
+        for t in range(vocab):
+            if t not in allowed or t >= most:
+                want[2, t] = want[0, t] = -torch.inf
+        rows = torch.tensor([2, 0])
+        sample.restrict(logits, rows, torch.from_numpy(masks).expand(2, -1))
+        assert torch.equal(logits, want)
 
 
 def test_logprobs():

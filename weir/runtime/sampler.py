@@ -207,9 +207,7 @@ class Sampler:
         if draw.masked is not None or draw.edits or draw.penalised is not None:
             logits = logits.float()
         if draw.masked is not None:
-            rows, masks = draw.masked
-            forbidden = ~sample.unpack(masks, self.vocab)
-            logits[rows] = logits[rows].masked_fill(forbidden, -torch.inf)
+            sample.restrict(logits, *draw.masked)
         for row, position, edit in draw.edits:
             edit.apply(logits[row], position)
         if draw.penalised is not None:

@@ -1,0 +1,95 @@
+"""Requests with a grammar beside free ones: python bench/beside.py --model M [--batch 64]
+
+Arms, in turn: all free, all with a grammar that goes on for ever, half and half. No prompt is
+shared and every answer has as many tokens, so an arm's time says what masks cost, and the free
+requests' own time in the last arm what they cost others. What follows the options are settings:
+field=value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+
+import weir
+from weir.client import Client
+from weir.params import SamplingParams, StructuredOutputs
+
+ARMS = {"free": (True, True), "masked": (False, False), "half": (True, False)}
+
+
+async def run(client: Client, arm: str, batch: int, tokens: int, regex: str) -> list[float]:
+    """Tokens a second while all are decoding: of all, and of the free ones."""
+    asked = StructuredOutputs(regex=regex)
+    free = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+    masked = SamplingParams(
+        temperature=0, max_tokens=tokens, ignore_eos=True, structured_outputs=asked
+    )
+    grammar = await client.compile(masked)
+    kinds = [ARMS[arm][number % 2] for number in range(batch)]
+    began = time.perf_counter()
+
+    async def one(number: int, is_free: bool) -> tuple[float, float, int]:
+        first = last = 0.0
+        count = 0
+        prompt = f"{number * 7919} is the number of this prompt, which is its own."
+        stream = client.submit(
+            prompt, free if is_free else masked, grammar=None if is_free else grammar
+        )
+        async for output in stream:
+            last = time.perf_counter() - began
+            first = first or last
+            count += len(output.token_ids)
+        assert count == tokens, f"{count} tokens of {tokens}"
+        return first, last, count
+
+    ends = await asyncio.gather(*(one(number, kind) for number, kind in enumerate(kinds)))
+    start = max(first for first, _, _ in ends)  # from here on all decode
+    rates = []
+    for some in (ends, [e for e, is_free in zip(ends, kinds, strict=True) if is_free]):
+        shares = [tokens * (last - start) / (last - first) for first, last, _ in some]
+        rates.append(sum(shares) / max((last - start for _, last, _ in some), default=1.0))
+    return rates
+
+
+async def measure(options: argparse.Namespace, settings: dict[str, str]) -> None:
+    rates: dict[str, list[list[float]]] = {arm: [] for arm in ARMS}
+    async with weir.AsyncLLM(options.model, **settings) as llm:
+        for turn in range(options.rounds + 1):
+            for arm in ARMS:
+                found = await run(llm.client, arm, options.batch, options.tokens, options.regex)
+                if turn:  # the first warms up
+                    rates[arm].append(found)
+    middle = {
+        arm: [statistics.median(column) for column in zip(*of, strict=True)]
+        for arm, of in rates.items()
+    }
+    print(f"{options.batch} requests of {options.tokens} tokens, median of {options.rounds} rounds")
+    for arm, (every, _) in middle.items():
+        spread = [rate[0] for rate in rates[arm]]
+        print(
+            f"{arm:7} {every:8.0f} tokens/s ({min(spread):.0f} to {max(spread):.0f})  "
+            f"{every / middle['free'][0]:.3f} of free alone"
+        )
+    alone = middle["free"][0] / options.batch
+    beside = middle["half"][1] / (options.batch // 2)
+    print(f"free ones beside masked: {beside / alone:.3f} of alone, each")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--regex", default=r"[a-z0-9 ,.]{4000,}", help="that no answer ends")
+    parser.add_argument("settings", nargs="*", metavar="field=value")
+    options = parser.parse_args()
+    settings = dict(setting.split("=", 1) for setting in options.settings)
+    asyncio.run(measure(options, settings))
+
+
+if __name__ == "__main__":
+    main()
