@@ -98,8 +98,9 @@ class Matcher(Protocol):
         """The tokens, at most so many, that every answer begins with: taken as given."""
         ...
 
-    def mask(self) -> bytes | None:
-        """The tokens that may come next, one bit each; None: not known yet, ask again."""
+    def mask(self, alone: bool = False) -> bytes | None:
+        """The tokens that may come next, one bit each; None: not known yet, ask again. alone:
+        nobody else waits for it."""
         ...
 
     def advance(self, token: int) -> list[int]:
@@ -139,6 +140,7 @@ class Request:
     shared: int = 0  # leading pages that belong to the tree
     sent: int = 0  # leading pages the executor has been told of
     sampled: bool = False  # the executor sampled its last token and still has it
+    jumped: bool = False  # more than that followed the token before it, so it may again
     scored: int = 0  # prompt positions whose logprob has been asked for
     peak: int = 0  # tokens ever computed: what a preemption makes it compute again
     cached: int = 0  # prompt tokens found in the cache

@@ -33,7 +33,7 @@ class Toy:
     def begin(self, most: int) -> list[int]:
         return [3, 1, 4][: max(0, most)]
 
-    def mask(self) -> bytes | None:
+    def mask(self, alone: bool = False) -> bytes | None:
         return None if self.rng.random() < 0.3 else b""
 
     def advance(self, token: int) -> list[int]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 
-QUICK = 5e-4
+QUICK = 8e-4
 """Seconds that a step waits for a mask."""
+PATIENT = 2e-2
+"""The same where the step is for nobody else."""
 THREADS = 4
 """Masks under way at once, so that one that takes long holds up few others."""
 
@@ -24,13 +26,13 @@ class Beside:
     def start(self, job: Callable[[], bytes]) -> Future[bytes]:
         return self._pool.submit(job)
 
-    def take(self, mask: Future[bytes]) -> bytes | None:
-        """The mask, waited for at most `QUICK`; None: ask again in a later step. Once one took
-        longer nobody waits before it is done: however many are slow, a step loses that time once.
-        """
+    def take(self, mask: Future[bytes], alone: bool) -> bytes | None:
+        """The mask, waited for at most `QUICK`, or `PATIENT` if `alone`; None: ask again in a later
+        step. Once one took longer nobody waits before it is done: however many are slow, a step
+        loses that time once."""
         if not mask.done() and not self._waited():
             try:
-                return mask.result(QUICK)
+                return mask.result(PATIENT if alone else QUICK)
             except TimeoutError:
                 self._slow.append(mask)
         return mask.result() if mask.done() else None

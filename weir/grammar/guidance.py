@@ -81,10 +81,10 @@ class GuidedMatcher:
         self._take(tokens)
         return tokens
 
-    def mask(self) -> bytes | None:
+    def mask(self, alone: bool = False) -> bytes | None:
         if self._job is None:
             self._job = self._beside.start(self._compute)
-        return self._beside.take(self._job)
+        return self._beside.take(self._job, alone)
 
     def advance(self, token: int) -> list[int]:
         tokens, piece = [token], self._pieces[token]

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 
 from weir.core import Grammar, Matcher
 from weir.grammar.automaton import Automaton
@@ -47,6 +46,7 @@ class Library:
         self._size = size
         self._known: OrderedDict[str, Future[Masks | str]] = OrderedDict()
         self._vocabulary = self._pool.submit(self._read, tokens)
+        self._guidance = self._pool.submit(self._guide)  # now, as it holds the interpreter's lock
 
     def open(self, grammar: Grammar, prompt: Sequence[int], jumps: bool) -> Future[Matcher]:
         """A matcher for one request; done at once if the grammar is known. jumps: whether forced
@@ -64,12 +64,7 @@ class Library:
             except Exception as error:
                 opened.set_exception(error)
             return opened
-        guidance = self._guidance if grammar.kind == "guidance" else None
-        return self._pool.submit(self._open, compiled, prompt, jumps, guidance)
-
-    @cached_property
-    def _guidance(self) -> Future[Guidance]:
-        return self._pool.submit(self._guide)
+        return self._pool.submit(self._open, compiled, prompt, jumps)
 
     def forget(self) -> None:
         """Open every grammar anew from now on."""
@@ -95,19 +90,12 @@ class Library:
         masks.mask(masks.automaton.start)
         return masks
 
-    def _open(
-        self,
-        compiled: Future[Masks | str],
-        prompt: Sequence[int],
-        jumps: bool,
-        guidance: Future[Guidance] | None = None,
-    ) -> Matcher:
+    def _open(self, compiled: Future[Masks | str], prompt: Sequence[int], jumps: bool) -> Matcher:
         vocabulary, cutter = self._vocabulary.result()
         before = context(vocabulary.pieces, prompt)
         cuts = cutter if jumps and self.jumps else None
         found = compiled.result()
         if isinstance(found, Masks):
             return AutomatonMatcher(found, self._beside, cuts, before)
-        assert guidance is not None
-        matcher = guidance.result().compile(found)
+        matcher = self._guidance.result().compile(found)
         return GuidedMatcher(matcher, vocabulary, self._beside, cuts, before)

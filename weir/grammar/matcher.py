@@ -108,8 +108,8 @@ class AutomatonMatcher:
         self._take(tokens)
         return tokens
 
-    def mask(self) -> bytes | None:
-        return self._next if isinstance(self._next, bytes) else self._beside.take(self._next)
+    def mask(self, alone: bool = False) -> bytes | None:
+        return self._next if isinstance(self._next, bytes) else self._beside.take(self._next, alone)
 
     def advance(self, token: int) -> list[int]:
         piece = self._pieces[token] if token < len(self._pieces) else b""

@@ -78,7 +78,8 @@ def _append(r: Request, token: int) -> None:
         r.done = "stop"
     elif r.matcher is not None:
         tokens = r.matcher.advance(token)
-        if tokens != [token]:
+        r.jumped = tokens != [token]
+        if r.jumped:
             recall(r, r.settled + (tokens[0] == token))
         if r.matcher.complete:
             r.done = "stop"

@@ -145,9 +145,9 @@ class Scheduler:
         if r.settled == len(r.tokens):
             return r.flying == 0 or self.chains
         wants = len(r.tokens) - r.prompt < r.sampling.max_tokens
-        # what penalties count cannot be taken back, as a matcher may ask
-        counted = r.matcher is not None and r.sampling.penalised
-        return self.chains and r.sampled and wants and not counted
+        # what penalties count cannot be taken back, as a matcher may ask, and a jump likely will
+        waits = r.matcher is not None and (r.jumped or r.sampling.penalised)
+        return self.chains and r.sampled and wants and not waits
 
     def _ranked(self, ready: list[Entry], it: Iteration) -> Iterator[Request]:
         """Ready and waiting requests, merged in order."""
@@ -310,13 +310,13 @@ class Scheduler:
     def masks(self, plan: Plan) -> dict[int, bytes]:
         """By uid, the masks that `plan`, the oldest in flight, lacked: of tokens that follow those
         settled meanwhile. Who has none yet is taken back, and waits for it alone."""
-        found = {}
-        for chunk in (chunk for lane in plan.lanes for chunk in lane if chunk.late):
+        found, chunks = {}, [chunk for lane in plan.lanes for chunk in lane]
+        for chunk in (chunk for chunk in chunks if chunk.late):
             r = self.live[chunk.uid]
             if r.void or r.done is not None:
                 continue
             assert r.matcher is not None
-            mask = r.matcher.mask()
+            mask = r.matcher.mask(alone=len(chunks) == 1)
             if mask is None:
                 recall(r, r.settled - 1)
                 self.waiting.renew((r,))  # if it was evicted while it flew
