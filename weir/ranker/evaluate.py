@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 from statistics import fmean
 
+from weir.ranker.consensus import consensus
 from weir.ranker.kendall import tau_b
 from weir.ranker.lengths import Answer, Asked, Lengths
 
@@ -16,14 +18,16 @@ LEAST = 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Kendall's tau-b of one model's answers. taus: by ranker; other: what the lengths of another
-    model reach, on average over the others; None: there is none on these prompts."""
+    """Kendall's tau-b of one model's answers. taus: by ranker, and by yardstick: another model's
+    lengths, the mean over them, and what all others say together. NaN: there are no others."""
 
     source: str
     model: str
     prompts: int
     taus: dict[str, float]
-    other: float | None
+
+
+Known = dict[int, float]  # tokens of the answer, by prompt
 
 
 def evaluate(
@@ -35,29 +39,16 @@ def evaluate(
     scores: by ranker, of every prompt. `prompt length`, in characters, is always among them.
     together: the sources that make that mixture; empty: all."""
     scores = {"prompt length": [len(prompt) for prompt in lengths.prompts], **scores}
-    by_source: dict[str, dict[Asked, dict[int, float]]] = defaultdict(dict)
-    for asked, answers in lengths.answers.items():
-        by_source[asked.source][asked] = {a.prompt: a.tokens for a in answers}
     rows = []
-    for source, models in sorted(by_source.items()):
-        for asked, known in models.items():
+    for source, models in _sets(lengths, together).items():
+        for model, known in models.items():
             if len(known) >= LEAST:
-                others = [theirs for who, theirs in models.items() if who != asked]
-                found = [Answer(*item) for item in known.items()]
-                taus = _taus(found, scores)
-                rows.append(Row(source, asked.model, len(found), taus, _other(known, others)))
-    mixed = {
-        name: [a for a in answers if not together or lengths.sources[a.prompt] in together]
-        for name, answers in sorted(lengths.families().items())
-    }
-    known_to = {name: {a.prompt: a.tokens for a in answers} for name, answers in mixed.items()}
-    for name, found in mixed.items():
-        if len(found) >= LEAST and len({lengths.sources[answer.prompt] for answer in found}) > 1:
-            others = [theirs for who, theirs in known_to.items() if who != name]
-            other = _other(
-                known_to[name], [t for t in others if _several(lengths, t, known_to[name])]
-            )
-            rows.append(Row("(mixed)", name, len(found), _taus(found, scores), other))
+                others = {name: theirs for name, theirs in models.items() if name != model}
+                tokens = list(known.values())
+                taus = {n: tau_b([s[place] for place in known], tokens) for n, s in scores.items()}
+                taus["another model"] = _mean(_tau(theirs, known) for theirs in others.values())
+                taus["all others"] = _tau(_all(lengths, others), known)
+                rows.append(Row(source, model, len(known), taus))
     return rows
 
 
@@ -71,8 +62,7 @@ def summary(rows: Sequence[Row]) -> list[Row]:
             source,
             f"{len(group)} models",
             max(row.prompts for row in group),
-            {name: fmean(row.taus[name] for row in group) for name in group[0].taus},
-            fmean(known) if (known := [r.other for r in group if r.other is not None]) else None,
+            {name: _mean(row.taus[name] for row in group) for name in group[0].taus},
         )
         for source, group in by_source.items()
     ]
@@ -82,37 +72,48 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     names = list(rows[0].taus) if rows else []
     lines = [
-        " | ".join(["| source", "model", "prompts", *names, "another model |"]),
-        "|---|---|" + "---:|" * (len(names) + 2),
+        " | ".join(["| source", "model", "prompts", *names]) + " |",
+        "|---|---|" + "---:|" * (len(names) + 1),
     ]
     for row in rows:
-        other = "-" if row.other is None else f"{row.other:.2f}"
-        taus = [f"{row.taus[name]:.2f}" for name in names]
-        lines.append(
-            " | ".join([f"| {row.source}", row.model, str(row.prompts), *taus, f"{other} |"])
-        )
+        taus = ["-" if isnan(tau) else f"{tau:.2f}" for tau in row.taus.values()]
+        lines.append(" | ".join([f"| {row.source}", row.model, str(row.prompts), *taus]) + " |")
     return "\n".join(lines)
 
 
-def _taus(answers: Sequence[Answer], scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    tokens = [answer.tokens for answer in answers]
-    return {
-        name: tau_b([values[answer.prompt] for answer in answers], tokens)
-        for name, values in scores.items()
+def _sets(lengths: Lengths, together: Collection[str]) -> dict[str, dict[str, Known]]:
+    """What models answered, by source, and by families to the sources `together`."""
+    found: dict[str, dict[str, Known]] = defaultdict(dict)
+    for asked, answers in sorted(lengths.answers.items()):
+        found[asked.source][asked.model] = {a.prompt: a.tokens for a in answers}
+    for name, answers in sorted(lengths.families().items()):
+        chosen = [a for a in answers if not together or lengths.sources[a.prompt] in together]
+        if len({lengths.sources[answer.prompt] for answer in chosen}) > 1:
+            of: dict[int, list[float]] = defaultdict(list)  # of several versions
+            for answer in chosen:
+                of[answer.prompt].append(answer.tokens)
+            found["(mixed)"][name] = {prompt: fmean(tokens) for prompt, tokens in of.items()}
+    return found
+
+
+def _all(lengths: Lengths, models: Mapping[str, Known]) -> Known:
+    """The consensus of models on what they were asked."""
+    answers = {
+        Asked("", name): [Answer(*item) for item in known.items()] for name, known in models.items()
     }
+    together = consensus(Lengths(lengths.prompts, lengths.sources, answers)) if answers else None
+    agreed = together.answers.values() if together else ()
+    return {answer.prompt: answer.tokens for found in agreed for answer in found}
 
 
-def _several(lengths: Lengths, one: Mapping[int, float], other: Mapping[int, float]) -> bool:
-    """Whether what two families both answered is of more than one source."""
-    return len({lengths.sources[prompt] for prompt in one.keys() & other.keys()}) > 1
+def _tau(theirs: Known, known: Known) -> float:
+    both = sorted(known.keys() & theirs.keys())
+    if len(both) < LEAST:
+        return nan
+    return tau_b([theirs[place] for place in both], [known[place] for place in both])
 
 
-def _other(answers: Mapping[int, float], others: Sequence[Mapping[int, float]]) -> float | None:
-    taus = []
-    for theirs in others:
-        both = sorted(answers.keys() & theirs.keys())
-        if len(both) >= LEAST:
-            taus.append(
-                tau_b([theirs[place] for place in both], [answers[place] for place in both])
-            )
-    return fmean(taus) if taus else None
+def _mean(taus: Iterable[float]) -> float:
+    """Of those that there are."""
+    found = [tau for tau in taus if not isnan(tau)]
+    return fmean(found) if found else nan

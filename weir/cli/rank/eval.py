@@ -1,8 +1,9 @@
 """Kendall's tau-b of rankers on prompts they were not trained on, by source, as Markdown.
 
-Beside them stand the length of the prompt, and what the lengths of another model's answers to the
-same prompts reach, which is about the most that can be seen in a prompt. Several rankers, such as
-one for each --head of `weir rank train`, are compared in columns.
+Beside them stand the length of the prompt, and what the lengths of other models' answers to the
+same prompts reach: one of them, on average, and all together, which is about the most that can be
+seen in a prompt. Several rankers, such as one for each --head of `weir rank train`, are compared in
+columns.
 """
 
 from __future__ import annotations
