@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from weir.errors import ConfigError
 from weir.ranker import features, files, light
+from weir.ranker.consensus import consensus
 from weir.ranker.kendall import tau_b
 from weir.ranker.lengths import Answer, Asked, Lengths, family, fold, read
 from weir.ranker.train import CLASSES, HEADS, Recipe, classes, listwise, pairwise
-from weir.ranker.train_light import combine, train
+from weir.ranker.train_light import NEVER_REST, RIDGE, SHAPE_SHARE, combine, ridge, train
 
 ASKED = ("name", "what is the colour of", "explain", "write an essay about")  # ever longer answers
 RECIPE = Recipe(steps=60, drop=0.1, rate=0.01)
@@ -101,6 +102,24 @@ def test_every_head_learns(head):
     scores = train(known, recipe, **SMALL).score(unseen.prompts).tolist()
     for answers in unseen.answers.values():
         assert tau_b([scores[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.4
+
+
+def test_ridge_is_the_closed_form_and_averages_like_a_network(trained):
+    known, unseen = made(300), made(80, seed=7)
+    fitted = ridge(known, RECIPE)
+    scores = combine([trained, fitted], known, RECIPE).score(unseen.prompts).tolist()
+    for answers in unseen.answers.values():
+        assert tau_b([scores[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.6
+    # the same from the normal equations, over the columns that are not empty
+    given, lists = features.features(known.prompts), consensus(known).answers[Asked("made", "")]
+    inputs = np.zeros((300, features.BUCKETS + features.SHAPE))
+    inputs[np.repeat(np.arange(300), given.counts), given.grams] = 1
+    inputs /= np.sqrt(given.counts)[:, None]
+    inputs[:, features.BUCKETS :] = SHAPE_SHARE * (given.shapes - fitted.mean) / fitted.scale
+    used = np.abs(inputs).sum(0) > 0
+    x, y = inputs[:, used], np.log1p([a.tokens for a in lists])
+    weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(used.sum()), x.T @ (y - y.mean()))
+    assert np.allclose(fitted.forward(given) - NEVER_REST, x @ weights, atol=2e-3)
 
 
 def test_networks_side_by_side_are_their_mean(trained):

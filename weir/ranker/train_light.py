@@ -19,6 +19,10 @@ from weir.ranker.train import QUANTILES, Recipe, fit, outputs
 
 DEPTH, WIDTH = 32, 64
 
+RIDGE, ROUNDS = 0.5, 60
+SHAPE_SHARE = 0.1  # what a number of the shape counts beside a word
+NEVER_REST = 64.0  # more than any score is below zero
+
 
 class Net(nn.Module):
     """What `Light` computes, with what training hides."""
@@ -65,6 +69,64 @@ def train(
     net = Net(features.features(lengths.prompts), recipe, depth, width)
     fit(net, lists, recipe, watch)
     return _frozen(net, lists, lengths.prompts)
+
+
+def ridge(lengths: Lengths, recipe: Recipe) -> Light:
+    """Ridge regression of log(1 + tokens) on the same inputs, in closed form: a network of one
+    number a word and one unit that never rests. A source counts as the root of its size. Raises
+    `ConfigError`."""
+    lists = Lists.of(lengths, Random(recipe.seed), recipe.mixed, recipe.size)
+    given = features.features(lengths.prompts)
+    net = Net(given, recipe, depth=1, width=1)
+    every = [(answer, len(source) ** -0.5) for source in lists.sources for answer in source]
+    places = torch.tensor([answer.prompt for answer, _ in every])
+    weight = torch.tensor([share for _, share in every], dtype=torch.float64)
+    tokens = torch.tensor([answer.tokens for answer, _ in every], dtype=torch.float64)
+    inputs = _inputs(given, SHAPE_SHARE * (net.shapes - net.mean) / net.scale)
+    inputs = inputs.index_select(0, places).coalesce()
+    found = _solved(inputs, tokens.log1p(), weight / weight.mean())
+    with torch.no_grad():
+        net.embedding.weight.copy_(found[: features.BUCKETS, None])
+        net.hidden.weight.copy_(torch.cat([torch.ones(1), SHAPE_SHARE * found[features.BUCKETS :]]))
+        net.hidden.bias.fill_(NEVER_REST)
+        net.output.weight.fill_(1.0)
+    return _frozen(net, lists, lengths.prompts)
+
+
+def _inputs(given: features.Features, shapes: Tensor) -> Tensor:
+    """What the hidden layer of a network reads if its words have a number each: sparse float64
+    [P, buckets + S]."""
+    counts = torch.from_numpy(given.counts)
+    rows = torch.arange(len(counts)).repeat_interleave(counts)
+    words = counts.rsqrt().double()[rows]
+    row, column = torch.ones_like(shapes).nonzero(as_tuple=True)
+    places = torch.stack(
+        [
+            torch.cat([rows, row]),
+            torch.cat([torch.from_numpy(given.grams), column + features.BUCKETS]),
+        ]
+    )
+    size = (len(counts), features.BUCKETS + features.SHAPE)
+    values = torch.cat([words, shapes.double().flatten()])
+    return torch.sparse_coo_tensor(places, values, size, check_invariants=False)
+
+
+def _solved(inputs: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """The weights [C] of least weighted squared error, less the mean, plus RIDGE times their own
+    square, by conjugate gradients."""
+    across = inputs.t().coalesce()
+    target = target - (weight * target).sum() / weight.sum()
+    found = torch.zeros(inputs.shape[1], dtype=torch.float64)
+    rest = across @ (weight * target)
+    way, size = rest.clone(), rest @ rest
+    for _ in range(ROUNDS):
+        turned = across @ (weight * (inputs @ way)) + RIDGE * way
+        step = size / (way @ turned)
+        found += step * way
+        rest -= step * turned
+        before, size = size, rest @ rest
+        way = rest + size / before * way
+    return found.float()
 
 
 def combine(parts: Sequence[Light], lengths: Lengths, recipe: Recipe) -> Light:

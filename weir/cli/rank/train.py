@@ -27,7 +27,8 @@ from weir.ranker.train_transformer import LAYERS, RECIPE
 USAGE = "weir rank train DATA -o FILE [OPTIONS]"
 
 LIGHT = "light"
-AVERAGED = ["listmle", "pairwise", "pointwise"]
+RIDGE = "ridge"
+AVERAGED = ["listmle", "pairwise", "pointwise", RIDGE]
 
 
 def add_data(parser: ArgumentParser) -> None:
@@ -47,8 +48,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     add("--layers", type=positive, default=LAYERS, metavar="N", help=f"of the Llama ({LAYERS})")
     add(
-        "--head", nargs="+", choices=HEADS, metavar="LOSS",
-        help=f"{', '.join(HEADS)}; of several, one light network each, averaged "
+        "--head", nargs="+", choices=[*HEADS, RIDGE], metavar="LOSS",
+        help=f"{', '.join([*HEADS, RIDGE])}; of several, one light network each, averaged "
         f"({' '.join(AVERAGED)}; of a Llama {RECIPE.head})",
     )  # fmt: skip
     steps = f"({Recipe().steps}, of a Llama {RECIPE.steps})"
@@ -62,7 +63,9 @@ def run(options: Namespace) -> int:
     known, _ = data.split()
     began = time.perf_counter()
     recipes = _recipes(options)
-    with progress(sum(r.steps for r in recipes), "steps", hidden=options.quiet) as bar:
+    with progress(
+        sum(r.steps for r in recipes if r.head != RIDGE), "steps", hidden=options.quiet
+    ) as bar:
         ranker = _fitted(options, known, recipes, lambda step: bar.advance(1))
     held = shlex.join(options.hold) or "no model"
     ranker.about = f"{recipes}; {options.data.name} without {held}"
@@ -75,8 +78,8 @@ def run(options: Namespace) -> int:
 def _recipes(options: Namespace) -> list[Recipe]:
     light = options.backbone == LIGHT
     heads = options.head or (AVERAGED if light else [RECIPE.head])
-    if len(heads) > 1 and not light:
-        raise ConfigError("--head: networks are averaged if they are light: give one loss")
+    if not light and (len(heads) > 1 or RIDGE in heads):
+        raise ConfigError("--head: only light networks are averaged: give one loss, not ridge")
     if "classification" in heads and len(heads) > 1:
         raise ConfigError("--head: classification gives classes, not scores: use it alone")
     base = Recipe() if light else RECIPE
@@ -90,5 +93,10 @@ def _fitted(
     if options.backbone != LIGHT:
         model, layers = options.backbone, options.layers
         return train_transformer.train(known, recipes[0], watch, model, layers)
-    parts = [train_light.train(known, recipe, watch) for recipe in recipes]
+    parts = [
+        train_light.ridge(known, recipe)
+        if recipe.head == RIDGE
+        else train_light.train(known, recipe, watch)
+        for recipe in recipes
+    ]
     return parts[0] if len(parts) == 1 else train_light.combine(parts, known, recipes[0])
