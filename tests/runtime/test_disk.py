@@ -182,7 +182,7 @@ def test_a_disk_that_fails_says_so_and_saves_nothing(tmp_path, monkeypatch):
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "pwrite", full)
+    monkeypatch.setattr(module.os, "pwritev", full)
     disk.write([1], rows(1))
     with pytest.raises(OSError, match="No space left"):
         disk.save([1], b"words")

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"weir-kv-1\n"
 
+BATCH = 4 << 20
+"""Bytes that are read or written at once."""
 MOST = 4
 """Times as much as that may wait where more is brought all the same."""
 
@@ -132,7 +134,7 @@ class Disk:
             with self.changed:
                 found = self.fetched.pop(page, None)
                 found = self.pending.get(page) if found is None else found
-            row[:] = self._decoded(self._pread(page)) if found is None else found
+            row[:] = self._decoded(self._pread(page)[0]) if found is None else found
         return out
 
     def prefetch(self, pages: Sequence[int]) -> None:
@@ -170,55 +172,67 @@ class Disk:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _pread(self, page: int) -> Bytes:
-        """The page as it is stored."""
-        began, row = time.perf_counter(), np.empty(self.stored, np.uint8)
-        if os.preadv(self.file, [row], page * self.stored) != self.stored:
-            raise OSError(f"page {page} of the KV cache on disk is cut short")
+    def _pread(self, first: int, count: int = 1) -> Bytes:
+        """→ [count, stored], of pages that follow one another."""
+        began, rows = time.perf_counter(), np.empty((count, self.stored), np.uint8)
+        if os.preadv(self.file, [rows], first * self.stored) != rows.nbytes:
+            raise OSError(f"page {first} of the KV cache on disk is cut short")
         self.read_seconds += time.perf_counter() - began
-        self.read_bytes += self.record
-        return row
+        self.read_bytes += count * self.record
+        return rows
 
     def _decoded(self, row: Bytes) -> Bytes:
         return row if self.codec is None else self.codec.decode(row)
 
-    def _next(self, queue: Mapping[int, object]) -> int | None:
-        """Wait for the first page of a queue; None: there is nothing to do any more."""
+    def _next(self, queue: Mapping[int, object]) -> list[int]:
+        """Wait for pages in a queue, the first of it and what follows it in the file; none: there
+        is nothing to do any more."""
         with self.changed:
             self.changed.wait_for(lambda: queue or self.closed or self.error)
-            return None if self.closed or self.error else next(iter(queue))
+            if self.closed or self.error:
+                return []
+            pages, most = [next(iter(queue))], max(1, BATCH // self.stored)
+            while len(pages) < most and pages[-1] + 1 in queue:
+                pages.append(pages[-1] + 1)
+            return pages
 
     def _write_all(self) -> None:
-        while (page := self._next(self.pending)) is not None:
-            record = self.pending[page]
-            row = record if self.codec is None else self.codec.encode(record)
+        while pages := self._next(self.pending):
+            records = [self.pending[page] for page in pages]
+            rows = [r if self.codec is None else self.codec.encode(r) for r in records]
             try:
-                done = os.pwrite(self.file, row, page * self.stored)
-                if done != self.stored:
-                    raise OSError(f"wrote {done} of {self.stored} bytes")
+                done = os.pwritev(self.file, rows, pages[0] * self.stored)
+                if done != len(rows) * self.stored:
+                    raise OSError(f"wrote {done} of {len(rows) * self.stored} bytes")
             except OSError as error:
                 return self._give_up(error)
-            self.sums[page] = zlib.crc32(row)
+            self.sums.update(zip(pages, map(zlib.crc32, rows), strict=True))
             with self.changed:
-                if self.pending.get(page) is record:
-                    del self.pending[page]
+                for page, record in zip(pages, records, strict=True):
+                    if self.pending.get(page) is record:
+                        del self.pending[page]
                 self.changed.notify_all()
 
     def _read_all(self) -> None:
-        while (page := self._next(self.asked)) is not None:
+        while pages := self._next(self.asked):
             try:
-                row = self._pread(page)
+                rows = self._pread(pages[0], len(pages))
             except OSError as error:
                 return self._give_up(error)
-            whole, record = zlib.crc32(row) == self.sums.get(page), self._decoded(row)
+            sums = [zlib.crc32(row) for row in rows]
+            records = [self._decoded(row) for row in rows]
             with self.changed:
-                if page not in self.asked:  # it was written meanwhile
-                    continue
-                del self.asked[page]
-                if whole:
-                    self.fetched[page] = record
-            if not whole and page in self.sums:  # else its first record is yet to be brought
-                return self._give_up(OSError(f"page {page} is damaged"))
+                damaged = []
+                for page, sum, record in zip(pages, sums, records, strict=True):
+                    if page not in self.asked:  # it was written meanwhile
+                        continue
+                    del self.asked[page]
+                    if sum == self.sums.get(page):
+                        self.fetched[page] = record
+                    elif page in self.sums:  # else its first record is yet to be brought
+                        damaged.append(page)
+            if damaged:
+                return self._give_up(OSError(f"page {damaged[0]} is damaged"))
 
     def _give_up(self, error: OSError) -> None:
         log.warning("%s: going on without the KV cache on disk: %s", self.index.parent, error)
@@ -248,7 +262,7 @@ class Disk:
             return self._ignore("it belongs to another model, KV type or version")
         for page, sum in index.sums.items():
             try:
-                row = self._pread(page)
+                row = self._pread(page)[0]
             except OSError as error:
                 return self._ignore(str(error))
             if zlib.crc32(row) != sum:
