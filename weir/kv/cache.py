@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from weir.core import Move, Page, Request, Tier
+from weir.kv.audit import audit
 from weir.kv.pool import Pool
 from weir.kv.radix import Node, Radix
 
@@ -342,43 +343,6 @@ class Cache:
         for page in pages:
             self.pools[page.tier].free.append(page.index)
 
-    # -- invariants ----------------------------------------------------------------------------
-
     def check(self, live: Iterable[Request]) -> None:
-        """Assert that every page is owned once, that locks are exactly the leases of `live` and the
-        pins, that tiers only get colder, and that the counts agree. Walks everything: for tests."""
-        tree, live = self.tree, list(live)
-        owned: dict[int, list[int]] = {tier: list(p.free) for tier, p in self.pools.items()}
-        for r in live:
-            for page in r.pages[r.shared :]:
-                owned[page.tier].append(page.index)
-        locks: dict[int, int] = {}
-        for node in self.pins.values():
-            for step in tree.path(node, tree.root):
-                locks[id(step)] = locks.get(id(step), 0) + 1
-                assert step.tier == self.hot, "what is pinned has sunk"
-        for r in live:
-            node = r.lease
-            depth = 0
-            while node is not None and node.parent is not None:
-                locks[id(node)] = locks.get(id(node), 0) + 1
-                depth += len(node.pages)
-                node = node.parent
-            assert r.lease is None or depth == r.shared, "a lease covers other pages than it says"
-        unlocked = dict.fromkeys(tree.unlocked, 0)
-        held = dict.fromkeys(tree.held, 0)
-        for node in tree.nodes():
-            assert len(node.key) == len(node.pages) * self.page and node.alive
-            assert len({page.tier for page in node.pages}) == 1
-            assert node.parent is not None
-            assert not node.parent.pages or node.parent.tier <= node.tier, "a child is hotter"
-            assert node.locks == locks.get(id(node), 0), "a lock without a lease, or the reverse"
-            held[node.tier] += len(node.pages)
-            unlocked[node.tier] += 0 if node.locks else len(node.pages)
-            for page in node.pages:
-                owned[page.tier].append(page.index)
-        assert unlocked == tree.unlocked and held == tree.held
-        for tier, pool in self.pools.items():
-            assert sorted(owned[tier]) == list(range(pool.size)), (
-                f"pages of tier {tier} lost or doubled"
-            )
+        """Assert what must hold between any two calls. Walks everything: for tests."""
+        audit(self.tree, self.pools, live, self.pins.values())

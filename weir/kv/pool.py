@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from weir.core import Page, Tier
 
 
@@ -22,6 +20,3 @@ class Pool:
         assert count <= len(self.free), "took more pages than are free"
         tier, free = self.tier, self.free
         return [Page(tier, free.pop()) for _ in range(count)]
-
-    def give(self, pages: Iterable[Page]) -> None:
-        self.free.extend(page.index for page in pages)
