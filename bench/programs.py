@@ -4,7 +4,8 @@
 
 Data: the folder `prefix` of $WEIR_DATA. Arms: all; without the prefix cache; without cache-aware
 order; without parallel calls (branches and programs one after another); without the hint that
-computes a shared prefix before its branches; and none of it.
+computes a shared prefix before its branches; and none of it. With `--select`: a `select` against
+a call for each choice, one after the other and without a cache.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 from statistics import median
 
 import weir as w
+from weir.lang.backend.base import Prompt
+from weir.lang.loop import spawn, wait
 
 
 def rows(name: str, count: int) -> list[dict]:
@@ -177,15 +180,59 @@ def run(model: str, settings: dict, jobs: dict) -> dict[str, float]:
     return seconds
 
 
+async def separately(backend: w.Runtime, prompt: str, choices: list[str]) -> list[float]:
+    """The mean logprobs of the choices, by a call each."""
+    rated = []
+    for choice in choices:
+        (score,) = await backend.score(Prompt(prompt), [choice])
+        rated.append(sum(score.logprobs) / len(score.logprobs))
+    return rated
+
+
+def selects(model: str, job: tuple[w.lang.Program, list[dict]], rounds: int) -> None:
+    """Seconds for all questions of a job, both ways; four choices each."""
+    program, batch = job
+    pairs = zip(batch, [*batch[1:], batch[0]], strict=True)
+    batch = [entry | {"choices": entry["choices"] + other["choices"]} for entry, other in pairs]
+    arms = {"select": w.Runtime(model), "calls": w.Runtime(model, enable_prefix_caching=False)}
+    seconds, chosen = defaultdict(list), {}
+    for number in range(rounds + 1):
+        for arm, backend in arms.items():
+            w.flush_cache(backend)
+            began = time.perf_counter()
+            if arm == "select":
+                states = program.run_batch(batch, backend=backend)
+                best = [state["choice"] for state in states]
+            else:
+                best = []
+                for entry in batch:
+                    choices = [" " + choice for choice in entry["choices"]]
+                    prompt = entry["prefix"] + entry["query"]
+                    rated = wait(spawn(separately(backend, prompt, choices)))
+                    best.append(choices[max(range(len(rated)), key=rated.__getitem__)])
+            if number:  # the first warms up
+                seconds[arm].append(time.perf_counter() - began)
+            chosen[arm] = best
+    same = sum(a == b for a, b in zip(chosen["select"], chosen["calls"], strict=True))
+    middle = {arm: median(of) for arm, of in seconds.items()}
+    print(f"select of 4, {len(batch)} questions: {middle['select']:.2f} s, by calls", end=" ")
+    print(f"{middle['calls']:.2f} s, {middle['calls'] / middle['select']:.1f} x; {same} same")
+    for backend in arms.values():
+        backend.shutdown()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--programs", type=int, default=16)
     parser.add_argument("--repeat", type=int, default=3, help="rounds, each of all arms (median)")
     parser.add_argument("--only", nargs="*", help="names of programs")
+    parser.add_argument("--select", action="store_true")
     parser.add_argument("--json")
     options = parser.parse_args()
     jobs = workloads(options.programs)
+    if options.select:
+        return selects(options.model, jobs["choices"], options.repeat)
     jobs = {name: job for name, job in jobs.items() if not options.only or name in options.only}
     rounds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in jobs}
     for _ in range(options.repeat):

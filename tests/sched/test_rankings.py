@@ -344,6 +344,18 @@ def test_calls_of_a_program_stand_where_its_first_call_did():
     assert not it.scheduler.ranking.live
 
 
+def test_choices_that_are_scored_together_compute_their_prompt_once():
+    it, prompt = engine("fcfs", page=4, tokens=256, requests=8), [*range(1, 50)] * 3
+    for uid in range(4):
+        sampling = Sampling(max_tokens=0, prompt_logprobs=0, score_from=len(prompt))
+        r = Request(uid, [*prompt, uid + 1, 7], sampling, float(uid))
+        it.executor.requests[uid] = r.tokens
+        it.add(r)
+    ends(it)
+    computed = sum(plan.tokens for plan in it.executor.plans)
+    assert computed <= len(prompt) + 4 * (2 + 4 + 1)
+
+
 def test_programs_that_ended_are_forgotten_in_the_end(monkeypatch):
     monkeypatch.setattr("weir.sched.programs.KEPT", 4)
     it = engine("programs(fcfs)", requests=2)

@@ -202,8 +202,8 @@ class Scheduler:
             self._account(r, before, fresh, now)
         if r.computed < r.prompt:
             it.prompts += 1
-            if r.sampling.uncached is None:
-                self.cache.share(r, r.computed + length)
+            end, needed = r.computed + length, r.sampling.uncached
+            self.cache.share(r, end if needed is None else min(end, needed))
         return advance(r, length, home)
 
     def _attach(self, r: Request, it: Iteration) -> bool:
