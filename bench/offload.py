@@ -5,7 +5,7 @@
 Random weights; every request at once, temperature 0. A plan is `auto`, or shares of weights on GPU,
 CPU and disk, where KV lies (c: in main memory, attended to there; g: on the GPU), the number of
 requests and, after an x, of the batches that their prompts make. The machine is measured first;
-each plan is an engine of its own.
+each plan is an engine of its own. Two --slots instead of three: no copy beside computing.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from weir.core import Request, Sampling
 from weir.cost.offload import Job, Offload, predict
 from weir.cost.search import CPU, GPU, WEIR, Planned, Report, search
 from weir.models.load import spec_of
+from weir.runtime import streamed
 from weir.sim.shapes import SHAPES
 
 
@@ -42,12 +43,12 @@ def shortened(name: str, layers: int, folder: Path) -> Path:
     return made
 
 
-def parse(text: str) -> Offload:
+def parse(text: str, base: Offload) -> Offload:
     shares, _, sizes = text.partition(":")
     there, (count, _, batches) = sizes[0] == "c", sizes[1:].partition("x")
     weights = tuple(float(share) for share in shares.split("/"))
     parts = int(batches or 1)
-    placed = replace(WEIR, weights=weights, cache=CPU if there else GPU, cpu_attention=there)
+    placed = replace(base, weights=weights, cache=CPU if there else GPU, cpu_attention=there)
     return replace(placed, batch=-(-int(count) // parts), batches=parts)
 
 
@@ -82,6 +83,8 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--plan", nargs="+", default=["auto"])
+    parser.add_argument("--weight-bits", type=int, default=16)
+    parser.add_argument("--slots", type=int, default=streamed.SLOTS)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
     job = Job(prompt=options.prompt, output=options.output)
@@ -97,10 +100,12 @@ def main() -> None:
             "grammar_backend": "none",
         }
         flags |= {"offload_dir": options.offload_dir} if options.offload_dir else {}
-        measure(flags | more, options.plan, job, Path(folder))
+        streamed.SLOTS = options.slots
+        base = replace(WEIR, weight_bits=options.weight_bits)
+        measure(flags | more, options.plan, job, base, Path(folder))
 
 
-def measure(flags: dict[str, str], plans: list[str], job: Job, folder: Path) -> None:
+def measure(flags: dict[str, str], plans: list[str], job: Job, base: Offload, folder: Path) -> None:
     spec = spec_of(flags["model"])
     room = parse_size(flags["gpu_memory"])
     machine = offload.this_machine(load(flags, {}), room, torch.device("cuda", 0), torch.bfloat16)
@@ -111,9 +116,9 @@ def measure(flags: dict[str, str], plans: list[str], job: Job, folder: Path) -> 
     errors = []
     for text in plans:
         if text == "auto":
-            found = search(spec, job, machine, WEIR)
+            found = search(spec, job, machine, base)
         else:
-            placed = parse(text)
+            placed = parse(text, base)
             said = predict(spec, job, machine, placed)
             found = Planned(name=text, offload=placed, predicted=said)
         file = folder / "plan.json"

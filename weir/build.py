@@ -325,6 +325,8 @@ def _platform(config: Config) -> Platform:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("no CUDA device was found: use --device cpu, or see `weir doctor`")
+    if name == "cpu" and config.gpu_memory:
+        raise ConfigError("--gpu-memory is for a GPU; on a CPU there is --cpu-memory")
     threads = config.threads or len(os.sched_getaffinity(0))
     if name == "cpu":
         native.set_threads(threads)

@@ -167,10 +167,12 @@ def test_too_little_main_memory_is_one_sentence(monkeypatch):
 
 
 @settings(max_examples=20)
-@given(st.lists(st.integers(0, 6), max_size=5))
-def test_steps_that_break_off_anywhere_leave_the_next_whole(cuts):
+@given(st.lists(st.integers(0, 6), max_size=5), st.integers(2, 5))
+def test_steps_that_break_off_anywhere_leave_the_next_whole(cuts, slots):
     model, whole = Tiny(layers=6), Tiny(layers=6)
-    shelf = put(model, (0.2, 0.8, 0.0), Path())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streamed, "SLOTS", slots)
+        shelf = put(model, (0.2, 0.8, 0.0), Path())
     for cut in [*cuts, 6]:
         for i, layer in enumerate(shelf):
             if i == cut:
