@@ -316,7 +316,10 @@ def _relay(store: Store, device: torch.device) -> Relay:
     kv = store.kv[Tier.CPU]
     if device.type == "cuda" and not kv[0].is_pinned():
         raise ConfigError("KV in main memory must be pinned, and the driver refused: ulimit -l")
-    return Relay(Tier.CPU, kv, device)
+    try:
+        return Relay(Tier.CPU, kv, device)
+    except RuntimeError as error:
+        raise ConfigError(f"the host cannot attend to KV in main memory: {error}") from None
 
 
 def _platform(config: Config) -> Platform:

@@ -128,6 +128,7 @@ class Relay:
         self.kv = [mapped(layer, device) for layer in kv]
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.signals = Signals(device, 2 * SEATS)  # of each seat: queries there, answer there
+        self.signals.set(0, 0)  # or raise
         self.seats: dict[int, Seat] = {}
         self.outgrown: list[Seat] = []  # perhaps still read
         library.set_patience(PATIENCE)

@@ -19,6 +19,9 @@ FORGET = 0.002
 """What a step takes off older ones' part in the proportion of answers and prompts and, without
 decodes away, off the doubt in those that have some."""
 
+MOST = 1024
+"""Decodes away that are thought of."""
+
 
 @dataclass(slots=True)
 class Balance:
@@ -32,8 +35,8 @@ class Balance:
     lanes: Lanes
     patience: int = 32
     prompts: float = 0.0  # prompt tokens of a step, lately
-    asked: float = 500.0  # prompt tokens of all steps; the beginning is a guess
-    answered: float = 100.0  # and decodes
+    asked: float = 50_000.0  # prompt tokens of all steps; those before the first are a guess
+    answered: float = 10_000.0  # and decodes
     left: dict[int, int] = field(default_factory=dict)  # steps that a decode was left out
     ratio: list[float] = field(default_factory=lambda: [1.0, 1.0])
 
@@ -61,7 +64,7 @@ class Balance:
         prompts come as fast as answers end. A second lane costs the same for few and for many, so
         it is not enough to ask whether one more would pay."""
         context = sum(here) // max(1, len(here))
-        counts = [0, *(len(here) * n // 4 for n in (1, 2, 4, 8, 16, 32))]
+        counts = [0, *(n for n in (len(here) << i >> 2 for i in range(9)) if n <= MOST)]
 
         def worth(count: int) -> float:
             prompts = (len(here) + count) * self.asked / max(1.0, self.answered)
