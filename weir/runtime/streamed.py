@@ -178,11 +178,12 @@ class Streamed:
         it was still to have pass by."""
         for i in list(self.held):
             self._release(i)
-        while self.coming and self.coming[0][0] != min(self.cycle):
-            self._fetch()
-            self._arrived(self.coming[0][0])
-            self._release(next(iter(self.held)))
         self._fetch()
+        while self.coming and self.coming[0][0] != min(self.cycle):
+            passed = self.coming[0][0]
+            self._arrived(passed)
+            self._release(passed)
+            self._fetch()
 
     def _arrived(self, i: int) -> Any:
         layer, slot = self.coming.popleft()
