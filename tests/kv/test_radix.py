@@ -221,3 +221,20 @@ def test_what_was_brought_from_each_tier_is_told_and_a_victim_comes_back_by_load
     cache.forsake(Tier.DISK)
     cache.check([])
     assert cache.tiers == [Tier.GPU, Tier.CPU] and cache.room(Tier.DISK) == 0
+
+
+def test_no_more_sinks_than_is_needed_also_above_what_has_sunk():
+    cache = Cache(1, {Tier.GPU: 8, Tier.CPU: 20})
+    pass_through(cache, [1, 2, 3, 4, 5, 6, 7])
+    for uid in range(3):
+        moves: list[Move] = []
+        r = request(uid, [10 + uid])
+        cache.attach(r, Tier.GPU, moves)
+        assert cache.grow(r, 1, Tier.GPU, moves)
+        assert [m.dst.tier for m in moves] == [Tier.CPU] * (uid > 0)
+        cache.check([r])
+        cache.release(r)  # computed nothing: its page is free
+        r = request(uid, [10 + uid])
+        fill(cache, r)
+        cache.release(r)
+        cache.check([])

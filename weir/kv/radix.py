@@ -190,7 +190,7 @@ class Radix:
                 heapq.heappop(leaves)
             elif node.used != used:
                 heapq.heapreplace(leaves, self._entry(node))
-            elif len(node.pages) > count and not node.children:
+            elif len(node.pages) > count:
                 self.split(node, (len(node.pages) - count) * self.page)
                 return node
             else:
