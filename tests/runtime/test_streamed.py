@@ -166,6 +166,23 @@ def test_too_little_main_memory_is_one_sentence(monkeypatch):
         shelf.add(layer)
 
 
+def test_a_driver_that_refuses_to_pin_is_asked_once(monkeypatch):
+    asked, model = [], Tiny(layers=3)
+    monkeypatch.setattr(
+        streamed, "host_zeros", lambda n, pinned=False, part=0: asked.append(pinned) or raw(n)
+    )
+    shelf = Streamed(3, (0.0, 1.0, 0.0), torch.device("cpu"))
+    shelf.pinned = True  # as beside a GPU
+    for layer in model.layers:
+        shelf.add(layer)
+    assert asked == [True, False, False]
+    assert all(same(a, b) for a, b in zip(shelf.done(), Tiny(layers=3).layers, strict=True))
+
+
+def raw(size: int) -> torch.Tensor:
+    return torch.zeros(size, dtype=torch.uint8)
+
+
 @settings(max_examples=20)
 @given(st.lists(st.integers(0, 6), max_size=5), st.integers(2, 5))
 def test_steps_that_break_off_anywhere_leave_the_next_whole(cuts, slots):
