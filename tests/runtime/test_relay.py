@@ -100,9 +100,18 @@ def test_one_lane_of_both(drive):
         others.append(agrees(Tiny(), others, result, 2))
 
 
-def test_a_closed_relay_ends_its_thread(drive):
-    drive.run.relay.close()
-    drive.run.relay.close()
+def test_closing_lets_nobody_wait_for_queries_that_do_not_come():
+    run = runner(Tiny(), 4, {0: 64, 1: 64}, relayed=True)
+    relay, drive = run.relay, Drive(run)
+    tokens = prompt(5)
+    tokens.append(drive.go([drive.chunk(1, 0, tokens, sample=EVERY, tier=1)]).tokens[1])
+    waited = []
+    relay.signals.set = lambda word, ticket: None
+    relay.signals.wait = lambda word, ticket: waited.append((word, ticket))
+    run.run(drive.plan([drive.chunk(1, 5, [], sample=EVERY, tier=1)]))
+    relay.close()
+    relay.close()
+    assert waited and all(relay.signals.words[word] == waited[-1][1] for word, _ in waited)
 
 
 @pytest.mark.parametrize("pages", [{0: 4, 1: 4}, {0: 2, 1: 64}, {1: 64}], ids=str)

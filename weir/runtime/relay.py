@@ -135,7 +135,7 @@ class Relay:
         self.queue = library.relay_open()
 
     def close(self) -> None:
-        """What has not begun never will. May be called twice."""
+        """Finish what was begun; queries that do not come are given up. May be called twice."""
         queue, self.queue = self.queue, None
         if queue is not None:
             self.library.relay_close(queue)

@@ -28,18 +28,10 @@ bool reached(const std::atomic<uint32_t>& word, uint32_t ticket) {
   return int32_t(word.load(std::memory_order_acquire) - ticket) >= 0;
 }
 
-// Wait for a word; spins for 2 ms, then looks every 20 us. False: given up.
-bool await(const std::atomic<uint32_t>& word, uint32_t ticket, const std::atomic<bool>& stop) {
-  const auto start = std::chrono::steady_clock::now();
-  while (!reached(word, ticket)) {
-    if (stop.load(std::memory_order_relaxed)) return false;
-    if (std::chrono::steady_clock::now() - start < std::chrono::milliseconds(2))
-      relax();
-    else
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
-  }
-  return true;
-}
+using Clock = std::chrono::steady_clock;
+constexpr auto spin = std::chrono::milliseconds(2);
+constexpr auto nap = std::chrono::microseconds(20);
+constexpr auto grace = std::chrono::seconds(2);  // for queries still to come when a relay ends
 
 class Relay {
  public:
@@ -48,6 +40,7 @@ class Relay {
   ~Relay() {
     {
       std::lock_guard<std::mutex> lock(mutex_);
+      stopped_ = Clock::now();
       stop_ = true;
     }
     changed_.notify_one();
@@ -65,16 +58,26 @@ class Relay {
  private:
   void serve() {
     for (Job job; next(job);) {
-      if (!await(*job.ready, job.ticket, stop_)) return;
-      weir_attend(&job.call);
-      job.done->store(job.ticket, std::memory_order_release);
+      if (await(job)) weir_attend(&job.call);
+      job.done->store(job.ticket, std::memory_order_release);  // a stream may wait for it for ever
     }
+  }
+
+  // Until its queries have come. False: they will not.
+  bool await(const Job& job) const {
+    for (const auto start = Clock::now(); !reached(*job.ready, job.ticket);) {
+      const auto now = Clock::now();
+      if (stop_ && now - stopped_ > grace) return false;
+      if (now - start < spin) relax();
+      else std::this_thread::sleep_for(nap);
+    }
+    return true;
   }
 
   bool next(Job& job) {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [&] { return stop_ || !jobs_.empty(); });
-    if (stop_) return false;
+    if (jobs_.empty()) return false;
     job = jobs_.front();
     jobs_.pop_front();
     return true;
@@ -84,6 +87,7 @@ class Relay {
   std::condition_variable changed_;
   std::deque<Job> jobs_;
   std::atomic<bool> stop_{false};
+  Clock::time_point stopped_;  // if so
   std::thread thread_;
 };
 
@@ -94,6 +98,6 @@ extern "C" {
 
 void* weir_relay_open() { return new weir::Relay; }
 void weir_relay_add(void* relay, const weir::Job* job) { static_cast<weir::Relay*>(relay)->add(*job); }
-// Jobs that have not begun never will.
+// Finishes what is queued; a job whose queries do not come counts as done.
 void weir_relay_close(void* relay) { delete static_cast<weir::Relay*>(relay); }
 }
