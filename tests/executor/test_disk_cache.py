@@ -224,6 +224,26 @@ def test_a_slow_disk_delays_only_who_waits_for_it(tmp_path, monkeypatch):
     engine.close()
 
 
+def test_a_disk_that_hangs_is_given_up(tmp_path, monkeypatch, caplog):
+    some = prompts(random.Random(7))
+    engine = tiny_engine(tmp_path)
+    run(engine, requests(some[:8]))
+    monkeypatch.setattr("weir.runtime.disk.STUCK", 0.2)
+    real, gate = os.preadv, threading.Event()
+
+    def hangs(*arguments: object) -> int:
+        gate.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr("weir.runtime.disk.os.preadv", hangs)
+    while engine.keeper.pending:
+        time.sleep(0.001)
+    assert run(engine, requests(some[:1])) == {0: generate(MODEL, some[0], 6)}
+    assert caplog.text.count("has not answered") == 1 and engine.keeper is None
+    engine.close()
+    gate.set()
+
+
 def test_loading_stops_where_computing_is_faster():
     loaded = [0, 0.0]
     fetch = Fetch(100.0, lambda tier: (loaded[0], loaded[1]))

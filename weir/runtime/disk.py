@@ -41,6 +41,8 @@ MAGIC = b"weir-kv-1\n"
 
 BATCH = 4 << 20
 """Bytes that are read or written at once."""
+STUCK = 10.0
+"""Seconds without an answer after which a disk is given up."""
 MOST = 4
 """Times as much as that may wait where more is brought all the same."""
 
@@ -87,6 +89,7 @@ class Disk:
         self.pending: dict[int, Bytes] = {}  # page → record, in the order of writing
         self.asked: dict[int, None] = {}  # pages to be read, in order
         self.fetched: dict[int, Bytes] = {}  # page → record, until it is read
+        self.answered = time.monotonic()  # when pages were read last, or asked for since
         self.error: OSError | None = None
         self.closed = False
         self.changed = threading.Condition()
@@ -110,6 +113,10 @@ class Disk:
         """Are these pages in memory, where `read` will find them? Else they are read soon."""
         with self.changed:
             missing = [p for p in pages if p not in self.fetched and p not in self.pending]
+            if not self.asked:
+                self.answered = time.monotonic()
+            elif time.monotonic() - self.answered > STUCK and not self.failed:
+                self._give_up(OSError(f"it has not answered for {STUCK:g} s"))
             if missing and self.error is None and len(self.asked) * self.record < PENDING:
                 self.asked.update(dict.fromkeys(missing))
                 self.changed.notify_all()
@@ -167,8 +174,9 @@ class Disk:
             self.closed = True
             self.changed.notify_all()
         for thread in self.threads:
-            thread.join()
-        os.close(self.file)
+            thread.join(STUCK)
+        if not any(thread.is_alive() for thread in self.threads):  # else it is stuck in a call
+            os.close(self.file)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -222,7 +230,7 @@ class Disk:
             sums = [zlib.crc32(row) for row in rows]
             records = [self._decoded(row) for row in rows]
             with self.changed:
-                damaged = []
+                self.answered, damaged = time.monotonic(), []
                 for page, sum, record in zip(pages, sums, records, strict=True):
                     if page not in self.asked:  # it was written meanwhile
                         continue

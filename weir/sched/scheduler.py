@@ -213,7 +213,7 @@ class Scheduler:
         whole = self.cache.attach(r, self.placement.coldest(r, self.cache), it.moves)
         if fresh and not whole:
             self.cache.release(r)
-            it.kept += self.cache.pages(len(r.tokens))
+            it.kept = max(it.kept, self.cache.pages(len(r.tokens)))  # of one: a disk may be slow
             it.budget.closed |= len(it.moves) > before
         return whole
 
