@@ -119,6 +119,7 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
         dtype=None if as_kept else platform.dtype,
         device=platform.device,
         format=config.load_format,
+        quantization=config.quantization,
         context=config.max_model_len,
         seed=config.seed,
         threads=platform.threads,
@@ -185,7 +186,7 @@ def _disk(config: Config, platform: Platform, model: Model, weights: Path) -> Di
         )
     same = identity(
         weights,
-        *(__version__, spec, page, config.load_format, config.seed, model.head.stored),
+        *(__version__, spec, page, config.load_format, config.seed, model.stored),
         *(platform.device.type, platform.native, platform.dtype, platform.kv_dtype, kind),
     )
     return Disk(Path(config.disk_cache), same, pages, record, codec)
@@ -350,7 +351,7 @@ def _info(platform: Platform, model: Model, executor: Direct, phases: Phases) ->
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "dtype": model.head.stored,
+        "dtype": model.stored,
         "kv_dtype": str(platform.kv_dtype).removeprefix("torch."),
         "kernels": _gpu_kernels() if on_gpu else native.status(),
         "graphs": len(executor.runner.graphs.recorded),

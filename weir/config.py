@@ -21,7 +21,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import FieldInfo, asdict, fields
 
 from weir.errors import ConfigError
-from weir.peers import ALIASES, GIBIBYTES, NEUTRAL, OPPOSITES
+from weir.peers import ALIASES, GIBIBYTES, IN_THE_FILE, NEUTRAL, OPPOSITES
 
 MIB = 2**20
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -40,6 +40,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Weights = Literal["auto", "float32", "bfloat16", "float16"]
 Format = Literal["auto", "safetensors", "gguf", "dummy"]
 ColdKV = Literal["auto", "fp8", "int4"]
+Quantization = Literal["auto", "none", "fp8", "int4"]
 Level = Literal["debug", "info", "warning", "error", "critical"]
 Grammars = Literal["auto", "automaton", "guidance", "none"]
 Where = Literal["off", "auto", "all"]
@@ -60,6 +61,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     download_dir: Annotated[Text | None, about("where hub models are kept")] = None
     load_format: Annotated[Format, about("weight file; dummy: random from a config alone")] = "auto"
     dtype: Annotated[Weights, about("type of the weights; auto: best for the device")] = "auto"
+    quantization: Annotated[
+        Quantization,
+        about("weights of 8 or 4 bits; auto: as the file has them, none: unpacked to --dtype"),
+    ] = "auto"
     max_model_len: Annotated[
         Positive | None, about("tokens of prompt and answer together; auto or -1: the model's")
     ] = None
@@ -320,6 +325,8 @@ def _convert(name: str, value: object, where: str) -> object:
         return default(info)
     if name == "max_model_len" and value in (-1, "-1"):
         return None
+    if name == "quantization" and (value is None or text.lower() in IN_THE_FILE):
+        return "auto"
     if kind is list and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     try:

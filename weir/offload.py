@@ -35,6 +35,8 @@ PAGE = 16
 """Tokens of room that a request may have taken beyond its own."""
 EAGER = 200e-6
 """Seconds in which the host launches a layer's kernels one by one."""
+BITS = {"fp8": 8, "int4": 4}
+"""Of a weight quantised so."""
 ROOMY = 0.8
 """The share of a memory that weights may take without a thought of offloading."""
 
@@ -66,6 +68,8 @@ def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
 
 def _bits(config: Config, path: Path, spec: Spec, dtype: Any) -> int:
     """Bits that a weight takes, quantised ones without their scales."""
+    if config.quantization in BITS:
+        return BITS[config.quantization]
     if config.load_format == "dummy" or config.dtype != "auto":
         return 8 * int(dtype.itemsize)
     files = [path] if path.is_file() else path.glob("*.safetensors")

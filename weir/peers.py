@@ -37,6 +37,9 @@ OPPOSITES = {
 }
 """Other engines' switches that turn a setting off."""
 
+IN_THE_FILE = frozenset("awq awq_marlin gptq gptq_marlin compressed-tensors gguf".split())
+"""Other engines' names of quantisations that a file has, which Weir sees for itself."""
+
 NEUTRAL: dict[str, tuple[frozenset[str], str]] = {}
 """Peers' settings that have one meaning here: the values accepted, and why no other is."""
 
@@ -54,7 +57,6 @@ _neutral(
 _neutral("node_rank", "0", "Weir runs on one machine for now")
 _neutral("enable_expert_parallel enable_lora", "false", "Weir cannot do that yet")
 _neutral("trust_remote_code", "false", "Weir never runs code that comes with a model")
-_neutral("quantization", "none", "Weir takes the quantisation from the weight file")
 _neutral("speculative_config speculative_algorithm", "none", "Weir does not speculate yet")
 _neutral("cpu_offload_gb", "0", "use --offload auto with --gpu-memory instead")
 _neutral("kv_transfer_config", "none", "Weir does not transfer KV caches yet")

@@ -12,6 +12,7 @@ from weir.models import codes
 from weir.models.dequant import dequantize
 from weir.ops.linear import linear, pack_codes, rows, takes_codes
 
+CPU = torch.device("cpu")
 EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 ROUNDED = {"Q4_K": 2e-3, "Q5_K": 2e-3, "Q6_K": 6e-3, "Q3_K": 6e-3, "Q2_K": 8e-3, "IQ4_NL": 6e-3}
 
@@ -36,12 +37,6 @@ def blocks(name: str, shape: tuple[int, int], seed: int = 0) -> tuple[int, torch
     return int(kind), torch.from_numpy(np.ascontiguousarray(data).reshape(-1))
 
 
-def plain(found: codes.Codes) -> torch.Tensor:
-    groups = found.codes.view(*found.pairs.shape[:2], 32).float()
-    scale, offset = found.pairs.float().unbind(-1)
-    return (groups * scale.unsqueeze(-1) + offset.unsqueeze(-1)).view(found.codes.shape)
-
-
 @pytest.mark.parametrize("name", [*EXACT, *ROUNDED])
 def test_codes_stand_for_the_same_weights(name):
     shape = (24, 512)
@@ -50,11 +45,11 @@ def test_codes_stand_for_the_same_weights(name):
     dequantize(kind, data, want)
     found = codes.read(kind, data, *shape)
     assert int(found.codes.max()) < 1 << found.bits
-    error = (plain(found) - want).norm() / want.norm()
+    error = (found.floats() - want).norm() / want.norm()
     assert error <= ROUNDED.get(name, 1e-6)
 
 
-@pytest.mark.skipif(not takes_codes(), reason="this CPU does not multiply bytes")
+@pytest.mark.skipif(not takes_codes(CPU, 4, 32), reason="this CPU does not multiply bytes")
 @pytest.mark.parametrize("name", ["Q4_1", "Q8_0"])
 @pytest.mark.parametrize(
     ("n", "k", "m"), [(32, 64, 1), (100, 96, 5), (33, 2080, 13), (960, 576, 40)]
@@ -62,25 +57,25 @@ def test_codes_stand_for_the_same_weights(name):
 def test_products_of_codes(name, n, k, m):
     kind, data = blocks(name, (n, k), seed=n)
     found = codes.read(kind, data, n, k)
-    weight = pack_codes(found.codes, found.pairs, found.bits, bias := torch.randn(n))
+    weight = pack_codes(found, bias := torch.randn(n))
     x, residual = torch.randn(m, k), torch.randn(m, n)
     groups = x.view(m, -1, 32)
     scale = groups.abs().amax(-1, keepdim=True) / 127
     rounded = ((groups / scale).round() * scale).view(m, k)
-    want = rounded.double() @ plain(found).double().T + bias + residual
+    want = rounded.double() @ found.floats().double().T + bias + residual
     got = linear(x, weight, residual)
     assert (got - want).norm() / want.norm() < 1e-4
     alone = torch.cat([linear(x[i : i + 1], weight, residual[i : i + 1]) for i in range(m)])
     assert torch.equal(got, alone)
     ids = torch.randint(0, n, (7,))
-    assert torch.allclose(rows(weight, ids), plain(found)[ids], atol=1e-6)
+    assert torch.allclose(rows(weight, ids), found.floats()[ids], atol=1e-6)
 
 
 def test_joining_keeps_the_wider_codes():
     first = codes.read(*blocks("Q4_1", (4, 64)), 4, 64)
     second = codes.read(*blocks("Q8_0", (8, 64)), 8, 64)
-    both = codes.Codes.join([first, second])
+    both = first.join([second])
     assert both.bits == 8
-    assert torch.equal(plain(both), torch.cat([plain(first), plain(second)]))
+    assert torch.equal(both.floats(), torch.cat([first.floats(), second.floats()]))
     order = torch.randperm(12)
-    assert torch.equal(plain(both.shuffle(order)), plain(both)[order])
+    assert torch.equal(both.shuffle(order).floats(), both.floats()[order])

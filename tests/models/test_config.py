@@ -126,7 +126,7 @@ def test_partial_rotation():
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": "1"}}, "low_freq_factor"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "must list 8 numbers"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
-        ({"quantization_config": {"quant_method": "awq"}}, "GGUF"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, "aqlm.*GGUF"),
         (
             {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["full_attention"]},
             "1",

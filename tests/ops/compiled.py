@@ -11,18 +11,22 @@ from triton.compiler import ASTSource
 
 from weir.ops import triton as gpu
 from weir.ops.pages import Paged
-from weir.ops.triton import launch, linear, vector
+from weir.ops.quantize import FP8, Codes, to_tiles
+from weir.ops.triton import codes, launch, linear, vector
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED = 232448  # bytes that a program may have
 NAMES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-    torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
+    torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1", torch.uint8: "*u8",
+    FP8: "*fp8e4nv",
 }  # fmt: skip
 
 
 def compile_only(self, grid, *arguments, warps: int, stages: int = 2, **constants) -> None:
     """In place of Kernel.__call__."""
+    if "FAST" in constants:  # assembly, which the interpreter cannot read
+        constants["FAST"] = True
     names, signature, values, aligned = self.function.arg_names, {}, {}, {}
     if self.early:
         constants["EARLY"] = True
@@ -85,6 +89,30 @@ def linears() -> None:
         vector.vector_product(half(m, 2 * k), half(n, k), half(m, n), act="silu")
 
 
+def quantised() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        for n, k, group in ((4096, 1024, 64), (1000, 2112, 32)):
+            some = Codes(torch.zeros(n, k, dtype=torch.uint8), torch.zeros(n, k // group, 2), 4)
+            tiles, pairs = to_tiles(some, 64, dtype)
+            gpu.unpacked(tiles, pairs, n, dtype)
+            for m in (1, 64, 128, 256):
+                x, tile, norm = (
+                    half(m, 2 * k).to(dtype),
+                    codes.tile_for_codes(m, n, k),
+                    torch.ones(k),
+                )
+                codes.product_of_codes(x[:, :k], tiles, pairs, n, None, tile, norm, 1e-5)
+                codes.product_of_codes(
+                    x, tiles, pairs, n, half(m, n), tile, act="silu", bias=half(n)
+                )
+    x, norm = half(16, 2 * 4096), torch.ones(4096)
+    weight, tile = torch.zeros(4096, 4096, dtype=FP8), linear.tile_for_fp8(16, 4096, 4096)
+    linear.product(x[:, :4096], weight, None, tile, norm, 1e-5, bias=norm, scales=norm)
+    linear.product(x, weight, half(16, 4096), tile, act="silu", scales=norm)
+    gpu.quantized(x, None, 0.0, "silu")
+    gpu.quantized(x[:, :4096], norm, 1e-5, None)
+
+
 def sampling() -> None:
     heat, u = torch.ones(2), torch.zeros(2, dtype=torch.float64)
     for dtype in (torch.bfloat16, torch.float32):
@@ -94,5 +122,5 @@ def sampling() -> None:
 
 if __name__ == "__main__":
     launch.Kernel.__call__ = compile_only
-    for part in (rows_and_heads, attention, linears, sampling):
+    for part in (rows_and_heads, attention, linears, quantised, sampling):
         part()

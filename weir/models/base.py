@@ -32,6 +32,8 @@ class Model(Protocol):
     spec: Spec
     head: Linear
     """The output layer."""
+    stored: str
+    """The types of its weights, in words."""
     layers: Iterable[Any]
     """One a layer: a plain dataclass of packed weights, which nothing but this model reads; others
     may move it (`tensors`, `rebuilt`). Iterated once a step; where layers are streamed, one is gone

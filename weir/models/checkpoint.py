@@ -22,9 +22,9 @@ from weir.errors import ConfigError
 from weir.gguf import GGUF
 from weir.models import codes
 from weir.models.base import Shapes
-from weir.models.codes import Codes
 from weir.models.dequant import PLAIN, dequantize
-from weir.ops.linear import GROUP
+from weir.ops.linear import NATIVE_GROUP
+from weir.ops.quantize import Codes, Scaled
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 PREFIX = re.compile(r"^(model\.|language_model\.|decoder\.)+")
@@ -35,6 +35,7 @@ class Safetensors:
     """The `*.safetensors` of a folder, memory-mapped: one file, or those that its index names."""
 
     device = torch.device("cpu")
+    types = FLOATS
 
     def __init__(self, folder: Path, spec: Spec):
         self.unit_offset = spec.architecture == "gemma3"  # norms are stored as w of 1 + w
@@ -53,10 +54,9 @@ class Safetensors:
         if UNUSED.search(name) or (name == "lm_head.weight" and spec.tied):
             return
         view = shard.get_slice(key)
-        if view.get_dtype() not in FLOATS:
-            raise ConfigError(
-                f"tensor {key} holds {view.get_dtype()}; supported: {', '.join(sorted(FLOATS))}"
-            )
+        if view.get_dtype() not in self.types:
+            supported = ", ".join(sorted(self.types))
+            raise ConfigError(f"tensor {key} holds {view.get_dtype()}; supported: {supported}")
         self.shapes[name] = tuple(view.get_shape())
         self.sources[name] = shard, key
 
@@ -66,7 +66,7 @@ class Safetensors:
         if self.unit_offset and name.endswith("norm.weight"):
             out.add_(1.0)
 
-    def codes(self, name: str) -> Codes | None:
+    def kept(self, name: str) -> Codes | Scaled | None:
         return None
 
 
@@ -136,10 +136,10 @@ class Quantised:
         self.interleaved = spec.architecture == "llama"
         self.heads = {"self_attn.q_proj": spec.heads, "self_attn.k_proj": spec.kv_heads}
 
-    def codes(self, name: str) -> Codes | None:
+    def kept(self, name: str) -> Codes | Scaled | None:
         """The quantised weight as it is; None where it holds plain floats or odd groups."""
         kind, shape = self.gguf.tensors[self.sources[name]].type, self.shapes[name]
-        if kind in PLAIN or len(shape) != 2 or shape[1] % GROUP:
+        if kind in PLAIN or len(shape) != 2 or shape[1] % NATIVE_GROUP:
             return None
         found = codes.read(kind, self.bytes[name], *shape)
         heads = self._heads(name)
@@ -205,5 +205,5 @@ class Dummy:
             torch.mul(self.pool[start : start + length], gain, out=flat[:length])
             flat, start = flat[length:], 0
 
-    def codes(self, name: str) -> Codes | None:
+    def kept(self, name: str) -> Codes | Scaled | None:
         return None

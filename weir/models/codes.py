@@ -8,39 +8,16 @@ other types are unpacked and rounded anew to 8 bits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from weir.gguf import FORMATS
 from weir.models import dequant
-from weir.ops.linear import GROUP
+from weir.ops.linear import NATIVE_GROUP
+from weir.ops.quantize import Codes
 
 STEP = 1 << 20  # values at a time
-
-
-@dataclass(slots=True, eq=False)
-class Codes:
-    """A weight [N, K]: codes uint8 [N, K] below 2^bits, pairs float16 [N, K / 32, 2]."""
-
-    codes: Tensor
-    pairs: Tensor
-    bits: int
-
-    @classmethod
-    def join(cls, parts: list[Codes]) -> Codes:
-        """Weights over the same K, one below the other."""
-        return cls(
-            torch.cat([part.codes for part in parts]),
-            torch.cat([part.pairs for part in parts]),
-            max(part.bits for part in parts),
-        )
-
-    def shuffle(self, order: Tensor) -> Codes:
-        """The rows in another order."""
-        return Codes(self.codes[order], self.pairs[order], self.bits)
-
 
 Split = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """uint8 [blocks, bytes] → codes, scales and offsets of groups, shapes that flatten to them"""
@@ -50,7 +27,7 @@ def read(kind: int, data: Tensor, rows: int, columns: int) -> Codes:
     """The weight [rows, columns] that `data` (uint8 [bytes], a quantised GGML type) holds."""
     split, bits = SPLITS.get(kind, (None, 8))
     codes = torch.empty(rows * columns, dtype=torch.uint8)
-    pairs = torch.empty(rows * columns // GROUP, 2, dtype=torch.float16)
+    pairs = torch.empty(rows * columns // NATIVE_GROUP, 2, dtype=torch.float16)
     form = FORMATS[kind]
     blocks = data.view(-1, form.size)
     step = STEP // form.block
@@ -60,13 +37,13 @@ def read(kind: int, data: Tensor, rows: int, columns: int) -> Codes:
         if split is None:
             values = torch.empty(last - first)
             dequant.dequantize(kind, part.reshape(-1), values)
-            found, scale, offset = _round(values.view(-1, GROUP))
+            found, scale, offset = _round(values.view(-1, NATIVE_GROUP))
         else:
             found, scale, offset = split(part)
         codes[first:last] = found.reshape(-1)
-        pairs[first // GROUP : last // GROUP, 0] = scale.reshape(-1)
-        pairs[first // GROUP : last // GROUP, 1] = offset.reshape(-1)
-    return Codes(codes.view(rows, columns), pairs.view(rows, columns // GROUP, 2), bits)
+        pairs[first // NATIVE_GROUP : last // NATIVE_GROUP, 0] = scale.reshape(-1)
+        pairs[first // NATIVE_GROUP : last // NATIVE_GROUP, 1] = offset.reshape(-1)
+    return Codes(codes.view(rows, columns), pairs.view(rows, columns // NATIVE_GROUP, 2), bits)
 
 
 def _round(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

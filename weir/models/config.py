@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from weir.core import AttentionSpec, Spec
 from weir.errors import ConfigError
 from weir.models.scaling import rope_spec, stretched
+from weir.models.scheme import read_scheme
 
 Positive = Annotated[int, Meta(gt=0)]
 
@@ -136,10 +137,7 @@ def from_config(config: dict[str, Any], generation: dict[str, Any] | None = None
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIGS:
         raise unsupported(kind, CONFIGS)
-    if config.get("quantization_config"):
-        raise ConfigError(
-            "quantised safetensors are not supported: use the original weights or a GGUF file"
-        )
+    read_scheme(config)  # that it can be read
     try:
         parsed = msgspec.convert(config.get("text_config") or config, CONFIGS[kind])
     except msgspec.ValidationError as error:

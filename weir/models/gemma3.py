@@ -42,6 +42,7 @@ class Gemma3:
         self.embedding, self.head = weights.embedding(spec.tied)
         self.norm = weights.vector("norm.weight")
         self.layers = weights.layers(lambda i: self._layer(weights, i), spec.layers)
+        self.stored = weights.stored
 
     @staticmethod
     def tensors(spec: Spec) -> Shapes:

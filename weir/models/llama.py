@@ -39,6 +39,7 @@ class Llama:
         self.embedding, self.head = weights.embedding(spec.tied)
         self.norm = weights.vector("norm.weight")
         self.layers = weights.layers(lambda i: self._layer(weights, i), spec.layers)
+        self.stored = weights.stored
 
     @staticmethod
     def tensors(spec: Spec) -> Shapes:

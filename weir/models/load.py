@@ -18,8 +18,11 @@ from weir.models.gemma3 import Gemma3
 from weir.models.llama import Llama
 from weir.models.metadata import from_gguf
 from weir.models.opt import OPT
-from weir.models.shape import read_spec
+from weir.models.packed import Packed
+from weir.models.shape import read_spec, scheme_of
 from weir.models.weights import Checkpoint, Shelf, Weights, verify
+from weir.ops.linear import takes_codes, takes_fp8
+from weir.ops.quantize import GROUP
 
 MODELS: dict[str, type[Llama] | type[Gemma3] | type[OPT]] = {
     "llama": Llama,
@@ -30,6 +33,8 @@ MODELS: dict[str, type[Llama] | type[Gemma3] | type[OPT]] = {
     "opt": OPT,
 }
 FORMATS = ("auto", "safetensors", "gguf", "dummy")
+MADE = ("fp8", "int4")
+QUANTIZATIONS = ("auto", "none", *MADE)
 THREADS = 4  # readers beyond this many wait for memory
 
 
@@ -39,36 +44,44 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     format: str = "auto",
+    quantization: str = "auto",
     context: int | None = None,
     seed: int = 0,
     threads: int = 0,
     shelf: Callable[[int], Shelf] | None = None,
 ) -> Model:
     """The model at `path`, its weights of type `dtype` packed for `device`; None: bfloat16, and
-    quantised weights as they are where `device` multiplies them.
+    on a CPU quantised weights as they are where it multiplies them.
 
-    `format` is "auto", "safetensors", "gguf", or "dummy" for random weights (by `seed`) from the
-    configuration alone. `context` shortens the longest sequence; `threads` read and pack (0: all
-    cores). `shelf`, given the number of layers, makes what keeps them elsewhere. Raises ConfigError
-    for files that are absent, unsound or do not fit their configuration.
+    `quantization` is one of `QUANTIZATIONS` (see `Weights`), `format` "auto", "safetensors",
+    "gguf", or "dummy" for random weights (by `seed`) from the configuration alone. `context`
+    shortens the longest sequence; `threads` read and pack (0: all cores). `shelf`, given the number
+    of layers, makes what keeps them elsewhere. Raises ConfigError for files that are absent,
+    unsound or do not fit their configuration, and for weights that the device cannot multiply.
     """
     path, device = Path(path), torch.device(device)
     if format not in FORMATS:
         raise ConfigError(f"load format {format!r} is unknown; use one of {', '.join(FORMATS)}")
+    gguf = path.suffix == ".gguf"
+    if quantization == "auto" and (dtype is not None if device.type == "cpu" else gguf):
+        quantization = "none"
+    _check(quantization, device, dtype)
     checkpoint: Checkpoint
     if format == "dummy":
         spec = spec_of(path)
         checkpoint = Dummy(MODELS[spec.architecture].tensors(spec), device, seed)
-    elif format != "auto" and (format == "gguf") != (path.suffix == ".gguf"):
+    elif format != "auto" and (format == "gguf") != gguf:
         raise ConfigError(f"{path} is not of format {format}; leave the load format at auto")
     else:
         spec, checkpoint = opened(path)
+        if quantization in MADE and isinstance(checkpoint, Quantised | Packed):
+            raise ConfigError(f"the weights at {path} are quantised: leave --quantization at auto")
     kind = MODELS[spec.architecture]
     verify(checkpoint.shapes, kind.tensors(spec))
     threads = threads or min(THREADS, os.cpu_count() or 1)
-    keep = dtype is None
     kept = shelf(spec.layers) if shelf is not None else None
-    with Weights(checkpoint, dtype or torch.bfloat16, device, threads, keep, kept) as weights:
+    made = dtype or torch.bfloat16
+    with Weights(checkpoint, made, device, threads, quantization, kept) as weights:
         return kind(_shortened(spec, context), weights)
 
 
@@ -84,8 +97,32 @@ def opened(path: Path) -> tuple[Spec, Checkpoint]:
         gguf = GGUF.open(path)
         spec = from_gguf(gguf)
         return spec, Quantised(gguf, spec)
-    spec = read_spec(path)
-    return spec, Safetensors(path, spec)
+    spec, scheme = read_spec(path), scheme_of(path)
+    return spec, Packed(path, spec, scheme) if scheme else Safetensors(path, spec)
+
+
+def _check(quantization: str, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Raise unless weights can be quantised so for this device."""
+    if quantization not in QUANTIZATIONS:
+        raise ConfigError(
+            f"quantization {quantization!r} is unknown; use one of {', '.join(QUANTIZATIONS)}"
+        )
+    if quantization == "fp8" and not takes_fp8(device):
+        found = "a CPU"
+        if device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(device)
+            found = f"one of {major}.{minor}"
+        raise ConfigError(
+            "fp8 weights need a GPU of compute capability 8.9 or later (Ada, Hopper), and this is "
+            f"{found}: use --quantization int4 or none"
+        )
+    if quantization == "fp8" and dtype not in (None, torch.bfloat16):
+        raise ConfigError("fp8 weights are multiplied in bfloat16: leave --dtype at auto")
+    if quantization == "int4" and not takes_codes(device, 4, GROUP):
+        raise ConfigError(
+            "int4 weights need Triton on a GPU, and on a CPU a C++ compiler and byte products "
+            "(AVX512-VNNI or AVX-VNNI): use --quantization none"
+        )
 
 
 def _shortened(spec: Spec, context: int | None) -> Spec:

@@ -51,6 +51,7 @@ class OPT:
         self.project_out = weights.linear("project_out") if spec.embed_dim else None
         self.norm = _norm(weights, "final_layer_norm") if spec.final_norm else None
         self.layers = weights.layers(lambda i: self._layer(weights, i), spec.layers)
+        self.stored = weights.stored
 
     @staticmethod
     def tensors(spec: Spec) -> Shapes:

@@ -11,6 +11,7 @@ from weir.errors import ConfigError
 from weir.gguf import GGUF
 from weir.models.config import from_config
 from weir.models.metadata import from_gguf
+from weir.models.scheme import Scheme, read_scheme
 
 
 def read_spec(path: str | Path) -> Spec:
@@ -19,11 +20,21 @@ def read_spec(path: str | Path) -> Spec:
     return from_gguf(GGUF.open(path)) if path.suffix == ".gguf" else _spec_of_folder(path)
 
 
-def _spec_of_folder(path: Path) -> Spec:
-    """From a folder that holds a `config.json`, or from such a file itself."""
+def scheme_of(path: Path) -> Scheme | None:
+    """How the weights of a folder are quantised."""
+    return read_scheme(_json(_config_file(path)))
+
+
+def _config_file(path: Path) -> Path:
+    """Of a folder that holds a `config.json`, or such a file itself."""
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"no config.json at {path}: name a model folder or a .gguf file")
+    return file
+
+
+def _spec_of_folder(path: Path) -> Spec:
+    file = _config_file(path)
     generation = file.with_name("generation_config.json")
     return from_config(_json(file), _json(generation) if generation.is_file() else None)
 

@@ -5,6 +5,7 @@ One layer is read at a time by each thread, so what is in memory beyond the mode
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -15,13 +16,15 @@ from torch import Tensor
 
 from weir.errors import ConfigError
 from weir.models.base import Shapes
-from weir.models.codes import Codes
-from weir.ops.linear import Linear, pack, pack_codes, takes_codes
+from weir.ops.linear import Linear, pack, pack_codes, pack_fp8, takes_codes, takes_fp8
+from weir.ops.quantize import GROUP, Codes, Scaled, to_codes, to_fp8
 
 SLICE = 4096  # rows of an embedding read at a time
 NAMED = 5  # tensors named in an error
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoint(Protocol):
@@ -38,8 +41,8 @@ class Checkpoint(Protocol):
         """Fill `out`, contiguous on `device`, with a tensor, or with its rows from `row` on."""
         ...
 
-    def codes(self, name: str) -> Codes | None:
-        """A quantised weight [N, K] as it is kept; None where it is not."""
+    def kept(self, name: str) -> Codes | Scaled | None:
+        """A quantised weight [N, K] as it is kept; None where it is not quantised."""
         ...
 
 
@@ -56,8 +59,10 @@ class Shelf(Protocol):
 
 
 class Weights:
-    """keep_codes: leave quantised weights as they are, where the device multiplies them. shelf:
-    where layers are put as they are made, so that few are on the device at once."""
+    """quantization: "auto" leaves quantised weights as they are, where the device multiplies them;
+    "none" unpacks them; "fp8" and "int4" also quantise the others, the layers' but not those of the
+    embedding and the output layer. shelf: where layers are put as they are made, so that few are on
+    the device at once."""
 
     def __init__(
         self,
@@ -65,11 +70,12 @@ class Weights:
         dtype: torch.dtype,
         device: torch.device,
         threads: int,
-        keep_codes: bool = False,
+        quantization: str = "auto",
         shelf: Shelf | None = None,
     ):
+        self.quantization = quantization
         self.shelf = shelf
-        self.keep_codes = keep_codes and device.type == "cpu" and takes_codes()
+        self.kinds: dict[str, None] = {}  # what weights are stored as
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
@@ -116,34 +122,77 @@ class Weights:
         self.each(lambda i: self.checkpoint.read(name, slices[i], i * SLICE), len(slices))
         return out.to(self.device)
 
+    @property
+    def stored(self) -> str:
+        """The types of all weights so far, in words."""
+        return " and ".join(self.kinds)
+
     def linear(self, *names: str) -> Linear:
         """The named layers as one, their outputs side by side."""
+        made = self._linear(names)
+        self.kinds[made.stored] = None
+        return made
+
+    def _linear(self, names: tuple[str, ...]) -> Linear:
         bias = None
         if f"{names[0]}.bias" in self.checkpoint.shapes:
             bias = torch.cat([self.vector(f"{name}.bias") for name in names])
-        if self.keep_codes:
-            parts = [self.checkpoint.codes(f"{name}.weight") for name in names]
-            if all(parts):
-                whole = Codes.join([part for part in parts if part is not None])
-                return pack_codes(whole.codes, whole.pairs, whole.bits, bias)
+        kept = self._kept(*(f"{name}.weight" for name in names))
+        if kept is not None:
+            return self._packed(kept, bias)
         shapes = [self.checkpoint.shapes[f"{name}.weight"] for name in names]
         rows = [shape[0] for shape in shapes]
         weight = self._empty((sum(rows), shapes[0][1]), self.dtype)
         for name, part in zip(names, weight.split(rows), strict=True):
             self.checkpoint.read(f"{name}.weight", part)
-        return pack(weight.to(self.device), bias)
+        weight = weight.to(self.device)
+        if self.quantization == "int4" and weight.shape[1] % GROUP:
+            raise ConfigError(
+                f"{names[0]} has {weight.shape[1]} inputs, which are no groups of {GROUP}: "
+                "use --quantization fp8 or none"
+            )
+        if self.quantization == "fp8":
+            return pack_fp8(to_fp8(weight), bias)
+        if self.quantization == "int4":
+            return pack_codes(to_codes(weight), bias, self.dtype)
+        return pack(weight, bias)
 
     def table(self, name: str) -> Linear:
         """A weight [V, H] of which rows are taken, or that all of V are multiplied by."""
-        codes = self.checkpoint.codes(f"{name}.weight") if self.keep_codes else None
-        if codes is not None:
-            return pack_codes(codes.codes, codes.pairs, codes.bits)
-        return pack(self.matrix(f"{name}.weight"))
+        kept = self._kept(f"{name}.weight")
+        made = pack(self.matrix(f"{name}.weight")) if kept is None else self._packed(kept)
+        self.kinds[made.stored] = None
+        return made
 
     def embedding(self, tied: bool) -> tuple[Linear, Linear]:
         """The embedding [V, H] and the output layer: the same where tied."""
         table = self.table("embed_tokens")
         return table, table if tied else self.table("lm_head")
+
+    def _kept(self, *names: str) -> Codes | Scaled | None:
+        """Quantised weights as one, on the device; None where it takes no such weight."""
+        if self.quantization == "none":
+            return None
+        parts = [self.checkpoint.kept(name) for name in names]
+        first, others = parts[0], parts[1:]
+        if first is None or not all(type(part) is type(first) for part in others):
+            return None
+        whole = first.join(others)
+        if isinstance(whole, Codes):
+            fits = takes_codes(self.device, whole.bits, whole.codes.shape[1])
+        else:
+            fits = takes_fp8(self.device)
+        if fits:
+            return whole.to(self.device)
+        if self.quantization != "none":
+            self.quantization = "none"
+            log.warning("quantised weights are unpacked: this device does not multiply them")
+        return None
+
+    def _packed(self, kept: Codes | Scaled, bias: Tensor | None = None) -> Linear:
+        if isinstance(kept, Scaled):
+            return pack_fp8(kept, bias)
+        return pack_codes(kept, bias, self.dtype)
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.checkpoint.device)

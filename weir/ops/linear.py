@@ -6,17 +6,23 @@ from ctypes import addressof
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from weir.ops import native
+from weir.ops import dispatch, native
 from weir.ops.dispatch import floats, gpu_kernels, kernels
 from weir.ops.mlp import ACTIVATIONS, gated
 from weir.ops.norm import rms_norm
+from weir.ops.quantize import Codes, Scaled, from_tiles, to_tiles
 
-GROUP = 32
-"""Neighbours along K that share a scale and an offset."""
+BF16 = torch.bfloat16
+FP8_CAPABILITY = (8, 9)
+TILE_ROWS, TILE_COLUMNS = 64, 64  # of weights of 4 bits, on a GPU
+
+NATIVE_GROUP = 32
+"""Neighbours along K that share a scale and an offset in the CPU's kernel."""
 
 
 class Codec(IntEnum):
@@ -27,7 +33,9 @@ class Codec(IntEnum):
     BFLOAT16 = 1
     CODES4 = 2
     CODES8 = 3
-    PLAIN = 4
+    PLAIN = 4  # [n, k]
+    FP8 = 5  # e4m3 [n, k], scales float32 [n]
+    INT4 = 6  # `to_tiles` of 64 rows, its pairs the scales
 
 
 PANELS = frozenset((Codec.FLOAT32, Codec.BFLOAT16, Codec.CODES4, Codec.CODES8))
@@ -44,8 +52,9 @@ class Linear:
     n: int
     k: int
     codec: Codec
-    weight: Tensor  # [n, k] where PLAIN, else as its codec has it
+    weight: Tensor  # as the codec has it
     bias: Tensor | None = None  # [n]
+    scales: Tensor | None = None
     record: native.Linear | None = field(init=False, default=None)  # what a kernel is told of it
 
     def __post_init__(self) -> None:
@@ -60,6 +69,18 @@ class Linear:
         if self.codec is Codec.PLAIN:
             return str(self.weight.dtype).removeprefix("torch.")
         return self.codec.name.lower()
+
+    def numbers(self, dtype: torch.dtype) -> Tensor:
+        """The weight [n, k] in `dtype`, unpacked unless it is stored so; not of PANELS."""
+        if self.codec is Codec.PLAIN:
+            return self.weight
+        assert self.scales is not None
+        if self.codec is Codec.FP8:
+            return self.weight.to(dtype).mul_(self.scales.to(dtype).unsqueeze(1))
+        gpu = gpu_kernels(self.weight)
+        if gpu is not None:
+            return gpu.unpacked(self.weight, self.scales, self.n, dtype)
+        return from_tiles(self.weight, self.scales, self.n).floats().to(dtype)
 
 
 def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
@@ -80,25 +101,42 @@ def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
     return Linear(n, k, codec, panels, floats(bias) if bias is not None else None)
 
 
-def takes_codes() -> bool:
-    """Whether this CPU multiplies bytes, so that `pack_codes` is worth its while."""
+def takes_codes(device: torch.device, bits: int, k: int) -> bool:
+    """Whether `pack_codes` is worth its while there: a GPU with Triton multiplies 4 bits, a CPU 4
+    and 8 where it multiplies bytes."""
+    if device.type == "cuda":
+        return dispatch.triton is not None and bits == 4 and k % TILE_COLUMNS == 0
     lib = native.library()
-    return lib is not None and bool(lib.has_byte_products())
+    return lib is not None and bool(lib.has_byte_products()) and k % NATIVE_GROUP == 0
 
 
-def pack_codes(codes: Tensor, pairs: Tensor, bits: int, bias: Tensor | None = None) -> Linear:
-    """Lay out a quantised weight: w = scale * code + offset, groups of 32 along K.
+def takes_fp8(device: torch.device) -> bool:
+    """Whether that is a GPU that multiplies 8-bit floats: Ada, Hopper and later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
-    codes uint8 [N, K], below 2^bits; pairs float16 [N, K / 32, 2]: scale and offset; bits 4 or 8.
-    Only where `takes_codes`.
-    """
-    (n, k), lib = codes.shape, native.library()
-    codec = Codec.CODES4 if bits == 4 else Codec.CODES8
-    assert lib is not None and pairs.shape == (n, k // GROUP, 2) and pairs.dtype == torch.float16
-    codes, pairs = codes.contiguous(), pairs.contiguous()
+
+def pack_codes(codes: Codes, bias: Tensor | None = None, dtype: torch.dtype = BF16) -> Linear:
+    """Lay out a weight of codes for the device they are on, on a GPU to be multiplied in `dtype`.
+    Only where `takes_codes`."""
+    (n, k), lib = codes.codes.shape, native.library()
+    if codes.codes.is_cuda:
+        exact = torch.float16 if dtype == torch.float32 else dtype
+        tiles, pairs = to_tiles(codes, TILE_ROWS, exact)
+        return Linear(n, k, Codec.INT4, tiles, bias, pairs)
+    codec = Codec.CODES4 if codes.bits == 4 else Codec.CODES8
+    pairs = codes.regrouped(NATIVE_GROUP).pairs.contiguous()
+    assert lib is not None and pairs.dtype == torch.float16
     panels = torch.empty(lib.packed_bytes(n, k, codec), dtype=torch.uint8)
-    lib.pack_codes(codes.data_ptr(), pairs.data_ptr(), n, k, codec, panels.data_ptr())
+    each = codes.codes.contiguous()
+    lib.pack_codes(each.data_ptr(), pairs.data_ptr(), n, k, codec, panels.data_ptr())
     return Linear(n, k, codec, panels, floats(bias) if bias is not None else None)
+
+
+def pack_fp8(weight: Scaled, bias: Tensor | None = None) -> Linear:
+    """A weight of 8-bit floats and one scale a row. Only where `takes_fp8`."""
+    n, k = weight.values.shape
+    bias = bias.to(torch.bfloat16) if bias is not None else None  # cuBLAS adds no other
+    return Linear(n, k, Codec.FP8, weight.values.contiguous(), bias, weight.scales.contiguous())
 
 
 def rows(w: Linear, ids: Tensor) -> Tensor:
@@ -115,55 +153,85 @@ def rows(w: Linear, ids: Tensor) -> Tensor:
 def linear(x: Tensor, w: Linear, residual: Tensor | None = None) -> Tensor:
     """x [M, K] → x @ W.T + bias + residual, [M, N]; `residual` may be overwritten by the result.
 
-    Reads the weight, 2 or 4 bytes an element, once per 96 rows; 2 M N K FLOP. With the native
-    kernel a row of the result is the same to the last bit whatever M is. bfloat16 weights meet x
-    rounded to bfloat16 where the CPU multiplies such pairs (AVX512-BF16), and x as it is elsewhere;
-    codes meet x rounded to 8 bits in groups of 32, at 5 or 9 bits an element.
+    On a CPU it reads the weight, 2 or 4 bytes an element, once per 96 rows; 2 M N K FLOP. With the
+    native kernel a row of the result is the same to the last bit whatever M is. bfloat16 weights
+    meet x rounded to bfloat16 where the CPU multiplies such pairs (AVX512-BF16), and x as it is
+    elsewhere; codes meet x rounded to 8 bits in groups of 32, at 5 or 9 bits an element. On a GPU
+    weights of 4 bits meet x as it is, and those of 8 bits do where M is small; else x is rounded to
+    8-bit floats, row by row.
     """
-    y = _few_rows(x, w, residual)
-    if y is not None:
-        return y
-    if x.is_cuda and residual is not None and w.bias is None:
-        rows = _cached_rows(x.device, w.k * x.element_size())
-        for part, out in zip(x.split(rows), residual.split(rows), strict=True):
-            out.addmm_(part, w.weight.t())
-        return residual
-    if w.record is None:
-        return reference_linear(x, w.weight, w.bias, residual)
-    return _multiply(x, w, w.k, residual)
+    return _apply(x, w, residual)
 
 
 def normed_linear(x: Tensor, norm: Tensor, eps: float, w: Linear) -> Tensor:
-    """linear(rms_norm(x, norm, eps), w); the native kernel normalises rows as it takes them in."""
-    if w.record is None:
-        y = _few_rows(x, w, norm=norm, eps=eps)
-        return linear(rms_norm(x, norm, eps), w) if y is None else y
-    norm = floats(norm)
-    return _multiply(x, w, w.k, None, norm.data_ptr(), eps)
+    """linear(rms_norm(x, norm, eps), w), normalised on the way in where a kernel can."""
+    return _apply(x, w, None, norm, eps)
 
 
 def gated_linear(gate_up: Tensor, act: str, w: Linear, residual: Tensor | None = None) -> Tensor:
     """linear(gated(gate_up, act), w, residual), gate_up [M, 2K]; likewise."""
-    if w.record is None:
-        y = _few_rows(gate_up, w, residual, act=act)
-        return linear(gated(gate_up, act), w, residual) if y is None else y
-    return _multiply(gate_up, w, 2 * w.k, residual, gate=ACTIVATIONS.index(act))
+    return _apply(gate_up, w, residual, act=act)
 
 
-def _few_rows(
+def _apply(
     x: Tensor,
     w: Linear,
-    residual: Tensor | None = None,
+    residual: Tensor | None,
     norm: Tensor | None = None,
     eps: float = 0.0,
     act: str | None = None,
+) -> Tensor:
+    if w.record is not None:
+        return _multiply(x, w, residual, norm, eps, act)
+    gpu = gpu_kernels(x)
+    if gpu is not None:
+        y = _few_rows(gpu, x, w, residual, norm, eps, act)
+        if y is not None:
+            return y
+        if w.codec is Codec.FP8 and x.dtype == torch.bfloat16 and not (w.n | w.k) % 16:
+            return _product_of_fp8(*gpu.quantized(x, norm, eps, act), w, residual)
+    if norm is not None:
+        x = rms_norm(x, norm, eps)
+    if act is not None:
+        x = gated(x, act)
+    weight = w.numbers(x.dtype)
+    if x.is_cuda and residual is not None and w.bias is None:
+        rows = _cached_rows(x.device, w.k * x.element_size())
+        for part, out in zip(x.split(rows), residual.split(rows), strict=True):
+            out.addmm_(part, weight.t())
+        return residual
+    return reference_linear(x, weight, w.bias, residual)
+
+
+def _few_rows(
+    gpu: ModuleType,
+    x: Tensor,
+    w: Linear,
+    residual: Tensor | None,
+    norm: Tensor | None,
+    eps: float,
+    act: str | None,
 ) -> Tensor | None:
     """On a GPU, the result of the kernel for few rows; None where it is not the faster. It rounds
     x times the norm's weight before it scales, which would overflow float16."""
-    gpu = gpu_kernels(x)
-    if gpu is None or w.bias is not None or w.weight.dtype != torch.bfloat16:
+    if w.codec is Codec.INT4:
+        return gpu.few_rows_of_codes(
+            x, w.weight, w.scales, w.n, residual, norm, eps, act, bias=w.bias
+        )
+    if x.dtype != torch.bfloat16 or (w.codec is Codec.PLAIN and w.bias is not None):
         return None
-    return gpu.few_rows(x, w.weight, residual, norm, eps, act)
+    return gpu.few_rows(x, w.weight, residual, norm, eps, act, bias=w.bias, scales=w.scales)
+
+
+def _product_of_fp8(values: Tensor, scales: Tensor, w: Linear, residual: Tensor | None) -> Tensor:
+    """values e4m3 [M, K] times scales float32 [M, 1], @ W.T + bias + residual → bfloat16 [M, N].
+
+    Sums as the tensor cores keep them, in fewer bits than float32's but far more than e4m3's."""
+    y = torch._scaled_mm(
+        values, w.weight.t(), scales, w.scales.unsqueeze(0), w.bias,
+        out_dtype=torch.bfloat16, use_fast_accum=True,
+    )  # fmt: skip
+    return y if residual is None else residual.add_(y)
 
 
 @lru_cache
@@ -175,28 +243,24 @@ def _cached_rows(device: torch.device, row: int) -> int:
 
 
 def _multiply(
-    x: Tensor,
-    w: Linear,
-    width: int,
-    residual: Tensor | None,
-    norm: int | None = None,
-    eps: float = 0.0,
-    gate: int = -1,
+    x: Tensor, w: Linear, residual: Tensor | None, norm: Tensor | None, eps: float, act: str | None
 ) -> Tensor:
-    """The native kernel on x [M, width]; `norm`, `eps` and `gate` as in `Input` of linear.cpp."""
-    lib = kernels(x)
+    """The native kernel on x [M, K], or [M, 2K] where it is gated."""
+    lib, width = kernels(x), w.k if act is None else 2 * w.k
     if lib is None or x.shape[1] != width:
         raise TypeError(f"x must be float32 [M, {width}] on the CPU, got {x.dtype} {list(x.shape)}")
     x, out = x.contiguous(), x.new_empty(x.shape[0], w.n)
     if residual is not None:
         residual = floats(residual.view_as(out))
+    if norm is not None:
+        norm = floats(norm)
     lib.linear(
         addressof(w.record),
         x.data_ptr(),
         x.shape[0],
-        norm,
+        norm.data_ptr() if norm is not None else None,
         eps,
-        gate,
+        -1 if act is None else ACTIVATIONS.index(act),
         residual.data_ptr() if residual is not None else None,
         out.data_ptr(),
     )

@@ -5,10 +5,11 @@ weir.ops, which check and document the arguments; nothing else may import it.
 """
 
 from weir.ops.triton.attention import attend
+from weir.ops.triton.codes import few_rows_of_codes, unpacked
 from weir.ops.triton.linear import few_rows
 from weir.ops.triton.pages import copy_pages
 from weir.ops.triton.rope import rope_
-from weir.ops.triton.rows import gated, layer_norm, rms_norm
+from weir.ops.triton.rows import gated, layer_norm, quantized, rms_norm
 from weir.ops.triton.sample import choose
 from weir.ops.triton.store import write
 
@@ -17,9 +18,12 @@ __all__ = [
     "choose",
     "copy_pages",
     "few_rows",
+    "few_rows_of_codes",
     "gated",
     "layer_norm",
+    "quantized",
     "rms_norm",
     "rope_",
+    "unpacked",
     "write",
 ]

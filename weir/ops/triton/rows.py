@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -139,3 +140,61 @@ def activation(x, ACT: tl.constexpr):
     else:
         x = tl.where(x < 0.0, 0.0, x)  # keeps NaN
     return x
+
+
+def quantized(x: Tensor, norm: Tensor | None, eps: float, act: str | None) -> tuple[Tensor, Tensor]:
+    """x [M, K] as e4m3 [M, K] and scales float32 [M, 1], one pass: weir.ops.quantize.to_fp8 of x,
+    of rms_norm(x, norm, eps), or of gated(x, act), x [M, 2K]."""
+    x = _rows(x)
+    rows, width = x.shape[0], x.shape[1] // (2 if act else 1)
+    values = x.new_empty(rows, width, dtype=torch.float8_e4m3fn)
+    scales = x.new_empty(rows, 1, dtype=torch.float32)
+    if rows:
+        columns = power_of_2(width)
+        _quantized(
+            (rows, 1, 1),
+            x,
+            norm,
+            values,
+            scales,
+            eps,
+            STRIDE=x.stride(0),
+            WIDTH=width,
+            COLUMNS=columns,
+            ACT=act,
+            warps=_warps(columns),
+        )
+    return values, scales
+
+
+@kernel("eps")
+def _quantized(
+    x,
+    norm,
+    values,
+    scales,
+    eps,
+    STRIDE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ACT: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
+    mask = column < WIDTH
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    y = tl.load(x + row * STRIDE + column, mask=mask, other=0.0).to(tl.float32)
+    if ACT is not None:
+        up = tl.load(x + row * STRIDE + WIDTH + column, mask=mask, other=0.0)
+        y = activation(y, ACT) * up.to(tl.float32)
+    if norm is not None:
+        y *= tl.rsqrt(tl.sum(y * y, 0) / WIDTH + eps)
+        y *= tl.load(norm + column, mask=mask, other=0.0).to(tl.float32)
+    y = y.to(x.dtype.element_ty).to(tl.float32)  # as if it had been stored
+    scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-30) / 448.0
+    y = tl.minimum(tl.maximum(y / scale, -448.0), 448.0)
+    tl.store(values + row * WIDTH + column, y.to(tl.float8e4nv), mask=mask)
+    tl.store(scales + row, scale)

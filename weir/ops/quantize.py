@@ -1,0 +1,129 @@
+"""Quantised weights as plain numbers: what they stand for, and how they are made of floats.
+
+Knows no layout: `weir.ops.linear` lays them out for the device that multiplies them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FP8 = torch.float8_e4m3fn
+FP8_MOST = 448.0
+GROUP = 64  # FlexGen, section 5: groups of 64 lose the least for what they cost
+
+
+@dataclass(slots=True, eq=False)
+class Codes:
+    """A weight [N, K]: scale * code + offset, scale and offset shared by neighbours along K.
+
+    codes uint8 [N, K] below 2^bits; pairs float16 [N, K / group, 2]; group 32, 64 or 128.
+    """
+
+    codes: Tensor
+    pairs: Tensor
+    bits: int
+
+    @property
+    def group(self) -> int:
+        return self.codes.shape[1] // self.pairs.shape[1]
+
+    def to(self, device: torch.device) -> Codes:
+        return Codes(self.codes.to(device), self.pairs.to(device), self.bits)
+
+    def join(self, others: list[Codes]) -> Codes:
+        """Weights over the same K, one below the other."""
+        parts = [self, *others]
+        group = min(part.group for part in parts)
+        return Codes(
+            torch.cat([part.codes for part in parts]),
+            torch.cat([part.regrouped(group).pairs for part in parts]),
+            max(part.bits for part in parts),
+        )
+
+    def shuffle(self, order: Tensor) -> Codes:
+        """The rows in another order."""
+        return Codes(self.codes[order], self.pairs[order], self.bits)
+
+    def regrouped(self, group: int) -> Codes:
+        """The same numbers in smaller groups, of which several have the same pair."""
+        return Codes(self.codes, self.pairs.repeat_interleave(self.group // group, 1), self.bits)
+
+    def floats(self) -> Tensor:
+        """float32 [N, K]."""
+        groups = self.codes.view(*self.pairs.shape[:2], self.group).float()
+        scale, offset = self.pairs.float().unsqueeze(-2).unbind(-1)
+        return groups.mul_(scale).add_(offset).view(self.codes.shape)
+
+
+@dataclass(slots=True, eq=False)
+class Scaled:
+    """A matrix [N, K] of 8-bit floats: values e4m3 [N, K] times scales float32 [N]."""
+
+    values: Tensor
+    scales: Tensor
+
+    def to(self, device: torch.device) -> Scaled:
+        return Scaled(self.values.to(device), self.scales.to(device))
+
+    def join(self, others: list[Scaled]) -> Scaled:
+        """Weights over the same K, one below the other."""
+        parts = [self, *others]
+        return Scaled(
+            torch.cat([part.values.view(torch.uint8) for part in parts]).view(FP8),
+            torch.cat([part.scales for part in parts]),
+        )
+
+    def floats(self) -> Tensor:
+        """float32 [N, K]."""
+        return self.values.float().mul_(self.scales.unsqueeze(1))
+
+
+def to_codes(weight: Tensor, group: int = GROUP) -> Codes:
+    """weight [N, K] in 4 bits: the least of a group is code 0, the largest is 15.
+
+    Asymmetric, as FlexGen's (section 5); K a multiple of `group`.
+    """
+    n, k = weight.shape
+    groups = weight.float().view(n, k // group, group)
+    least, most = groups.aminmax(dim=-1)
+    pairs = torch.stack(((most - least) / 15, least), dim=-1).half()
+    scale, offset = pairs.float().unsqueeze(-2).unbind(-1)
+    codes = (groups - offset).div_(scale.clamp(min=2.0**-24)).round_().clamp_(0, 15)
+    return Codes(codes.to(torch.uint8).view(n, k), pairs, 4)
+
+
+def to_fp8(rows: Tensor) -> Scaled:
+    """rows [M, K], each scaled such that its largest value is e4m3's."""
+    wide = rows.float()
+    scales = wide.abs().amax(1).clamp(min=1e-30) / FP8_MOST
+    values = (wide / scales.unsqueeze(1)).clamp_(-FP8_MOST, FP8_MOST)
+    return Scaled(values.to(FP8), scales)
+
+
+def to_tiles(codes: Codes, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """4-bit codes in the order in which a GPU's program reads them; K a multiple of 64.
+
+    → uint8 [tiles, K / 64, rows, 32], byte i of a row with columns i and, in its high half, i + 32
+    of 64; pairs of `dtype`, two bytes long, [tiles, K / group, rows, 2]. Rows that fill up the last
+    tile are zero.
+    """
+    n, k = codes.codes.shape
+    tiles = -(-n // rows)
+    fill = tiles * rows - n
+    whole = torch.nn.functional.pad(codes.codes, (0, 0, 0, fill)).view(tiles, rows, k // 64, 2, 32)
+    low, high = whole.unbind(3)
+    pairs = torch.nn.functional.pad(codes.pairs.to(dtype), (0, 0, 0, 0, 0, fill))
+    pairs = pairs.view(tiles, rows, -1, 2).transpose(1, 2)
+    return (low | high << 4).transpose(1, 2).contiguous(), pairs.contiguous()
+
+
+def from_tiles(tiles: Tensor, pairs: Tensor, n: int) -> Codes:
+    """What `to_tiles` was given, of `n` rows."""
+    count, blocks, rows, _ = tiles.shape
+    both = torch.stack((tiles & 15, tiles >> 4), dim=3)
+    codes = both.transpose(1, 2).reshape(count * rows, blocks * 64)[:n]
+    pairs = pairs.transpose(1, 2).reshape(count * rows, -1, 2)[:n]
+    return Codes(codes.contiguous(), pairs.contiguous(), 4)
