@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.grammar.test_regex import PATTERNS, automaton
 from weir.grammar.automaton import Automaton
 from weir.grammar.beside import Beside
-from weir.grammar.matcher import AutomatonMatcher, Cutter
+from weir.grammar.matcher import JUMP, AutomatonMatcher, Cutter
 from weir.grammar.vocabulary import Masks, Vocabulary
 
 END = 256
@@ -134,3 +134,21 @@ def test_a_jump_leaves_to_the_model_what_a_longer_token_could_say(beside):
             return max(fits, key=lambda t: len(speaker.pieces[t]), default=END)
 
         assert speaker.say(grammar, model, jumps=True) == wanted
+
+
+def test_a_long_jump_is_taken_in_parts(beside):
+    """No step is held up by an answer that is all forced; its text is what it was."""
+    speaker = Speaker(["abc", "cab", "bca"], beside)
+    wanted = b"abc" * 1000
+    grammar = automaton("x?(abc){1000}")
+    matcher = AutomatonMatcher(
+        Masks(grammar, speaker.vocabulary), beside, Cutter(speaker.encode, speaker.pieces)
+    )
+    said, parts = matcher.begin(10_000), 0
+    while not matcher.complete:
+        while matcher.mask() is None:
+            pass
+        tokens = matcher.advance(speaker.cut(wanted[len(speaker.text(said)) :])[0])
+        said, parts = said + tokens, parts + 1
+        assert len(speaker.text(tokens)) <= JUMP + 3
+    assert speaker.text(said) == wanted and parts < 100

@@ -94,13 +94,13 @@ class Automaton:
                 found[after] = found.get(after, 0) | 1 << byte
         return list(found.items())
 
-    def force(self, state: int) -> tuple[bytes, int]:
-        """The bytes that must come next, and the state after them."""
+    def force(self, state: int, most: int) -> bytes:
+        """The bytes, at most so many, that must come next."""
         forced, text = self.forced, bytearray()
-        while (byte := int(forced[state])) >= 0:
+        while len(text) < most and (byte := int(forced[state])) >= 0:
             text.append(byte)
             state = int(self.table[state, self.classes[byte]])
-        return bytes(text), state
+        return bytes(text)
 
     def encode(self) -> bytes:
         state, byte = np.nonzero(self.table)

@@ -13,7 +13,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from weir.errors import GrammarError
 from weir.grammar.beside import Beside
-from weir.grammar.matcher import Cutter, trim
+from weir.grammar.matcher import JUMP, Cutter, trim
 from weir.grammar.vocabulary import Vocabulary
 
 
@@ -106,7 +106,7 @@ class GuidedMatcher:
         forced = self._matcher.compute_ff_bytes()
         if not forced:
             return []
-        tokens = self._cutter.cut(self._before, piece + forced)[:-1]
+        tokens = self._cutter.cut(self._before, piece + forced[:JUMP])[:-1]
         told = sum(len(self._pieces[token]) for token in tokens)
         return tokens if told >= len(piece) else []
 

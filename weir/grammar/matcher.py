@@ -17,6 +17,8 @@ from weir.grammar.automaton import DEAD
 from weir.grammar.beside import Beside
 from weir.grammar.vocabulary import Masks
 
+JUMP = 64
+"""Bytes of a jump, at most, so that no step is held up by one: the rest jumps in the next."""
 CONTEXT = 48
 """Bytes before a jump that are cut into tokens with it."""
 
@@ -99,10 +101,11 @@ class AutomatonMatcher:
         self.complete = False
 
     def begin(self, most: int) -> list[int]:
-        forced, _ = self._automaton.force(self._state)
+        forced = self._automaton.force(self._state, JUMP)
         if not forced or self._cutter is None:
             return []
-        tokens = self._kept(self._cutter.cut(self._before, forced), self._state, 0)
+        whole = self._cutter.cut(self._before, forced)
+        tokens = self._kept(whole, self._state, len(forced), 0)
         if len(tokens) > most or self._ends(tokens):
             return []  # at least one token is the model's, so that there is an answer to give
         self._take(tokens)
@@ -117,11 +120,11 @@ class AutomatonMatcher:
         after = automaton.run(piece, start)
         if not piece or after == DEAD:
             raise GrammarError(f"token {token} does not fit the grammar")
-        forced, _ = automaton.force(after)
+        forced = automaton.force(after, JUMP)
         tokens = [token]
         if forced and self._cutter is not None:
             whole = self._cutter.cut(self._before, piece + forced)
-            kept = self._kept(whole, start, 1)
+            kept = self._kept(whole, start, len(piece) + len(forced), 1)
             if sum(len(self._pieces[one]) for one in kept) >= len(piece):
                 tokens = kept
         self._take(tokens)
@@ -143,11 +146,12 @@ class AutomatonMatcher:
         text = b"".join(self._pieces[token] for token in tokens)
         return bool(self._automaton.accepting[self._automaton.run(text, self._state)])
 
-    def _kept(self, tokens: list[int], state: int, free: int) -> list[int]:
-        """Of the tokens of forced bytes, those before the first that the model might replace by one
-        that reaches further. The first `free` ones are not questioned."""
+    def _kept(self, tokens: list[int], state: int, length: int, free: int) -> list[int]:
+        """Of the tokens of `length` forced bytes, those before the first that the model might
+        replace by one that reaches further. The first `free` ones are not questioned."""
         for index, token in enumerate(tokens):
-            if index >= free and self._masks.chosen(state):
+            if index >= free and self._masks.outgrown(state, length):
                 return tokens[:index]
             state = self._automaton.run(self._pieces[token], state)
+            length -= len(self._pieces[token])
         return tokens

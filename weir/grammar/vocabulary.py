@@ -116,7 +116,7 @@ class Masks:
             automaton.classes[level.letters].astype(np.int64) for level in vocabulary.levels
         ]
         self._number = next(_numbers)
-        self._chosen: dict[int, bool] = {}
+        self._outgrown: dict[tuple[int, int], bool] = {}
 
     def known(self, state: int) -> bytes | None:
         """As `mask`, where that takes no time."""
@@ -133,15 +133,14 @@ class Masks:
             self.vocabulary.keep((self._number, state), found)
         return found
 
-    def chosen(self, state: int) -> bool:
-        """Whether a token may come that says more than what is forced in a state, so that the next
-        token is a choice although the next bytes are not."""
-        found = self._chosen.get(state)
+    def outgrown(self, state: int, forced: int) -> bool:
+        """Whether a token may come that says more than the `forced` bytes that must come, so that
+        the next token is a choice although the next bytes are not."""
+        found = self._outgrown.get((state, forced))
         if found is None:
-            forced = len(self.automaton.force(state)[0])
             levels = enumerate(self._allowed(state), 1)
             found = any(length > forced and len(tokens) for length, tokens in levels)
-            self._chosen[state] = found
+            self._outgrown[state, forced] = found
         return found
 
     def _allowed(self, state: int) -> Iterator[NDArray[np.int64]]:
