@@ -20,7 +20,7 @@ from weir.cost.roofline import Roofline
 from weir.cost.work import Work
 from weir.errors import ConfigError
 from weir.executor.local import Local
-from weir.sim.flags import Scene
+from weir.sim.flags import Scene, weight_bytes
 from weir.sim.fleet import capacity
 from weir.sim.replay import Replica, replay
 from weir.sim.report import measure
@@ -256,3 +256,8 @@ def test_first_tokens_come_in_time_and_no_sooner_than_asked() -> None:
     ttft = [metrics["ttft"].percentile(90) for metrics in reports]
     assert tbt[2] < tbt[1] < tbt[0]
     assert ttft[1] < 500 and ttft[2] < 2000 and ttft[0] < ttft[1] < ttft[2]
+
+
+def test_a_simulation_counts_weights_as_they_are_quantised() -> None:
+    sizes = [weight_bytes(Config(quantization=kind), LLAMA, "h100") for kind in ("fp8", "int4")]
+    assert sizes == [1.0, 0.5625]

@@ -76,6 +76,10 @@ class Vocabulary:
         raise NotImplementedError("a simulation has no tokenizer")
 
 
+QUANTISED = {"fp8": 1.0, "int4": 4.5 / 8}
+"""Bytes of a weight of a layer, the scale and offset of its group of 64 included."""
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("what is simulated")
     add = group.add_argument
@@ -107,7 +111,9 @@ def scene(options: Namespace) -> Scene:
 
 
 def weight_bytes(settings: Config, spec: Spec, hardware: str) -> float:
-    """Of one weight: on a CPU, a file's codes stay as they are."""
+    """Of one weight: quantised as asked, and on a CPU a file's codes stay as they are."""
+    if settings.quantization in QUANTISED:
+        return QUANTISED[settings.quantization]
     if hardware == "cpu" and settings.dtype == "auto" and settings.model not in SHAPES:
         source = hub.resolve(settings.model, settings.revision, settings.download_dir)
         if source.kind == "gguf":
