@@ -16,9 +16,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from weir.ops.triton.launch import kernel
+from weir.ops.triton.launch import kernel, shared_memory
 from weir.ops.triton.linear import (
     FEW,
+    ROOM,
     SOME,
     Tile,
     prepared,
@@ -66,6 +67,8 @@ def few_rows_of_codes(
     """What `product_of_codes` gives; None where cuBLAS is faster, or x of another type."""
     tile = tile_for_codes(len(x), n, codes.shape[1] * BLOCK)
     if tile is None or x.dtype != pairs.dtype:
+        return None
+    if tile.tokens > SOME and shared_memory(x.device) < ROOM:  # before Hopper
         return None
     if norm is not None and x.dtype == torch.float16:  # x times the norm's weight would overflow
         x, norm = rms_norm(x, norm, eps, False), None
