@@ -55,12 +55,14 @@ def settings(**given: object) -> Config:
 
 def model(device: str, folder: Path) -> dict[str, object]:
     """A real one on a CPU, random numbers on a GPU."""
-    if device == "cpu":
-        return {"device": device}
+    return {"device": device} if device == "cpu" else {"device": device} | random_model(folder)
+
+
+def random_model(folder: Path) -> dict[str, object]:
     small = SHAPES["llama-2-7b"] | {"hidden_size": 256, "intermediate_size": 512}
     small |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 5}
     (folder / "config.json").write_text(json.dumps(small))
-    return {"device": device, "model": str(folder), "load_format": "dummy"}
+    return {"model": str(folder), "load_format": "dummy"}
 
 
 def generate(**given: object) -> list[list[int]]:
@@ -88,6 +90,14 @@ def test_tokens_are_those_of_a_model_in_one_place(tmp_path, device):
     if device == "cuda":
         file = plan(tmp_path, (0.5, 0.5, 0.0), cache=offload.CPU, cpu_attention=True)
         assert generate(**made, offload=file) == whole
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_quantised_weights_travel_as_they_are(tmp_path, device):
+    made = random_model(tmp_path) | {"device": device, "quantization": "int4", "dtype": "bfloat16"}
+    file = plan(tmp_path, (0.3, 0.2, 0.5))
+    whole = generate(**made)
+    assert generate(**made, offload=file, offload_dir=str(tmp_path / "weights")) == whole
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -119,7 +129,8 @@ def test_weights_count_as_they_are_stored(tmp_path):
         with open(tmp_path / "model.safetensors", "wb") as file:
             file.truncate(int(weights(spec) * bits / 8))
         assert offload._bits(settings(dtype="auto"), tmp_path, spec, torch.bfloat16) == said
-    assert offload._bits(settings(load_format="dummy"), tmp_path, spec, torch.float32) == 32
+    for more, said in ((("quantization", "fp8"), 8), (("load_format", "dummy"), 32)):
+        assert offload._bits(settings(**dict([more])), tmp_path, spec, torch.float32) == said
 
 
 def test_a_gpu_gets_the_best_plan_and_steps_to_match(monkeypatch):

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 HARMFUL = 1.25
 """How many times as fast another plan must be for one given to be warned of."""
+MADE = {"int4": 4, "fp8": 8}
+"""Bits of weights that are quantised when they are loaded."""
 PAGE = 16
 """Tokens of room that a request may have taken beyond its own."""
 EAGER = 200e-6
@@ -70,7 +72,9 @@ def _bits(config: Config, path: Path, spec: Spec, dtype: Any) -> int:
     """Bits that a weight takes, quantised ones without their scales."""
     if config.quantization in BITS:
         return BITS[config.quantization]
-    if config.load_format == "dummy" or config.dtype != "auto":
+    if config.quantization in MADE:
+        return MADE[config.quantization]
+    if config.load_format == "dummy" or config.quantization == "none" or config.dtype != "auto":
         return 8 * int(dtype.itemsize)
     files = [path] if path.is_file() else path.glob("*.safetensors")
     stored = 8 * sum(file.stat().st_size for file in files) / weights(spec)
