@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import msgspec
@@ -152,6 +153,14 @@ def test_a_plan_that_does_harm_is_priced(monkeypatch, tmp_path, caplog):
         on_gpu(monkeypatch, H100, offload=slow)
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("this plan is predicted to give 0.") and "--offload auto " in said
+
+
+def test_a_plan_given_needs_no_solver(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "highspy", None)
+    placed = on_gpu(monkeypatch, H100, offload=plan(tmp_path, (0.1, 0.9, 0.0), batch=8))
+    assert placed.config.max_num_seqs == 8 and placed.shelf is not None
+    with pytest.raises(ConfigError, match="HiGHS"):
+        on_gpu(monkeypatch, H100, offload="auto")
 
 
 @pytest.mark.parametrize(

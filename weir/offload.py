@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,8 @@ def _on_gpu(
         else given.job
     )
     kernels = native.library() is not None
-    best = search(spec, job, machine, base, cpu_attention=None if kernels else False)
-    found = best if given is None else _checked(given, spec, machine, best, kernels)
+    best = partial(search, spec, job, machine, base, cpu_attention=None if kernels else False)
+    found = best() if given is None else _checked(given, spec, machine, bits, kernels, best)
     log.info("offloading: %s", describe(found))
     placed = found.offload
     shelf = _shelf(config, placed.weights, device) if placed.weights[0] < 1 else None
@@ -183,6 +184,10 @@ def _checked(given: Report, spec: Spec, machine: Machine, best: Planned, kernels
     said = predict(spec, given.job, machine, placed)
     if not said.fits:
         raise ConfigError(f"--offload: the plan does not fit: it needs {_excess(said, machine)}")
+    try:
+        best = search()
+    except ConfigError:
+        return Planned(name="given", offload=placed, predicted=said)
     if best.predicted.throughput > HARMFUL * said.throughput:
         log.warning(
             "this plan is predicted to give %.2f tokens/s, --offload auto %.2f (%s)",
