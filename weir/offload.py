@@ -170,9 +170,16 @@ def _read(path: Path) -> Report:
         ) from None
 
 
-def _checked(given: Report, spec: Spec, machine: Machine, best: Planned, kernels: bool) -> Planned:
-    """The plan given, priced here."""
-    placed = replace(given.planned.offload, weight_bits=best.offload.weight_bits)
+def _checked(
+    given: Report,
+    spec: Spec,
+    machine: Machine,
+    bits: int,
+    kernels: bool,
+    find_best: Callable[[], Planned],
+) -> Planned:
+    """The plan given, priced here, and beside the best if there is a solver to find that."""
+    placed = replace(given.planned.offload, weight_bits=bits)
     kept = placed.cache in (GPU, CPU) and placed.cache_bits == 16 and placed.hidden == GPU
     if placed.schedule != "steps" or not kept:
         raise ConfigError(
@@ -185,7 +192,7 @@ def _checked(given: Report, spec: Spec, machine: Machine, best: Planned, kernels
     if not said.fits:
         raise ConfigError(f"--offload: the plan does not fit: it needs {_excess(said, machine)}")
     try:
-        best = search()
+        best = find_best()
     except ConfigError:
         return Planned(name="given", offload=placed, predicted=said)
     if best.predicted.throughput > HARMFUL * said.throughput:
