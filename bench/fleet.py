@@ -18,7 +18,7 @@ from scheduling import COST, SPEC, table
 from weir.config import Config
 from weir.cost.hardware import H100
 from weir.sim.flags import Scene
-from weir.sim.fleet import capacity, defaults_of
+from weir.sim.fleet import capacity
 from weir.sim.replay import replay
 from weir.sim.report import Report, measure
 from weir.sim.router import ROUTERS
@@ -32,7 +32,7 @@ CONFIG = Config(
 
 def run(load: Workload, replicas: int, routing: str, config: Config = CONFIG) -> Report:
     size = capacity(config, SPEC, H100)
-    scene = Scene(config, SPEC, size, COST, defaults_of(H100), replicas, routing)
+    scene = Scene(config, SPEC, size, COST, H100, replicas, routing)
     gc.collect()
     return measure(*replay(load, scene.fleet(), scene.router()))
 
@@ -54,14 +54,14 @@ def compare(title: str, load: Workload, replicas: int) -> None:
 def conversations(seed: int) -> None:
     """Mooncake's conversations: prompts of 12,000 tokens that share what users said before."""
     file = sets.DATA / "traces/mooncake_conversation.jsonl.gz"
-    load = mooncake(file, sets.words(seed), 2000)
+    load = mooncake(file, sets.words(seed), 1500)
     for speed in (1.5, 3.0):
         compare(f"Mooncake conversations, {speed:g} times as fast", paced(load, speed), 8)
 
 
 def clients(seed: int) -> None:
     """ServeGen's clients, each with bursts of its own; nothing is shared."""
-    load = servegen(sets.DATA / "traces/servegen_clients.jsonl.gz", sets.words(seed), 4000)
+    load = servegen(sets.DATA / "traces/servegen_clients.jsonl.gz", sets.words(seed), 3000)
     for rate in (60.0, 80.0):
         speed = rate * load.items[-1].arrival / len(load.items)
         compare(f"ServeGen {load.name} at {rate:g} requests/s", paced(load, speed), 8)

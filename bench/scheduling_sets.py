@@ -61,6 +61,12 @@ def chats(count: int, seed: int) -> Workload:
     return drawn("chats", Random(seed).choices(pairs, k=count), seed)
 
 
+def asked(count: int, seed: int) -> list[str]:
+    """Texts of chat prompts."""
+    rows = [row["prompt"] for row in _jsonl("lengths/prompts.jsonl.gz") if row["source"] in CHAT]
+    return Random(seed).sample(rows, count)
+
+
 def fewshot(count: int, seed: int) -> Workload:
     """Questions after one of 68 few-shot prefixes each, in random order."""
     rng, source = Random(seed), words(seed)

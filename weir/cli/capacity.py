@@ -53,6 +53,8 @@ def run(options: Namespace) -> int:
         limits = Limits(parse_duration(options.target_tbt_p99), parse_duration(options.max_delay))
     except ValueError as error:
         raise ConfigError(f"--target-tbt-p99, --max-delay: {error}") from None
+    if not limits.tbt > 0:
+        raise ConfigError("--target-tbt-p99 must be above 0")
     if not options.first_rate > 0 or not options.precision > 0 or not options.burstiness > 0:
         raise ConfigError("--first-rate, --precision and --burstiness must be above 0")
     attempt = live(options) if options.base_url else simulated(options)
