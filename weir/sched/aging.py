@@ -10,13 +10,14 @@ from weir.core import Request
 from weir.sched.ranking import Around, Group, Key
 
 MOST = 64  # requests that may be looked at, and so promoted, for one plan
+SLOWEST = 1 / 1024  # requests in a step that patience counts on at least
 
 
 @dataclass(slots=True)
 class Age:
     request: Request
     last: int  # the step that served it last, or in which it came
-    limit: int  # steps after that until it is overdue
+    there: int  # requests that were there when it came
     turn: int = 0  # when it was promoted: first promoted, first served
     quantum: int = 0  # tokens that it may still have as promoted; 0: it is not
 
@@ -27,22 +28,24 @@ class Aging(Around):
     it has had `quantum` tokens (arXiv 2408.15792, Algorithm 1). Between promoted requests it is
     first promoted, first served.
 
-    patience: so many steps more may pass for every request that is there when one comes. A step
-    ends about one, so it would wait that long in first come, first served, too. Without patience
-    a crowd ages as one, and takes turns instead of being served.
+    patience: so many times longer may it take than ending all who were there when one came, at the
+    rate at which requests now end: so long it would wait in first come, first served. Without
+    patience a crowd ages as one, and takes turns instead of being served.
 
     Tokens are counted and not steps, so that a long prompt does not use up its turn before its
     first token. A request is looked at when it may be due, not in every step.
 
-    With W there as it comes, N promoted before it, S that may run at once and memory for S of them,
-    a request starts to run after at most threshold + patience W + N / 64 + (N // S + 1) (quantum +
-    P) steps, where P is what prefilling S prompts takes: however long the answers are, and whoever
-    comes after."""
+    With N promoted before it, S that may run at once and memory for S of them, a request starts to
+    run after at most threshold + N / 64 + (N // S + 1) (quantum + P) steps, where P is what
+    prefilling S prompts takes: however long the answers are, and whoever comes after. Patience adds
+    to that what it says, and at most threshold steps until somebody looks again."""
 
     threshold: int = 200
     quantum: int = 10
     patience: float = 0.0
     step: int = 0
+    ended: int = 0  # since the last step
+    rate: float = 1.0  # requests that end in a step, slowly moving
     turns: int = 0
     ages: dict[int, Age] = field(default_factory=dict)
     due: list[tuple[int, int]] = field(default_factory=list)  # heap of (step, uid), one a request
@@ -59,22 +62,24 @@ class Aging(Around):
 
     def enter(self, r: Request) -> None:
         if r.uid not in self.ages:
-            limit = self.threshold + int(self.patience * len(self.ages))
-            self.ages[r.uid] = Age(r, self.step, limit)
-            heapq.heappush(self.due, (self.step + limit, r.uid))
+            self.ages[r.uid] = Age(r, self.step, len(self.ages))
+            heapq.heappush(self.due, (self.step + self.threshold, r.uid))
         self.inner.enter(r)
 
     def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
         self.step = step
+        self.rate += (self.ended - self.rate) / 256
+        self.ended = 0
         moved = list(self.inner.before(step, waiting))
+        each = self.patience / max(SLOWEST, self.rate)
         for _ in range(MOST):
             if not self.due or self.due[0][0] > step:
                 break
             age = self.ages.get(heapq.heappop(self.due)[1])
             if age is None:
                 continue
-            if (when := age.last + age.limit) > step:
-                heapq.heappush(self.due, (when, age.request.uid))
+            if (when := age.last + self.threshold + int(each * age.there)) > step:
+                heapq.heappush(self.due, (min(when, step + self.threshold), age.request.uid))
                 continue
             self.turns += 1
             age.turn, age.quantum = self.turns, self.quantum
@@ -87,11 +92,12 @@ class Aging(Around):
         if age.quantum and r.sampled:
             age.quantum -= 1
             if not age.quantum:
-                heapq.heappush(self.due, (self.step + age.limit, r.uid))
+                heapq.heappush(self.due, (self.step + self.threshold, r.uid))
         self.inner.served(r, length)
 
     def leave(self, r: Request) -> None:
         self.ages.pop(r.uid, None)
+        self.ended += 1
         self.inner.leave(r)
 
 

@@ -47,10 +47,9 @@ class Knowledge:
 
 
 PLAIN = "fcfs lpm dfs-weight shortest learned mlfq"
-AUTO = "queued(aging(learned, threshold=1000, quantum=1000000))"
-"""Where lengths are predicted. Whoever has waited a thousand steps is served to the end, so that an
-overload becomes first come, first served. With the paper's quantum of 10 tokens those who are
-overdue take turns, and preemption takes back what the order gains (docs/log.md)."""
+AUTO = "queued(aging(learned, threshold=400, patience=1))"
+"""Where lengths are predicted: shortest first once a queue is there. Whoever has waited 400 steps
+longer than its turn would have taken in order of arrival is overdue (docs/scheduling.md)."""
 
 
 def ranking(text: str, cache: Cache, knowledge: Knowledge | None = None) -> Ranking:
