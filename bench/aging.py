@@ -16,27 +16,27 @@ from dataclasses import replace
 import scheduling_sets as sets
 from scheduling import WIDE, Arm, table
 
-from weir.sched.aging import Aging
-from weir.sched.shortest import Shortest
+from weir.sched.names import ranking
 from weir.sim.report import Report
 from weir.sim.workload import poisson
 
-GRID = [(200, 10), (500, 10), (1000, 10), (2000, 10), (500, 10**6), (1000, 10**6)]
-"""Steps until somebody is overdue, and tokens that it then has."""
+GRID = [
+    *("threshold=200", "threshold=500", "threshold=1000", "threshold=400, patience=1"),
+    "threshold=1000, quantum=1000000",
+]
+"""Options of `aging`; tokens that an overdue request has are 10 but in the last."""
 
 
 def arms() -> list[Arm]:
     base = replace(WIDE, requests=256)
-    aged = [
-        replace(
-            base,
-            name=f"{threshold:,} steps, {f'{quantum} tokens' if quantum < 10**6 else 'to the end'}",
-            ranking=lambda cache, age=(threshold, quantum): Aging(Shortest(), *age),
-        )
-        for threshold, quantum in GRID
+    policies = {"never": "shortest", **{options: f"aging(shortest, {options})" for options in GRID}}
+    return [
+        *(
+            replace(base, name=name, ranking=lambda cache, policy=policy: ranking(policy, cache))
+            for name, policy in policies.items()
+        ),
+        replace(base, name="FCFS"),
     ]
-    never = replace(base, name="never", ranking=lambda cache: Shortest())
-    return [never, *aged, replace(base, name="FCFS")]
 
 
 def row(name: str, report: Report, never: Report) -> list[object]:

@@ -3,7 +3,8 @@
     python bench/confirm.py [--only simulator default] [--rate 2] [--requests 60] [--rounds 5]
 
 SmolLM2-135M. `simulator`: one workload on the engine, and simulated with step times profiled on the
-same engine just before. `default`: the default order beside first come, first served where no queue
+same engine just before, times what the machine's speed was meanwhile: its steps over their prices.
+`default`: the default order beside first come, first served where no queue
 forms, in rounds that alternate.
 """
 
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import math
 import time
+from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 
 import scheduling_sets as sets
@@ -20,8 +23,11 @@ from scheduling import table
 
 from weir import build
 from weir.config import Config
+from weir.core import Plan
 from weir.cost import profile
 from weir.cost.hardware import find
+from weir.cost.target import Cost
+from weir.cost.work import Work
 from weir.llm import AsyncLLM
 from weir.params import SamplingParams
 from weir.sim.flags import Scene, Vocabulary
@@ -50,6 +56,31 @@ class Wall:
         time.sleep(max(0.0, to - self.time))
 
 
+@dataclass(slots=True)
+class Speed:
+    """Prices steps, and notes what the engine's took over their prices."""
+
+    costs: Cost
+    seconds: float = math.inf  # it aims at nothing
+    priced: float = 0.0
+    taken: float = 0.0
+
+    def observe(self, plan: Plan, seconds: float) -> float:
+        price = self.costs.seconds(Work.of(plan))
+        self.priced += price
+        self.taken += seconds
+        return price
+
+
+@dataclass(slots=True, frozen=True)
+class Scaled:
+    costs: Cost
+    factor: float
+
+    def seconds(self, work: Work) -> float:
+        return self.factor * self.costs.seconds(work)
+
+
 def cells(report: Report) -> list[object]:
     m = report.metrics
     found: list[object] = [m[name].median for name in ("ttft", "itl", "e2el")]
@@ -59,7 +90,7 @@ def cells(report: Report) -> list[object]:
 
 
 def simulator(options: argparse.Namespace) -> None:
-    config = Config(model=MODEL, scheduling_policy="fcfs")
+    config = Config(model=MODEL, scheduling_policy="fcfs", threads=1)
     engine = build.engine(config)
     try:
         costs, _ = profile.profile(engine.executor, "", repeats=2)
@@ -70,13 +101,15 @@ def simulator(options: argparse.Namespace) -> None:
             timed = poisson(load, rate, 1.0, 1)
             engine.flush()
             engine.clock = clock = Wall()
+            engine.target = speed = Speed(costs)
             real = measure(*replay(timed, [Replica(engine, clock)]))
-            scene = Scene(config, shape(MODEL), engine.capacity, costs, find("cpu"))
+            scaled = Scaled(costs, speed.taken / speed.priced)
+            scene = Scene(config, shape(MODEL), engine.capacity, scaled, find("cpu"))
             virtual = measure(*replay(timed, scene.fleet()))
             both = cells(real), cells(virtual)
             rows += [[f"{rate:g}/s, engine", *both[0]], ["simulated", *both[1]]]
             off = (100 * (there / here - 1) for here, there in zip(*both, strict=True))
-            rows.append(["off by, %", *off])
+            rows.append([f"off by, %; steps took {scaled.factor:.2f} of the profile", *off])
     finally:
         engine.close()
     head = ["ms", "TTFT P50", "P90", "TBT P50", "P99", "E2E P50", "P90", "all, s"]
