@@ -36,6 +36,7 @@ def test_a_stricter_target_leaves_less(tmp_path: Path, capsys: pytest.CaptureFix
         (["--target-tbt-p99", "soon"], "expected a duration such as 50ms"),
         (["--target-tbt-p99", "50ms", "--precision", "0"], "must be above 0"),
         (["--target-tbt-p99", "50ms", "--base-url", "http://127.0.0.1:9"], "127.0.0.1"),
+        (["--target-tbt-p99", "0"], "must be above 0"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(
