@@ -157,7 +157,7 @@ def test_a_plan_that_does_harm_is_priced(monkeypatch, tmp_path, caplog):
 
 def test_a_plan_given_needs_no_solver(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "highspy", None)
-    placed = on_gpu(monkeypatch, H100, offload=plan(tmp_path, (0.1, 0.9, 0.0), batch=8))
+    placed = on_gpu(monkeypatch, H100, offload=plan(tmp_path, (0.0, 1.0, 0.0), batch=8))
     assert placed.config.max_num_seqs == 8 and placed.shelf is not None
     with pytest.raises(ConfigError, match="HiGHS"):
         on_gpu(monkeypatch, H100, offload="auto")
