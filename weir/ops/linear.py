@@ -5,7 +5,6 @@ from __future__ import annotations
 from ctypes import addressof
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import lru_cache
 from types import ModuleType
 
 import torch
@@ -196,10 +195,7 @@ def _apply(
         x = gated(x, act)
     weight = w.numbers(x.dtype)
     if x.is_cuda and residual is not None and w.bias is None:
-        rows = _cached_rows(x.device, w.k * x.element_size())
-        for part, out in zip(x.split(rows), residual.split(rows), strict=True):
-            out.addmm_(part, weight.t())
-        return residual
+        return residual.addmm_(x, weight.t())
     return reference_linear(x, weight, w.bias, residual)
 
 
@@ -232,14 +228,6 @@ def _product_of_fp8(values: Tensor, scales: Tensor, w: Linear, residual: Tensor 
         out_dtype=torch.bfloat16, use_fast_accum=True,
     )  # fmt: skip
     return y if residual is None else residual.add_(y)
-
-
-@lru_cache
-def _cached_rows(device: torch.device, row: int) -> int:
-    """Rows of `row` bytes that half the GPU's cache holds; more of them are read several times,
-    which is why a wide product of 4,096 rows takes longer than four of 1,024."""
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
-    return max(1024, cache // (2 * row) // 256 * 256)
 
 
 def _multiply(
