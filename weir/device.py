@@ -1,0 +1,248 @@
+"""What an engine runs on: the device, the memory for KV there, and an executor over both.
+
+Sizes come from `Config` and from what is free; who computes what when is the scheduler's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from weir import __version__, policies
+from weir.config import Config
+from weir.core import Spec, Tier
+from weir.cost.machine import free_memory
+from weir.cost.transfer import slot_bytes
+from weir.errors import ConfigError
+from weir.executor.local import Direct, Local
+from weir.models.base import Model
+from weir.ops import dispatch, native
+from weir.ops.prefix import shares
+from weir.runtime.codec import Codec
+from weir.runtime.disk import Disk, identity
+from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes, shared_sizes
+from weir.runtime.memory import rehearse
+from weir.runtime.relay import Relay
+from weir.runtime.runner import Runner
+from weir.runtime.store import Store, page_bytes
+from weir.runtime.warmup import pages_needed, warm_up_away
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+SPARED = 0.98
+"""The part of --gpu-memory that is taken at the start: blocks of later steps may lie badly."""
+BORROWED = 3
+"""Layers whose pages in main memory may be on the GPU as copies."""
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(slots=True)
+class Phases:
+    """Seconds of each phase of the start."""
+
+    began: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def done(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self.began, 3)
+        self.began = now
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What computes, in which types, and where new KV goes: main memory may be a GPU's as well."""
+
+    device: torch.device
+    tier: Tier
+    threads: int
+    native: bool  # our kernels for CPUs
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+
+
+def platform_of(config: Config) -> Platform:
+    """The device that is asked for or found. Raises `ConfigError` if there is none."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("no CUDA device was found: use --device cpu, or see `weir doctor`")
+    if name == "cpu" and config.gpu_memory:
+        raise ConfigError("--gpu-memory is for a GPU; on a CPU there is --cpu-memory")
+    threads = config.threads or len(os.sched_getaffinity(0))
+    if name == "cpu":
+        native.set_threads(threads)
+    if name == "cuda" and config.gpu_memory:
+        total = torch.cuda.get_device_properties(name).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, config.gpu_memory / total))
+    kernels = name == "cpu" and native.library() is not None
+    best = torch.bfloat16 if kernels or name == "cuda" else torch.float32
+    dtype = DTYPES.get(config.dtype, best)
+    tier = Tier.GPU if name == "cuda" else Tier.CPU
+    kv_dtype = DTYPES.get(config.kv_cache_dtype, dtype)
+    return Platform(torch.device(name), tier, threads, kernels, dtype, kv_dtype)
+
+
+def open_disk(config: Config, platform: Platform, model: Model, weights: Path) -> Disk:
+    """The tier of KV pages on disk. What another engine left there counts only if it computed the
+    same."""
+    spec = model.spec
+    page = config.block_size or policies.DEFAULTS[platform.device.type].page
+    record = page_bytes(spec.attention, page, platform.kv_dtype)
+    kind = config.cold_kv_dtype
+    codec = None if kind == "auto" else Codec(kind, record, platform.kv_dtype)
+    pages = config.disk_cache_size // (record if codec is None else codec.size)
+    if not pages:
+        raise ConfigError(
+            f"--disk-cache-size {config.disk_cache_size} is less than one page of {record} bytes"
+        )
+    same = identity(
+        weights,
+        *(__version__, spec, page, config.load_format, config.seed, model.stored),
+        *(platform.device.type, platform.native, platform.dtype, platform.kv_dtype, kind),
+    )
+    return Disk(Path(config.disk_cache), same, pages, record, codec)
+
+
+def executor_over(
+    config: Config, platform: Platform, model: Model, disk: Disk | None, phases: Phases
+) -> Direct:
+    """Takes the memory for KV pages. On a GPU the largest steps run before, to know what is left
+    for them, and the lanes of fixed shapes are recorded after."""
+    device, spec = platform.device, model.spec
+    defaults = policies.DEFAULTS[device.type]
+    page = config.block_size or defaults.page
+    requests = config.max_num_seqs or defaults.requests
+
+    home = torch.device("cpu") if platform.tier == Tier.CPU else device
+    hosted = home.type != device.type
+
+    def runner(pages: int, context: int, graphs: Graphs, below: int = 0) -> Runner:
+        sizes, devices = {platform.tier: pages}, {platform.tier: home}
+        if below:
+            sizes[Tier.CPU], devices[Tier.CPU] = below, torch.device("cpu")
+        if disk is not None:
+            sizes[Tier.DISK] = disk.pages
+        store = Store(spec.attention, page, sizes, devices, platform.kv_dtype, disk, pinned=hosted)
+        relayed = hosted or (below and config.cpu_attention != "off")
+        relay = _relay(store, device) if relayed else None
+        return Runner(model, store, context, device, requests, graphs, relay)
+
+    graphs, below = Graphs(), 0
+    if device.type == "cuda":
+        graphs = _graphs(config, requests, spec)
+        tokens = policies.step_tokens(config, defaults.tokens, spec.context)
+        torch.cuda.empty_cache()
+        probe = runner(pages_needed(tokens, requests, page), spec.context, graphs)
+        reserve = rehearse(probe, tokens, requests)
+        if below := _cpu_pages(config, spec, page, platform):
+            reserve += slot_bytes(probe.store.record, below)
+            if config.cpu_attention != "off":  # copies of pages that prompts go on from, a layer's
+                token = probe.store.record // page // spec.layers
+                reserve += BORROWED * token * (tokens + spec.context)
+        room = _gpu_room(config, device, reserve)
+        if probe.relay is not None:
+            probe.relay.close()
+        del probe
+        phases.done("warm-up")
+    else:
+        if config.cpu_cache:
+            raise ConfigError("--cpu-cache is for a GPU; on a CPU there is --kv-cache-memory")
+        room = _cpu_room(config)
+    pages = _pages(config.kv_cache_memory or room, spec, page, platform)
+    context = min(spec.context, pages * page)
+    made = runner(pages, context, graphs, below)
+    phases.done("memory")
+    made.record()
+    warm_up_away(made)
+    limits = {
+        "tokens": policies.step_tokens(config, defaults.tokens, context),
+        "requests": requests,
+        "context": context,
+        "depth": 2 if config.overlap else 1,
+    }
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        phases.done("graphs")
+        return Direct(made, **limits)
+    return Local(made, **limits, threads=1 if platform.native else platform.threads)
+
+
+def _relay(store: Store, device: torch.device) -> Relay:
+    """What attends to KV in a GPU's host."""
+    kv = store.kv[Tier.CPU]
+    if device.type == "cuda" and not kv[0].is_pinned():
+        raise ConfigError("KV in main memory must be pinned, and the driver refused: ulimit -l")
+    try:
+        return Relay(Tier.CPU, kv, device)
+    except RuntimeError as error:
+        raise ConfigError(f"the host cannot attend to KV in main memory: {error}") from None
+
+
+def _graphs(config: Config, requests: int, spec: Spec) -> Graphs:
+    """Shapes of lanes that a GPU replays."""
+    if config.enforce_eager or dispatch.triton is None:  # the reference looks at lengths
+        return Graphs()
+    sizes = [size for size in config.cuda_graph_sizes if size <= requests]
+    sizes = sizes or decode_sizes(requests)
+    shared = shared_sizes(sizes) if shares(spec.attention) else ()
+    return Graphs(sizes, mixed_shapes(spec, requests), shared)
+
+
+def _pages(room: int, spec: Spec, page: int, platform: Platform) -> int:
+    """Pages of the KV cache in so many bytes."""
+    one = page_bytes(spec.attention, page, platform.kv_dtype)
+    pages = room // one - 1  # one is nobody's
+    if pages * page < min(spec.context, 256):
+        flags, used = "--kv-cache-memory", ""
+        if platform.device.type == "cuda":
+            flags += " or --gpu-memory-utilization"
+            used = (
+                f" beside {torch.cuda.memory_reserved() / GIB:.2f} GiB of weights and activations"
+            )
+        raise ConfigError(
+            f"the KV cache would hold {max(0, pages * page)} tokens in {room / GIB:.2f} GiB"
+            f"{used} ({one / page / 1024:.0f} KiB a token): give it more with {flags}"
+        )
+    return int(pages)
+
+
+def _cpu_pages(config: Config, spec: Spec, page: int, platform: Platform) -> int:
+    """Pages of a tier in main memory below the GPU's."""
+    if not config.cpu_cache:
+        return 0
+    pages = config.cpu_cache // page_bytes(spec.attention, page, platform.kv_dtype) - 1
+    if pages < 1:
+        raise ConfigError(f"--cpu-cache {config.cpu_cache}: that is less than two pages of KV")
+    free = free_memory()
+    if config.cpu_cache > free:  # not refused: a virtual machine's memory may grow as it is used
+        log.warning(
+            "--cpu-cache asks for %.1f GiB of main memory, of which %.1f are free: if the "
+            "engine is killed, lower it",
+            *(config.cpu_cache / GIB, free / GIB),
+        )
+    return pages
+
+
+def _gpu_room(config: Config, device: torch.device, reserve: int) -> int:
+    """Bytes for KV pages: what is free, less a `reserve` and the share that is not ours."""
+    free, total = torch.cuda.mem_get_info(device)
+    room = free - (1 - config.gpu_memory_utilization) * total
+    if config.gpu_memory:
+        room = min(room, SPARED * config.gpu_memory - torch.cuda.memory_reserved(device))
+    return int(room - reserve)
+
+
+def _cpu_room(config: Config) -> int:
+    return int(free_memory() * config.cpu_memory_fraction)
