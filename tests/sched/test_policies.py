@@ -120,7 +120,8 @@ def test_a_pace_is_told_decodes_and_backlog_and_where_the_prompt_stands():
     for _ in range(3):
         it.step()
     assert pace.asked[0] == (Load(backlog=34), 0)
-    assert (Load(1, 4, 29), 1) in pace.asked and (Load(1, 5, 24), 6) in pace.asked
+    late = -1.0  # plans are made at 0, and the second request is said to arrive at 1
+    assert (Load(1, 4, 29, late), 1) in pace.asked and (Load(1, 5, 24, late), 6) in pace.asked
     assert [share(plan, 1) for plan in it.executor.plans] == [1, 5, 5]
 
 
