@@ -24,7 +24,8 @@ from weir.sched.scheduler import Scheduler
 
 POLICIES = [
     *("fcfs", "lpm", "dfs-weight", "shortest", "learned", "mlfq", "fair(fcfs)", "aging(fcfs)"),
-    *("queued(aging(learned))", "queued(aging(fair(learned)))"),
+    "auto",
+    "queued(aging(fair(learned), threshold=400, patience=1))",
 ]
 
 
