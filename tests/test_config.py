@@ -138,6 +138,8 @@ def test_what_weir_cannot_do_is_accepted_only_as_doing_nothing() -> None:
 def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="--max-num-batched-tokens 8 is less"):
         load({"max_num_batched_tokens": 8, "max_num_seqs": 16}, {})
+    with pytest.raises(ConfigError, match="--cold-kv-dtype is of KV on disk"):
+        load({"cold_kv_dtype": "fp8"}, {})
 
 
 def test_other_engines_sizes_are_in_gib() -> None:

@@ -370,6 +370,8 @@ def _check(config: Config) -> None:
         if getattr(config, name) and not config.enable_prefix_caching:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} keeps prefixes: leave out --no-enable-prefix-caching")
+    if config.cold_kv_dtype != "auto" and not config.disk_cache:
+        raise ConfigError("--cold-kv-dtype is of KV on disk: add --disk-cache FOLDER")
     if config.cpu_attention != "off" and not config.cpu_cache:
         raise ConfigError("--cpu-attention needs room for KV in main memory: add --cpu-cache 64GiB")
     if config.cpu_attention != "off" and not config.memory_policy.startswith("on-demand"):
