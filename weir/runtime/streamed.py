@@ -152,12 +152,6 @@ class Streamed:
 
     # -- serving -------------------------------------------------------------------------------
 
-    @property
-    def step_bytes(self) -> tuple[int, int]:
-        """Bytes that a step brings: of main memory, and of disk."""
-        host = sum(len(parked.host) for parked in self.parked)
-        return host, sum(p.size - p.start for p in self.parked if p.size > p.start)
-
     def __len__(self) -> int:
         return len(self.parked)
 

@@ -30,7 +30,7 @@ from weir.ops.triton.linear import (
 )
 from weir.ops.triton.rows import rms_norm
 
-PANEL, BLOCK = 64, 64  # rows and columns that lie together
+BLOCK = 64  # columns that lie together
 UNPACKED = 16  # blocks of a program that only unpacks
 MANY, MOST = (
     128,
