@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import tempfile
@@ -58,11 +59,10 @@ def run(request: pytest.FixtureRequest) -> Callable:
 
 def left_behind() -> tuple[int, list[int], int, list[str]]:
     """What this process holds: descriptors, children, threads, and folders of engines."""
-    children = [
-        int(pid)
-        for task in Path("/proc/self/task").iterdir()
-        for pid in (task / "children").read_text().split()
-    ]
+    children: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread just ended
+            children += map(int, (task / "children").read_text().split())
     folders = [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("weir-")]
     return len(os.listdir("/proc/self/fd")), children, threading.active_count(), folders
 
