@@ -6,6 +6,7 @@ They differ in biases, per-head norms and windows only, all of which the Spec an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from weir.ops.attention import Place
 from weir.ops.linear import Linear, gated_linear, linear, normed_linear, rows
 from weir.ops.norm import rms_norm
 from weir.ops.rope import rope_
+
+MLP_NORM = "post_attention_layernorm.weight"
 
 
 @dataclass(slots=True, eq=False)
@@ -53,19 +56,22 @@ class Llama:
         return shapes
 
     def _layer(self, weights: Weights, i: int) -> Layer:
+        return Layer(**self._parts(weights, i))
+
+    def _parts(self, weights: Weights, i: int, mlp_norm: str = MLP_NORM) -> dict[str, Any]:
         at = f"layers.{i}."
         head_norm = self.spec.qk_norm
-        return Layer(
-            rope=self.ropes.of_layer[i],
-            norm=weights.vector(f"{at}input_layernorm.weight"),
-            qkv=weights.linear(*(f"{at}self_attn.{part}_proj" for part in "qkv")),
-            q_norm=weights.vector(f"{at}self_attn.q_norm.weight") if head_norm else None,
-            k_norm=weights.vector(f"{at}self_attn.k_norm.weight") if head_norm else None,
-            out=weights.linear(f"{at}self_attn.o_proj"),
-            mlp_norm=weights.vector(f"{at}post_attention_layernorm.weight"),
-            gate_up=weights.linear(f"{at}mlp.gate_proj", f"{at}mlp.up_proj"),
-            down=weights.linear(f"{at}mlp.down_proj"),
-        )
+        return {
+            "rope": self.ropes.of_layer[i],
+            "norm": weights.vector(f"{at}input_layernorm.weight"),
+            "qkv": weights.linear(*(f"{at}self_attn.{part}_proj" for part in "qkv")),
+            "q_norm": weights.vector(f"{at}self_attn.q_norm.weight") if head_norm else None,
+            "k_norm": weights.vector(f"{at}self_attn.k_norm.weight") if head_norm else None,
+            "out": weights.linear(f"{at}self_attn.o_proj"),
+            "mlp_norm": weights.vector(f"{at}{mlp_norm}"),
+            "gate_up": weights.linear(f"{at}mlp.gate_proj", f"{at}mlp.up_proj"),
+            "down": weights.linear(f"{at}mlp.down_proj"),
+        }
 
     def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
         return rows(self.embedding, ids).to(self.dtype)
@@ -97,7 +103,7 @@ def layer_tensors(spec: Spec, at: str) -> Shapes:
     q, kv = spec.heads * d, spec.kv_heads * d
     shapes: Shapes = {
         f"{at}input_layernorm.weight": (h,),
-        f"{at}post_attention_layernorm.weight": (h,),
+        f"{at}{MLP_NORM}": (h,),
     }
     if spec.qk_norm:
         shapes |= {f"{at}self_attn.{part}_norm.weight": (d,) for part in "qk"}
