@@ -159,17 +159,31 @@ def test_warming_up_fills_a_step_and_writes_the_pages_it_names(tokens, requests)
     assert tokens - max(2, tokens // requests) < max(most) <= max(tokens, 3)
 
 
-def test_warming_up_compiles_what_reads_prefixes_once(monkeypatch):
-    """In a lane of decodes and in one with a chunk beside them; after it sharing must pay again."""
-    seen = []
+@pytest.mark.parametrize("recorded", [False, True])
+def test_warming_up_compiles_what_reads_prefixes_once(monkeypatch, recorded):
+    """In lanes of decodes and in those with a chunk beside them, of few sequences and, where time
+    matters, of as many as there may be; after it sharing must pay again."""
+    seen = set()
 
     def attend(q, kv, batch, spec):
-        seen.append((len(q), batch.shared is not None))
+        seen.add((len(q), batch.shared is not None))
         return original(q, kv, batch, spec)
 
     original = attention.attend
     monkeypatch.setattr(attention, "attend", attend)
     run = runner(MODEL, pages={1: pages_needed(400, 8, 4)}, context=400)
+    run.graphs.mixed = [Shape(64, 8)] * recorded  # not recorded yet: nothing is padded
     run.shares = True
     warm_up(run, 400, 8)
-    assert {(2, True), (6, True)} <= set(seen) and run.saved == SAVED
+    assert {(2, True), (6, False), (6, True)} <= seen and run.saved == SAVED
+    many = {(7, True), (11, False), (11, True), (50, False), (300, False)}
+    assert (many <= seen) if recorded else not (many - {(50, False)}) & seen
+    assert not run.tables.row
+
+
+@pytest.mark.parametrize("requests", [1, 8])
+def test_a_context_shorter_than_a_step_is_warmed_up_as_far_as_it_goes(requests):
+    run = runner(MODEL, pages={1: 200}, context=40)
+    run.shares = True
+    warm_up(run, 400, requests)
+    assert not run.tables.row

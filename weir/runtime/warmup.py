@@ -20,35 +20,38 @@ CHOICES = [
 ]
 
 
-COMMON = 192  # tokens of the prompts whose prefix is shared
+COMMON = 192  # tokens that prompts have in common, such that reading them once is worth a launch
+BESIDE = 4  # tokens of a prompt beside decodes
 
 
 def pages_needed(tokens: int, requests: int, page: int) -> int:
     """Pages that `warm_up` writes to."""
-    return max(_length(tokens, requests), min(tokens, COMMON)) // page + 1
+    return max(_length(tokens, requests), min(tokens, COMMON + BESIDE)) // page + 1
 
 
 def warm_up(runner: Runner, tokens: int, requests: int) -> None:
-    """Run the largest steps, of prompts and of decodes, and every way of choosing a token.
+    """Run the largest steps, of prompts and of decodes, and every way of choosing a token; where
+    lanes are to be recorded, so that time matters, also steps between.
 
     All requests share their pages: what they compute is of no use to anyone."""
     landings = [runner.launch(plan) for plan in _plans(runner, tokens, requests)]
     runner.saved, saved = 1, runner.saved
-    landings += [runner.launch(plan) for plan in _sharing(runner, tokens)]
+    landings += [runner.launch(plan) for plan in _sharing(runner, tokens, requests)]
     runner.saved = saved
     for landing in landings:  # each holds what its plan still reads
         landing.result()
 
 
 def _plans(runner: Runner, tokens: int, requests: int) -> Iterator[Plan]:
-    length = _length(tokens, requests)
-    tier = min(runner.store.pages)
-    pages = [Page(tier, i) for i in range(pages_needed(tokens, requests, runner.store.page))]
-    uids = [-1 - i for i in range(min(tokens // length, requests))]
-    prompts = [Chunk(uid, 0, [0] * length, pages, tier, Sampling()) for uid in uids]
-    yield Plan(0, [], [prompts], [])
-    yield Plan(0, [], [[Chunk(uid, length, [], [], tier, Sampling()) for uid in uids]], [])
-    yield Plan(0, [], [], uids)
+    tier, page = min(runner.store.pages), runner.store.page
+    length = min(_length(tokens, requests), runner.tables.width * page - 1)  # and one more fits
+    pages = [Page(tier, i) for i in range(length // page + 1)]
+    for width in [tokens, *_widths(runner, tokens)]:  # the largest first, whose memory serves all
+        uids = [-1 - i for i in range(min(width // length, requests))]
+        yield Plan(0, [], [[Chunk(n, 0, [0] * length, pages, tier, Sampling()) for n in uids]], [])
+        if width == tokens:
+            yield Plan(0, [], [[Chunk(n, length, [], [], tier, Sampling()) for n in uids]], [])
+        yield Plan(0, [], [], uids)
     for sampling in CHOICES:  # beside each other: a chunk of several tokens, and one of one
         history = [] if sampling.penalised else None
         chunk = Chunk(-1, 0, [0] * length, pages, tier, sampling, history=history)
@@ -57,18 +60,30 @@ def _plans(runner: Runner, tokens: int, requests: int) -> Iterator[Plan]:
         yield Plan(0, [], [], [-1, -2])
 
 
-def _sharing(runner: Runner, tokens: int) -> Iterator[Plan]:
-    """Decodes whose prefix is read once, alone and beside a chunk of a prompt."""
+def _widths(runner: Runner, tokens: int) -> list[int]:
+    """Tokens of steps that libraries have different kernels for, each loaded at its first use."""
+    widths = [64 * 3**i // 2**i for i in range(16)] if runner.graphs.shapes else []
+    return [width for width in widths if width < tokens]
+
+
+def _sharing(runner: Runner, tokens: int, requests: int) -> Iterator[Plan]:
+    """Decodes beside a chunk of a prompt; then with a prefix that is read once, alone and beside.
+    How many sequences there are decides what attention is compiled for (ops/triton/decode.py)."""
     tier, length = min(runner.store.pages), min(tokens, COMMON)
-    if tokens < COMMON + 4 or runner.store.pages[tier] * runner.store.page <= length:
+    need = (length + BESIDE) // runner.store.page + 1
+    if tokens < COMMON + BESIDE or min(runner.store.pages[tier], runner.tables.width) < need:
         return
-    pages = [Page(tier, i) for i in range(length // runner.store.page + 1)]
-    for uid in (-1, -2):
-        yield Plan(0, [], [[Chunk(uid, 0, [0] * length, pages, tier, Sampling())]], [])
-    for at, more in enumerate(([], [Chunk(-3, 0, [0] * 4, pages, tier, Sampling())])):
-        decodes = [Chunk(uid, length + at, [], [], tier, Sampling()) for uid in (-1, -2)]
-        yield Plan(0, [], [decodes + more], [])
-    yield Plan(0, [], [], [-1, -2, -3])
+    pages = [Page(tier, i) for i in range(need)]
+    more = [4**k - 1 for k in (5, 6)] if runner.graphs.shapes else []
+    for count in sorted({min(n, requests - 1, tokens - BESIDE) for n in (2, *more)} - {0}):
+        uids = [-2 - i for i in range(count)]
+        prompt = Chunk(-1, 0, [0] * BESIDE, pages, tier, Sampling())
+        known = [Chunk(uid, length, [0], pages, tier, Sampling()) for uid in uids]
+        yield Plan(0, [], [[*known, prompt]], [])
+        for at, beside in ((1, []), (2, [prompt])):
+            decodes = [Chunk(uid, length + at, [], [], tier, Sampling()) for uid in uids]
+            yield Plan(0, [], [decodes + beside], [-1])
+        yield Plan(0, [], [], [-1, *uids])
 
 
 def warm_up_away(runner: Runner) -> None:
