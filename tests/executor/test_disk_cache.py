@@ -38,7 +38,8 @@ PAGE, HOT, COLD = 4, 24, 200
 
 def tiny_engine(folder: Path, depth: int = 2, middle: int = 0) -> Engine:
     """Over the pages of a few requests, and a disk for all of them; with `middle` pages of a tier
-    between the two, the first one stands for a GPU's."""
+    between the two, the first one stands for a GPU's. Loading counts as free: how fast this machine
+    is changes nothing."""
     spec = MODEL.spec
     disk = Disk(folder, "tiny", COLD, page_bytes(spec.attention, PAGE, torch.float32))
     home = Tier.GPU if middle else Tier.CPU
@@ -47,7 +48,7 @@ def tiny_engine(folder: Path, depth: int = 2, middle: int = 0) -> Engine:
     store = Store(spec.attention, PAGE, sizes, devices, torch.float32, disk)
     runner = Runner(MODEL, store, 80, CPU, 16)
     executor = Local(runner, tokens=64, requests=16, context=80, depth=depth, threads=1)
-    cache = Cache(PAGE, sizes, below=Fetch(1.0, store.loaded, {Tier.DISK: disk}))
+    cache = Cache(PAGE, sizes, below=Fetch(0.0, store.loaded, {Tier.DISK: disk}))
     if disk.kept:
         snapshot.restore(cache, disk.kept)
     scheduler = Scheduler(cache, FCFS(), Chunked(), OnDemand(home), executor.capacity)
@@ -58,13 +59,12 @@ def run(engine: Engine, requests: list[Request]) -> dict[int, list[int]]:
     out: dict[int, list[int]] = {r.uid: [] for r in requests}
     for r in requests:
         engine.add(r)
-    for _ in range(5000):
-        if not engine.busy:
-            break
+    deadline = time.monotonic() + 60
+    while engine.busy:
+        assert time.monotonic() < deadline, "somebody waits for ever"
         for delta in engine.step():
             assert delta.done in (None, "length"), delta.error
             out[delta.uid] += delta.tokens
-    assert not engine.busy
     engine.scheduler.cache.check([])
     return out
 
@@ -199,15 +199,15 @@ def test_a_slow_disk_delays_only_who_waits_for_it(tmp_path, monkeypatch):
     some = prompts(random.Random(6))
     engine = tiny_engine(tmp_path)
     run(engine, requests(some[:8]))
+    monkeypatch.setattr("weir.runtime.disk.STUCK", 600.0)
     real, gate = os.preadv, threading.Event()
 
     def slow(*arguments: object) -> int:
-        gate.wait(10)
+        gate.wait(60)
         return real(*arguments)
 
     monkeypatch.setattr("weir.runtime.disk.os.preadv", slow)
-    until = time.monotonic() + 5
-    while engine.keeper.pending and time.monotonic() < until:
+    while engine.keeper.pending:
         time.sleep(0.001)
     waits, other = requests([some[0], [7, 7, 7, 5, 5]])
     engine.add(waits), engine.add(other)
@@ -232,7 +232,7 @@ def test_a_disk_that_hangs_is_given_up(tmp_path, monkeypatch, caplog):
     real, gate = os.preadv, threading.Event()
 
     def hangs(*arguments: object) -> int:
-        gate.wait(20)
+        gate.wait(60)
         return real(*arguments)
 
     monkeypatch.setattr("weir.runtime.disk.os.preadv", hangs)

@@ -110,7 +110,8 @@ class Disk:
         return self.error is None and len(self.pending) * self.record < PENDING
 
     def ready(self, pages: Sequence[int]) -> bool:
-        """Are these pages in memory, where `read` will find them? Else they are read soon."""
+        """Are these pages in memory, and kept there until they are read? Else they are read
+        soon."""
         with self.changed:
             missing = [p for p in pages if p not in self.fetched and p not in self.pending]
             if not self.asked:
@@ -120,6 +121,8 @@ class Disk:
             if missing and self.error is None and len(self.asked) * self.record < PENDING:
                 self.asked.update(dict.fromkeys(missing))
                 self.changed.notify_all()
+            if not missing:  # those about to be written would be let go of once they are
+                self.fetched.update({p: self.pending[p] for p in pages if p in self.pending})
             return not missing
 
     def write(self, pages: Sequence[int], records: Bytes) -> None:
@@ -130,7 +133,8 @@ class Disk:
             )
             for page, record in zip(pages, records, strict=True):
                 self.pending[page] = record
-                self.fetched.pop(page, None)
+                if page in self.fetched:  # a plan that follows may rely on it
+                    self.fetched[page] = record
                 self.asked.pop(page, None)
             self.changed.notify_all()
 
