@@ -26,11 +26,13 @@ def distance(got: torch.Tensor, want: torch.Tensor) -> float:
 def test_logits_on_a_gpu(family, dtype, tmp_path) -> None:
     """Of a prompt at once, and of its last token in a step of its own. Transformers computes in
     float32 on the CPU, with weights rounded as ours are. Some of these random models multiply the
-    rounding of activations: then ours may be as far off as transformers is in the same type."""
+    rounding of activations: then ours may be twice as far off as transformers is in the same type,
+    since either of two that round is by chance the luckier."""
     theirs = save(family, tmp_path).to(dtype)
     rounded = expected(theirs, prompt())[-1]
     want = expected(theirs.float(), prompt())[-1]
+    limit = max(TOLERANCE[dtype], 2 * distance(rounded, want))
     ours = load(tmp_path, dtype=dtype, device=torch.device("cuda"))
     for cut in (0, len(prompt()) - 1):
         got = logits(ours, prompt().cuda(), last=1, cut=cut, dtype=dtype)[0].float().cpu()
-        assert distance(got, want) < max(TOLERANCE[dtype], distance(rounded, want))
+        assert distance(got, want) < limit

@@ -99,7 +99,8 @@ def test_programs_share_the_keys_of_decodes(monkeypatch, programs: int, parts: i
     for lengths in ((1, 2), None):
         case.batch.lengths = lengths
         check(case)
-    assert decode.arrived(torch.device(DEVICE), programs).eq(0).all()
+    there = case.q.to(DEVICE).device  # with its number
+    assert decode.arrived(there, programs).eq(0).all()
 
 
 def test_a_batch_padded_with_sequences_of_no_key() -> None:
