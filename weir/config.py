@@ -28,13 +28,15 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 Text = Annotated[str, Meta(min_length=1)]
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
-Bytes = Annotated[int, Meta(ge=0, extra={"size": True})]
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Share = Annotated[float, Meta(gt=0, le=1)]
-Seconds = Annotated[float, Meta(gt=0)]
-Duration = Annotated[float, Meta(ge=0, extra={"duration": True})]
+File = Annotated[str, Meta(min_length=1, extra={"unit": "FILE"})]
+Folder = Annotated[str, Meta(min_length=1, extra={"unit": "FOLDER"})]
+Count = Annotated[int, Meta(ge=0, extra={"unit": "N"})]
+Positive = Annotated[int, Meta(ge=1, extra={"unit": "N"})]
+Bytes = Annotated[int, Meta(ge=0, extra={"unit": "SIZE"})]
+Port = Annotated[int, Meta(ge=0, le=65535, extra={"unit": "PORT"})]
+Share = Annotated[float, Meta(gt=0, le=1, extra={"unit": "SHARE"})]
+Seconds = Annotated[float, Meta(gt=0, extra={"unit": "SECONDS"})]
+Duration = Annotated[float, Meta(ge=0, extra={"unit": "TIME"})]
 
 Device = Literal["auto", "cpu", "cuda"]
 Weights = Literal["auto", "float32", "bfloat16", "float16"]
@@ -58,7 +60,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = []
     tokenizer: Annotated[Text | None, about("folder or file with another tokenizer")] = None
     revision: Annotated[Text | None, about("branch, tag or commit of a hub model")] = None
-    download_dir: Annotated[Text | None, about("where hub models are kept")] = None
+    download_dir: Annotated[Folder | None, about("where hub models are kept")] = None
     load_format: Annotated[Format, about("weight file; dummy: random from a config alone")] = "auto"
     dtype: Annotated[Weights, about("type of the weights; auto: best for the device")] = "auto"
     quantization: Annotated[
@@ -95,7 +97,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Where, about("attend to KV in --cpu-cache there: off, auto: where that pays, or all of it")
     ] = "off"
     disk_cache: Annotated[
-        Text | None, about("folder where cached prefixes go before they are dropped, and are kept")
+        Folder | None, about("folder where cached prefixes go before they would be dropped")
     ] = None
     disk_cache_size: Annotated[
         Bytes, about("size of the cache on disk, taken at once, such as 100GiB")
@@ -105,7 +107,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "none"
     cpu_memory: Annotated[Bytes, about("main memory for what is offloaded; 0: what is free")] = 0
     offload_dir: Annotated[
-        Text | None, about("folder for weights that main memory has no room for, while it runs")
+        Folder | None, about("folder for weights that main memory has no room for, while it runs")
     ] = None
     cold_kv_dtype: Annotated[
         ColdKV, about("type of KV in the cache on disk; auto: as in memory; others lose precision")
@@ -119,7 +121,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Text, about("what predicts lengths of answers: auto, none or a file of `weir rank train`")
     ] = "auto"
     length_log: Annotated[
-        Text | None, about("file that prompts and lengths of answers are added to, for a ranker")
+        File | None, about("file that prompts and lengths of answers are added to, for a ranker")
     ] = None
     tenant_weights: Annotated[
         list[str], about("name=weight of tenants that fair() serves more or less than others")
@@ -256,6 +258,14 @@ def describe(info: FieldInfo) -> str:
     return str(info.type.__metadata__[-1].description)
 
 
+def unit(info: FieldInfo) -> str:
+    """What a value is, in a word for help; empty where its type does not say."""
+    kind = info.type.__origin__
+    inner = next((part for part in get_args(kind) if get_origin(part) is Annotated), kind)
+    metas = (*info.type.__metadata__, *getattr(inner, "__metadata__", ()))
+    return str(next((meta.extra["unit"] for meta in metas if meta.extra), ""))
+
+
 def plain(kind: Any) -> Any:
     """A field's type without constraints or None: str, int, float, bool, list or a Literal."""
     while get_origin(kind) is Annotated:
@@ -279,6 +289,10 @@ def parse_duration(text: str) -> float:
     if match is None:
         raise ValueError("expected a duration such as 50ms or 1.5s")
     return float(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
+PARSERS = {"SIZE": parse_size, "TIME": parse_duration}
+"""How text becomes a number, by unit; others are plain numbers."""
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -330,11 +344,8 @@ def _convert(name: str, value: object, where: str) -> object:
     if kind is list and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     try:
-        for meta in info.type.__metadata__ if text else ():
-            if (meta.extra or {}).get("size"):
-                value = parse_size(text)
-            elif (meta.extra or {}).get("duration"):
-                value = parse_duration(text)
+        if text and (parse := PARSERS.get(unit(info))):
+            value = parse(text)
         result = msgspec.convert(value, info.type, strict=False)
         if isinstance(result, float) and not math.isfinite(result):
             raise ValueError("expected a finite number")

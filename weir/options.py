@@ -18,22 +18,33 @@ from weir.config import (
     describe,
     load,
     plain,
+    unit,
 )
 from weir.peers import ALIASES, NEUTRAL, OPPOSITES
 
+REFERENCE = """\
+Flags of `weir serve`, and of every command that makes an engine. Each is an environment variable
+too (such as `WEIR_BLOCK_SIZE`) and a key of the YAML file of `--config`; a flag wins over the
+environment, the environment over the file. Other engines' names for a setting work as well.
+Switches are turned off by `--no-` and their name."""
 
-def add_config(parser: ArgumentParser, positional: bool = True) -> None:
-    """Flags for every setting. Only those given appear in the parsed namespace."""
+
+def add_config(parser: ArgumentParser, positional: bool = True, serves: bool = True) -> None:
+    """Flags for every setting; help hides a server's where a command does not have one.
+
+    Only those given appear in the parsed namespace."""
     if positional:
         parser.add_argument(
             "model", nargs="?", default=SUPPRESS, metavar="MODEL", help="same as --model"
         )
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, one a line")
     group: Any = parser
+    hidden: dict[str, Any] = {}
     for name in FIELDS:
         if name in SECTIONS:
             group = parser.add_argument_group(SECTIONS[name])
-        group.add_argument(*flags(name), dest=name, default=SUPPRESS, **shape(name))
+            hidden = {} if serves or SECTIONS[name] != "server" else {"help": SUPPRESS}
+        group.add_argument(*flags(name), dest=name, default=SUPPRESS, **shape(name) | hidden)
     for name, field in OPPOSITES.items():
         parser.add_argument(
             flag(name), dest=field, action="store_const", const="false", default=SUPPRESS,
@@ -65,32 +76,40 @@ def flags(name: str) -> list[str]:
 
 def shape(name: str) -> dict[str, Any]:
     """How argparse reads a field; values stay text, `weir.config` alone converts them."""
-    kind, start = plain(FIELDS[name].type), default(FIELDS[name])
-    known = "" if start in (None, [], "") else f" (default: {shown(start)})"
-    text = (describe(FIELDS[name]) + known).replace("%", "%%")
+    kind, known = plain(FIELDS[name].type), start(name)
+    text = describe(FIELDS[name]) + (f" (default: {known})" if known else "")
+    text = text.replace("%", "%%")
     if kind is bool:
         return {"action": BooleanOptionalAction, "help": text}
+    metavar = unit(FIELDS[name]) or name.split("_")[-1].upper()
     if kind is list:
-        return {"nargs": "+", "metavar": name.split("_")[-1].upper(), "help": text}
+        return {"nargs": "+", "metavar": metavar, "help": text}
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    metavar = "{" + ",".join(choices) + "}" if choices else name.split("_")[-1].upper()
-    return {"metavar": metavar, "help": text}
+    return {"metavar": "{" + ",".join(choices) + "}" if choices else metavar, "help": text}
 
 
-def shown(value: object) -> str:
+def start(name: str) -> str:
+    """A setting's default as one would write it; empty: there is none."""
+    value = default(FIELDS[name])
+    if value in (None, [], ""):
+        return ""
     if isinstance(value, bool):
         return "on" if value else "off"
+    if unit(FIELDS[name]) == "SIZE" and value:
+        return f"{value // 2**20}MiB" if value % 2**30 else f"{value // 2**30}GiB"
+    if isinstance(value, float):
+        return f"{value:g}"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def reference() -> str:
-    """Every setting as Markdown tables: flag, environment variable, default, meaning."""
-    lines = []
+    """docs/settings.md: every setting in Markdown tables of flag, default and meaning."""
+    lines = ["# Settings", "", REFERENCE]
     for name, info in FIELDS.items():
         if name in SECTIONS:
-            lines += ["", f"### {SECTIONS[name].capitalize()}", ""]
-            lines += ["| flag | environment | default | meaning |", "|---|---|---|---|"]
+            lines += ["", f"## {SECTIONS[name].capitalize()}", ""]
+            lines += ["| flag | default | meaning |", "|---|---|---|"]
         spelled = ", ".join(f"`{spelling}`" for spelling in flags(name))
-        start = f"`{shown(default(info))}`" if default(info) not in (None, [], "") else ""
-        lines.append(f"| {spelled} | `WEIR_{name.upper()}` | {start} | {describe(info)} |")
-    return "\n".join(lines[1:])
+        known = f"`{start(name)}`" if start(name) else ""
+        lines.append(f"| {spelled} | {known} | {describe(info)} |")
+    return "\n".join([*lines, ""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 
@@ -41,6 +42,18 @@ def test_a_dead_engine_is_said_so_everywhere():
             )
         answer = http.post("/v1/chat/completions", json=CHAT)
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("path", ["/ready", "/health", "/v1/chat/completions"])
+def test_who_asks_meanwhile_hears_why_the_engine_is_restarted_and_when_to_ask_again(path):
+    with serving() as running, httpx.Client(base_url=running.url) as http:
+        running.client._health = "restarting: the engine process was killed by SIGKILL"
+        running.client._start_seconds = 2.5
+        answer = http.post(path, json=CHAT) if "chat" in path else http.get(path)
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "3"
+        message = answer.json()["error"]["message"]
+        assert "restarting" in message and "SIGKILL" in message and "try again in 3 s" in message
+        assert http.get("/livez").status_code == 200
 
 
 def test_an_engine_that_hangs_fails_the_deep_check_in_time():
@@ -280,4 +293,7 @@ def test_a_draining_server_finishes_and_takes_nothing_new():
 
 def test_docs_need_nothing_from_outside(http):
     page = http.get("/docs").text
+    assert page == http.get("/").text
     assert "/v1/chat/completions" in page and "http" not in page.replace("HTTP", "")
+    links = re.findall(r'href="\.(/[^"]*)"', page)
+    assert "/metrics" in links and all(http.get(path).status_code == 200 for path in links)

@@ -72,7 +72,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--workload", nargs="+", default=[], metavar="NAME", help=", ".join(named.NAMES)
     )
     parser.add_argument("--repeat", type=datasets.positive, default=1, help="of each workload (1)")
-    add_config(parser)
+    add_config(parser, serves=False)
 
 
 def run(options: Namespace) -> int:

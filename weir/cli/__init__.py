@@ -10,6 +10,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from types import ModuleType
 
 from weir.errors import WeirError
 
@@ -75,15 +76,7 @@ def call(module: str, program: str, arguments: Sequence[str]) -> int:
     """Parse and run a command module: `add_arguments(parser)` and `run(options) -> int`."""
     try:
         command = import_module(module)
-        parser = ArgumentParser(
-            prog=program,
-            usage=getattr(command, "USAGE", None),
-            description=command.__doc__,
-            formatter_class=RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        command.add_arguments(parser)
-        return int(command.run(parser.parse_args(arguments)))
+        return int(command.run(parser(command, program).parse_args(arguments)))
     except WeirError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
@@ -92,6 +85,18 @@ def call(module: str, program: str, arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has left; say nothing more at exit
         return 141
+
+
+def parser(command: ModuleType, program: str) -> ArgumentParser:
+    made = ArgumentParser(
+        prog=program,
+        usage=getattr(command, "USAGE", None),
+        description=command.__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(made)
+    return made
 
 
 def overview(program: str, commands: dict[str, str]) -> str:

@@ -37,7 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--ignore-eos", action="store_true", help="always generate --max-tokens")
     add("--jsonl", action="store_true", help="print JSON lines")
     add("--quiet", action="store_true", help="no progress bar")
-    add_config(parser)
+    add_config(parser, serves=False)
 
 
 def run(options: Namespace) -> int:

@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="default: the user's cache")
     add("--quiet", action="store_true", help="no progress bar")
-    add_config(parser)
+    add_config(parser, serves=False)
 
 
 def run(options: Namespace) -> int:

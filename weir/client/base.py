@@ -8,6 +8,7 @@ from typing import Protocol
 from weir.client.events import Finished, ModelInfo
 from weir.client.stream import Stream
 from weir.core import Grammar
+from weir.errors import Overloaded
 from weir.params import SamplingParams
 from weir.text import Text
 from weir.wire import Stats
@@ -78,5 +79,9 @@ class Client(Protocol):
 
     @property
     def health(self) -> str:
-        """One of "ready", "starting", "draining" and "dead: why"."""
+        """One of "ready", "starting", "restarting: why", "draining" and "dead: why"."""
+        ...
+
+    def unready(self) -> Overloaded:
+        """What to tell those who ask while no request is taken: why, and when to try again."""
         ...

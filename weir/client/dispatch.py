@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -61,6 +62,13 @@ class Dispatcher:
     def health(self) -> str:
         return self._health
 
+    def unready(self) -> Overloaded:
+        """See `Client.unready`."""
+        seconds = max(1, math.ceil(self._start_seconds))
+        dead = self._health.startswith("dead")
+        advice = "restart the server" if dead else f"try again in {seconds} s"
+        return Overloaded(f"The engine is {self._health}; {advice}.", retry_after=seconds)
+
     async def compile(self, params: SamplingParams) -> Grammar | None:
         """See `Client.compile`."""
         asked = params.structured_outputs
@@ -91,7 +99,7 @@ class Dispatcher:
         """See `Client.submit`."""
         if self._health != "ready":
             self._ledger.reject("not_ready")
-            raise Overloaded(f"the engine is {self._health}", retry_after=self._start_seconds)
+            raise self.unready()
         assembly = self._ledger.admit(
             prompt,
             params,

@@ -136,7 +136,7 @@ class Remote(Dispatcher):
         self.model.context = ready.context
         self.model.vocab = min(self.text.vocab, ready.info.get("vocab", self.text.vocab))
         self.model.info = ready.info
-        if self._health == "starting":
+        if self._health.startswith(("starting", "restarting")):
             self._health = "ready"
 
     async def _supervise(self, engine: EngineProcess) -> None:
@@ -155,10 +155,15 @@ class Remote(Dispatcher):
                     break
                 except EngineDead as error:
                     reason = str(error)
+                    self._restarting(reason)
                     log.error("the engine could not be restarted: %s", reason)
                     self._failures.append(time.monotonic())
             self.restarts += 1
             self._replay()
+
+    def _restarting(self, reason: str) -> None:
+        if self._health.startswith(("ready", "restarting")):
+            self._health = f"restarting: {reason}"
 
     def _replay(self) -> None:
         """Give a new engine what the one before it had shown nothing of."""
@@ -180,8 +185,7 @@ class Remote(Dispatcher):
     def _mourn(self, engine: EngineProcess, reason: str) -> None:
         """Settle what a dead engine leaves: who is replayed, who is lost, what was counted."""
         self._engine = None
-        if self._health == "ready":
-            self._health = "starting"
+        self._restarting(reason)
         if engine.worked:
             self._failures.clear()
         else:

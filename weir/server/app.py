@@ -51,8 +51,9 @@ from weir.server.operations import (
     UnpinPrefix,
     Version,
 )
+from weir.server.page import page
 from weir.server.programs import ProgramList
-from weir.server.schema import document, page
+from weir.server.schema import document
 from weir.server.service import Options, Service
 from weir.server.tokens import detokenize, tokenize, tokenizer_info
 from weir.server.tracing import Tracer
@@ -194,7 +195,7 @@ ENDPOINTS = (
         aliases=("/abort_requests",),
     ),
     Endpoint("/openapi.json", operations.openapi, "This document.", GET),
-    Endpoint("/docs", operations.docs, "The routes as a page.", GET, media="text/html"),
+    Endpoint("/docs", operations.docs, "This page.", GET, media="text/html", aliases=("/",)),
 )
 
 

@@ -96,7 +96,7 @@ class ServerInfo(Struct):
 async def health(call: Call, query: HealthQuery) -> Reply:
     client = call.service.client
     if client.health not in ("ready", "draining"):
-        raise EngineDead(f"The engine is {client.health}.")
+        raise client.unready()
     if query.deep:
         await _shared_probe(call.service, query.timeout)
     return Response()
@@ -104,10 +104,9 @@ async def health(call: Call, query: HealthQuery) -> Reply:
 
 async def ready(call: Call, _: None) -> Reply:
     """Like `health`, but no longer once the server drains."""
-    client = call.service.client
-    state = "draining" if call.service.draining else client.health
-    if state != "ready":
-        raise Overloaded(f"The server is {state}.", retry_after=5.0)
+    call.service.check_open()
+    if call.service.client.health != "ready":
+        raise call.service.client.unready()
     return Response()
 
 

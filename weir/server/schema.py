@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import msgspec
@@ -127,19 +126,3 @@ def _error(code: int) -> dict[str, Any]:
 
 def _headers() -> dict[str, Any]:
     return {"X-Request-Id": {"schema": {"type": "string"}, "required": True}}
-
-
-def page(endpoints: Sequence[Endpoint]) -> str:
-    """The routes as a plain HTML page."""
-    rows = "".join(
-        f"<tr><td>{' '.join(endpoint.methods)}</td><td><code>{escape(path)}</code></td>"
-        f"<td>{escape(endpoint.summary)}</td></tr>"
-        for endpoint in endpoints
-        for path in (endpoint.path, *endpoint.aliases)
-    )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Weir</title>'
-        "<style>body{font:16px sans-serif;margin:2em}td{padding:.2em 1em .2em 0}</style>"
-        f"<h1>Weir {escape(__version__)}</h1><table>{rows}</table>"
-        '<p>Requests and answers in full: <a href="openapi.json">openapi.json</a></p></html>'
-    )

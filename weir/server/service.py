@@ -90,8 +90,7 @@ class Service:
         `field` is what the client calls the prompt, for errors about it.
         `truncate` keeps that many of the last tokens of each prompt, -1 as many as fit.
         """
-        if self.draining:
-            raise Overloaded("The server is shutting down.", retry_after=5.0)
+        self.check_open()
         if request_id in self.jobs:
             raise BadRequest(
                 f"request_id {request_id!r} belongs to a request that is still running.",
@@ -125,6 +124,11 @@ class Service:
                 error.param = field
             raise
         return job
+
+    def check_open(self) -> None:
+        """Raise `Overloaded` once the server drains."""
+        if self.draining:
+            raise Overloaded("The server is shutting down: ask another one.", retry_after=5.0)
 
     def finish(self, job: Job) -> None:
         """End a job, whatever is left of it."""
