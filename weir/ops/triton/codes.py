@@ -2,8 +2,7 @@
 the tensor cores, or in memory, for cuBLAS, where there are many rows.
 
 The weight lies as `weir.ops.quantize.to_tiles` has it: what a program reads next follows what it
-has read. Two codes of a byte become two 16-bit floats at once, by making their bits the lowest of
-a float whose last place is worth 1.
+has read.
 """
 
 from __future__ import annotations
@@ -11,31 +10,19 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from weir.ops.triton.bits import KINDS, SHRUNK, numbers
 from weir.ops.triton.launch import kernel, shared_memory
-from weir.ops.triton.linear import (
-    FEW,
-    ROOM,
-    SOME,
-    Tile,
-    prepared,
-    settle,
-    share,
-    shared_sums,
-    taken,
-)
+from weir.ops.triton.linear import FEW, ROOM, SOME, Tile, share, taken
 from weir.ops.triton.rows import rms_norm
+from weir.ops.triton.sums import prepared, settle, shared_sums
 
 BLOCK = 64  # columns that lie together
 UNPACKED = 16  # blocks of a program that only unpacks
-MANY, MOST = (
-    128,
-    256,
-)  # rows of x: of a program, and up to which cuBLAS is slower once it has numbers
+MANY, MOST = 128, 256  # rows of x: of a program, and beyond which cuBLAS is faster, once unpacked
 
 
 @lru_cache
@@ -105,7 +92,7 @@ def product_of_codes(
         bias,
         norm,
         out,
-        *shared_sums(x, tile, tiles * turns, tokens),
+        *shared_sums(x, tiles * turns, tile.splits, tile.rows, tokens),
         eps,
         m,
         X_STRIDE=x.stride(0),
@@ -188,119 +175,6 @@ def _product(
     settle(y, square, None, residual, bias, norm, out, parts, tickets, eps, m,
            turn * tl.num_programs(0) + tile, split, row, token, N, K, ROWS, TOKENS,
            SPLITS)  # fmt: skip
-
-
-@triton.jit
-def numbers(
-    packed, pair, block, kind: tl.constexpr, GROUP: tl.constexpr, FAST: tl.constexpr,
-    KIND: tl.constexpr,
-):  # fmt: skip
-    """Bytes [rows, 32] of a block → the weights of columns 0 to 31, and of 32 to 63."""
-    first = tl.load(pair + block * 64 // GROUP * 64)[:, None]
-    second = tl.load(pair + (block * 64 // GROUP + 1) * 64)[:, None] if GROUP == 32 else first
-    if FAST:
-        return unpack(packed, first, second, KIND)
-    else:
-        low = (packed & 15).to(tl.float32) * scale_of(first, KIND) + offset_of(first, KIND)
-        high = (packed >> 4).to(tl.float32) * scale_of(second, KIND) + offset_of(second, KIND)
-        return low.to(kind), high.to(kind)
-
-
-@triton.jit
-def scale_of(pair, KIND: tl.constexpr):
-    return (pair & 0xFFFF).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)
-
-
-@triton.jit
-def offset_of(pair, KIND: tl.constexpr):
-    return (pair >> 16).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)
-
-
-# Four bytes become two registers of two numbers, low halves first. A code in the last bits of a
-# bfloat16 is itself times 2^-133, and one in the next, 2^-129, across the end of the subnormals.
-# In the last bits of 1024 in float16 it adds itself, and 1 * that - 1024 is exact.
-BFLOAT16 = tl.constexpr("""{
-.reg .b32 a, b, c, d;
-prmt.b32 a, $4, 0, 0x4140;
-prmt.b32 b, $4, 0, 0x4342;
-and.b32 c, a, 0x000f000f;
-and.b32 d, b, 0x000f000f;
-fma.rn.bf16x2 $0, c, $5, $9;
-fma.rn.bf16x2 $1, d, $7, $11;
-and.b32 c, a, 0x00f000f0;
-and.b32 d, b, 0x00f000f0;
-fma.rn.bf16x2 $2, c, $13, $17;
-fma.rn.bf16x2 $3, d, $15, $19;
-}""")
-FLOAT16 = tl.constexpr("""{
-.reg .b32 a, b, c, d, one, less;
-mov.b32 one, 0x3c003c00;
-mov.b32 less, 0xe400e400;
-prmt.b32 a, $4, 0, 0x4140;
-prmt.b32 b, $4, 0, 0x4342;
-lop3.b32 c, a, 0x000f000f, 0x64006400, 0xea;
-lop3.b32 d, b, 0x000f000f, 0x64006400, 0xea;
-fma.rn.f16x2 c, c, one, less;
-fma.rn.f16x2 d, d, one, less;
-fma.rn.f16x2 $0, c, $5, $9;
-fma.rn.f16x2 $1, d, $7, $11;
-shr.b32 a, a, 4;
-shr.b32 b, b, 4;
-lop3.b32 c, a, 0x000f000f, 0x64006400, 0xea;
-lop3.b32 d, b, 0x000f000f, 0x64006400, 0xea;
-fma.rn.f16x2 c, c, one, less;
-fma.rn.f16x2 d, d, one, less;
-fma.rn.f16x2 $2, c, $13, $17;
-fma.rn.f16x2 $3, d, $15, $19;
-}""")
-SHRUNK = tl.constexpr(2.0**-12)
-REGISTERS = tl.constexpr("=r,=r,=r,=r" + ",r" * 17)
-KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-
-@triton.jit
-def unpack(packed, first, second, KIND: tl.constexpr):
-    """scale * code + offset of the low four bits, by `first`, and of the high, by `second`; in
-    bfloat16 times SHRUNK, so that no scale overflows on its way.
-
-    Two neighbours are of one row, so have one pair, whose numbers go in twice each."""
-    if KIND == tl.bfloat16:
-        return tl.inline_asm_elementwise(
-            BFLOAT16,
-            REGISTERS,
-            [
-                packed,
-                tl.broadcast_to(twice((first << 16), 2.0**121), packed.shape),
-                tl.broadcast_to(twice((first & -65536), 2.0**-12), packed.shape),
-                tl.broadcast_to(twice((second << 16), 2.0**117), packed.shape),
-                tl.broadcast_to(twice((second & -65536), 2.0**-12), packed.shape),
-            ],
-            dtype=(tl.bfloat16, tl.bfloat16),
-            is_pure=True,
-            pack=4,
-        )
-    else:
-        return tl.inline_asm_elementwise(
-            FLOAT16,
-            REGISTERS,
-            [
-                packed,
-                tl.broadcast_to((first & 0xFFFF) | (first << 16), packed.shape),
-                tl.broadcast_to(((first >> 16) & 0xFFFF) | (first & -65536), packed.shape),
-                tl.broadcast_to((second & 0xFFFF) | (second << 16), packed.shape),
-                tl.broadcast_to(((second >> 16) & 0xFFFF) | (second & -65536), packed.shape),
-            ],
-            dtype=(tl.float16, tl.float16),
-            is_pure=True,
-            pack=4,
-        )
-
-
-@triton.jit
-def twice(bits, factor: tl.constexpr):
-    """A bfloat16 in the upper half of an int32, times a power of two, in both halves."""
-    bits = (bits.to(tl.float32, bitcast=True) * factor).to(tl.int32, bitcast=True)
-    return (bits & -65536) | ((bits >> 16) & 0xFFFF)
 
 
 def unpacked(codes: Tensor, pairs: Tensor, n: int, dtype: torch.dtype) -> Tensor:

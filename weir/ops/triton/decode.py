@@ -25,7 +25,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from weir.ops.prefix import Shared
 from weir.ops.triton.launch import kernel, power_of_2, processors
-from weir.ops.triton.softmax import LN2, LOG2E, close, take
+from weir.ops.triton.softmax import close, take
+from weir.ops.triton.units import joined, put, queries_of, span_of
 
 STAGES = 5  # two turns in flight: Triton counts the load of page numbers as stages, too
 PROGRAMS = 2  # of a multiprocessor at a time
@@ -142,38 +143,6 @@ def _at_least(units: int) -> int:
     return bound
 
 
-@triton.jit
-def _span(unit, real, kv_len, first, skip, FIRST, SKIP, MEMBERS, WINDOW, KEYS):
-    """Of a unit: the keys it attends to, first and end, and how many turns they take. A sequence
-    takes one at least, which writes the result of one that sees no key."""
-    length = tl.load(kv_len + unit, mask=real, other=0)
-    if MEMBERS > 1:
-        return length * 0, length, tl.cdiv(length, KEYS)
-    position = tl.load(first + unit, mask=real, other=0) if FIRST else length - 1
-    begin = length * 0
-    if WINDOW:
-        begin = tl.maximum(position - WINDOW + 1, 0)
-    if SKIP:
-        begin = tl.load(skip + unit, mask=real, other=0)
-    end = tl.minimum(position + 1, length)
-    return begin, end, tl.maximum(tl.cdiv(end - begin, KEYS), 1)
-
-
-@triton.jit
-def _queries(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED):
-    """Of each row: its token, its query head, and whether there is one."""
-    if MEMBERS > 1:
-        real = row < MEMBERS * GROUP
-        sequence = tl.load(member + unit * MEMBERS + row // GROUP, mask=real, other=-1)
-        real = sequence >= 0
-        if MIXED:
-            sequence = tl.load(q_start + sequence, mask=real, other=0)
-    else:
-        real = row < GROUP
-        sequence = (tl.load(q_start + unit) if MIXED else unit) + row * 0
-    return sequence.to(tl.int64), head * GROUP + row % GROUP, real
-
-
 @kernel("units", "table_stride", "scale", "softcap")
 def _decode(
     q,
@@ -221,7 +190,7 @@ def _decode(
         gdc_launch_dependents()
     each = tl.arange(0, UNITS)
     real = each < units
-    _, _, every = _span(each, real, kv_len, first, skip, FIRST, SKIP, MEMBERS, WINDOW, KEYS)
+    _, _, every = span_of(each, real, kv_len, first, skip, FIRST, SKIP, MEMBERS, WINDOW, KEYS)
     if MIXED and MEMBERS == 1:
         after = tl.load(q_start + each + 1, mask=real, other=0)
         real = real & (after == 1 + tl.load(q_start + each, mask=real, other=0))
@@ -240,7 +209,7 @@ def _decode(
         before = ends * KV_HEADS <= at
         unit = tl.sum(before.to(tl.int32), 0)
         origin = tl.max(tl.where(before, ends, 0), 0) * KV_HEADS  # the unit's first turn
-        begin, end, turns = _span(
+        begin, end, turns = span_of(
             unit, True, kv_len, first, skip, FIRST, SKIP, MEMBERS, WINDOW, KEYS
         )
         head = (at - origin) // turns
@@ -257,7 +226,7 @@ def _decode(
         acc, sum_lse = close(best, total, acc)
         row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
         if until - turn == turns:
-            _put(
+            put(
                 acc, sum_lse, row, unit, head, o, lse, q_start, member, skip, common, common_lse,
                 KV_HEADS, GROUP, SIZE, MIXED, SKIP, MEMBERS, DIMS,
             )  # fmt: skip
@@ -272,10 +241,10 @@ def _decode(
             low, high = origin // share, (origin + turns - 1) // share
             if tl.atomic_add(arrived + low, 1, sem="acq_rel") == high - low:
                 tl.store(arrived + low, 0)
-                whole, whole_lse = _join(
+                whole, whole_lse = joined(
                     parts, part_lse, low, high, MEMBERS * GROUP, SIZE, LINES, DIMS, BLOCK
                 )
-                _put(
+                put(
                     whole, whole_lse, tl.arange(0, LINES), unit, head, o, lse, q_start, member,
                     skip, common, common_lse, KV_HEADS, GROUP, SIZE, MIXED, SKIP, MEMBERS, DIMS,
                 )  # fmt: skip
@@ -312,7 +281,7 @@ def _stretch(
 ):
     """The softmax over turns `turn` to `until` of a unit and kv head."""
     row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
-    token, heads, real = _queries(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED)
+    token, heads, real = queries_of(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED)
     where = (token * STRIDE + heads * SIZE)[:, None] + dim[None, :]
     tile_q = tl.load(q + where, mask=real[:, None] & (dim < SIZE)[None, :], other=0.0)
     best = tl.full([ROWS], float("-inf"), tl.float32)
@@ -331,82 +300,3 @@ def _stretch(
             stride, SIZE, PAGE, 0, SOFTCAP, KEYS, DIMS, True,
         )  # fmt: skip
     return best, total, acc
-
-
-@triton.jit
-def _join(
-    parts,
-    part_lse,
-    low,
-    high,
-    COUNT: tl.constexpr,
-    SIZE: tl.constexpr,
-    LINES: tl.constexpr,
-    DIMS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """What programs `low` to `high` found for a unit and kv head, joined by log-sum-exp."""
-    line, dim = tl.arange(0, LINES), tl.arange(0, DIMS)
-    best = tl.full([LINES], float("-inf"), tl.float32)
-    total = tl.zeros([LINES], tl.float32)
-    acc = tl.zeros([LINES, DIMS], tl.float32)
-    for some in range(low, high + 1, BLOCK):
-        program = some + tl.arange(0, BLOCK)
-        slot = (2 * program + (program == low).to(tl.int32))[:, None] * COUNT + line[None, :]
-        real = (program <= high)[:, None] & (line < COUNT)[None, :]
-        # other programs wrote these, past this multiprocessor's cache
-        each = tl.load(part_lse + slot, mask=real, other=float("-inf"), cache_modifier=".cg")
-        x = tl.load(
-            parts + slot[:, :, None] * SIZE + dim[None, None, :],
-            mask=real[:, :, None] & (dim < SIZE)[None, None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        top = tl.maximum(best, tl.max(each, 0))
-        base = tl.where(top == float("-inf"), 0.0, top)
-        weight = tl.exp2(each - base[None, :])
-        keep = tl.exp2(best - base)
-        total = total * keep + tl.sum(weight, 0)
-        acc = acc * keep[:, None] + tl.sum(x * weight[:, :, None], 0)
-        best = top
-    return close(best, total, acc)
-
-
-@triton.jit
-def _put(
-    x,
-    sum_lse,
-    row,
-    unit,
-    head,
-    o,
-    lse,
-    q_start,
-    member,
-    skip,
-    common,
-    common_lse,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    SIZE: tl.constexpr,
-    MIXED: tl.constexpr,
-    SKIP: tl.constexpr,
-    MEMBERS: tl.constexpr,
-    DIMS: tl.constexpr,
-):
-    """Write a unit's result x [R, DIMS] of a kv head, joined with that of the keys it skipped."""
-    token, heads, real = _queries(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED)
-    dim = tl.arange(0, DIMS)
-    place = token * (KV_HEADS * GROUP) + heads
-    out = place[:, None] * SIZE + dim[None, :]
-    mask = real[:, None] & (dim < SIZE)[None, :]
-    if SKIP:
-        has = real & (tl.load(skip + unit) + row * 0 > 0)
-        other = tl.load(common_lse + place, mask=has, other=float("-inf")) * LOG2E
-        y = tl.load(common + out, mask=mask & has[:, None], other=0.0)
-        top = tl.maximum(sum_lse, other)
-        base = tl.where(top == float("-inf"), 0.0, top)
-        a, b = tl.exp2(sum_lse - base), tl.exp2(other - base)
-        x, sum_lse = close(top, a + b, x * a[:, None] + y * b[:, None])
-    tl.store(o + out, x.to(o.dtype.element_ty), mask=mask)
-    tl.store(lse + place, sum_lse * LN2, mask=real)

@@ -13,17 +13,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from weir.ops.triton.bits import widened
 from weir.ops.triton.launch import kernel, power_of_2, shared_memory
 from weir.ops.triton.rows import activation
+from weir.ops.triton.sums import prepared, settle, shared_sums
 from weir.ops.triton.vector import MOST, WIDEST, vector_product
 
-TILES = 16384  # of one launch, at most, where columns are split
 # rows, and elements of a weight, up to which cuBLAS is slower (docs/results.md)
 FEW, FEW_WEIGHTS = 16, 16 << 20
 SOME, SOME_WEIGHTS = 64, 8 << 20
@@ -98,12 +98,6 @@ def share(n: int, k: int, rows: int, programs: int) -> int:
     return splits
 
 
-@lru_cache
-def _tickets(device: torch.device) -> Tensor:
-    """How many programs of a tile are done; zero between launches, which one stream runs."""
-    return torch.zeros(TILES, dtype=torch.int32, device=device)
-
-
 def product(
     x: Tensor,
     weight: Tensor,
@@ -137,7 +131,7 @@ def product(
         bias,
         norm,
         out,
-        *shared_sums(x, tile, tiles, tokens),
+        *shared_sums(x, tiles, tile.splits, tile.rows, tokens),
         eps,
         m,
         X_STRIDE=x.stride(0),
@@ -155,24 +149,6 @@ def product(
         stages=tile.stages,
     )
     return out
-
-
-def prepared(x: Tensor, residual: Tensor | None, n: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """x and the residual as kernels read them, and where the result of `n` columns goes."""
-    x = x if x.stride(1) == 1 else x.contiguous()
-    residual = residual.contiguous() if residual is not None else None
-    return x, residual, x.new_empty(len(x), n)
-
-
-def shared_sums(
-    x: Tensor, tile: Tile, tiles: int, tokens: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Where the splits of each of `tiles` leave their sums, and count themselves."""
-    if tile.splits == 1:
-        return None, None
-    assert tiles <= TILES
-    size = tiles * tile.splits * (tile.rows + 1) * tokens
-    return x.new_empty(size, dtype=torch.float32), _tickets(x.device)
 
 
 @kernel("eps", "m")
@@ -246,100 +222,6 @@ def taken(here, norm, column, inside, known, square, K: tl.constexpr, ACT: tl.co
         square += tl.sum(some * some, 1)
         some *= tl.load(norm + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     return some.to(kind), square
-
-
-@triton.jit
-def settle(
-    y,
-    square,
-    scales,
-    residual,
-    bias,
-    norm,
-    out,
-    parts,
-    tickets,
-    eps,
-    m,
-    tile,
-    split,
-    row,
-    token,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    """Join the sums of a tile's splits, the last to come for all; finish and store them."""
-    if SPLITS == 1:
-        _finish(y, square, scales, residual, bias, norm, out, eps, row, token, m, N, K)
-    else:
-        area: tl.constexpr = (ROWS + 1) * TOKENS
-        within: tl.constexpr = ROWS * TOKENS
-        place = parts + tile.to(tl.int64) * SPLITS * area + tl.arange(0, TOKENS)
-        each = place[None, :] + tl.arange(0, ROWS)[:, None] * TOKENS
-        tl.store(each + split * area, y)
-        if norm is not None:
-            tl.store(place + split * area + within, square)
-        tl.debug_barrier()
-        if tl.atomic_add(tickets + tile, 1, sem="acq_rel") == SPLITS - 1:
-            tl.store(tickets + tile, 0)
-            y = tl.load(each, cache_modifier=".cg")
-            for other in range(1, SPLITS):
-                y += tl.load(each + other * area, cache_modifier=".cg")
-            if norm is not None:
-                square = tl.load(place + within, cache_modifier=".cg")
-                for other in range(1, SPLITS):
-                    square += tl.load(place + other * area + within, cache_modifier=".cg")
-            _finish(y, square, scales, residual, bias, norm, out, eps, row, token, m, N, K)
-
-
-@triton.jit
-def _finish(
-    y, square, scales, residual, bias, norm, out, eps, row, token, m,
-    N: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """Scale by what the norm comes to, add bias and residual, store it transposed."""
-    if norm is not None:
-        y *= tl.rsqrt(square / K + eps)[None, :]
-    if scales is not None:
-        y *= tl.load(scales + row, mask=row < N, other=0.0)[:, None]
-    if bias is not None:
-        y += tl.load(bias + row, mask=row < N, other=0.0).to(tl.float32)[:, None]
-    y = tl.trans(y)
-    place = token[:, None].to(tl.int64) * N + row[None, :]
-    mask = (token < m)[:, None] & (row < N)[None, :]
-    if residual is not None:
-        y += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + place, y.to(out.dtype.element_ty), mask=mask)
-
-
-# Sign, exponent and mantissa of e4m3 are those of a bfloat16 2^120 times smaller. Four bytes become
-# two registers of two, in half the time of the conversions by way of float16.
-WIDEN = tl.constexpr("""{
-.reg .b32 a, b, c, d, scale, zero;
-mov.b32 scale, 0x7b807b80;
-mov.b32 zero, 0x80008000;
-prmt.b32 a, $2, 0, 0x1404;
-prmt.b32 b, $2, 0, 0x3424;
-shr.b32 c, a, 4;
-shr.b32 d, b, 4;
-and.b32 c, c, 0x07f007f0;
-and.b32 d, d, 0x07f007f0;
-lop3.b32 c, a, 0x80008000, c, 0xea;
-lop3.b32 d, b, 0x80008000, d, 0xea;
-fma.rn.bf16x2 $0, c, scale, zero;
-fma.rn.bf16x2 $1, d, scale, zero;
-}""")
-
-
-@triton.jit
-def widened(a):
-    """e4m3 as bfloat16, exactly."""
-    return tl.inline_asm_elementwise(
-        WIDEN, "=r,=r,r", [a.to(tl.uint8, bitcast=True)], dtype=tl.bfloat16, is_pure=True, pack=4
-    )
 
 
 @triton.jit
