@@ -194,8 +194,8 @@ ENDPOINTS = (
         answer=Aborted,
         aliases=("/abort_requests",),
     ),
-    Endpoint("/openapi.json", operations.openapi, "This document.", GET),
-    Endpoint("/docs", operations.docs, "This page.", GET, media="text/html", aliases=("/",)),
+    Endpoint("/openapi.json", operations.openapi, "Requests and answers in full.", GET),
+    Endpoint("/docs", operations.docs, "The routes as a page.", GET, media="text/html", aliases=("/",)),
 )
 
 

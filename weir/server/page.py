@@ -40,12 +40,13 @@ PAGE = """\
 :root {{ color-scheme: light dark }}
 body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto }}
 body {{ padding: 0 1rem }}
+table {{ border-collapse: collapse }}
 th, td {{ text-align: left; vertical-align: top; padding: .3rem 1rem .3rem 0 }}
 tr {{ border-top: 1px solid color-mix(in srgb, currentcolor 20%, transparent) }}
 code {{ overflow-wrap: anywhere }}
 @media (max-width: 40rem) {{
   tr {{ display: block; padding: .4rem 0 }}
-  th {{ display: none }}
+  thead {{ display: none }}
   td {{ display: inline-block; padding-block: 0 }}
   td:last-child {{ display: block }}
 }}
