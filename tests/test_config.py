@@ -129,7 +129,13 @@ def test_files_that_are_empty_or_absent(tmp_path: Path) -> None:
 def test_what_weir_cannot_do_is_accepted_only_as_doing_nothing() -> None:
     assert load({"tensor_parallel_size": "1", "trust_remote_code": False}, {}) == Config()
     assert load({"quantization": None}, {}) == load({"quantization": "AWQ"}, {}) == Config()
-    refused = {"tp_size": 2, "trust_remote_code": "true", "speculative_config": "{}"}
+    assert load({"tool_call_parser": "hermes", "enable_auto_tool_choice": True}, {}) == Config()
+    refused = {
+        "tool_call_parser": "mistral",
+        "tp_size": 2,
+        "trust_remote_code": "true",
+        "speculative_config": "{}",
+    }
     for name, value in refused.items():
         with pytest.raises(ConfigError, match=r"only .* is possible"):
             load({name: value}, {})

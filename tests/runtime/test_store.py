@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.drive import CPU
 from weir.core import AttentionSpec, Move, Page
+from weir.errors import ConfigError
 from weir.runtime import pinned
 from weir.runtime.store import Store, page_bytes
 
@@ -88,3 +89,8 @@ def test_memory_that_cannot_be_locked_is_plain_memory_with_one_warning(
     del memory
     gc.collect()
     assert len(locked) == refused
+
+
+def test_memory_that_is_not_there_is_refused_in_words():
+    with pytest.raises(ConfigError, match=r"GiB of main memory cannot be had .*--kv-cache-memory"):
+        pinned.host_zeros(2**62)

@@ -102,7 +102,13 @@ def test_older_formats_go_through_transformers(folder: Path):
     assert ids[-1] == 1 and text.decode(ids) == "the quick 漢"
 
 
+def test_a_folder_without_a_model(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no config\.json .*: name a model folder"):
+        Text.from_folder(tmp_path)
+
+
 def test_a_folder_without_a_tokenizer(tmp_path: Path):
+    put(tmp_path, "config.json", {})
     pytest.importorskip("transformers")
     with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
         Text.from_folder(tmp_path)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
+from typing import NoReturn
 
 from weir.errors import WeirError
 
@@ -87,8 +88,19 @@ def call(module: str, program: str, arguments: Sequence[str]) -> int:
         return 141
 
 
+class Parser(ArgumentParser):
+    """A parser that guesses what was meant by a flag that it does not have."""
+
+    def error(self, message: str) -> NoReturn:
+        _, found, words = message.partition("unrecognized arguments: ")
+        options = [option for action in self._actions for option in action.option_strings]
+        close = get_close_matches(words.split()[0], options, 1) if found else []
+        hint = f"did you mean {close[0]}?" if close else f"see `{self.prog} --help`"
+        super().error(f"{message}; {hint}")
+
+
 def parser(command: ModuleType, program: str) -> ArgumentParser:
-    made = ArgumentParser(
+    made = Parser(
         prog=program,
         usage=getattr(command, "USAGE", None),
         description=command.__doc__,

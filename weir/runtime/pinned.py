@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weir.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 PART = 1 << 30
@@ -42,7 +44,13 @@ def host_zeros(size: int, *, pinned: bool = False, part: int = 0) -> Tensor:
     reach from one `part` of so many bytes (0: `PART`) into another."""
     if size == 0:
         return torch.zeros(0, dtype=torch.uint8)
-    memory = Memory(-1, size)
+    try:
+        memory = Memory(-1, size)
+    except OSError as error:
+        raise ConfigError(
+            f"{size / 2**30:.1f} GiB of main memory cannot be had ({error.strerror}): lower"
+            " --kv-cache-memory, --cpu-cache or --cpu-memory"
+        ) from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     tensor = torch.frombuffer(memory, dtype=torch.uint8)

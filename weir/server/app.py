@@ -195,7 +195,9 @@ ENDPOINTS = (
         aliases=("/abort_requests",),
     ),
     Endpoint("/openapi.json", operations.openapi, "Requests and answers in full.", GET),
-    Endpoint("/docs", operations.docs, "The routes as a page.", GET, media="text/html", aliases=("/",)),
+    Endpoint(
+        "/docs", operations.docs, "The routes as a page.", GET, media="text/html", aliases=("/",)
+    ),
 )
 
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from weir.errors import BadRequest, EngineDead, Overloaded
 
 PATH = re.compile(r" - at (`key` in )?`\$\.?([^`]*)`$")
+PART = re.compile(r"\.content\[\d+\]\.type$")
 UNKNOWN = re.compile(
     r"^Object (contains unknown|missing required) field `([^`]*)`(?: - at `\$\.?([^`]*)`)?$"
 )
@@ -97,5 +98,7 @@ def invalid(error: Exception) -> BadRequest:
     if rule.startswith("Expected `null`"):
         text = f"{param} is not supported by this server: leave it out."
         return BadRequest(text, param=param, code="unsupported_field")
+    if PART.search(param):
+        rule = "Expected 'text', the only type of part that this server reads"
     where = f"a key of {param}" if found[1] else param
     return BadRequest(f"{where}: {rule[0].lower()}{rule[1:]}.", param=param, code="invalid_value")

@@ -22,6 +22,8 @@ def read_folder(path: Path) -> Vocabulary:
             tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         except Exception as error:  # the library's only error type
             raise ConfigError(f"{path / 'tokenizer.json'} cannot be read: {error}") from error
+    elif not (path / "config.json").is_file() and not config:
+        raise ConfigError(f"no config.json at {path}: name a model folder or a .gguf file")
     else:
         tokenizer, variables = _convert(path, variables)
     # A training-time setting that files carry along: it would cut prompts in silence.
