@@ -21,7 +21,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from weir.bench.http import Http, HttpError
+from weir.bench.http import Http, HttpError, bearer
 
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -213,7 +213,7 @@ async def title_of(http: Http) -> str:
 
 def watch(url: str, api_key: str | None, interval: float, once: bool) -> None:
     """Draw until interrupted, or one frame. Raises `HttpError` if the server cannot be reached."""
-    http = Http(url, {"Authorization": f"Bearer {api_key}"} if api_key else {}, timeout=10.0)
+    http = Http(url, bearer(api_key), timeout=10.0)
     asyncio.run(_watch(http, interval, once))
 
 

@@ -10,6 +10,7 @@ from tests.models.test_real import find
 from tests.server.conftest import serving
 from weir.cli import main
 from weir.ranker import files
+from weir.ranker.lengths import fold
 
 
 @pytest.fixture
@@ -52,16 +53,46 @@ def test_a_transformer_is_trained_and_judged_alike(data, tmp_path, capsys):
 
 
 def test_words_that_make_no_sense_are_one_line(data, tmp_path, capsys):
+    few, ids, out = tmp_path / "few.jsonl", tmp_path / "ids.jsonl", tmp_path / "c"
+    lines = data.read_text().splitlines()
+    few.write_text("\n".join(line for line in lines if fold(json.loads(line)["prompt"])))
+    ids.write_text('{"prompt": [1, 2]}')
     for words, said in (
-        (["rank", "train", str(tmp_path / "no"), "-o", str(tmp_path / "r")], "cannot be read"),
-        (["rank", "eval", str(data), "--ranker", str(data)], "not a ranker"),
-        (["rank", "eval", str(data), "--hold", "three"], "no answers of three"),
-        (["rank", "collect", str(data), "-o", str(tmp_path / "c")], "--url"),
+        (["train", tmp_path / "no", "-o", out], "cannot be read"),
+        (["train", data, "-o", tmp_path / "no" / "r"], "cannot be written"),
+        (["train", data, "-o", tmp_path], "cannot be written"),
+        (["eval", data, "--ranker", data], "not a ranker"),
+        (["eval", data, "--hold", "three"], "no answers of three"),
+        (["eval", few], "none of its prompts was kept aside"),
+        (["collect", data, "-o", out], "--url"),
+        (["collect", data, "-o", data, "--url", "http://localhost:1"], "give another file"),
+        (["collect", data, "-o", out, "--url", "localhost:1"], "is no address"),
+        (["collect", ids, "-o", out, "--url", "http://localhost:1"], "token ids: give text"),
     ):
-        assert main(words) == 1
-        assert said in capsys.readouterr().err
+        assert main(["rank", *map(str, words)]) == 1
+        assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
     assert main(["rank", "tran"]) == 2
     assert "did you mean `weir rank train`" in capsys.readouterr().err
+
+
+def test_few_answers_are_no_table(data, tmp_path, capsys):
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join(data.read_text().splitlines()[:20]))
+    assert main(["rank", "eval", str(few), "--all-prompts"]) == 1
+    assert "no model answered 20 of the prompts" in capsys.readouterr().err
+
+
+def test_collect_counts_the_answers_of_a_file_once(tmp_path, capsys):
+    shares, out = tmp_path / "s.json", tmp_path / "c.jsonl"
+    talk = [{"value": "Tell me a story about a fox"}, {"value": "There was a fox and a hen."}]
+    shares.write_text(json.dumps([{"conversations": talk}]))
+    words = ["rank", "collect", str(shares), "-o", str(out)]
+    words += ["--model", str(find("SmolLM2-135M-Instruct.Q4_1.gguf"))]
+    for count in ("1 counted, 0 failed, 0 known", "0 counted, 0 failed, 1 known"):
+        assert main(words) == 0
+        assert count in capsys.readouterr().err
+    (row,) = map(json.loads, out.read_text().splitlines())
+    assert row["prompt"] == talk[0]["value"] and 5 < row["output_tokens"] < 12
 
 
 def test_collect_asks_a_server_and_goes_on_where_it_was(tmp_path, capsys):
@@ -74,6 +105,10 @@ def test_collect_asks_a_server_and_goes_on_where_it_was(tmp_path, capsys):
         assert "2 asked, 0 failed, 0 known" in capsys.readouterr().err
         assert main(words) == 0
         assert "1 asked, 0 failed, 2 known" in capsys.readouterr().err
+        refused = ["rank", "collect", str(prompts), "-o", str(tmp_path / "no"), "--model", "none"]
+        assert main([*refused, "--url", server.url, "--quiet"]) == 1
+        error = capsys.readouterr().err
+        assert "3 asked, 3 failed" in error and error.count("'none' is not served") == 1
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert sorted(row["prompt"] for row in rows) == ["one", "three", "two"]
     assert {row["output_tokens"] for row in rows} == {6} and {row["model"] for row in rows} == {

@@ -78,12 +78,22 @@ def test_files_that_are_damaged_are_refused(trained, tmp_path, monkeypatch):
     trained.save(path)
     with np.load(path) as kept:
         arrays = dict(kept)
-    for name, value in (("weight.head.weight", None), ("layers", 3), ("weight.norm.weight", 1.0)):
+    for name, value, said in (
+        ("weight.head.weight", None, "damaged"),
+        ("layers", 3, "damaged: .*layers.2"),
+        ("weight.norm.weight", 1.0, "damaged: .*norm.weight"),
+        ("weight.norm.weight", np.full(1152, np.nan), "not a number"),
+        ("lengths", np.ones(3), "damaged: scores and lengths"),
+        ("model", "no-such-model", "no-such-model"),
+        ("sample", arrays["sample"][:-1], "trained on another"),
+        ("sample", arrays["sample"][::-1], "trained on another"),
+    ):
         wrong = {k: v for k, v in arrays.items() if k != name or value is not None}
         np.savez(path, **wrong | ({name: value} if value is not None else {}))
-        with pytest.raises(ConfigError, match="damaged"):
+        with pytest.raises(ConfigError, match=said) as raised:
             files.load(path)
-    monkeypatch.setattr(transformer, "FORMAT", "weir transformer ranker 2")
+        assert "\n" not in str(raised.value)
+    monkeypatch.setattr(transformer, "FORMAT", "weir transformer ranker 9")
     np.savez(path, **arrays)
     with pytest.raises(ConfigError, match="train it again"):
         files.load(path)

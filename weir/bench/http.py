@@ -102,6 +102,11 @@ class Response:
                     yield Event(arrival, bytes(line[5:].strip()))
 
 
+def bearer(key: str | None) -> dict[str, str]:
+    """The header of a request to a server that asks for a key."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 @dataclass(slots=True)
 class Http:
     """A server at `base`, such as http://127.0.0.1:8000. `timeout`: seconds of silence allowed."""
@@ -113,8 +118,13 @@ class Http:
     @asynccontextmanager
     async def send(self, method: str, path: str, body: Any = None) -> AsyncIterator[Response]:
         """Send a request, JSON if there is a body; the connection lives as long as the block."""
-        url = urlsplit(self.base)
-        port = url.port or (443 if url.scheme == "https" else 80)
+        try:
+            url = urlsplit(self.base)
+            port = url.port or (443 if url.scheme == "https" else 80)
+        except ValueError:
+            url, port = urlsplit(""), 0
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise HttpError(f"{self.base!r} is no address: give one like http://127.0.0.1:8000")
         context = ssl.create_default_context() if url.scheme == "https" else None
         try:
             async with asyncio.timeout(min(10.0, self.timeout)):

@@ -19,7 +19,7 @@ import msgspec
 
 from weir.bench import datasets, reporting
 from weir.bench.client import ENDPOINTS, Target
-from weir.bench.http import Http, HttpError
+from weir.bench.http import Http, HttpError, bearer
 from weir.bench.http import run as run_loop
 from weir.bench.load import LATE, load
 from weir.bench.talk import first_model
@@ -96,7 +96,7 @@ def run(options: Namespace) -> int:
 async def bench(options: Namespace) -> tuple[list[Record], float, str]:
     """Find the model, make the workload, warm up, run. Raises if the server is not usable."""
     base = options.base_url or f"http://{options.host}:{options.port}"
-    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    headers = bearer(options.api_key)
     http = Http(base.rstrip("/"), headers, options.timeout)
     model = options.model or await first_model(http)
     target = Target(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from weir.bench import datasets
 from weir.bench.client import Target
-from weir.bench.http import Http
+from weir.bench.http import Http, bearer
 from weir.bench.http import run as run_loop
 from weir.bench.load import load
 from weir.bench.talk import first_model
@@ -91,7 +91,7 @@ def simulated(options: Namespace) -> Callable[[float], Report]:
 def live(options: Namespace) -> Callable[[float], Report]:
     """On a server, the scheduling delay is what its queue time histogram gained meanwhile."""
     settings = config(options)
-    headers = {"Authorization": f"Bearer {settings.api_key[0]}"} if settings.api_key else {}
+    headers = bearer(next(iter(settings.api_key), None))
     http = Http(options.base_url.rstrip("/"), headers, 600.0)
     model = run_loop(first_model(http))
     text = datasets.tokenizer(settings.tokenizer or model)

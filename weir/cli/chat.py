@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, aclosing
 from typing import Any
 
-from weir.bench.http import Http, HttpError
+from weir.bench.http import Http, HttpError, bearer
 from weir.bench.private import private
 from weir.bench.talk import Talk, first_model
 
@@ -34,7 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    headers = bearer(options.api_key)
     with ExitStack() as stack:
         url = options.url
         if url is None:

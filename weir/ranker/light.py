@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weir.errors import ConfigError
 from weir.ranker import features
 from weir.ranker import files as ranker_files
 from weir.ranker.features import Features
@@ -69,27 +68,22 @@ class Light:
         ranker_files.save(path, FORMAT, arrays)
 
 
-def restore(path: Path, arrays: Mapping[str, Any]) -> Light:
-    """What was saved. Raises `ConfigError` for arrays that are no light ranker."""
-    if missing := {field.name for field in fields(Light)} ^ arrays.keys():
-        raise ConfigError(f"{path}: damaged: {', '.join(sorted(missing))}")
+def restore(arrays: Mapping[str, Any]) -> Light:
+    """What was saved. Raises `ValueError` for arrays that are no light ranker."""
+    if odd := {field.name for field in fields(Light)} ^ arrays.keys():
+        raise ValueError(f"{', '.join(sorted(odd))} missing, or too many")
     made = Light(**{**arrays, "about": str(arrays["about"])})
-    _check(path, made)
-    return made
-
-
-def _check(path: Path, made: Light) -> None:
-    """Raise a `ConfigError` for arrays that do not fit together."""
     depth, width = made.embedding.shape[-1], made.bias.shape[-1]
     shapes = {
         "embedding": (features.BUCKETS, depth),
         "mean": (features.SHAPE,),
         "scale": (features.SHAPE,),
         "hidden": (depth + features.SHAPE, width),
+        "bias": (width,),
         "output": (width, made.output.shape[-1]),
-        "lengths": made.scores.shape,
     }
     for name, shape in shapes.items():
         found = getattr(made, name)
-        if found.shape != shape or not np.isfinite(found).all():
-            raise ConfigError(f"{path}: damaged: {name} has shape {found.shape}, not {shape}")
+        if found.shape != shape or found.dtype.kind != "f":
+            raise ValueError(f"{name} is {found.dtype} {found.shape}, not numbers of {shape}")
+    return made

@@ -23,12 +23,15 @@ from weir.ranker import files
 from weir.ranker.backbone import Backbone
 from weir.text import Text
 
-FORMAT = "weir transformer ranker 1"
+FORMAT = "weir transformer ranker 2"
 HEAD, TAIL = 160, 96
 """Tokens read of a longer prompt: what is asked stands at an end."""
 
 MARK = "weir's mark"
 LONGEST = 8 * (HEAD + TAIL)  # characters at each end that are looked at
+
+SAMPLE = "Write three short lines of Python 3.11, then say why: naïve or 東京?"
+ALIKE = 0.3  # how far embeddings of it may differ, as those of one model in two formats do
 
 
 @dataclass(slots=True)
@@ -90,6 +93,14 @@ class Transformer:
         found: list[float] = np.interp(self.score(prompts), self.scores, self.lengths).tolist()
         return found
 
+    def sample(self) -> NDArray[np.float32]:
+        """float32 [L, H]: by what a file knows the tokens and the embedding that it was trained on,
+        which it does not hold."""
+        embedding = self.backbone.embedding
+        found = embedding(self.tokens(SAMPLE).to(embedding.weight.device)).float().cpu()
+        made: NDArray[np.float32] = found.numpy()
+        return made
+
     def save(self, path: Path) -> None:
         """Raises `ConfigError`."""
         weights = {
@@ -98,27 +109,28 @@ class Transformer:
             if not name.startswith("embedding.")
         }
         own = {"model": self.model, "about": self.about, "layers": len(self.backbone.layers)}
-        own |= {"scores": self.scores, "lengths": self.lengths}
+        own |= {"scores": self.scores, "lengths": self.lengths, "sample": self.sample()}
         files.save(path, FORMAT, {**own, **weights})
 
 
-def restore(path: Path, arrays: Mapping[str, Any]) -> Transformer:
-    """What was saved, on the GPU if there is one. Raises `ConfigError` for what is damaged."""
-    try:
-        outputs = len(arrays["weight.head.weight"])
-        made = Transformer._empty(str(arrays["model"]), int(arrays["layers"]), outputs)
-        backbone = made.backbone
-        kept = {
-            name.removeprefix("weight."): torch.from_numpy(array).float()
-            for name, array in arrays.items()
-            if name.startswith("weight.")
-        }
-        backbone.load_state_dict(kept | {"embedding.weight": backbone.embedding.weight})
-        made.scores, made.lengths = arrays["scores"], arrays["lengths"]
-        made.about = str(arrays["about"])
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"{path}: damaged: {error}") from None
-    backbone.read_embedding(opened(hub.resolve(made.model).path)[1])
+def restore(arrays: Mapping[str, Any]) -> Transformer:
+    """What was saved, on the GPU if there is one. Raises `ValueError` or what PyTorch does for
+    arrays that are none, and `ConfigError` without the model that they were trained on."""
+    model, outputs = str(arrays["model"]), len(arrays["weight.head.weight"])
+    made = Transformer._empty(model, int(arrays["layers"]), outputs)
+    backbone = made.backbone
+    kept = {
+        name.removeprefix("weight."): torch.from_numpy(array).float()
+        for name, array in arrays.items()
+        if name.startswith("weight.")
+    }
+    backbone.load_state_dict(kept | {"embedding.weight": backbone.embedding.weight})
+    made.scores, made.lengths = arrays["scores"], arrays["lengths"]
+    made.about = str(arrays["about"])
+    backbone.read_embedding(opened(hub.resolve(model).path)[1])
+    now, then = made.sample(), arrays["sample"]
+    if now.shape != then.shape or np.abs(now - then).sum() > ALIKE * np.abs(then).sum():
+        raise ConfigError(f"trained on another {model} than there is now: train it again")
     backbone.eval().to(device())
     return made
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from weir.bench.datasets import positive, tokenizer
-from weir.bench.http import Http, HttpError
+from weir.bench.http import Http, HttpError, bearer
 from weir.bench.http import run as run_async
 from weir.bench.talk import first_model
 from weir.errors import ConfigError
@@ -33,6 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--output", "-o", type=Path, required=True, metavar="FILE", help="is added to")
     add("--url", metavar="URL", help="such as http://127.0.0.1:8000")
     add("--model", metavar="NAME", help="of the server; or whose tokens count ShareGPT's answers")
+    add("--api-key", metavar="KEY", help="sent as a bearer token")
     add("--max-tokens", type=positive, default=2048, metavar="N", help="most of an answer (2048)")
     add("--temperature", type=float, default=1.0, metavar="T", help="(1)")
     add("--concurrency", type=positive, default=64, metavar="N", help="requests at once (64)")
@@ -43,28 +44,37 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     shares = options.prompts.suffix == ".json"
     if not options.url and not shares:
-        raise ConfigError("--url: whose answers? Give a server, or a ShareGPT file with answers")
-    log = LengthLog(options.output)
-    if not options.url:
-        text = tokenizer(options.model or "smollm2-135m")
-        for item in sharegpt(options.prompts, text, options.num_prompts, 0).items:
-            log.add(str(item.prompt), item.output, "sharegpt", options.prompts.stem)
-        return 0
-    if shares:
-        text = tokenizer(options.model or "smollm2-135m")
-        items = sharegpt(options.prompts, text, options.num_prompts, 0, output=8).items
+        raise ConfigError(
+            "--url: whose answers? Give a server, or a ShareGPT file with answers; "
+            "lines that have output_tokens are ready for `weir rank train`"
+        )
+    if options.prompts.resolve() == options.output.resolve():
+        raise ConfigError(f"--output: {options.output} holds the prompts: give another file")
+    text = tokenizer(options.model or "smollm2-135m") if shares else None
+    if text is not None:
+        output = 8 if options.url else None
+        items = sharegpt(options.prompts, text, options.num_prompts, 0, output).items
     else:
         items = custom(options.prompts, options.num_prompts, 1).items
+    if any(not isinstance(item.prompt, str) for item in items):
+        raise ConfigError(f"{options.prompts}: holds a prompt of token ids: give text")
+    log = LengthLog(options.output)
     known = {row.get("prompt") for row in read_rows(options.output)}
-    prompts = [str(item.prompt) for item in items if item.prompt not in known]
-    failed = run_async(_ask(options, prompts, log))
-    print(f"{len(prompts)} asked, {failed} failed, {len(known)} known before", file=sys.stderr)
+    new = {str(item.prompt): item.output for item in items if item.prompt not in known}
+    failed = 0
+    if options.url:
+        failed = run_async(_ask(options, list(new), log))
+    else:
+        for prompt, tokens in new.items():
+            log.add(prompt, tokens, "sharegpt", options.prompts.stem)
+    done = "asked" if options.url else "counted"
+    print(f"{len(new)} {done}, {failed} failed, {len(known)} known before", file=sys.stderr)
     return 1 if failed else 0
 
 
 async def _ask(options: Namespace, prompts: list[str], log: LengthLog) -> int:
-    """How many requests failed; the reason of the last is on standard error."""
-    http = Http(options.url)
+    """How many requests failed; the reason of the first is on standard error."""
+    http = Http(options.url, bearer(options.api_key))
     model = options.model or await first_model(http)
     most, failed = asyncio.Semaphore(options.concurrency), 0
 
@@ -82,7 +92,8 @@ async def _ask(options: Namespace, prompts: list[str], log: LengthLog) -> int:
                 log.add(prompt, int(answer["usage"]["completion_tokens"]), model)
             except (HttpError, LookupError, TypeError, msgspec.DecodeError) as error:
                 failed += 1
-                print(f"weir rank collect: {error}", file=sys.stderr)
+                if failed == 1:
+                    print(f"weir rank collect: the first that failed: {error}", file=sys.stderr)
         bar.advance(1)
 
     with progress(len(prompts), "prompts", hidden=options.quiet) as bar:

@@ -16,7 +16,7 @@ from pathlib import Path
 from weir.cli.rank.train import add_data
 from weir.errors import ConfigError
 from weir.ranker import files, lengths
-from weir.ranker.evaluate import evaluate, summary, table
+from weir.ranker.evaluate import LEAST, evaluate, summary, table
 
 USAGE = "weir rank eval DATA [--ranker FILE ...] [--hold MODEL ...] [OPTIONS]"
 
@@ -47,6 +47,11 @@ def run(options: Namespace) -> int:
         if not held.answers:
             raise ConfigError(f"--hold: no answers of {', '.join(options.hold)} in {options.data}")
     rankers = {path.stem: files.load(path) for path in options.ranker}
+    if not data.answers:
+        raise ConfigError(
+            f"{options.data}: none of its prompts was kept aside, as one in five is on average: "
+            "give more answers, or look at --all-prompts"
+        )
     asked = sorted({answer.prompt for answers in data.answers.values() for answer in answers})
     prompts = [data.prompts[place] for place in asked]
     scores = {}
@@ -60,5 +65,10 @@ def run(options: Namespace) -> int:
     if options.hold:
         families = {lengths.family(model) for model in options.hold}
         rows = [row for row in rows if row.model in {*options.hold, *families}]
+    if not rows:
+        raise ConfigError(
+            f"{options.data}: no model answered {LEAST} of the prompts kept aside, one in five, "
+            "and fewer say nothing: give more answers, or look at --all-prompts"
+        )
     print(table(rows if options.by_model else summary(rows)))
     return 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from weir.bench.datasets import positive
 from weir.errors import ConfigError
 from weir.progress import progress
-from weir.ranker import lengths, train_light, train_transformer
+from weir.ranker import files, lengths, train_light, train_transformer
 from weir.ranker.files import Ranker
 from weir.ranker.lengths import Lengths
 from weir.ranker.train import HEADS, Recipe
@@ -61,6 +61,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     data = lengths.read(options.data, options.exclude).without(options.hold)
     known, _ = data.split()
+    with files.writing(options.output, "ab"):  # fails now, if it must
+        pass
     began = time.perf_counter()
     recipes = _recipes(options)
     with progress(
