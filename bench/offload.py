@@ -1,11 +1,13 @@
-"""Predicted and measured throughput of a model larger than what it may use of a GPU.
+"""Predicted and measured throughput of a model larger than the memory it may use.
 
-    python bench/offload.py opt-30b --gpu-memory 16GiB [--layers 12] [--plan auto 0.2/0.8/0:c64x4 …]
+    python bench/offload.py opt-30b --gpu-memory 16GiB [--layers 12] [--plan auto 0.2/0.8/0:0:64x4]
+    python bench/offload.py smollm2-135m --offload-dir FOLDER --plan 1/0/0:1:4 0.5/0/0.5:1:16x4+
 
-Random weights; every request at once, temperature 0. A plan is `auto`, or shares of weights on GPU,
-CPU and disk, where KV lies (c: in main memory, attended to there; g: on the GPU), the number of
-requests and, after an x, of the batches that their prompts make. The machine is measured first;
-each plan is an engine of its own. Two --slots instead of three: no copy beside computing.
+A well-known shape has random weights, any other model its own; every request at once, temperature
+0. A plan is `auto`, or shares of weights on GPU, CPU and disk, the share of KV on the GPU, how many
+requests and, after an x, batches that their prompts make; +: these are lanes of one step.
+The machine is measured first, each plan is an engine of its own. Without a GPU main memory stands
+for its memory. Two --slots instead of three: no copy beside computing.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ import msgspec
 import torch
 from msgspec.structs import replace
 
-from weir import build, offload
-from weir.config import load, parse_size
+from weir import build, hub, offload
+from weir.config import load
 from weir.core import Request, Sampling
 from weir.cost.offload import Job, Offload, predict
-from weir.cost.search import CPU, GPU, WEIR, Planned, Report, search
+from weir.cost.search import Planned, Report, runnable, search
 from weir.models.load import spec_of
 from weir.runtime import streamed
 from weir.sim.shapes import SHAPES
@@ -44,19 +46,26 @@ def shortened(name: str, layers: int, folder: Path) -> Path:
 
 
 def parse(text: str, base: Offload) -> Offload:
-    shares, _, sizes = text.partition(":")
-    there, (count, _, batches) = sizes[0] == "c", sizes[1:].partition("x")
-    weights = tuple(float(share) for share in shares.split("/"))
-    parts = int(batches or 1)
-    placed = replace(base, weights=weights, cache=CPU if there else GPU, cpu_attention=there)
-    return replace(placed, batch=-(-int(count) // parts), batches=parts)
+    shares, here, sizes = text.split(":")
+    count, _, batches = sizes.rstrip("+").partition("x")
+    parts, kept = int(batches or 1), float(here)
+    return replace(
+        base,
+        weights=tuple(float(share) for share in shares.split("/")),
+        cache=(kept, 1 - kept, 0.0),
+        cpu_attention=kept < 1,
+        batch=-(-int(count) // parts),
+        batches=parts,
+        lanes=parts if text.endswith("+") else 1,
+    )
 
 
 def run(engine, job: Job, requests: int, vocab: int) -> tuple[float, float]:
     """Seconds until the last first token, and until the end."""
     rng = random.Random(0)
     prompts = [[rng.randrange(vocab) for _ in range(job.prompt)] for _ in range(requests)]
-    torch.cuda.synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     began = time.perf_counter()
     for uid, prompt in enumerate(prompts):
         sampling = Sampling(temperature=0.0, max_tokens=job.output)
@@ -75,10 +84,10 @@ def run(engine, job: Job, requests: int, vocab: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("model")
     parser.add_argument("--layers", type=int, default=0)
     parser.add_argument("--gpu-memory", default="16GiB")
-    parser.add_argument("--cpu-memory", default="100GiB")
+    parser.add_argument("--cpu-memory", default="0")
     parser.add_argument("--offload-dir", default="")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--output", type=int, default=32)
@@ -90,25 +99,28 @@ def main() -> None:
     job = Job(prompt=options.prompt, output=options.output)
     more = dict(item.split("=", 1) for item in options.set)
     with tempfile.TemporaryDirectory() as folder:
-        model = shortened(options.shape, options.layers, Path(folder))
         flags = {
-            "model": str(model),
-            "load_format": "dummy",
-            "gpu_memory": options.gpu_memory,
+            "model": options.model,
             "cpu_memory": options.cpu_memory,
             "enable_prefix_caching": "false",
             "grammar_backend": "none",
         }
+        if options.model in SHAPES:
+            model = shortened(options.model, options.layers, Path(folder))
+            flags |= {"model": str(model), "load_format": "dummy"}
+        if torch.cuda.is_available():
+            flags["gpu_memory"] = options.gpu_memory
         flags |= {"offload_dir": options.offload_dir} if options.offload_dir else {}
         streamed.SLOTS = options.slots
-        base = replace(WEIR, weight_bits=options.weight_bits)
-        measure(flags | more, options.plan, job, base, Path(folder))
+        measure(flags | more, options.plan, job, options.weight_bits, Path(folder))
 
 
-def measure(flags: dict[str, str], plans: list[str], job: Job, base: Offload, folder: Path) -> None:
-    spec = spec_of(flags["model"])
-    room = parse_size(flags["gpu_memory"])
-    machine = offload.this_machine(load(flags, {}), room, torch.device("cuda", 0), torch.bfloat16)
+def measure(flags: dict[str, str], plans: list[str], job: Job, bits: int, folder: Path) -> None:
+    config = load(flags, {})
+    spec = spec_of(hub.resolve(config.model, None, None).path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = offload.this_machine(config, config.gpu_memory, device, torch.bfloat16)
+    bases = runnable(machine, weight_bits=bits)
     print(machine, flush=True)
     print(
         f"{'plan':24}{'requests':>9}{'prompts, s':>14}{'answers, s':>14}{'tok/s':>15}{'start':>7}"
@@ -116,9 +128,9 @@ def measure(flags: dict[str, str], plans: list[str], job: Job, base: Offload, fo
     errors = []
     for text in plans:
         if text == "auto":
-            found = search(spec, job, machine, base)
+            found = search(spec, job, machine, bases)
         else:
-            placed = parse(text, base)
+            placed = parse(text, bases[0])
             said = predict(spec, job, machine, placed)
             found = Planned(name=text, offload=placed, predicted=said)
         file = folder / "plan.json"
@@ -140,13 +152,12 @@ def measure(flags: dict[str, str], plans: list[str], job: Job, base: Offload, fo
             engine = None
             gc.unfreeze()
             gc.collect()
-            torch.cuda.empty_cache()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         said, speed = found.predicted, block * job.output / total
         errors.append(abs(said.throughput / speed - 1))
-        shares = "/".join(f"{share:.2f}" for share in found.offload.weights)
-        shares += f" {'c' if found.offload.cpu_attention else 'g'}x{found.offload.batches}"
         print(
-            f"{shares:24}{block:>9}{said.prefill:>7.2f}{first:>7.2f}{said.decode:>7.2f}"
+            f"{text:24}{block:>9}{said.prefill:>7.2f}{first:>7.2f}{said.decode:>7.2f}"
             f"{total - first:>7.2f}{said.throughput:>8.2f}{speed:>7.2f}{started:>7.1f}",
             flush=True,
         )

@@ -1,9 +1,9 @@
-"""FlexGen's published throughputs beside what Weir's cost model says of the same placements.
+"""What Weir's cost model says: of FlexGen's placements, beside the paper's figures (tables 2, 5, 6
+and appendix A.4), and of what each way to place something is worth on machines of today.
 
     python bench/plan.py
 
-Placements, machine and figures are those of the paper (tables 2, 5, 6 and appendix A.4); nothing is
-run. Needs the extra `plan`.
+Nothing is run. Needs the extra `plan`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import statistics
 
 from msgspec.structs import replace
 
-from weir.cost.machine import T4
+from weir.core import Spec
+from weir.cost.hardware import GB, TB, TERA, scaled
+from weir.cost.machine import MACHINES, T4, Machine, hosted
 from weir.cost.offload import Job, Offload, Shares, predict
-from weir.cost.search import CPU, DISK, GPU, search
+from weir.cost.search import ANYWHERE, CPU, DISK, GPU, runnable, search
 from weir.sim.shapes import shape
 
 
@@ -27,6 +29,8 @@ def placed(
         weights=weights,
         cache=cache,
         hidden=hidden,
+        lanes=count,
+        decode_lanes=count,
         cpu_attention=bits == 16,  # the paper's engine turns it off for codes
         weight_bits=bits,
         cache_bits=bits,
@@ -60,14 +64,68 @@ def rank_correlation(pairs: list[tuple[float, float]]) -> float:
     return statistics.correlation(*ranks)
 
 
+LAPTOP = hosted(
+    scaled("laptop", 8 * 2**30, 0.26 * TB, 45 * TERA, 0.6),
+    48 * GB,
+    60 * GB,
+    (12.5 * GB, 12.5 * GB, 21 * GB),
+)
+"""8 GiB on PCIe 4 x8, two channels of DDR5."""
+GIB16, GIB24 = {"gpu_memory": 16 * 2**30}, {"gpu_memory": 24 * 2**30}
+SETTINGS = [
+    ("opt-30b", 16, 512, 32, replace(MACHINES["h100"], disk=0, **GIB16)),
+    ("opt-30b", 16, 512, 32, replace(MACHINES["h200"], disk=0, **GIB16)),
+    ("opt-30b", 4, 512, 32, replace(MACHINES["h100"], disk=0, **GIB16)),
+    ("opt-30b", 4, 512, 32, replace(MACHINES["h200"], disk=0, **GIB16)),
+    ("opt-175b", 4, 512, 32, replace(MACHINES["h200"], **GIB16)),
+    ("llama-3.1-70b", 4, 512, 32, replace(MACHINES["h200"], **GIB24)),
+    ("llama-3.1-70b", 4, 512, 256, replace(MACHINES["h200"], **GIB24)),
+    ("llama-3.1-8b", 16, 512, 32, LAPTOP),
+    ("llama-3.1-8b", 16, 512, 32, replace(LAPTOP, cpu_memory=12 * GB)),
+    ("opt-30b", 16, 512, 32, replace(MACHINES["h200"], cpu_memory=32 * GB, **GIB16)),
+    ("llama-3.1-70b", 16, 2000, 32, replace(MACHINES["h200"], **GIB24)),
+]
+"""Model, bits of a weight, prompt, output, machine."""
+
+
+def worth(spec: Spec, job: Job, machine: Machine, bits: int) -> list[float]:
+    """Tokens/s, with ever more allowed: KV all in one memory; in both; lanes of prompts that share
+    weights; attention on the CPU beside the GPU's work; activations and KV anywhere."""
+    here, there, both = runnable(machine, weight_bits=bits)
+    bases = [
+        [replace(base, lanes=1) for base in some] for some in ([here, there], [here, there, both])
+    ]
+    bases += [[here, there, both]]
+    bases += [[replace(base, overlap="lanes") for base in bases[-1]]]
+    bases += [[*bases[-1], replace(bases[-1][-1], hidden=ANYWHERE)]]
+    bases += [[*bases[-1], replace(bases[-1][-1], cache=ANYWHERE)]]
+    return [search(spec, job, machine, some).predicted.throughput for some in bases]
+
+
 def main() -> None:
+    paper()
+    print(
+        "\n| model, bits | machine, GPU and CPU memory | prompt + output | KV in one memory "
+        "| in two | prompts in lanes | decodes, too | activations anywhere | KV anywhere |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, bits, prompt, output, machine in SETTINGS:
+        found = worth(shape(name), Job(prompt=prompt, output=output), machine, bits)
+        sizes = f"{machine.gpu_memory / 2**30:.0f} GiB, {machine.cpu_memory / GB:.0f} GB"
+        figures = " | ".join(f"{speed:.3g}" for speed in found)
+        print(f"| {name}, {bits} | {machine.name}, {sizes} | {prompt} + {output} | {figures} |")
+
+
+def paper() -> None:
     print("| model | prompt | bits | paper, tok/s | predicted | found by the search |")
     print("|---|---|---|---|---|---|")
     pairs = []
     for name, prompt, offload, paper in TABLE:
         spec, job = shape(name), Job(prompt=prompt, output=32)
         said = predict(spec, job, T4, offload).throughput
-        best = search(spec, job, T4, offload).predicted.throughput
+        free = replace(offload, weights=ANYWHERE, cache=ANYWHERE, hidden=ANYWHERE)
+        both = [replace(free, cpu_attention=there) for there in (True, False)]
+        best = search(spec, job, T4, both).predicted.throughput
         pairs.append((paper, said))
         bits = offload.weight_bits
         print(f"| {name} | {prompt} | {bits} | {paper:.2f} | {said:.2f} | {best:.2f} |")

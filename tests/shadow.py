@@ -54,6 +54,7 @@ class Shadow:
         tokens = {}
         for lane in plan.lanes:
             assert len({chunk.uid for chunk in lane}) == len(lane)
+            assert sum(chunk.length for chunk in lane) <= self.capacity.lane
             for chunk in lane:
                 state = self._run(chunk)
                 if chunk.sample is not None:

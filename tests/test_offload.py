@@ -17,8 +17,8 @@ from weir.config import Config, load
 from weir.core import Request, Sampling
 from weir.cost.machine import MACHINES, Machine
 from weir.cost.offload import Job, predict
-from weir.cost.search import GPU, WEIR, Planned, Report, search
-from weir.cost.work import weights
+from weir.cost.search import Planned, Report, runnable, search
+from weir.cost.work import cache_bytes, weights
 from weir.errors import ConfigError
 from weir.ops import native
 from weir.sim.shapes import SHAPES, shape
@@ -40,7 +40,8 @@ H100 = replace(MACHINES["h100"], gpu_memory=16 * GB)
 
 def plan(folder: Path, weights, **more) -> str:
     """A file with such shares of weights, as `weir plan --json` would write it."""
-    placed = replace(WEIR, **{"weights": weights, "cache": GPU, "cpu_attention": False} | more)
+    base = replace(runnable(H100)[0], batches=1, lanes=1, weights=weights)
+    placed = replace(base, **more)
     predicted = predict(OPT, Job(), H100, placed)
     planned = Planned(name="planned", offload=placed, predicted=predicted)
     file = folder / "plan.json"
@@ -89,7 +90,7 @@ def test_tokens_are_those_of_a_model_in_one_place(tmp_path, device):
     assert generate(**made, offload=file, offload_dir=str(folder)) == whole
     assert folder.is_dir() and not list(folder.iterdir())
     if device == "cuda":
-        file = plan(tmp_path, (0.5, 0.5, 0.0), cache=offload.CPU, cpu_attention=True)
+        file = plan(tmp_path, (0.5, 0.5, 0.0), cache=(0.0, 1.0, 0.0), cpu_attention=True)
         assert generate(**made, offload=file) == whole
 
 
@@ -142,15 +143,43 @@ def test_weights_count_as_they_are_stored(tmp_path):
 
 def test_a_gpu_gets_the_best_plan_and_steps_to_match(monkeypatch):
     placed = on_gpu(monkeypatch, H100, offload="auto")
-    best = search(OPT, Job(), H100, WEIR, cpu_attention=placed.hosted).offload
+    best = search(OPT, Job(), H100, runnable(H100, native.library() is not None)).offload
     config = placed.config
     assert placed.shelf is not None and "waiting for" in placed.about
     assert placed.hosted == (native.library() is not None)
     assert config.max_num_seqs == best.block
-    assert config.max_num_batched_tokens == best.batch * 512 == config.max_prefill_beside_decode
+    tokens = best.batch * best.lanes * 512
+    assert config.max_num_batched_tokens == tokens == config.max_prefill_beside_decode
+    assert config.max_lane_tokens == best.batch * 512
     assert config.enforce_eager
     kept = on_gpu(monkeypatch, H100, offload="auto", max_num_seqs=3, max_num_batched_tokens=64)
     assert (kept.config.max_num_seqs, kept.config.max_num_batched_tokens) == (3, 64)
+
+
+def test_mixed_kv_becomes_two_tiers_and_lanes_one_step(monkeypatch, tmp_path):
+    share = {
+        "cache": (0.25, 0.75, 0.0),
+        "cpu_attention": True,
+        "batch": 2,
+        "batches": 8,
+        "lanes": 8,
+    }
+    file = plan(tmp_path, (0.1, 0.9, 0.0), **share)
+    if native.library() is None:
+        with pytest.raises(ConfigError, match="kernels"):
+            on_gpu(monkeypatch, H100, offload=file)
+        return
+    placed = on_gpu(monkeypatch, H100, offload=file)
+    config, token = placed.config, cache_bytes(OPT, 2)
+    assert not placed.hosted and config.cpu_attention == "all" and config.max_num_seqs == 16
+    assert (config.max_num_batched_tokens, config.max_lane_tokens) == (16 * 512, 2 * 512)
+    held = token * (512 + 32 + offload.PAGE)
+    assert config.kv_cache_memory == int(4 * held) and config.cpu_cache == int(13 * held)
+    assert "KV 25% on the GPU, KV 75% in main memory" in placed.about
+    for setting, said in (("memory_policy", "on-demand"), ("cpu_cache", "leave out --cpu-cache")):
+        given = {setting: "reserve" if setting == "memory_policy" else "1GiB"}
+        with pytest.raises(ConfigError, match=said):
+            on_gpu(monkeypatch, H100, offload=file, **given)
 
 
 def test_a_plan_that_does_harm_is_priced(monkeypatch, tmp_path, caplog):
@@ -173,7 +202,7 @@ def test_a_plan_given_needs_no_solver(monkeypatch, tmp_path):
     ("weights", "more", "said"),
     [
         ((0.9, 0.1, 0.0), {}, r"does not fit: it needs 5\d\.\d GB of GPU memory, where 14\.4"),
-        ((0.1, 0.9, 0.0), {"schedule": "zigzag"}, "plan again"),
+        ((0.1, 0.9, 0.0), {"hidden": (0.5, 0.5, 0.0)}, "plan again"),
         ((0.1, 0.9, 0.0), {"cache_bits": 4}, "in 16 bits"),
     ],
 )

@@ -135,6 +135,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_num_batched_tokens: Annotated[
         Count, about("tokens computed in one step; 0: best for the device")
     ] = 0
+    max_lane_tokens: Annotated[
+        Count, about("tokens that are computed at once, the rest of a step in turn; 0: all")
+    ] = 0
     max_prefill_beside_decode: Annotated[
         Count, about("prompt tokens in a step that also decodes; 0: best for the device")
     ] = 0

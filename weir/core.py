@@ -6,6 +6,7 @@ This module knows no tensor, no clock and no policy. What crosses a process boun
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple, Protocol
@@ -295,6 +296,7 @@ class Capacity(Struct, frozen=True):
     requests: int  # requests in one plan
     context: int  # longest sequence
     loads: dict[int, int] = {}  # tier → most pages that one plan may bring from there; else any
+    lane: int = sys.maxsize  # tokens of one lane
 
 
 class AttentionSpec(Struct, frozen=True):

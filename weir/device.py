@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 SPARED = 0.98
 """The part of --gpu-memory that is taken at the start: blocks of later steps may lie badly."""
+LANES = 24
+"""Lanes of a step at most, so that attention on the host has a seat for each."""
 BORROWED = 3
 """Layers whose pages in main memory may be on the GPU as copies."""
 DTYPES = {
@@ -140,17 +142,18 @@ def executor_over(
         return Runner(model, store, context, device, requests, graphs, relay)
 
     graphs, below = Graphs(), 0
+    tokens = policies.step_tokens(config, defaults.tokens, spec.context)
+    lane = max(config.max_lane_tokens or tokens, tokens // LANES)
     if device.type == "cuda":
         graphs = _graphs(config, requests, spec)
-        tokens = policies.step_tokens(config, defaults.tokens, spec.context)
         torch.cuda.empty_cache()
         probe = runner(pages_needed(tokens, requests, page), spec.context, graphs)
-        reserve = rehearse(probe, tokens, requests)
+        reserve = rehearse(probe, tokens, requests, lane)
         if below := _cpu_pages(config, spec, page, platform):
             reserve += slot_bytes(probe.store.record, below)
             if config.cpu_attention != "off":  # copies of pages that prompts go on from, a layer's
                 token = probe.store.record // page // spec.layers
-                reserve += BORROWED * token * (tokens + spec.context)
+                reserve += BORROWED * token * (min(tokens, lane) + spec.context)
         room = _gpu_room(config, device, reserve)
         if probe.relay is not None:
             probe.relay.close()
@@ -160,8 +163,9 @@ def executor_over(
         if config.cpu_cache:
             raise ConfigError("--cpu-cache is for a GPU; on a CPU there is --kv-cache-memory")
         room = _cpu_room(config)
-    pages = _pages(config.kv_cache_memory or room, spec, page, platform)
-    context = min(spec.context, pages * page)
+    attended = below if config.cpu_attention != "off" else 0
+    pages = _pages(config.kv_cache_memory or room, spec, page, platform, attended)
+    context = min(spec.context, max(pages, attended) * page)
     made = runner(pages, context, graphs, below)
     phases.done("memory")
     made.record()
@@ -171,6 +175,7 @@ def executor_over(
         "requests": requests,
         "context": context,
         "depth": 2 if config.overlap else 1,
+        "lane": lane,
     }
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -200,11 +205,11 @@ def _graphs(config: Config, requests: int, spec: Spec) -> Graphs:
     return Graphs(sizes, mixed_shapes(spec, requests), shared)
 
 
-def _pages(room: int, spec: Spec, page: int, platform: Platform) -> int:
-    """Pages of the KV cache in so many bytes."""
+def _pages(room: int, spec: Spec, page: int, platform: Platform, away: int) -> int:
+    """Pages of the KV cache in so many bytes; others, attended to as well, are `away`."""
     one = page_bytes(spec.attention, page, platform.kv_dtype)
     pages = room // one - 1  # one is nobody's
-    if pages * page < min(spec.context, 256):
+    if max(pages, away) * page < min(spec.context, 256):
         flags, used = "--kv-cache-memory", ""
         if platform.device.type == "cuda":
             flags += " or --gpu-memory-utilization"
@@ -215,7 +220,7 @@ def _pages(room: int, spec: Spec, page: int, platform: Platform) -> int:
             f"the KV cache would hold {max(0, pages * page)} tokens in {room / GIB:.2f} GiB"
             f"{used} ({one / page / 1024:.0f} KiB a token): give it more with {flags}"
         )
-    return int(pages)
+    return max(1, int(pages))
 
 
 def _cpu_pages(config: Config, spec: Spec, page: int, platform: Platform) -> int:

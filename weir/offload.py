@@ -18,9 +18,9 @@ from msgspec.structs import replace
 from weir.config import Config
 from weir.core import Spec
 from weir.cost.hardware import this_gpu
-from weir.cost.machine import Machine, free_memory, hosted, measured
+from weir.cost.machine import Machine, free_memory, hosted, measured, processor
 from weir.cost.offload import MARGIN, Job, Offload, Prediction, Shares, predict
-from weir.cost.search import CPU, GPU, WEIR, Planned, Report, search
+from weir.cost.search import GPU, Planned, Report, runnable, search
 from weir.cost.work import cache_bytes, weights
 from weir.errors import ConfigError
 from weir.models.load import spec_of
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 HARMFUL = 1.25
 """How many times as fast another plan must be for one given to be warned of."""
-MADE = {"int4": 4, "fp8": 8}
-"""Bits of weights that are quantised when they are loaded."""
 PAGE = 16
 """Tokens of room that a request may have taken beyond its own."""
 EAGER = 200e-6
@@ -64,17 +62,38 @@ def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
     given = None if config.offload == "auto" else _read(Path(config.offload))
     spec = spec_of(path)
     bits = _bits(config, path, spec, dtype)
-    if device.type == "cpu":
-        return _on_cpu(config, given, weights(spec) * bits / 8, device)
-    return _on_gpu(config, given, spec, bits, device, dtype)
+    if device.type == "cpu" and given is None:
+        return _as_room_lasts(config, weights(spec) * bits / 8, device)
+    room = rates.room(device, config.gpu_memory_utilization) if device.type != "cpu" else 0
+    room = min(room, config.gpu_memory or room)
+    if given is None and weights(spec) * bits / 8 <= ROOMY * room:
+        return Placed(config)
+    machine = this_machine(config, room, device, dtype)
+    job = given.job if given is not None else _job(config.max_model_len or spec.context, spec)
+    bases = runnable(machine, native.library() is not None, weight_bits=bits)
+    best = partial(search, spec, job, machine, bases)
+    found = best() if given is None else _checked(given, spec, machine, bits, best)
+    log.info("offloading: %s", describe(found, machine))
+    placed = found.offload
+    shelf = _shelf(config, placed.weights, device) if placed.weights[0] < 1 else None
+    settings = _settings(config, placed, job, cache_bytes(spec, dtype.itemsize))
+    return Placed(settings, shelf, placed.cache[1] == 1, describe(found, machine))
+
+
+def _as_room_lasts(config: Config, held: float, device: Any) -> Placed:
+    """A CPU's weights in main memory, and on disk what that has no room for."""
+    room = config.cpu_memory or ROOMY * (1 - config.cpu_memory_fraction) * free_memory()
+    disk = max(0.0, 1 - room / held)
+    if not disk:
+        return Placed(config)
+    about = f"weights {1 - disk:.0%} in main memory, {disk:.0%} on disk"
+    return Placed(config, _shelf(config, (1 - disk, 0.0, disk), device), about=about)
 
 
 def _bits(config: Config, path: Path, spec: Spec, dtype: Any) -> int:
     """Bits that a weight takes, quantised ones without their scales."""
     if config.quantization in BITS:
         return BITS[config.quantization]
-    if config.quantization in MADE:
-        return MADE[config.quantization]
     if config.load_format == "dummy" or config.quantization == "none" or config.dtype != "auto":
         return 8 * int(dtype.itemsize)
     files = [path] if path.is_file() else path.glob("*.safetensors")
@@ -82,49 +101,18 @@ def _bits(config: Config, path: Path, spec: Spec, dtype: Any) -> int:
     return next((bits for bits in (4, 8) if stored < 1.5 * bits), 8 * int(dtype.itemsize))
 
 
-def _on_cpu(config: Config, given: Report | None, held: float, device: Any) -> Placed:
-    """A CPU's device is main memory: beside that there is only the disk."""
-    room = config.cpu_memory or ROOMY * (1 - config.cpu_memory_fraction) * free_memory()
-    disk = max(0.0, 1 - room / held) if given is None else given.planned.offload.weights[2]
-    if not disk:
-        return Placed(config)
-    about = f"weights {1 - disk:.0%} in main memory, {disk:.0%} on disk"
-    return Placed(config, _shelf(config, (1 - disk, 0.0, disk), device), about=about)
-
-
-def _on_gpu(
-    config: Config, given: Report | None, spec: Spec, bits: int, device: Any, dtype: Any
-) -> Placed:
-    room = rates.room(device, config.gpu_memory_utilization)
-    room = min(room, config.gpu_memory or room)
-    if given is None and weights(spec) * bits / 8 <= ROOMY * room:
-        return Placed(config)
-    machine = this_machine(config, room, device, dtype)
-    base = replace(WEIR, weight_bits=bits)
-    job = (
-        _job(min(spec.context, config.max_model_len or spec.context))
-        if given is None
-        else given.job
-    )
-    kernels = native.library() is not None
-    best = partial(search, spec, job, machine, base, cpu_attention=None if kernels else False)
-    found = best() if given is None else _checked(given, spec, machine, bits, kernels, best)
-    log.info("offloading: %s", describe(found))
-    placed = found.offload
-    shelf = _shelf(config, placed.weights, device) if placed.weights[0] < 1 else None
-    settings = _settings(config, placed, job, cache_bytes(spec, dtype.itemsize))
-    return Placed(settings, shelf, placed.cache[1] > 0, describe(found))
-
-
 def this_machine(config: Config, room: int, device: Any, dtype: Any) -> Machine:
     """What may be used here, timed in about a second. Raises `ConfigError` for a folder that cannot
     be written."""
-    gpu = replace(this_gpu(room, *rates.rates(device, dtype)), layer_seconds=EAGER)
     folder = Path(config.offload_dir) if config.offload_dir else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    memory = config.cpu_memory or free_memory()
+    if device.type == "cpu":
+        return replace(measured(processor(), folder), gpu_memory=memory, cpu_memory=memory)
+    gpu = replace(this_gpu(room, *rates.rates(device, dtype)), layer_seconds=EAGER)
     found = measured(hosted(gpu, 0, 1.0, rates.links(device)), folder)
-    return replace(found, cpu_memory=config.cpu_memory or free_memory())
+    return replace(found, cpu_memory=memory)
 
 
 def _shelf(config: Config, shares: Shares, device: Any) -> Callable[[int], Streamed]:
@@ -134,27 +122,38 @@ def _shelf(config: Config, shares: Shares, device: Any) -> Callable[[int], Strea
 
 
 def _settings(config: Config, placed: Offload, job: Job, token: float) -> Config:
-    """`config` for such a placement: steps large enough to hide what they bring, and room for the
-    KV of as many requests, `token` bytes each token, where the GPU's does not decide."""
-    tokens = config.max_num_batched_tokens or max(placed.batch * job.prompt, placed.block)
-    room = 0
-    if placed.cache[1] > 0:
-        if config.cpu_cache:
-            raise ConfigError("--offload: KV is in main memory already: leave out --cpu-cache")
-        room = int(token * placed.block * (job.prompt + job.output + PAGE))
+    """`config` for such a placement: steps large enough to hide what they bring, in lanes as large
+    as a batch of prompts, and room for the KV of as many requests, `token` bytes each token, where
+    the memory of the device does not decide."""
+    prompts, (here, away, _) = placed.batch * job.prompt, placed.cache
+    lane = max(prompts, placed.block)
+    tokens = config.max_num_batched_tokens or max(prompts * placed.lanes, placed.block)
+    one, more = token * (job.prompt + job.output + PAGE), {}
+    if away and config.cpu_cache:
+        raise ConfigError("--offload: KV is in main memory already: leave out --cpu-cache")
+    if away and here:
+        if not config.memory_policy.startswith("on-demand"):
+            raise ConfigError(
+                "--offload: this plan's KV in main memory and on the GPU needs "
+                "--memory-policy on-demand"
+            )
+        more = {"cpu_cache": int(one * (away * placed.block + 1)), "cpu_attention": "all"}
+    room = one * here * placed.block if more else one * placed.block if away else 0
     return replace(
         config,
-        kv_cache_memory=config.kv_cache_memory or room,
+        kv_cache_memory=config.kv_cache_memory or int(room),
         max_num_seqs=min(config.max_num_seqs or placed.block, tokens),
         max_num_batched_tokens=tokens,
+        max_lane_tokens=config.max_lane_tokens or lane,
         max_prefill_beside_decode=config.max_prefill_beside_decode or tokens,
         enforce_eager=True,  # layers are never twice at one address
+        **more,
     )
 
 
-def _job(context: int) -> Job:
+def _job(context: int, spec: Spec) -> Job:
     """What requests are taken to be where nobody says."""
-    job = Job()
+    job, context = Job(), min(context, spec.context)
     output = min(job.output, context // 2)
     return Job(prompt=min(job.prompt, context - output), output=output)
 
@@ -171,22 +170,21 @@ def _read(path: Path) -> Report:
 
 
 def _checked(
-    given: Report,
-    spec: Spec,
-    machine: Machine,
-    bits: int,
-    kernels: bool,
-    find_best: Callable[[], Planned],
+    given: Report, spec: Spec, machine: Machine, bits: int, find_best: Callable[[], Planned]
 ) -> Planned:
-    """The plan given, priced here, and beside the best if there is a solver to find that."""
-    placed = replace(given.planned.offload, weight_bits=bits)
-    kept = placed.cache in (GPU, CPU) and placed.cache_bits == 16 and placed.hidden == GPU
-    if placed.schedule != "steps" or not kept:
+    """The plan given, priced here as it will run, and beside the best if there is a solver to find
+    that."""
+    placed = replace(given.planned.offload, weight_bits=bits, overlap="copies", decode_lanes=1)
+    if machine.alone:  # main memory is where it computes
+        here, there, disk = placed.weights
+        placed = replace(placed, weights=(here + there, 0.0, disk), cache=GPU)
+    away = placed.cache[1] > 0
+    if placed.cache[2] or placed.cache_bits != 16 or placed.hidden != GPU:
         raise ConfigError(
-            "--offload: the engine keeps all KV on the GPU or all of it on the CPU, in 16 bits, "
-            "and activations on the GPU: plan again"
+            "--offload: the engine keeps KV on the GPU and in main memory, in 16 bits, and "
+            "activations on the GPU: plan again"
         )
-    if placed.cache == CPU and not (kernels and placed.cpu_attention):
+    if away and not (placed.cpu_attention and native.library() is not None):
         raise ConfigError(f"--offload: attention on the CPU needs its kernels: {native.status()}")
     said = predict(spec, given.job, machine, placed)
     if not said.fits:
@@ -198,7 +196,7 @@ def _checked(
     if best.predicted.throughput > HARMFUL * said.throughput:
         log.warning(
             "this plan is predicted to give %.2f tokens/s, --offload auto %.2f (%s)",
-            *(said.throughput, best.predicted.throughput, describe(best)),
+            *(said.throughput, best.predicted.throughput, describe(best, machine)),
         )
     return Planned(name="given", offload=placed, predicted=said)
 
@@ -214,10 +212,10 @@ def _excess(said: Prediction, machine: Machine) -> str:
     )
 
 
-def describe(found: Planned) -> str:
+def describe(found: Planned, machine: Machine) -> str:
     """A placement and what is predicted of it, in one line."""
     placed, said = found.offload, found.predicted
-    places = ("on the GPU", "in main memory", "on disk")
+    places = ("in main memory" if machine.alone else "on the GPU", "in main memory", "on disk")
     shares = [
         f"{what} {share:.0%} {where}"
         for what, parts in (("weights", placed.weights), ("KV", placed.cache))

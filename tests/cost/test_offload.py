@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from weir.core import AttentionSpec, Spec
 from weir.cost.machine import ENDLESS, MACHINES, T4, Machine, disk_rates, find
 from weir.cost.offload import Costs, Job, Offload, predict
-from weir.cost.search import CPU, DISK, GPU, naive, search, solve
+from weir.cost.search import ANYWHERE, CPU, DISK, GPU, naive, runnable, search, solve
 from weir.errors import ConfigError
 
 
@@ -37,6 +37,7 @@ def spec(hidden: int = 1024, layers: int = 8, heads: int = 16, kv_heads: int = 1
 
 OPT_30B = spec(7168, 48, 56, 56)
 BASE = Offload(batch=4, batches=2, weights=CPU, cache=CPU, hidden=CPU)
+FREE = replace(BASE, lanes=20, weights=ANYWHERE, cache=ANYWHERE, hidden=ANYWHERE)
 SMALL = replace(T4, gpu_memory=600 * 10**6, cpu_memory=400 * 10**6, disk=10**12)
 
 machines = st.builds(
@@ -55,10 +56,11 @@ machines = st.builds(
     st.sampled_from([ENDLESS, 5e9]),
 )
 choices = st.builds(
-    lambda batch, batches, there, weights, cache, overlap: replace(
-        BASE,
+    lambda batch, batches, together, there, weights, cache, overlap: replace(
+        FREE,
         batch=batch,
         batches=batches,
+        lanes=batches if together else 1,
         cpu_attention=there,
         weight_bits=weights,
         cache_bits=cache,
@@ -66,6 +68,7 @@ choices = st.builds(
     ),
     st.sampled_from([1, 4, 16]),
     st.sampled_from([1, 3, 8]),
+    st.booleans(),
     st.booleans(),
     st.sampled_from([4, 16]),
     st.sampled_from([4, 16]),
@@ -110,14 +113,14 @@ def test_more_of_anything_is_never_slower(
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("kv_heads", [16, 4])
 def test_no_placement_of_a_grid_beats_the_linear_program(there: bool, kv_heads: int) -> None:
-    """And the best of the grid comes as near as steps of a tenth can."""
+    """And the best of the grid comes as near as steps of a twentieth can."""
     model = spec(kv_heads=kv_heads)
-    choice = replace(BASE, batch=16, batches=4, cpu_attention=there)
+    choice = replace(FREE, batch=16, batches=4, cpu_attention=there)
     costs = Costs(model, JOB, SMALL, choice)
     found = solve(costs)
     assert found is not None
-    tenths = np.linspace(0, 1, 11)
-    splits = [(g, c, 1 - g - c) for g, c in itertools.product(tenths, tenths) if g + c < 1.001]
+    steps = np.linspace(0, 1, 21)
+    splits = [(g, c, 1 - g - c) for g, c in itertools.product(steps, steps) if g + c < 1.001]
     grid = np.array([[*w, *k, *h, 1] for w in splits for k in splits for h in (GPU, CPU, DISK)])
     fits = np.ones(len(grid), bool)
     for peaks, room in costs.memory.values():
@@ -164,7 +167,7 @@ def test_the_placement_of_flexgen_costs_about_what_the_paper_measured() -> None:
     assert said.throughput == pytest.approx(7.32, rel=0.2)
     apart = predict(OPT_30B, job, T4, replace(offload, overlap="none"))
     assert apart.throughput == pytest.approx(5.86, rel=0.05)
-    best = search(OPT_30B, job, T4, offload)
+    best = search(OPT_30B, job, T4, [FREE])
     assert best.predicted.throughput >= said.throughput
     hands = naive(OPT_30B, job, T4, offload)
     assert len(hands) == 4
@@ -172,9 +175,34 @@ def test_the_placement_of_flexgen_costs_about_what_the_paper_measured() -> None:
     assert all(hand.predicted.throughput <= best.predicted.throughput for hand in hands)
 
 
+def test_kv_of_some_requests_on_the_gpu_pays_where_computing_limits() -> None:
+    """Where weights are small and the CPU attends to all KV, both memories had better be read."""
+    machine = replace(MACHINES["h200"], gpu_memory=16 * 2**30, disk=0)
+    gpu, cpu, both = (
+        search(OPT_30B, JOB, machine, [base]) for base in runnable(machine, weight_bits=4)
+    )
+    assert both.predicted.throughput > 1.1 * max(p.predicted.throughput for p in (gpu, cpu))
+    assert min(both.offload.cache[:2]) > 0 and both.offload.cache[2] == 0
+    assert gpu.offload.cache == GPU and cpu.offload.cache == CPU
+    assert search(OPT_30B, JOB, machine, runnable(machine, weight_bits=4)) == both
+
+
+def test_lanes_that_share_weights_pay_where_these_are_slow_to_come() -> None:
+    """For prompts in small batches: as fast as one batch, with its activations alone in memory."""
+    small = replace(BASE, batch=1, batches=12, hidden=GPU, weights=DISK)
+    alone, shared, whole = (
+        predict(OPT_30B, JOB, MACHINES["h200"], replace(small, **sizes))
+        for sizes in ({}, {"lanes": 12}, {"batch": 12, "batches": 1})
+    )
+    assert alone.prefill == pytest.approx(12 * shared.prefill)
+    assert shared.prefill == pytest.approx(whole.prefill)
+    assert alone.decode == shared.decode == whole.decode
+    assert alone.memory["GPU memory"] < shared.memory["GPU memory"] < whole.memory["GPU memory"]
+
+
 def test_latency_is_one_request() -> None:
-    one = search(OPT_30B, JOB, MACHINES["h100"], BASE, "latency")
-    many = search(OPT_30B, JOB, MACHINES["h100"], BASE)
+    one = search(OPT_30B, JOB, MACHINES["h100"], [FREE], "latency")
+    many = search(OPT_30B, JOB, MACHINES["h100"], [FREE])
     assert one.offload.block == 1
     assert one.predicted.prefill + one.predicted.decode < (
         many.predicted.prefill + many.predicted.decode
@@ -185,12 +213,12 @@ def test_latency_is_one_request() -> None:
 def test_what_cannot_be_planned_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = replace(T4, gpu_memory=10**8, cpu_memory=10**8, disk=0)
     with pytest.raises(ConfigError, match="not one request"):
-        search(OPT_30B, JOB, tiny, BASE)
+        search(OPT_30B, JOB, tiny, [FREE])
     with pytest.raises(ConfigError, match="no machine"):
         find("abacus")
     monkeypatch.setitem(sys.modules, "highspy", None)
     with pytest.raises(ConfigError, match=r"weir-llm\[plan\]"):
-        search(spec(), JOB, T4, BASE)
+        search(spec(), JOB, T4, [FREE])
 
 
 def test_disk_rates_leave_nothing_behind(tmp_path) -> None:

@@ -1,16 +1,17 @@
-"""Layers from disk and attention away from the device together, under a real scheduler."""
+"""Layers from memory and disk, KV on two tiers and steps in lanes, under a real scheduler."""
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.executor.test_disk_cache import run
 from tests.reference import Tiny, generate
 from tests.runtime.drive import CPU
-from weir.core import Request, Sampling, Tier
+from tests.sched.draw import check
+from weir.core import Plan, Request, Sampling, Tier
 from weir.engine import Engine
 from weir.executor.local import Local
 from weir.kv.cache import Cache
@@ -21,33 +22,83 @@ from weir.runtime.store import Store
 from weir.runtime.streamed import Streamed
 from weir.runtime.warmup import warm_up
 from weir.sched.composer import Chunked
+from weir.sched.hybrid import Hybrid
 from weir.sched.placement import OnDemand
 from weir.sched.ranking import FCFS
 from weir.sched.scheduler import Scheduler
 
+WHOLE = Tiny(layers=5)
+IN_MEMORY, FROM_DISK = (0.3, 0.7, 0.0), (0.2, 0.2, 0.6)
+MIXED, AWAY, HERE = {Tier.GPU: 16, Tier.CPU: 30}, {Tier.CPU: 40}, {Tier.GPU: 40}
+"""Pages of each tier, too few for all requests, so that some are preempted."""
 
-@pytest.mark.skipif(native.library() is None, reason=native.status())
-@pytest.mark.parametrize("depth", [1, 2])
-def test_tokens_are_those_of_a_model_in_one_place(tmp_path, depth):
-    rng, whole, model = random.Random(2), Tiny(layers=5), Tiny(layers=5)
-    shelf = Streamed(5, (0.3, 0.3, 0.4), CPU, tmp_path)
+
+def engine(folder: Path, shares, sizes: dict[Tier, int], lane: int, depth: int) -> Engine:
+    """The model streamed; KV of main memory is attended to by a relay."""
+    model = Tiny(layers=5)
+    shelf = Streamed(5, shares, CPU, folder)
     for layer in model.layers:
         shelf.add(layer)
     model.layers = shelf.done()
-    sizes = {Tier.CPU: 40}  # too few for all, so that some are preempted
-    store = Store(model.spec.attention, 4, sizes, {Tier.CPU: CPU}, torch.float32)
-    relay = Relay(Tier.CPU, store.kv[Tier.CPU], CPU)
+    store = Store(model.spec.attention, 4, sizes, dict.fromkeys(sizes, CPU), torch.float32)
+    away = store.kv.get(Tier.CPU)
+    relay = Relay(Tier.CPU, away, CPU) if away is not None else None
     runner = Runner(model, store, 100, CPU, 16, relay=relay)
-    warm_up(runner, 32, 8)
-    executor = Local(runner, tokens=16, requests=8, context=100, depth=depth, threads=1)
-    scheduler = Scheduler(Cache(4, sizes), FCFS(), Chunked(), OnDemand(Tier.CPU), executor.capacity)
-    texts = [[rng.randrange(61) for _ in range(rng.randrange(2, 40))] for _ in range(7)]
-    greedy = Sampling(temperature=0.0, max_tokens=12)
+    warm_up(runner, 32, 8, lane)
+    executor = Local(runner, tokens=32, requests=8, context=100, depth=depth, lane=lane, threads=1)
+    placement = Hybrid(Tier.GPU) if len(sizes) == 2 else OnDemand(min(sizes))
+    return Engine(
+        Scheduler(Cache(4, sizes), FCFS(), Chunked(), placement, executor.capacity), executor
+    )
+
+
+def serve(it: Engine, texts, wanted, late: int) -> tuple[dict[int, list[int]], list[Plan]]:
+    """The tokens of all requests, the last of which come once `late` steps have been made and the
+    first have ended; one is aborted."""
+    got: dict[int, list[int]] = {uid: [] for uid in range(len(texts))}
+    plans: list[Plan] = []
+    submit = it.executor.submit
+    it.executor.submit = lambda plan: plans.append(plan) or submit(plan)
+    requests = [
+        Request(uid, list(text), Sampling(temperature=0.0, max_tokens=most), float(uid))
+        for uid, (text, most) in enumerate(zip(texts, wanted, strict=True))
+    ]
+    for step in range(3000):
+        for r in requests[:-3] if step == 0 else requests[-3:] if step == late else ():
+            it.add(r)
+        if step == late:
+            it.abort(2)
+        for delta in it.step():
+            got[delta.uid] += delta.tokens
+        check(it.scheduler)
+        if step > late and not it.busy:
+            return got, plans
+    raise AssertionError("never finished")
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.status())
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("lane", [5, 32], ids=["lanes", "one lane"])
+@pytest.mark.parametrize("sizes", [MIXED, AWAY, HERE], ids=["mixed", "away", "here"])
+@pytest.mark.parametrize("shares", [IN_MEMORY, FROM_DISK], ids=["memory", "disk"])
+def test_tokens_are_those_of_a_model_in_one_place(tmp_path, shares, sizes, lane, depth):
+    rng = random.Random(2)
+    texts = [[rng.randrange(61) for _ in range(rng.randrange(2, 40))] for _ in range(9)]
+    wanted = [rng.randrange(1, 14) for _ in texts]
+    it = engine(tmp_path, shares, sizes, lane, depth)
     try:
-        requests = [Request(uid, list(text), greedy, float(uid)) for uid, text in enumerate(texts)]
-        got = run(Engine(scheduler, executor), requests)
+        got, plans = serve(it, texts, wanted, late=8)
     finally:
-        executor.close()
-        relay.close()
-    assert got == {uid: generate(whole, text, 12) for uid, text in enumerate(texts)}
-    assert scheduler.preemptions > 0
+        it.close()
+        it.executor.runner.model.layers.close()
+    for uid, (text, most) in enumerate(zip(texts, wanted, strict=True)):
+        want = generate(WHOLE, text, most)
+        assert got[uid] == want or (uid == 2 and got[uid] == want[: len(got[uid])])
+    cache = it.scheduler.cache
+    assert all(cache.room(tier) == cache.pools[tier].size for tier in cache.tiers)
+    lanes = [part for plan in plans for part in plan.lanes]
+    assert all(sum(chunk.length for chunk in part) <= lane for part in lanes)
+    assert max(len(plan.lanes) for plan in plans) > (2 if lane == 5 else 0)
+    homes = {chunk.home for part in lanes for chunk in part if chunk.length == 1}
+    assert homes == set(sizes)
+    assert not list(tmp_path.iterdir())

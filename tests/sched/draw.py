@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 from tests.whim import Whim
 from weir.core import Capacity, Tier
@@ -115,7 +116,8 @@ def a_scheduler(rng: random.Random, page: int, chains: bool, longest: int) -> Sc
     composer = a_composer(rng)
     tokens = max(longest, 64) if composer.whole else rng.choice([1, 3, 16, 64])
     pages = {int(tier): count for tier, count in sizes.items()}
-    capacity = Capacity(page, pages, tokens, rng.choice([1, 4, 64]), longest, loads)
+    lane = rng.choice([sys.maxsize, sys.maxsize, tokens, 1 + tokens // 3])
+    capacity = Capacity(page, pages, tokens, rng.choice([1, 4, 64]), longest, loads, lane)
     placement = a_placement(rng, sizes)
     return Scheduler(cache, a_ranking(rng, cache), composer, placement, capacity, chains=chains)
 

@@ -18,7 +18,7 @@ from weir.bench.datasets import positive
 from weir.config import parse_size
 from weir.cost import machine
 from weir.cost.offload import Job
-from weir.cost.search import WEIR, Planned, Report, naive, search
+from weir.cost.search import Planned, Report, naive, runnable, search
 from weir.errors import ConfigError
 from weir.sim.shapes import shape
 
@@ -30,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="what weir serve takes, or a well-known shape")
     names = ", ".join(machine.MACHINES)
-    add("--hardware", default="h100", metavar="NAME", help=f"{names} (h100)")
+    add("--hardware", default="h100", metavar="NAME", help=f"{names} or cpu: this machine's (h100)")
     add(
         "--measure", type=Path, metavar="FOLDER",
         help="measure this host's memory, and the disk of that folder, instead of the preset's",
@@ -59,19 +59,15 @@ def run(options: Namespace) -> int:
     job = Job(prompt=options.prompt, output=options.output)
     if job.prompt + job.output > spec.context:
         raise ConfigError(f"--prompt and --output exceed the model's {spec.context} tokens")
-    base = replace(
-        WEIR,
-        weight_bits=options.weight_bits,
-        cache_bits=options.cache_bits,
-        overlap=options.overlap,
-    )
-    planned = search(spec, job, found, base, options.target)
-    others = naive(spec, job, found, base) if options.target == "throughput" else []
+    kind = {name: getattr(options, name) for name in ("weight_bits", "cache_bits", "overlap")}
+    bases = runnable(found, **kind)
+    planned = search(spec, job, found, bases, options.target)
+    others = naive(spec, job, found, bases[0]) if options.target == "throughput" else []
     if options.json:
         said = Report(model=options.model, machine=found, job=job, planned=planned, by_hand=others)
         print(msgspec.json.format(msgspec.json.encode(said), indent=2).decode())
     else:
-        print("\n".join(report(planned, others)))
+        print("\n".join(report(planned, others, found)))
     return 0
 
 
@@ -84,12 +80,12 @@ def sizes(options: Namespace) -> dict[str, int]:
         raise ConfigError(f"--gpu-memory, --cpu-memory, --disk: {error}") from None
 
 
-def report(planned: Planned, others: list[Planned]) -> list[str]:
+def report(planned: Planned, others: list[Planned], found: machine.Machine) -> list[str]:
     offload, predicted = planned.offload, planned.predicted
-    where = "on the CPU" if offload.cpu_attention else "on the GPU"
+    steps = "one step" if offload.lanes > 1 else "steps of their own"
     lines = [
-        f"{offload.batches} x {offload.batch} requests, KV away from the GPU attended to {where}",
-        f"{'':12}{'GPU':>8}{'CPU':>8}{'disk':>8}",
+        f"{offload.block} requests, prompts in {steps}, {offload.batch} at once",
+        f"{'':12}{'memory' if found.alone else 'GPU':>8}{'CPU':>8}{'disk':>8}",
     ]
     parts: dict[str, Any] = {
         "weights": offload.weights,

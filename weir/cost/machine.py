@@ -44,6 +44,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     prompt_attention: float  # FLOP/s
     gpu_cache: float  # KV read by decode attention on the GPU
     layer_seconds: float = 0.0  # of one layer's kernels for one batch, however little they do
+    alone: bool = False  # there is no GPU: what is said of one is of the CPU and its memory
 
 
 T4 = Machine(
@@ -114,26 +115,31 @@ MACHINES = {
 quoted rates of NEO's."""
 
 
+def processor() -> Machine:
+    """This machine without a GPU, measured now; its disk is not."""
+    cpu = this_cpu()
+    found = hosted(cpu, cpu.memory, ENDLESS, (ENDLESS, ENDLESS, ENDLESS))
+    return replace(found, disk=0, alone=True)
+
+
 def find(name: str) -> Machine:
-    """The preset of that name. Raises `ConfigError`."""
+    """The preset of that name, or this machine without a GPU. Raises `ConfigError`."""
+    if name == "cpu":
+        return processor()
     if name not in MACHINES:
-        raise ConfigError(f"no machine {name!r}; there are {', '.join(MACHINES)}")
+        raise ConfigError(f"no machine {name!r}; there are {', '.join(MACHINES)} and cpu")
     return MACHINES[name]
 
 
 def measured(machine: Machine, folder: Path | None) -> Machine:
     """`machine` with the memory of this host and the disk of `folder`, none without: their sizes,
     and what they sustain here. The GPU and its link stay. Raises `ConfigError`."""
-    cpu = this_cpu()
-    cpu_read = cpu.weight_rate / CPU_SHARES[0]
-    found = replace(
-        machine,
-        name=f"{machine.name} in this host",
-        cpu_memory=cpu.memory,
-        disk=0,
-        cpu_read=cpu_read,
-        cpu_cache=ATTENTION * cpu_read,
-    )
+    found = replace(machine, disk=0)
+    if not machine.alone:
+        cpu = this_cpu()
+        cpu_read = cpu.weight_rate / CPU_SHARES[0]
+        name, cache = f"{machine.name} in this host", ATTENTION * cpu_read
+        found = replace(found, name=name, cpu_memory=cpu.memory, cpu_read=cpu_read, cpu_cache=cache)
     if folder is None:
         return found
     read, write = disk_rates(folder)

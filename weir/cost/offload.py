@@ -3,7 +3,7 @@
 codes, attention on the CPU.
 
 A block of requests goes through the model layer by layer; each layer's weights are brought to the
-GPU once for all batches of the block. Everything said of a placement is linear in its nine shares,
+GPU once a step, for all its lanes. Everything said of a placement is linear in its nine shares,
 so one set of rows prices a placement given and is what the linear program of `weir.cost.search`
 minimises over. Nothing here searches.
 """
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from weir.core import Spec
 from weir.cost.machine import Machine
+from weir.cost.transfer import slot_bytes
 from weir.cost.work import cache_bytes, head_weights, layer_weights
 
 Row = NDArray[np.float64]
@@ -29,13 +30,12 @@ Overlap = Literal["none", "copies", "lanes"]
 """What runs beside what: nothing; copies beside computing; also the CPU's attention beside the
 GPU's work, for another batch of the block."""
 
-Schedule = Literal["zigzag", "steps"]
-"""How a block runs: the paper's way, every layer's weights brought once for all its batches; or in
-the engine's steps, each with its own pass over the weights: one for the prompts of each batch, one
-for a token of every request."""
-
 MARGIN = 0.9
 """The part of each memory that may be planned for."""
+SLOTS, RELAYS = 3, 2
+"""Layers that are on the GPU as they arrive, and of what is on disk in CPU memory as it passes."""
+PAGE = 16
+"""Tokens of KV that move at once between GPU and CPU."""
 CODE_BYTES = 4.5 / 8
 """Of a number in 4 bits, with scale and least value of its group of 64 in 16 bits each."""
 
@@ -48,10 +48,13 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class Offload(Struct, frozen=True, kw_only=True):
-    """A placement. Shares of weights are by layer, of the others by request."""
+    """A placement. Shares of weights are by layer, of the others by request. To a search they say
+    where something may lie: where the share is not 0."""
 
-    batch: int  # requests computed at once
+    batch: int  # requests whose prompts are computed at once
     batches: int  # of a block
+    lanes: int = 1  # batches of prompts in a step, for which weights are brought once
+    decode_lanes: int = 1  # parts that a step's decodes are computed in
     weights: Shares
     cache: Shares
     hidden: Shares
@@ -59,7 +62,6 @@ class Offload(Struct, frozen=True, kw_only=True):
     weight_bits: int = 16
     cache_bits: int = 16
     overlap: Overlap = "copies"
-    schedule: Schedule = "zigzag"
 
     @property
     def block(self) -> int:
@@ -100,7 +102,6 @@ class Costs:
         self.spec, self.job, self.machine, self.choice = spec, job, machine, choice
         compressed = choice.cache_bits == 4
         size = CODE_BYTES if choice.weight_bits == 4 else choice.weight_bits / 8
-        self.steps = choice.schedule == "steps"
         self.layer = layer_weights(spec) * size
         self.kv = cache_bytes(spec, CODE_BYTES if compressed else 2.0) / spec.layers  # a token
         self.wide_kv = cache_bytes(spec, 2.0) / spec.layers
@@ -120,7 +121,7 @@ class Costs:
         attention = 4 * self.spec.heads * self.spec.head_dim * pairs / m.prompt_attention
         gpu = self._linears(tokens, self.choice.batches, m.prompt_matrix) + attention
         cached = row(cache=(0, kv, kv))
-        brought = self.layer * (self.choice.batches if self.steps else 1)
+        brought = self.layer * -(-self.choice.batches // self.choice.lanes)
         return self._phase(
             to_gpu=row((0, brought, brought), hidden=(0, state, state)) / m.to_gpu,
             to_cpu=cached / m.cache_to_cpu + row(hidden=(0, state, state)) / m.to_cpu,
@@ -148,7 +149,7 @@ class Costs:
         on_cpu = max(kv / m.cpu_cache, wide / m.cpu_codes if codes else 0.0)
         gpu = row(
             cache=(on_gpu, 0, 0) if there else (on_gpu, on_gpu, on_gpu),
-            fixed=self._linears(block, self._lanes(), m.decode_matrix)
+            fixed=self._linears(block, self.choice.decode_lanes, m.decode_matrix)
             + self._head_seconds() / spec.layers,
         )
         moved = row((0, self.layer, self.layer), (0, sent, sent), (0, state, state))
@@ -195,10 +196,6 @@ class Costs:
             seconds["everything in turn"] = np.sum(parts, axis=0)
         return seconds
 
-    def _lanes(self) -> int:
-        """Parts that a block's decodes are computed in."""
-        return 1 if self.steps else self.choice.batches
-
     def _linears(self, tokens: int, lanes: int, rate: float) -> float:
         """GPU seconds of a layer's linears over the tokens of a block: each lane reads the weights
         again from the GPU's memory."""
@@ -210,9 +207,9 @@ class Costs:
         return lanes * (max(read, multiply) + m.layer_seconds)
 
     def _head_seconds(self) -> float:
-        m, weights, lanes = self.machine, head_weights(self.spec), self._lanes()
-        multiply = 2 * weights * self.choice.block / lanes / m.decode_matrix
-        return lanes * max(2.0 * weights / m.gpu_weights, multiply)
+        m, weights = self.machine, head_weights(self.spec)
+        multiply = 2 * weights * self.choice.block / m.decode_matrix
+        return max(2.0 * weights / m.gpu_weights, multiply)
 
     # -- memory --------------------------------------------------------------------------------
 
@@ -222,32 +219,40 @@ class Costs:
         layers, block, batch = spec.layers, choice.block, choice.batch
         held, kv = self.layer * layers, self.kv * (job.prompt + job.output) * block * layers
         one = self.kv * (job.prompt + job.output) * batch  # KV of a batch in a layer
-        relay = (3 if self.steps else 2) * self.layer  # buffers that layers arrive in
         inner = 2.0 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim
         wide = 2.0 * spec.ffn * (1 if spec.architecture == "opt" else 2)
         working = 2 * self.state + max(inner, wide)  # of a token, inside a layer
-        streamed = 0.0 if choice.cpu_attention else 2 * one
+        travels = 0.0 if choice.cpu_attention else 2 * one  # KV of decodes
+        record = int(self.kv * layers * PAGE)
+        mixed = choice.cache[0] > 0 and choice.cache[1] > 0
+        slots = slot_bytes(record, int(kv / record)) if mixed else 0
 
-        def on_gpu(length: int) -> Row:
-            state = self.state * length
+        def on_gpu(computed: int, waiting: int, cached: float) -> Row:
+            """Tokens computed at once, tokens between layers, KV of others."""
+            away = 2 * self.state * computed
             return row(
-                (held, relay, relay),
-                (kv, streamed if length == 1 else 0, streamed if length == 1 else 0),
-                (state * block, 2 * state * batch, 2 * state * batch),
-                self.head + working * length * batch,
+                (held, SLOTS * self.layer, SLOTS * self.layer),
+                (kv, cached, cached),
+                (self.state * waiting, away, away),
+                self.head + working * computed + slots,
             )
 
-        def on_cpu(length: int) -> Row:
-            state = self.state * length
+        def on_cpu(computed: int, waiting: int) -> Row:
             passing = 2 * one  # KV between disk and attention
             return row(
-                (0, held, relay), (0, kv, passing), (0, state * block, 2 * state * batch), relay
+                (0, held, RELAYS * self.layer),
+                (0, kv, passing),
+                (0, self.state * waiting, 2 * self.state * computed),
             )
 
-        disk = row((0, 0, held), (0, 0, kv), (0, 0, self.state * job.prompt * block))
+        prompts = batch * job.prompt, min(batch * choice.lanes, block) * job.prompt
+        disk = row((0, 0, held), (0, 0, kv), (0, 0, self.state * prompts[1]))
         return {
-            "GPU memory": ([on_gpu(job.prompt), on_gpu(1)], MARGIN * m.gpu_memory),
-            "CPU memory": ([on_cpu(job.prompt), on_cpu(1)], MARGIN * m.cpu_memory),
+            "GPU memory": (
+                [on_gpu(*prompts, 0), on_gpu(block, block, travels)],
+                MARGIN * m.gpu_memory,
+            ),
+            "CPU memory": ([on_cpu(*prompts), on_cpu(block, block)], MARGIN * m.cpu_memory),
             "disk": ([disk], MARGIN * m.disk),
         }
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from weir.core import Spec
 from weir.cost.machine import Machine
-from weir.cost.offload import Costs, Job, Offload, Prediction, Shares
+from weir.cost.offload import Costs, Job, Offload, Prediction, Shares, predict
 from weir.errors import ConfigError
 
 Target = Literal["throughput", "latency"]
@@ -23,8 +23,18 @@ BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 20)
 SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 """Requests of a batch."""
 GPU, CPU, DISK = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
-WEIR = Offload(batch=1, batches=1, weights=CPU, cache=CPU, hidden=GPU, schedule="steps")
-"""The base of what the engine runs."""
+ANYWHERE, BOTH = (1.0, 1.0, 1.0), (1.0, 1.0, 0.0)
+
+
+def runnable(machine: Machine, kernels: bool = True, **more: Any) -> list[Offload]:
+    """Where things may lie for the engine to run it, with `more` of a placement: activations on the
+    GPU, KV attended to where it lies, on the CPU if there are kernels for that."""
+    most = BATCHES[-1]
+    base = Offload(batch=1, batches=most, lanes=most, weights=ANYWHERE, cache=GPU, hidden=GPU)
+    base = replace(base, cpu_attention=False, **more)
+    if machine.alone:
+        return [replace(base, weights=(1.0, 0.0, 1.0))]
+    return [base] + [replace(base, cache=c, cpu_attention=True) for c in (CPU, BOTH) if kernels]
 
 
 class Planned(Struct, frozen=True, kw_only=True):
@@ -49,16 +59,15 @@ def search(
     spec: Spec,
     job: Job,
     machine: Machine,
-    base: Offload,
+    bases: Iterable[Offload],
     target: Target = "throughput",
-    cpu_attention: bool | None = None,
 ) -> Planned:
-    """The best placement; of `base`, only bits, overlap and schedule count. `latency` is the least
-    time from prompt to last token of one request. cpu_attention: None tries both.
+    """The best placement of any size that lies where one of `bases` allows, with its bits, overlap
+    and attention. `latency` is the least time from prompt to last token of one request.
 
     Raises `ConfigError` if the model fits nowhere, or the solver is not installed."""
     best: Planned | None = None
-    for choice in _choices(base, target, cpu_attention):
+    for choice in (choice for base in bases for choice in _choices(base, target)):
         solved = solve(Costs(spec, job, machine, choice))
         if solved is None:
             continue
@@ -72,16 +81,18 @@ def search(
     return best
 
 
-def _choices(base: Offload, target: Target, cpu_attention: bool | None) -> Iterator[Offload]:
-    """Every size of batch and block, with and without attention on the CPU."""
+def _choices(base: Offload, target: Target) -> Iterator[Offload]:
+    """Every size of batch and block, its prompts in steps of one batch and in ones of as many as
+    `base` has."""
     for size in SIZES if target == "throughput" else (1,):
         for batches in BATCHES if target == "throughput" else (1,):
-            for there in (True, False) if cpu_attention is None else (cpu_attention,):
-                yield replace(base, batch=size, batches=batches, cpu_attention=there)
+            for lanes in sorted({1, min(base.lanes, batches)}):
+                yield replace(base, batch=size, batches=batches, lanes=lanes)
 
 
 def solve(costs: Costs) -> Planned | None:
-    """The shares that take least time for one choice of sizes; None if none fit.
+    """The shares that take least time for one choice of sizes, of what may lie somewhere; None if
+    none fit.
 
     Eleven unknowns: the shares, and the seconds of a layer over prompts and over one decode, which
     are at least those of every resource."""
@@ -105,15 +116,14 @@ def solve(costs: Costs) -> Planned | None:
         least += [1.0, -1.0]
     weight = np.zeros(11)
     weight[9], weight[10] = 1.0, job.output - 1
-    most = np.full(11, np.inf)
-    if choice.schedule == "steps":  # the engine keeps KV in one place, and activations on the GPU
-        most[[3 if choice.cpu_attention else 4, 5, 7, 8]] = 0.0
+    most = np.append(np.where(choice.shares[:9] > 0, np.inf, 0.0), (np.inf, np.inf))
     values = _minimise(weight, np.array(rows), np.array(least), most)
     if values is None:
         return None
     weights, cache, hidden = (_shares(values[first : first + 3]) for first in (0, 3, 6))
     placed = replace(choice, weights=weights, cache=cache, hidden=hidden)
-    return Planned(name="planned", offload=placed, predicted=costs.predict(placed))
+    predicted = predict(costs.spec, job, costs.machine, placed)  # less, if none of it is mixed
+    return Planned(name="planned", offload=placed, predicted=predicted)
 
 
 def _shares(values: Any) -> Shares:
@@ -152,16 +162,13 @@ def _minimise(weight: Any, rows: Any, least: Any, most: Any) -> Any:
 
 def naive(spec: Spec, job: Job, machine: Machine, base: Offload) -> list[Planned]:
     """What one would choose by hand, each with the largest block that fits."""
-    cpu = replace(base, cpu_attention=True)
-    gpu = replace(base, cpu_attention=False)
+    cpu = replace(base, cpu_attention=True, hidden=GPU)
+    gpu = replace(cpu, cpu_attention=False, cache=GPU)
     hands = {
         "weights where they fit, the rest on the GPU": [
-            replace(gpu, weights=shares, cache=GPU, hidden=GPU)
-            for shares in _fill(spec, job, machine, gpu)
+            replace(gpu, weights=shares) for shares in _fill(spec, job, machine, gpu)
         ],
-        "weights on the CPU, the rest on the GPU": [
-            replace(gpu, weights=CPU, cache=GPU, hidden=GPU)
-        ],
+        "weights on the CPU, the rest on the GPU": [replace(gpu, weights=CPU)],
         "everything on the CPU": [replace(cpu, weights=CPU, cache=CPU)],
         "weights on disk, KV on the CPU": [replace(cpu, weights=DISK, cache=CPU)],
     }
@@ -190,7 +197,7 @@ def _largest(
     for choice in choices:
         for size in SIZES:
             placed = replace(choice, batch=size, batches=1)
-            predicted = Costs(spec, job, machine, placed).predict(placed)
+            predicted = predict(spec, job, machine, placed)
             if predicted.fits:
                 best = placed, predicted
     return best

@@ -7,6 +7,7 @@ while they compute.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -36,10 +37,19 @@ class Direct:
     """Launches plans in the thread that submits them, on a device that computes beside the host.
 
     runner: owns the model and its pages; used by this executor alone. depth: plans in flight, 1 or
-    2. tokens, requests: most in one plan. context: the longest sequence.
+    2. tokens, requests: most in one plan. context: the longest sequence. lane: tokens of one lane.
     """
 
-    def __init__(self, runner: Runner, *, tokens: int, requests: int, context: int, depth: int = 2):
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        tokens: int,
+        requests: int,
+        context: int,
+        depth: int = 2,
+        lane: int = sys.maxsize,
+    ):
         self.runner = runner
         self.depth = depth
         self.chains = True
@@ -51,6 +61,7 @@ class Direct:
             requests,
             context,
             loads(store.record, store.pages),
+            lane,
         )
         self.error: Exception | None = None  # once set, nothing runs any more
         self.closed = False

@@ -11,12 +11,12 @@ RECORDING = 4 << 20
 """Bytes that the driver takes for the recording of one shape, about."""
 
 
-def rehearse(runner: Runner, tokens: int, requests: int) -> int:
-    """Run the largest steps of a runner that has yet to record its lanes.
+def rehearse(runner: Runner, tokens: int, requests: int, lane: int) -> int:
+    """Run the largest steps, in lanes of so many tokens, of a runner that has yet to record.
 
     PyTorch keeps the memory that they took, so it no longer counts as free. → bytes that recording
     will take besides: its pool is as large as the largest lane needs."""
-    warm_up(runner, tokens, requests)
+    warm_up(runner, tokens, requests, lane)
     shapes = runner.graphs.shapes
     if not shapes:
         return 0

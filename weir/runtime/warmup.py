@@ -5,6 +5,7 @@ They run before the first request, over the pages that it will be given, and lea
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 from weir.core import Chunk, Page, Plan, Sampling
@@ -29,12 +30,12 @@ def pages_needed(tokens: int, requests: int, page: int) -> int:
     return max(_length(tokens, requests), min(tokens, COMMON + BESIDE)) // page + 1
 
 
-def warm_up(runner: Runner, tokens: int, requests: int) -> None:
-    """Run the largest steps, of prompts and of decodes, and every way of choosing a token; where
-    lanes are to be recorded, so that time matters, also steps between.
+def warm_up(runner: Runner, tokens: int, requests: int, lane: int = sys.maxsize) -> None:
+    """Run the largest steps, of prompts, in lanes, and of decodes, and every way of choosing a
+    token; where lanes are to be recorded, so that time matters, also steps between.
 
     All requests share their pages: what they compute is of no use to anyone."""
-    landings = [runner.launch(plan) for plan in _plans(runner, tokens, requests)]
+    landings = [runner.launch(plan) for plan in _plans(runner, tokens, requests, lane)]
     runner.saved, saved = 1, runner.saved
     landings += [runner.launch(plan) for plan in _sharing(runner, tokens, requests)]
     runner.saved = saved
@@ -42,13 +43,16 @@ def warm_up(runner: Runner, tokens: int, requests: int) -> None:
         landing.result()
 
 
-def _plans(runner: Runner, tokens: int, requests: int) -> Iterator[Plan]:
+def _plans(runner: Runner, tokens: int, requests: int, lane: int) -> Iterator[Plan]:
     tier, page = min(runner.store.pages), runner.store.page
-    length = min(_length(tokens, requests), runner.tables.width * page - 1)  # and one more fits
+    longest = min(lane, runner.tables.width * page - 1)  # and one more fits
+    length = min(_length(tokens, requests), longest)
     pages = [Page(tier, i) for i in range(length // page + 1)]
     for width in [tokens, *_widths(runner, tokens)]:  # the largest first, whose memory serves all
         uids = [-1 - i for i in range(min(width // length, requests))]
-        yield Plan(0, [], [[Chunk(n, 0, [0] * length, pages, tier, Sampling()) for n in uids]], [])
+        prompts = [Chunk(n, 0, [0] * length, pages, tier, Sampling()) for n in uids]
+        some = lane // length
+        yield Plan(0, [], [prompts[at : at + some] for at in range(0, len(prompts), some)], [])
         if width == tokens:
             yield Plan(0, [], [[Chunk(n, length, [], [], tier, Sampling()) for n in uids]], [])
         yield Plan(0, [], [], uids)

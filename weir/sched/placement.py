@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -50,6 +50,20 @@ class Placement(Protocol):
         """Spread the chunks over lanes. Prompts' come in the first, in order: others attend to
         the pages they will write."""
         ...
+
+
+def cut(lane: Iterable[Chunk], most: int) -> list[list[Chunk]]:
+    """A lane in parts of at most so many tokens, in order; no chunk is longer. So each layer serves
+    all of them, and only one is inside it (FlexGen's zig-zag)."""
+    parts: list[list[Chunk]] = []
+    room = 0
+    for chunk in lane:
+        if chunk.length > room:
+            parts.append([])
+            room = most
+        parts[-1].append(chunk)
+        room -= chunk.length
+    return parts
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from weir.kv.cache import Cache
 from weir.sched.advance import advance, recall, settle
 from weir.sched.composer import Composer
 from weir.sched.iteration import Iteration
-from weir.sched.placement import Placement
+from weir.sched.placement import Placement, cut
 from weir.sched.ranking import Key, Ranking, order
 from weir.sched.waiting import Entry, Waiting
 
@@ -107,7 +107,8 @@ class Scheduler:
             self._wait(r)
         if not (it.chunks or it.moves or self.forget):
             return None
-        lanes = [lane for lane in self.placement.lanes(it.chunks) if lane]
+        most = self.capacity.lane
+        lanes = [part for lane in self.placement.lanes(it.chunks) for part in cut(lane, most)]
         plan = Plan(self.step, it.moves, lanes, self.forget)
         self.step += 1
         self.forget = []
@@ -126,7 +127,7 @@ class Scheduler:
         it.budget = budget
         served = self.ranking.served
         for r, length in self.composer.compose(self._ranked(ready, it), budget):
-            chunk = self._schedule(r, min(length, budget.tokens), it, now)
+            chunk = self._schedule(r, min(length, budget.tokens, capacity.lane), it, now)
             if chunk is not None:
                 length = chunk.length
                 it.take(chunk, length)
