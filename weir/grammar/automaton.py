@@ -36,17 +36,19 @@ class TooComplex(Exception):
 
 
 class Wire(NamedTuple):
-    """An automaton as it travels: `edges` are int32 triples of state, class and state."""
+    """An automaton as it travels: its arrays, so that whoever reads it computes nothing."""
 
     classes: bytes
+    table: bytes
     accepting: bytes
-    edges: bytes
+    forced: bytes
+    final: bytes
 
 
 class Automaton:
-    """classes: uint8 [256], the class of each byte. table: int32 [states, classes], the next state.
-    accepting: bool [states]. Every state but `DEAD` can still reach an accepting one; an automaton
-    that matches nothing has no state but it.
+    """classes: uint8 [256], the class of each byte. table: uint16 [states, classes], the next
+    state. accepting: bool [states]. Every state but `DEAD` can still reach an accepting one; an
+    automaton that matches nothing has no state but it.
 
     forced: int16 [states], the one byte that can come, where no other can and the text cannot end
     either; else -1. final: bool [states], the text is complete and nothing can be added to it."""
@@ -54,19 +56,32 @@ class Automaton:
     def __init__(
         self,
         classes: NDArray[np.uint8],
-        table: NDArray[np.int32],
+        table: NDArray[np.uint16],
         accepting: NDArray[np.bool_],
+        forced: NDArray[np.int16],
+        final: NDArray[np.bool_],
     ):
         self.classes = classes
         self.table = table
         self.accepting = accepting
+        self.forced = forced
+        self.final = final
+
+    @classmethod
+    def of(
+        cls,
+        classes: NDArray[np.uint8],
+        table: NDArray[np.uint16],
+        accepting: NDArray[np.bool_],
+    ) -> Automaton:
+        """With what follows from its table."""
         live = table != DEAD
         width = np.bincount(classes, minlength=table.shape[1])
         only = np.zeros(len(width), np.int16)
         only[classes] = np.arange(256)
         single = (live @ width == 1) & ~accepting
-        self.forced = np.where(single, only[live.argmax(axis=1)], -1).astype(np.int16)
-        self.final = accepting & ~live.any(axis=1)
+        forced = np.where(single, only[live.argmax(axis=1)], -1).astype(np.int16)
+        return cls(classes, table, accepting, forced, accepting & ~live.any(axis=1))
 
     @property
     def states(self) -> int:
@@ -103,20 +118,21 @@ class Automaton:
         return bytes(text)
 
     def encode(self) -> bytes:
-        state, byte = np.nonzero(self.table)
-        edges = np.stack([state, byte, self.table[state, byte]]).astype(np.int32)
-        wire = Wire(self.classes.tobytes(), self.accepting.tobytes(), edges.tobytes())
+        arrays = self.classes, self.table, self.accepting, self.forced, self.final
+        wire = Wire(*(array.tobytes() for array in arrays))
         return zlib.compress(msgspec.msgpack.encode(wire), 1)
 
     @classmethod
     def decode(cls, data: bytes) -> Automaton:
         wire = msgspec.msgpack.decode(zlib.decompress(data), type=Wire)
-        classes = np.frombuffer(wire.classes, np.uint8)
         accepting = np.frombuffer(wire.accepting, np.bool_)
-        table = np.zeros((len(accepting), int(classes.max()) + 1), np.int32)
-        state, byte, after = np.frombuffer(wire.edges, np.int32).reshape(3, -1)
-        table[state, byte] = after
-        return cls(classes, table, accepting)
+        return cls(
+            np.frombuffer(wire.classes, np.uint8),
+            np.frombuffer(wire.table, np.uint16).reshape(len(accepting), -1),
+            accepting,
+            np.frombuffer(wire.forced, np.int16),
+            np.frombuffer(wire.final, np.bool_),
+        )
 
 
 Edges = list[list[tuple[int, int]]]
@@ -245,7 +261,7 @@ def _tabulate(edges: Edges, accepting: list[bool], block: list[int]) -> Automato
             row[number[one]] = row.get(number[one], 0) | mask
         rows.append(row)
     classes = _classes({mask for row in rows for mask in row.values()})
-    table = np.zeros((len(rows) + 1, int(classes.max()) + 1), np.int32)
+    table = np.zeros((len(rows) + 1, int(classes.max()) + 1), np.uint16)
     members = {}
     for at, row in enumerate(rows, START):
         for after, mask in row.items():
@@ -254,8 +270,8 @@ def _tabulate(edges: Edges, accepting: list[bool], block: list[int]) -> Automato
             table[at, members[mask]] = after
     live = accepting[0] or bool(edges[0])
     if not live:
-        return Automaton(classes, table[:1], np.zeros(1, np.bool_))
-    return Automaton(classes, table, np.array([False, *(accepting[s] for s in order)]))
+        return Automaton.of(classes, table[:1], np.zeros(1, np.bool_))
+    return Automaton.of(classes, table, np.array([False, *(accepting[s] for s in order)]))
 
 
 def _classes(masks: set[int]) -> NDArray[np.uint8]:

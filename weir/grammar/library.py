@@ -7,6 +7,7 @@ threads: a request waits for its grammar, a step never does.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +19,15 @@ from weir.grammar.beside import Beside
 from weir.grammar.guidance import Guidance, GuidedMatcher
 from weir.grammar.matcher import AutomatonMatcher, Cutter, context
 from weir.grammar.vocabulary import Masks, Vocabulary
+from weir.ops import native
 
 THREADS = 4
 """Grammars opened at once, so that one that takes long holds up few others."""
 KEPT = 256
 """Grammars that are kept for the next request."""
+SWITCH = 1e-4
+"""Seconds after which a thread hands the interpreter over to the engine's, which asks for it after
+every call that let it go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +43,14 @@ class Library:
     """tokens: reads the tokenizer; called on a thread of the library's. size: ids the model has."""
 
     def __init__(self, tokens: Callable[[], Tokens], size: int):
-        self._pool = ThreadPoolExecutor(
-            THREADS, "weir-grammar"
-        )  # a job waits for earlier ones alone
+        sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
+        self._pool = ThreadPoolExecutor(THREADS, "weir-grammar")  # a job waits for earlier ones
         self._beside = Beside()
         self.jumps = True  # for measuring what jumps are worth
         self._size = size
         self._known: OrderedDict[str, Future[Masks | str]] = OrderedDict()
         self._vocabulary = self._pool.submit(self._read, tokens)
+        self._pool.submit(native.library)  # which walks faster, once it is compiled
         self._guidance = self._pool.submit(self._guide)  # now, as it holds the interpreter's lock
 
     def open(self, grammar: Grammar, prompt: Sequence[int], jumps: bool) -> Future[Matcher]:

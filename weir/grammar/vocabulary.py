@@ -1,39 +1,66 @@
 """A model's tokens as bytes, in a trie: which of them an automaton allows in a state.
 
-The trie is built once a model and shared by all grammars. Knows no tokenizer.
+The trie is built once a model and shared by all grammars. It is walked in C++, without the
+interpreter's lock, as soon as the native library is there. Knows no tokenizer.
 """
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weir.grammar.automaton import DEAD, Automaton
+from weir.ops import native
 
 MEMORY = 1 << 30
 """Bytes of masks that are kept for one vocabulary, whatever grammars they belong to."""
 
-DENSE = 0.2
-"""The share of a level's nodes from which on all of them are computed: gathering some costs more
-than computing one."""
 
+class Trie:
+    """A node for each distinct prefix of the tokens' pieces, none of which is empty, depth first:
+    what is below a node follows it. Tokens with equal pieces have a node each."""
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Level:
-    """The nodes of one depth, those of one parent next to each other. All int64, for indexing."""
+    letter: NDArray[np.uint8]  # [nodes]: the byte that leads there
+    depth: NDArray[np.uint16]  # [nodes]: how many bytes there are, from 1 on
+    skip: NDArray[np.int32]  # [nodes]: the next node that is not below this one
+    token: NDArray[np.int32]  # [nodes]: the token that ends there, or `none`
 
-    letters: NDArray[np.int64]  # [nodes]: the byte that leads here
-    parents: NDArray[np.int64]  # [nodes]: in the level above
-    first: NDArray[np.int64]  # [nodes above]: their first child
-    count: NDArray[np.int64]  # [nodes above]: how many they have
-    nodes: NDArray[np.int64]  # [tokens that end here]
-    tokens: NDArray[np.int64]  # [tokens that end here]: their ids
+    def __init__(self, pieces: Sequence[bytes], tokens: Iterable[int], none: int):
+        order = sorted(tokens, key=pieces.__getitem__)
+        length = np.array([len(pieces[t]) for t in order], np.int64)
+        self.none, self.deepest = none, int(length.max(initial=0))
+        joined = b"".join(pieces[t].ljust(self.deepest + 1, b"\0") for t in order)
+        text = np.frombuffer(joined, np.uint8).reshape(len(order), self.deepest + 1)
+        shared = np.zeros_like(length)  # bytes that each has in common with the one before it
+        differs = text[1:] != text[:-1]
+        differs[:, -1] = True
+        shared[1:] = np.minimum(differs.argmax(axis=1), np.minimum(length[:-1], length[1:] - 1))
+        rows = np.repeat(np.arange(len(order)), length - shared)
+        first = np.cumsum(length - shared) - length  # of each, less what it shares
+        depth = np.arange(len(rows)) - first[rows] + 1
+        self.letter = text[rows, depth - 1]
+        self.depth = depth.astype(np.uint16)
+        self.token = np.where(depth == length[rows], np.array(order, np.int32)[rows], none)
+        self.token = self.token.astype(np.int32)
+        self.skip = np.full(len(rows), len(rows), np.int32)
+        for level in range(1, self.deepest + 1):
+            border = np.flatnonzero(depth <= level).astype(np.int32)
+            here = depth[border[:-1]] == level
+            self.skip[border[:-1][here]] = border[1:][here]
+
+    @cached_property
+    def levels(self) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """The nodes of each depth, and their parents' numbers among those above."""
+        nodes = [np.flatnonzero(self.depth == level) for level in range(1, self.deepest + 1)]
+        above = [np.full(1, -1), *nodes]
+        return [(one, np.searchsorted(up, one) - 1) for up, one in zip(above, nodes, strict=False)]
 
 
 class Vocabulary:
@@ -45,9 +72,8 @@ class Vocabulary:
         self.size = size
         self.ends = sorted({end for end in ends if 0 <= end < size})
         self.mask_bytes = -(-size // 8)
-        self.end_mask = self.pack(np.array(self.ends, np.int64))
         texts = set(range(min(size, len(pieces)))) - set(self.ends)
-        self.levels = list(self._levels(sorted(t for t in texts if pieces[t])))
+        self.trie = Trie(pieces, (token for token in texts if pieces[token]), self.mask_bytes * 8)
         self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._most = MEMORY // max(1, self.mask_bytes)
         self._lock = threading.Lock()
@@ -66,39 +92,6 @@ class Vocabulary:
             if len(self._kept) > self._most:
                 self._kept.popitem(last=False)
 
-    def _levels(self, tokens: list[int]) -> Iterable[Level]:
-        """Lay the trie out from the sorted pieces: a node is a distinct prefix."""
-        tokens = sorted(tokens, key=self.pieces.__getitem__)
-        lengths = np.array([len(self.pieces[t]) for t in tokens], np.int64)
-        width = int(lengths.max(initial=1))
-        joined = b"".join(self.pieces[t].ljust(width, b"\0") for t in tokens)
-        letters = np.frombuffer(joined, np.uint8).reshape(len(tokens), width)
-        ids, rows = np.array(tokens, np.int64), np.arange(len(tokens))
-        node, above = np.zeros(len(tokens), np.int64), 1
-        for depth in range(width):
-            byte = letters[rows, depth]
-            new = np.ones(len(rows), np.bool_)
-            new[1:] = (byte[1:] != byte[:-1]) | (node[1:] != node[:-1])
-            parents = node[new]
-            count = np.bincount(parents, minlength=above)
-            node = np.cumsum(new) - 1
-            ends = lengths[rows] == depth + 1
-            yield Level(
-                letters=byte[new].astype(np.int64),
-                parents=parents,
-                first=np.cumsum(count) - count,
-                count=count,
-                nodes=node[ends],
-                tokens=ids[rows[ends]],
-            )
-            rows, node, above = rows[~ends], node[~ends], len(parents)
-
-    def pack(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """One bit a token id, lowest first."""
-        bits = np.zeros(self.mask_bytes * 8, np.bool_)
-        bits[tokens] = True
-        return np.packbits(bits, bitorder="little")
-
 
 _numbers = count()
 
@@ -110,11 +103,11 @@ class Masks:
     def __init__(self, automaton: Automaton, vocabulary: Vocabulary):
         self.automaton = automaton
         self.vocabulary = vocabulary
-        self._table = automaton.table.ravel()
-        self._width = automaton.table.shape[1]
-        self._classes = [
-            automaton.classes[level.letters].astype(np.int64) for level in vocabulary.levels
-        ]
+        trie = vocabulary.trie
+        arrays = trie.skip, trie.token, trie.depth, trie.letter, automaton.classes, automaton.table
+        pointers = (array.ctypes.data for array in arrays)
+        sizes = len(trie.skip), trie.deepest, trie.none, automaton.table.shape[1]
+        self._native = native.Walk(*pointers, *sizes)
         self._number = next(_numbers)
         self._outgrown: dict[tuple[int, int], bool] = {}
 
@@ -126,10 +119,10 @@ class Masks:
         """One bit a token, lowest first; those that end an answer where it may end."""
         found = self.known(state)
         if found is None:
-            mask = self.vocabulary.pack(np.concatenate(list(self._allowed(state))))
+            flags = self._allowed(state)
             if self.automaton.accepting[state]:
-                mask |= self.vocabulary.end_mask
-            found = mask.tobytes()
+                flags[self.vocabulary.ends] = True
+            found = np.packbits(flags[:-1], bitorder="little").tobytes()
             self.vocabulary.keep((self._number, state), found)
         return found
 
@@ -138,35 +131,37 @@ class Masks:
         the next token is a choice although the next bytes are not."""
         found = self._outgrown.get((state, forced))
         if found is None:
-            levels = enumerate(self._allowed(state), 1)
-            found = any(length > forced and len(tokens) for length, tokens in levels)
+            library = native.loaded()
+            if library is not None:
+                found = bool(library.walk(ctypes.byref(self._native), state, forced, None))
+            else:
+                levels = enumerate(self._levels(state), 1)
+                found = any(length > forced and len(tokens) for length, tokens in levels)
             self._outgrown[state, forced] = found
         return found
 
-    def _allowed(self, state: int) -> Iterator[NDArray[np.int64]]:
-        """The tokens that may come, by their length: down the trie and the automaton together, a
-        level at a time. `states` are those of the level's nodes: of all of them, or, once few are
-        left, of the live ones alone."""
-        states = np.array([state], np.int64) * self._width  # rows of the table, by their offset
-        live: NDArray[np.int64] | None = None
-        for level, classes in zip(self.vocabulary.levels, self._classes, strict=True):
-            if live is None:
-                states = self._table[states[level.parents] + classes]
-                alive = states != DEAD
-                yield level.tokens[alive[level.nodes]]
-                some = np.flatnonzero(alive)
-                if len(some) < DENSE * len(states):
-                    live, states = some, states[some]
-            else:
-                count = level.count[live]
-                first = level.first[live] - (np.cumsum(count) - count)
-                children = np.repeat(first, count) + np.arange(int(count.sum()))
-                after = self._table[np.repeat(states, count) + classes[children]]
-                alive = after != DEAD
-                live, states = children[alive], after[alive]
-                reached = np.zeros(len(classes), np.bool_)
-                reached[live] = True
-                yield level.tokens[reached[level.nodes]]
-            if live is not None and not len(live):
-                break
-            states = states * self._width
+    def _allowed(self, state: int) -> NDArray[np.bool_]:
+        """A flag for each token, whether it may follow a state, and one that says nothing."""
+        flags = np.zeros(self.vocabulary.trie.none + 1, np.bool_)
+        library = native.loaded()
+        if library is not None:
+            library.walk(ctypes.byref(self._native), state, 0, flags.ctypes.data)
+        else:
+            for tokens in self._levels(state):
+                flags[tokens] = True
+        return flags
+
+    def _levels(self, state: int) -> Iterator[NDArray[np.int32]]:
+        """The same as their ids, by length, without the native library: a level at a time, so that
+        each operation is short and no other thread waits long for the interpreter."""
+        trie, table, classes = self.vocabulary.trie, self.automaton.table, self.automaton.classes
+        states = np.array([state])
+        for nodes, parents in trie.levels:
+            before = states[parents]
+            alive = np.flatnonzero(before)
+            after = table[before[alive], classes[trie.letter[nodes[alive]]]]
+            states = np.zeros(len(nodes), np.uint16)
+            states[alive] = after
+            yield (tokens := trie.token[nodes[alive[after != DEAD]]])[tokens != trie.none]
+            if not after.any():
+                return

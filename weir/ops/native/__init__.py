@@ -64,6 +64,15 @@ class Job(ctypes.Structure):
     )
 
 
+class Walk(ctypes.Structure):
+    """`Walk` of trie.cpp."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("skip", "token", "depth", "letter", "classes", "table")),
+        *((name, c_int64) for name in ("nodes", "deepest", "none", "width")),
+    )
+
+
 POINTER, LONG, INT, FLOAT = c_void_p, c_int64, c_int32, c_float
 SIGNATURES = {
     "set_threads": (None, (INT,)),
@@ -91,6 +100,7 @@ SIGNATURES = {
     ),
     "gated": (None, (POINTER, LONG, LONG, INT, POINTER)),
     "activate": (None, (POINTER, LONG, INT)),
+    "walk": (INT, (POINTER, INT, INT, POINTER)),
 }
 
 
@@ -125,6 +135,11 @@ def library() -> Library | None:
             if not _State.status:
                 _State.library, _State.status = _load()
                 _apply_threads()
+    return _State.library
+
+
+def loaded() -> Library | None:
+    """The kernels if they are there already; never waits for a compiler."""
     return _State.library
 
 
