@@ -148,6 +148,7 @@ class Request:
     loaded: dict[int, int] = field(default_factory=dict)  # tier → of them, brought from there
     done: str | None = None  # "stop", "length", "abort", "error"
     started: float = -1.0  # first admission
+    last: int = -1  # step of the latest plan that has it
     preempted: int = 0
     score: float | None = None  # expected tokens of the answer; None: nobody has said yet
 
@@ -165,11 +166,6 @@ class Request:
     @property
     def decoding(self) -> bool:
         return self.lease is not None and len(self.tokens) - self.computed == 1
-
-
-class Pick(NamedTuple):
-    request: Request
-    length: int
 
 
 class Load(NamedTuple):
@@ -199,11 +195,6 @@ class Budget:
     running: int = 0  # requests that ran when the iteration began
     taken: int = 0
     closed: bool = False
-
-    def take(self, length: int) -> None:
-        self.tokens -= length
-        self.requests -= 1
-        self.taken += 1
 
 
 class Score(Struct, frozen=True, array_like=True):

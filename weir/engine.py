@@ -214,7 +214,12 @@ class Engine:
 
     def _count(self, plan: Plan, seconds: float, deltas: list[Delta]) -> None:
         stats, chunks = self._stats, [chunk for lane in plan.lanes for chunk in lane]
-        prefill = sum(chunk.length for chunk in chunks if chunk.start < chunk.prompt)
+        tokens = prefill = 0
+        for chunk in chunks:
+            length = chunk.length
+            tokens += length
+            if chunk.start < chunk.prompt:
+                prefill += length
         stats.step = plan.step
         stats.generated_tokens += sum(len(delta.tokens) for delta in deltas)
         if not chunks:  # it only moved or forgot
@@ -225,12 +230,12 @@ class Engine:
             hot = self.scheduler.cache.hot
             if all(chunk.home == hot for chunk in chunks):  # else its pace is not the device's
                 stats.predicted_seconds.add(self.target.observe(plan, seconds))
-        if self.fetch is not None and prefill == plan.tokens and not plan.moves:
+        if self.fetch is not None and prefill == tokens and not plan.moves:
             self.fetch.observe(prefill, seconds)
         stats.step_requests.add(len(chunks))
-        stats.step_tokens.add(plan.tokens)
+        stats.step_tokens.add(tokens)
         stats.step_prefill.add(prefill)
-        stats.step_decode.add(plan.tokens - prefill)
+        stats.step_decode.add(tokens - prefill)
 
     def stats(self) -> Stats:
         """The counters as they are now; the same object every time."""

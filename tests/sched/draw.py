@@ -133,4 +133,4 @@ def check(scheduler: Scheduler) -> None:
     if waiting:
         first = scheduler.waiting.first()
         assert first is not None
-        assert first[0] == min(order(scheduler.ranking, r) for r in scheduler.waiting)
+        assert first[0] == min(order(scheduler.ranking, list(scheduler.waiting)))

@@ -16,17 +16,21 @@ from weir.engine import Engine
 from weir.executor.sim import VirtualClock
 from weir.kv.cache import Cache
 from weir.sched.composer import Chunked
+from weir.sched.hybrid import Hybrid
 from weir.sched.names import Knowledge, ranking
-from weir.sched.placement import OnDemand
+from weir.sched.placement import Estimate, OnDemand
 from weir.sched.scheduler import Scheduler
 from weir.sched.shortest import Shortest
 
 
-def engine(policy: str, *, pages=4000, tokens=64, requests=4, page=1, **knowledge) -> Engine:
-    cache = Cache(page, {Tier.CPU: pages})
-    capacity = Capacity(page, {int(Tier.CPU): pages}, tokens, requests, pages * page)
+def engine(
+    policy: str, *, pages=4000, tokens=64, requests=4, page=1, placement=OnDemand, **knowledge
+) -> Engine:
+    sizes = dict.fromkeys([Tier.GPU, Tier.CPU] if placement is Hybrid else [Tier.CPU], pages)
+    home, cache = min(sizes), Cache(page, sizes)
+    capacity = Capacity(page, {int(t): n for t, n in sizes.items()}, tokens, requests, pages * page)
     made = ranking(policy, cache, Knowledge(**knowledge))
-    scheduler = Scheduler(cache, made, Chunked(), OnDemand(Tier.CPU, spare=0.0), capacity)
+    scheduler = Scheduler(cache, made, Chunked(), placement(home, spare=0.0), capacity)
     return Engine(scheduler, Shadow(capacity), VirtualClock())
 
 
@@ -88,8 +92,9 @@ def test_a_shorter_newcomer_takes_a_place_only_if_told_so():
         assert long.preempted == first  # the long one waited, once
 
 
-def test_an_urgent_request_takes_the_slot_of_a_lesser_one():
-    it = engine("fcfs", requests=2)
+@pytest.mark.parametrize("placement", [OnDemand, Estimate, Hybrid])
+def test_an_urgent_request_takes_the_slot_of_a_lesser_one(placement):
+    it = engine("fcfs", requests=2, placement=placement)
     lesser = [submit(it, uid, 30, priority=1) for uid in (0, 1)]
     for _ in range(4):
         it.step()

@@ -107,13 +107,13 @@ def test_a_turn_is_used_up_only_by_steps_that_ran():
     it = engine("aging(shortest, threshold=3, quantum=8)", requests=1)
     submit(it, 0, 2, 4)
     waiting = [submit(it, uid, 2, 40) for uid in (1, 2)]
-    ages = it.scheduler.ranking.ages
-    while not all(ages[r.uid].quantum for r in waiting):
+    promoted = it.scheduler.ranking.promoted
+    while not all(r.uid in promoted for r in waiting):
         it.step()
-    second = max(waiting, key=lambda r: ages[r.uid].turn)
+    second = max(waiting, key=lambda r: promoted[r.uid].turn)
     steps = 0
     while not second.running:
-        assert ages[second.uid].quantum == 8
+        assert promoted[second.uid].upto == len(second.tokens) + 8
         it.step()
         steps += 1
     assert steps >= 8  # the first one's turn

@@ -45,10 +45,10 @@ def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
     if uid in result.failed:
         r.done = "error"
         return Delta(uid, done=r.done, error=result.failed[uid], preempted=r.preempted)
-    scores = result.scores.get(uid, [])
-    if not (chunk.sample or chunk.final or scores):
+    scores = result.scores.get(uid)
+    if not (chunk.sample is not None or chunk.final or scores):
         return None
-    delta = Delta(uid, scores=scores)
+    delta = Delta(uid, scores=scores) if scores else Delta(uid)
     first = r.told == r.prompt
     if chunk.sample is not None:
         if uid in result.logprobs:
@@ -72,7 +72,8 @@ def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
 def _append(r: Request, token: int) -> None:
     """Settle a sampled token, and with a grammar also what must follow it, up to where the answer
     ends. Raises `GrammarError`."""
-    stops, room = r.sampling.stops, r.prompt + r.sampling.max_tokens - r.settled
+    sampling = r.sampling
+    stops, room = sampling.stops, r.prompt + sampling.max_tokens - r.settled
     tokens = [token]
     if token in stops:
         r.done = "stop"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from weir.core import Request
-from weir.sched.ranking import Around, Group, Key
+from weir.sched.ranking import Around, Group, Key, Rank
 
 MOST = 64  # requests that may be looked at, and so promoted, for one plan
 SLOWEST = 1 / 1024  # requests in a step that patience counts on at least
@@ -16,10 +16,10 @@ SLOWEST = 1 / 1024  # requests in a step that patience counts on at least
 @dataclass(slots=True)
 class Age:
     request: Request
-    last: int  # the step that served it last, or in which it came
-    there: int  # requests that were there when it came
+    came: int  # the step in which it came
+    there: int  # requests that were there then
     turn: int = 0  # when it was promoted: first promoted, first served
-    quantum: int = 0  # tokens that it may still have as promoted; 0: it is not
+    upto: int = 0  # length at which its turn ends
 
 
 @dataclass(slots=True)
@@ -48,14 +48,16 @@ class Aging(Around):
     rate: float = 1.0  # requests that end in a step, slowly moving
     turns: int = 0
     ages: dict[int, Age] = field(default_factory=dict)
+    promoted: dict[int, Age] = field(default_factory=dict)
     due: list[tuple[int, int]] = field(default_factory=list)  # heap of (step, uid), one a request
 
-    def rank(self, r: Request) -> tuple[Group, Key]:
-        age = self.ages.get(r.uid)
-        if age is not None and age.quantum:
-            return (True,), (age.turn,)
-        group, key = self.inner.rank(r)
-        return (False, *group), key
+    def rank(self, requests: Sequence[Request]) -> list[Rank]:
+        ranks = [((False, *group), key) for group, key in self.inner.rank(requests)]
+        if self.promoted:
+            for i, r in enumerate(requests):
+                if (age := self.promoted.get(r.uid)) is not None:
+                    ranks[i] = (True,), (age.turn,)
+        return ranks
 
     def place(self, group: Group) -> Key:
         return (0,) if group[0] else (1, *self.inner.place(group[1:]))
@@ -64,41 +66,50 @@ class Aging(Around):
         if r.uid not in self.ages:
             self.ages[r.uid] = Age(r, self.step, len(self.ages))
             heapq.heappush(self.due, (self.step + self.threshold, r.uid))
-        self.inner.enter(r)
 
     def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
         self.step = step
         self.rate += (self.ended - self.rate) / 256
         self.ended = 0
-        moved = list(self.inner.before(step, waiting))
+        return [*self.inner.before(step, waiting), *self._demote(), *self._promote()]
+
+    def _demote(self) -> list[Request]:
+        """End the turns that are used up."""
+        over = [age.request for age in self.promoted.values() if self._over(age)]
+        for r in over:
+            del self.promoted[r.uid]
+            heapq.heappush(self.due, (r.last + self.threshold, r.uid))
+        return over
+
+    @staticmethod
+    def _over(age: Age) -> bool:
+        return len(age.request.tokens) >= age.upto
+
+    def _promote(self) -> list[Request]:
+        """Look at those who may be due."""
         each = self.patience / max(SLOWEST, self.rate)
+        step, moved = self.step, []
         for _ in range(MOST):
             if not self.due or self.due[0][0] > step:
                 break
             age = self.ages.get(heapq.heappop(self.due)[1])
             if age is None:
                 continue
-            if (when := age.last + self.threshold + int(each * age.there)) > step:
-                heapq.heappush(self.due, (min(when, step + self.threshold), age.request.uid))
+            r = age.request
+            last = max(age.came, r.last)
+            if (when := last + self.threshold + int(each * age.there)) > step:
+                heapq.heappush(self.due, (min(when, step + self.threshold), r.uid))
                 continue
             self.turns += 1
-            age.turn, age.quantum = self.turns, self.quantum
-            moved.append(age.request)
+            age.turn, age.upto = self.turns, len(r.tokens) + self.quantum
+            self.promoted[r.uid] = age
+            moved.append(r)
         return moved
-
-    def served(self, r: Request, length: int) -> None:
-        age = self.ages[r.uid]
-        age.last = self.step
-        if age.quantum and r.sampled:
-            age.quantum -= 1
-            if not age.quantum:
-                heapq.heappush(self.due, (self.step + self.threshold, r.uid))
-        self.inner.served(r, length)
 
     def leave(self, r: Request) -> None:
         self.ages.pop(r.uid, None)
+        self.promoted.pop(r.uid, None)
         self.ended += 1
-        self.inner.leave(r)
 
 
 @dataclass(slots=True)
@@ -109,8 +120,10 @@ class Queued(Around):
     least: int = 32
     on: bool = False
 
-    def rank(self, r: Request) -> tuple[Group, Key]:
-        return self.inner.rank(r) if self.on else ((), (r.priority, not r.running))
+    def rank(self, requests: Sequence[Request]) -> list[Rank]:
+        if self.on:
+            return self.inner.rank(requests)
+        return [((), (r.priority, not r.running)) for r in requests]
 
     def place(self, group: Group) -> Key:
         return self.inner.place(group) if self.on else ()

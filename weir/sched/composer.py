@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from weir.core import Budget, Load, Pick, Request
+from weir.core import Budget, Load, Request
+
+Pick = tuple[Request, int]  # and how many of its tokens to compute
 
 
 class Composer(Protocol):
@@ -44,9 +46,9 @@ class Whole:
         for r in ranked:
             if r.decoding:
                 budget.owed -= 1
-                yield Pick(r, 1)
+                yield r, 1
             elif not cut and r.todo <= budget.tokens:
-                yield Pick(r, r.todo)
+                yield r, r.todo
             else:
                 cut = budget.closed = True
 
@@ -65,11 +67,11 @@ class PrefillFirst:
             if r.decoding:
                 decodes.append(r)
             elif not cut and r.todo <= budget.tokens:
-                yield Pick(r, r.todo)
+                yield r, r.todo
             else:
                 cut = budget.closed = True
         if not budget.taken:
-            yield from (Pick(r, 1) for r in decodes if r.running)
+            yield from ((r, 1) for r in decodes if r.running)
 
 
 class Pace(Protocol):
@@ -135,7 +137,7 @@ class Chunked:
         for r in ranked:
             if r.decoding:
                 budget.owed -= 1
-                yield Pick(r, 1)
+                yield r, 1
                 continue
             if self.pace is not None:
                 share = self.pace.prompts(budget.load, r.computed) - prompts
@@ -146,5 +148,5 @@ class Chunked:
                     length -= over
                     budget.tokens -= over
                 before = budget.tokens
-                yield Pick(r, length)
+                yield r, length
                 prompts += before - budget.tokens

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weir.core import Request
-from weir.sched.ranking import Around, Group, Key
+from weir.sched.ranking import Around, Group, Key, Rank
 
 KEPT = 512  # tenants that are remembered while they have no request
 
@@ -33,9 +33,11 @@ class Fair(Around):
     floor: float = 0.0  # what the least served of those that waited last had
     least: list[tuple[float, str]] = field(default_factory=list)  # heap of those that wait
 
-    def rank(self, r: Request) -> tuple[Group, Key]:
-        group, key = self.inner.rank(r)
-        return (not r.running, r.user, *group), key
+    def rank(self, requests: Sequence[Request]) -> list[Rank]:
+        return [
+            ((not r.running, r.user, *group), key)
+            for r, (group, key) in zip(requests, self.inner.rank(requests), strict=True)
+        ]
 
     def place(self, group: Group) -> Key:
         waits, user, *inner = group
@@ -51,12 +53,10 @@ class Fair(Around):
             heapq.heappush(self.least, (counter, user))
         self.waiting[user] += 1
         self.queued.add(r.uid)
-        self.inner.enter(r)
 
     def served(self, r: Request, length: int) -> None:
         self.counters[r.user] += length / self.weights.get(r.user, 1.0)
         self._admitted(r)
-        self.inner.served(r, length)
 
     def leave(self, r: Request) -> None:
         self._admitted(r)
@@ -65,7 +65,6 @@ class Fair(Around):
             del self.live[r.user]
             if len(self.counters) > 2 * (len(self.live) + KEPT):
                 self._tidy()
-        self.inner.leave(r)
 
     def _admitted(self, r: Request) -> None:
         if r.uid in self.queued:

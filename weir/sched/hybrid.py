@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from weir.core import Chunk, Move, Pick, Plan, Request, Tier
+from weir.core import Chunk, Plan, Request, Tier
 from weir.cost.lanes import Lanes, Share
 from weir.cost.work import Work
 from weir.kv.cache import Cache
@@ -124,10 +124,8 @@ class Hybrid(OnDemand):
 
     away: Tier = Tier.CPU
     balance: Balance | None = None
-    resting: Collection[int] = ()
     here: list[int] = field(default_factory=list)  # contexts of decodes at home
     there: int = 0  # requests away
-    short: Tier | None = None  # the tier that had no room last
     most: int = -1  # decodes that may be away; -1: not asked in this plan
 
     def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
@@ -141,9 +139,6 @@ class Hybrid(OnDemand):
             chosen = self.balance.chosen(self.here, decodes)
             self.resting = {r.uid for r in decodes} - set(chosen)
         return back
-
-    def rests(self, r: Request) -> bool:
-        return r.uid in self.resting
 
     def _returning(self, away: Sequence[Request], cache: Cache) -> list[Request]:
         """The first of those away that fits at home twice."""
@@ -178,15 +173,12 @@ class Hybrid(OnDemand):
         """Could a tier hold the request alone, to its last token?"""
         return cache.pages(r.prompt + r.sampling.max_tokens) <= cache.pools[tier].size
 
-    def place(self, pick: Pick, cache: Cache, moves: list[Move]) -> Tier | None:
-        tier = OnDemand.place(self, pick, cache, moves)
-        self.short = None if tier is not None else self.tier(pick.request, cache)
-        return tier
-
-    def victim(self, after: Sequence[Request], cache: Cache) -> Request | None:
-        """The last that holds pages of the tier that is short."""
+    def victim(self, after: Sequence[Request], r: Request, cache: Cache) -> Request | None:
+        """The last that holds pages of the tier that `r` would have."""
+        tier = self.tier(r, cache)
         return next(
-            (r for r in reversed(after) if any(page.tier == self.short for page in r.pages)), None
+            (other for other in reversed(after) if any(page.tier == tier for page in other.pages)),
+            None,
         )
 
     def landed(self, plan: Plan, seconds: float) -> None:

@@ -17,7 +17,6 @@ class Iteration:
         "kept",
         "moves",
         "offered",
-        "planned",
         "prompts",
         "running",
     )
@@ -27,25 +26,24 @@ class Iteration:
         self.budget = Budget(0, 0)
         self.chunks: list[Chunk] = []
         self.moves: list[Move] = []
-        self.planned: set[int] = set()  # uids of the chunks
         self.evicted: dict[int, Request] = {}
         self.offered: list[Request] = []  # taken from those who wait, to be put back if not run
         self.prompts = 0  # chunks of prompts
         self.kept = 0  # pages for those whose prefix is on its way
 
     def take(self, chunk: Chunk, length: int) -> None:
-        self.budget.take(length)
+        budget = self.budget
+        budget.tokens -= length
+        budget.requests -= 1
+        budget.taken += 1
         self.chunks.append(chunk)
-        self.planned.add(chunk.uid)
 
     def after(self, key: Key, r: Request) -> list[Request]:
         """Running requests, in order, that rank after `r`, at `key`, and are not in the plan."""
+        planned = {chunk.uid for chunk in self.chunks}
         first = bisect_right(self.running, key, key=lambda entry: entry[0])
         return [
             other
             for _, other in self.running[first:]
-            if other.running
-            and other.done is None
-            and other is not r
-            and other.uid not in self.planned
+            if other.running and other.done is None and other is not r and other.uid not in planned
         ]

@@ -6,11 +6,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from weir.core import Chunk, Move, Pick, Plan, Request, Tier
+from weir.core import Chunk, Move, Plan, Request, Tier
 from weir.kv.cache import Cache
 
 
 class Placement(Protocol):
+    resting: Collection[int]  # uids of decodes that are left out of the plan
+
     def coldest(self, r: Request, cache: Cache) -> Tier:
         """The coldest tier on which `r` may find a prefix without its being moved."""
         ...
@@ -20,22 +22,18 @@ class Placement(Protocol):
         because they will be placed better."""
         ...
 
-    def rests(self, r: Request) -> bool:
-        """Is this decode left out of the plan?"""
+    def place(self, r: Request, length: int, cache: Cache, moves: list[Move]) -> Tier | None:
+        """Reserve pages for `length` more tokens of `r` and say where their KV goes; None, with
+        nothing taken, if there is no room."""
         ...
 
-    def place(self, pick: Pick, cache: Cache, moves: list[Move]) -> Tier | None:
-        """Reserve pages for the pick and say where its new KV goes; None, with nothing taken, if
-        there is no room."""
+    def lacking(self, r: Request, length: int, cache: Cache) -> int:
+        """Pages that must be let go, at least, before it can be placed."""
         ...
 
-    def lacking(self, pick: Pick, cache: Cache) -> int:
-        """Pages that must be let go, at least, before the pick can be placed."""
-        ...
-
-    def victim(self, after: Sequence[Request], cache: Cache) -> Request | None:
-        """Whom to evict of these running requests, at least one, in rank order, which all rank
-        after the one that needs room; None: nobody."""
+    def victim(self, after: Sequence[Request], r: Request, cache: Cache) -> Request | None:
+        """Whom to evict for `r` of these running requests, at least one, in rank order, which all
+        rank after it; None: nobody."""
         ...
 
     def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
@@ -81,6 +79,7 @@ class OnDemand:
 
     home: Tier
     spare: float = 0.01
+    resting: Collection[int] = ()
 
     def coldest(self, r: Request, cache: Cache) -> Tier:
         return self.tier(r, cache)
@@ -92,27 +91,21 @@ class OnDemand:
     def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
         return ()
 
-    def rests(self, r: Request) -> bool:
-        return False
-
-    def place(self, pick: Pick, cache: Cache, moves: list[Move]) -> Tier | None:
-        r = pick.request
-        if r.sent == 0 and not self._starts(pick, cache):
+    def place(self, r: Request, length: int, cache: Cache, moves: list[Move]) -> Tier | None:
+        if r.sent == 0 and not self._starts(r, length, cache):
             return None
         tier = self.tier(r, cache)
-        return tier if cache.grow(r, r.computed + pick.length, tier, moves) else None
+        return tier if cache.grow(r, r.computed + length, tier, moves) else None
 
-    def _starts(self, pick: Pick, cache: Cache) -> bool:
-        r = pick.request
+    def _starts(self, r: Request, length: int, cache: Cache) -> bool:
         tier = self.tier(r, cache)
         alone = cache.room(tier) + len(r.pages) + cache.pinned >= cache.pools[tier].size
-        return self.lacking(pick, cache) <= 0 and (
+        return self.lacking(r, length, cache) <= 0 and (
             self.admits(r, cache) or (self.preempts and alone)
         )
 
-    def lacking(self, pick: Pick, cache: Cache) -> int:
-        r = pick.request
-        tokens = len(r.tokens) if r.sent == 0 else r.computed + pick.length
+    def lacking(self, r: Request, length: int, cache: Cache) -> int:
+        tokens = len(r.tokens) if r.sent == 0 else r.computed + length
         return cache.pages(tokens) - len(r.pages) - cache.room(self.tier(r, cache))
 
     def admits(self, r: Request, cache: Cache) -> bool:
@@ -121,7 +114,7 @@ class OnDemand:
         left = cache.room(tier) + len(r.pages) - cache.pages(len(r.tokens))
         return left >= int(self.spare * cache.pools[tier].size)
 
-    def victim(self, after: Sequence[Request], cache: Cache) -> Request | None:
+    def victim(self, after: Sequence[Request], r: Request, cache: Cache) -> Request | None:
         return after[-1]
 
     def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
@@ -155,7 +148,7 @@ class Reserve(OnDemand):
         self.pledged = pledged
         return True
 
-    def victim(self, after: Sequence[Request], cache: Cache) -> Request | None:
+    def victim(self, after: Sequence[Request], r: Request, cache: Cache) -> Request | None:
         return None
 
     @staticmethod

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from weir.core import Request
-from weir.sched.ranking import Around, Group, Key
+from weir.sched.ranking import Around, Rank
 
 KEPT = 4096  # programs that are remembered while none of their calls is live
 
@@ -21,16 +22,18 @@ class Programs(Around):
     since: OrderedDict[str, float] = field(default_factory=OrderedDict)  # of its first call
     live: Counter[str] = field(default_factory=Counter)  # calls of each program
 
-    def rank(self, r: Request) -> tuple[Group, Key]:
-        group, key = self.inner.rank(r)
-        return group, (r.priority, self.since.get(r.program, r.arrival), *key)
+    def rank(self, requests: Sequence[Request]) -> list[Rank]:
+        since = self.since.get
+        return [
+            (group, (r.priority, since(r.program, r.arrival), *key))
+            for r, (group, key) in zip(requests, self.inner.rank(requests), strict=True)
+        ]
 
     def enter(self, r: Request) -> None:
         if r.program and r.preempted == 0:
             self.live[r.program] += 1
             self.since.setdefault(r.program, r.arrival)
             self.since.move_to_end(r.program)
-        self.inner.enter(r)
 
     def leave(self, r: Request) -> None:
         if r.program:
@@ -38,7 +41,6 @@ class Programs(Around):
             if not self.live[r.program]:
                 del self.live[r.program]
                 self._tidy()
-        self.inner.leave(r)
 
     def _tidy(self) -> None:
         """Forget, of the programs that have no call left, those that called longest ago."""

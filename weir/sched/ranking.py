@@ -7,7 +7,7 @@ time is the number of steps.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from weir.core import Request
 
 Key = tuple[Any, ...]
 Group = tuple[Any, ...]
+Rank = tuple[Group, Key]
 
 
 class Ranking:
@@ -30,12 +31,18 @@ class Ranking:
         """The order of a ranking without groups."""
         raise NotImplementedError
 
-    def rank(self, r: Request) -> tuple[Group, Key]:
-        """Its group, and its key there. Keys of any two requests of a group compare."""
-        return (), self.key(r)
+    def rank(self, requests: Sequence[Request]) -> list[Rank]:
+        """Of each, its group and its key there. Keys of any two requests of a group compare. All
+        that run are ranked at once in every step, so a call a request is dear."""
+        return [((), self.key(r)) for r in requests]
 
     def place(self, group: Group) -> Key:
         return ()
+
+    @property
+    def layers(self) -> list[Ranking]:
+        """This ranking and those inside. Each of them hears what happens to requests."""
+        return [self]
 
     def enter(self, r: Request) -> None:
         """`r` begins to wait: it has arrived, or lost its pages."""
@@ -63,33 +70,32 @@ class Around(Ranking):
 
     inner: Ranking
 
-    def rank(self, r: Request) -> tuple[Group, Key]:
-        return self.inner.rank(r)
+    @property
+    def layers(self) -> list[Ranking]:
+        return [self, *self.inner.layers]
+
+    def rank(self, requests: Sequence[Request]) -> list[Rank]:
+        return self.inner.rank(requests)
 
     def place(self, group: Group) -> Key:
         return self.inner.place(group)
 
-    def enter(self, r: Request) -> None:
-        self.inner.enter(r)
-
     def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
         return self.inner.before(step, waiting)
-
-    def served(self, r: Request, length: int) -> None:
-        self.inner.served(r, length)
-
-    def leave(self, r: Request) -> None:
-        self.inner.leave(r)
 
     @property
     def degraded(self) -> str:
         return self.inner.degraded
 
 
-def order(ranking: Ranking, r: Request) -> Key:
-    """Where `r` stands among all live requests. No two stand in the same place."""
-    group, key = ranking.rank(r)
-    return (*ranking.place(group), *key, r.arrival, r.uid)
+def order(ranking: Ranking, requests: Sequence[Request]) -> list[Key]:
+    """Where each stands among all live requests. No two stand in the same place."""
+    ranks = ranking.rank(requests)
+    places = {group: ranking.place(group) for group in {group for group, _ in ranks}}
+    return [
+        (*places[group], *key, r.arrival, r.uid)
+        for r, (group, key) in zip(requests, ranks, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from weir.core import (
     Chunk,
     Delta,
     Load,
-    Pick,
     Plan,
     Request,
     Result,
@@ -53,6 +52,8 @@ class Scheduler:
         self.placement = placement
         self.capacity = capacity
         self.chains = chains
+        layers = ranking.layers
+        self.served = [one.served for one in layers if type(one).served is not Ranking.served]
         self.live: dict[int, Request] = {}
         self.running: dict[int, Request] = {}  # those that hold a lease
         self.waiting = Waiting(ranking)  # those that do not
@@ -82,22 +83,24 @@ class Scheduler:
             self._retire(r)
 
     def _wait(self, r: Request) -> None:
-        self.ranking.enter(r)
-        self.waiting.add(r)
+        for layer in self.ranking.layers:
+            layer.enter(r)
+        self.waiting.add((r,))
 
     # -- plan ----------------------------------------------------------------------------------
 
     def plan(self, now: float) -> Plan | None:
         """The next iteration, or None if nothing can be computed until a plan lands."""
         self.waiting.renew(self.ranking.before(self.step, self.waiting))
-        it = Iteration(sorted([(order(self.ranking, r), r) for r in self.running.values()]))
+        running = list(self.running.values())
+        it = Iteration(sorted(zip(order(self.ranking, running), running, strict=True)))
         self.running = {r.uid: r for _, r in it.running}  # sorting what is nearly sorted is quick
         self.cache.begin()
         for r in self.placement.begin(self.running.values(), self.cache):
             self._evict(r, it)
         ready = [entry for entry in it.running if self._ready(entry[1])]
-        decodes = [r.computed for _, r in ready if r.decoding]
-        begun = [r for _, r in ready if not r.decoding]
+        begun = [r for _, r in ready if len(r.tokens) - r.computed > 1]
+        decodes = [r.computed for _, r in ready if len(r.tokens) - r.computed == 1]
         backlog = sum(r.todo for r in begun) + self.waiting.todo
         load = Load(len(decodes), sum(decodes), backlog, self._waited(begun, now))
         self._compose(ready, load, it, now)
@@ -125,23 +128,22 @@ class Scheduler:
         capacity = self.capacity
         budget = Budget(capacity.tokens, capacity.requests, load.decodes, load, len(it.running))
         it.budget = budget
-        served = self.ranking.served
         for r, length in self.composer.compose(self._ranked(ready, it), budget):
             chunk = self._schedule(r, min(length, budget.tokens, capacity.lane), it, now)
             if chunk is not None:
                 length = chunk.length
                 it.take(chunk, length)
-                served(r, length)
+                r.last = self.step
+                for served in self.served:
+                    served(r, length)
             if budget.tokens <= 0 or budget.requests <= 0:
                 break
-        for r in it.offered:
-            if not r.running:
-                self.waiting.add(r)
+        self.waiting.add([r for r in it.offered if not r.running])
         it.offered = []
 
     def _ready(self, r: Request) -> bool:
         """Whether its next tokens can be computed now."""
-        if r.done is not None or r.todo <= 0 or not r.running or self.placement.rests(r):
+        if r.done is not None or r.todo <= 0 or not r.running or r.uid in self.placement.resting:
             return False
         if r.settled == len(r.tokens):
             return r.flying == 0 or self.chains
@@ -177,13 +179,16 @@ class Scheduler:
 
     def _schedule(self, r: Request, length: int, it: Iteration, now: float) -> Chunk | None:
         """Find `r`'s prefix, reserve its pages, and advance it by at most `length`."""
+        room = r.prompt <= r.computed < len(r.pages) * self.cache.page
+        if room and r.sent and r.decoding and r.matcher is None:  # what most do needs nobody
+            return advance(r, 1, r.pages[-1].tier)
         known = r.settled == len(r.tokens)
         if r.matcher is not None and known and r.matcher.mask() is None:
             return None  # its mask is being computed; nobody waits for it
         fresh = not r.running
         if fresh and (r.done is not None or not known):
             return None  # evicted with a token in flight: wait until it has landed
-        before, key = r.computed, order(self.ranking, r) if fresh else None
+        before, key = r.computed, order(self.ranking, (r,))[0] if fresh else None
         if fresh or (before < r.prompt and not r.sampling.penalised):
             if not self._attach(r, it):
                 if not fresh:
@@ -193,7 +198,7 @@ class Scheduler:
             length = self._align(r, length, it)
         else:
             length = todo
-        home = self._place(Pick(r, length), key, it) if length and self._leaves(r, it) else None
+        home = self._place(r, length, key, it) if length and self._leaves(r, it) else None
         if home is None:
             if fresh:
                 self.cache.release(r)
@@ -222,7 +227,7 @@ class Scheduler:
         """Is there room beside a newcomer for those before it whose prefix is on its way?"""
         if not it.kept or r.uid in self.running:
             return True
-        return self.placement.lacking(Pick(r, r.todo), self.cache) + it.kept <= 0
+        return self.placement.lacking(r, r.todo, self.cache) + it.kept <= 0
 
     def _align(self, r: Request, length: int, it: Iteration) -> int:
         """End a chunk that does not end the tokens on a page boundary, so that others can go on
@@ -232,26 +237,26 @@ class Scheduler:
             return length - over
         return 0 if it.prompts else length
 
-    def _place(self, pick: Pick, key: Key | None, it: Iteration) -> Tier | None:
+    def _place(self, r: Request, length: int, key: Key | None, it: Iteration) -> Tier | None:
         """Reserve pages and, for a newcomer, which stood at `key` as it waited, one of the places
         of those that may run."""
         if key is None or len(self.running) < self.capacity.requests:
-            home = self.placement.place(pick, self.cache, it.moves)
+            home = self.placement.place(r, length, self.cache, it.moves)
             if home is not None:
                 return home
-        return self._displace(pick, key or order(self.ranking, pick.request), it)
+        return self._displace(r, length, key or order(self.ranking, (r,))[0], it)
 
-    def _displace(self, pick: Pick, key: Key, it: Iteration) -> Tier | None:
-        """Take what the pick needs from requests that rank after `key` and are not in this plan."""
-        cache, placement, fresh = self.cache, self.placement, pick.request.uid not in self.running
-        after = it.after(key, pick.request)
-        if sum(len(victim.pages) for victim in after) < placement.lacking(pick, cache):
+    def _displace(self, r: Request, length: int, key: Key, it: Iteration) -> Tier | None:
+        """Take what `r` needs from requests that rank after `key` and are not in this plan."""
+        cache, placement, fresh = self.cache, self.placement, r.uid not in self.running
+        after = it.after(key, r)
+        if sum(len(victim.pages) for victim in after) < placement.lacking(r, length, cache):
             return None  # all of them together would go in vain
-        while after and (victim := placement.victim(after, cache)) is not None:
+        while after and (victim := placement.victim(after, r, cache)) is not None:
             after.remove(victim)
             self._evict(victim, it)
             if not fresh or len(self.running) < self.capacity.requests:
-                home = placement.place(pick, cache, it.moves)
+                home = placement.place(r, length, cache, it.moves)
                 if home is not None:
                     return home
         return None
@@ -292,17 +297,17 @@ class Scheduler:
 
     def commit(self, plan: Plan, result: Result) -> list[Delta]:
         """Settle what a plan produced. Plans are committed in the order they were made."""
-        deltas, self.ended = self.ended, []
+        live, deltas, self.ended = self.live, self.ended, []
         self.placement.landed(plan, result.seconds)
         for lane in plan.lanes:
             for chunk in lane:
-                r = self.live[chunk.uid]
+                r = live[chunk.uid]
                 r.flying -= 1
                 if r.done is None:
                     delta = settle(r, chunk, result)
                     if delta is not None:
                         deltas.append(delta)
-                    if not r.running:  # evicted while it flew: what it waits for has changed
+                    if r.lease is None:  # evicted while it flew: what it waits for has changed
                         self.waiting.renew((r,))
                 if r.done is not None:
                     self._retire(r)
@@ -331,7 +336,8 @@ class Scheduler:
             return
         del self.live[r.uid]
         self.waiting.discard(r)
-        self.ranking.leave(r)
+        for layer in self.ranking.layers:
+            layer.leave(r)
         if r.running:
             del r.tokens[r.settled :]
             r.computed = min(r.computed, r.settled)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from weir.core import Request
 from weir.sched.prefix import Matches
-from weir.sched.ranking import Key, Ranking
+from weir.sched.ranking import Key, Rank, Ranking
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,10 @@ class Shortest(Ranking):
     def key(self, r: Request) -> Key:
         tokens, end = len(r.tokens), r.prompt + self.expected(r)
         left = (end if end > tokens else tokens) - r.computed
-        if self.matches is not None:
+        waits = not r.running
+        if waits and self.matches is not None:
             left -= self.matches.of(r)
-        return (r.priority, left) if self.preempt else (r.priority, not r.running, left)
+        return (r.priority, left) if self.preempt else (r.priority, waits, left)
 
     def expected(self, r: Request) -> float:
         return self.length(r)
@@ -92,10 +93,10 @@ class Learned(Shortest):
     new: list[Request] = field(default_factory=list)
     pending: dict[int, Request] = field(default_factory=dict)
 
-    def key(self, r: Request) -> Key:
+    def rank(self, requests: Sequence[Request]) -> list[Rank]:
         if self.failure:
-            return (r.priority,) if self.preempt else (r.priority, not r.running)
-        return Shortest.key(self, r)
+            return [((), (r.priority, not (self.preempt or r.running))) for r in requests]
+        return Shortest.rank(self, requests)
 
     def expected(self, r: Request) -> float:
         return min(self.neutral if r.score is None else r.score, r.sampling.max_tokens)

@@ -7,8 +7,7 @@ every step are the heads of the groups, and of those only the ones that may come
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from weir.core import Request
 from weir.sched.ranking import Group, Key, Ranking
@@ -19,12 +18,15 @@ Entry = tuple[Key, Request]  # a key ends with the uid, so requests are never co
 class Waiting(Collection[Request]):
     def __init__(self, ranking: Ranking):
         self._ranking = ranking
-        self._groups: dict[Group, list[Entry]] = {}  # in order
         self._where: dict[int, tuple[Group, Entry, int]] = {}
         self.todo = 0  # tokens that they had yet to compute when they came
-        # A heap of groups by the order of their heads. A head moves forward only when `add` puts
-        # one in front, which leaves a new entry here; so what is found at the top may be too
-        # early, never too late. Only the latest entry of a group counts.
+        # A heap of entries a group. Who has left, or moved, is skipped when it comes up: an entry
+        # counts while `_where` holds it.
+        self._groups: dict[Group, list[Entry]] = {}
+        self._stale = 0  # entries that do not count
+        # A heap of groups by the order of their heads. A head moves forward only when one is put
+        # in front, which leaves a new entry here; so what is found at the top may be too early,
+        # never too late. Only the latest entry of a group counts.
         self._heads: list[tuple[Key, int, Group]] = []
         self._latest: dict[Group, int] = {}
         self._serial = 0
@@ -39,38 +41,33 @@ class Waiting(Collection[Request]):
     def __contains__(self, r: object) -> bool:
         return isinstance(r, Request) and r.uid in self._where
 
-    def add(self, r: Request) -> None:
-        group, key = self._ranking.rank(r)
-        entry = ((*key, r.arrival, r.uid), r)
-        self._where[r.uid] = (group, entry, r.todo)
-        self.todo += r.todo
-        members = self._groups.setdefault(group, [])
-        insort(members, entry)
-        if members[0] is entry:
-            heapq.heappush(self._heads, self._head(group))
-            if len(self._heads) > 64 + 4 * len(self._groups):
-                self._heads = [self._head(group) for group in self._groups]
-                heapq.heapify(self._heads)
+    def add(self, requests: Sequence[Request]) -> None:
+        for r, (group, key) in zip(requests, self._ranking.rank(requests), strict=True):
+            entry = ((*key, r.arrival, r.uid), r)
+            self._where[r.uid] = group, entry, r.todo
+            self.todo += r.todo
+            members = self._groups.setdefault(group, [])
+            heapq.heappush(members, entry)
+            if members[0] is entry:
+                heapq.heappush(self._heads, self._head(group))
+        many = self._stale > 64 + 4 * len(self._where)
+        if many or len(self._heads) > 64 + 4 * len(self._groups):
+            self._rebuild()
 
     def discard(self, r: Request) -> None:
-        if r.uid not in self._where:
-            return
-        group, entry, todo = self._where.pop(r.uid)
-        self.todo -= todo
-        members = self._groups[group]
-        del members[bisect_left(members, entry)]
-        if not members:
-            del self._groups[group], self._latest[group]
+        where = self._where.pop(r.uid, None)
+        if where is not None:
+            self.todo -= where[2]
+            self._stale += 1
 
     def renew(self, moved: Iterable[Request]) -> None:
         """Put those of `moved` who wait into their present places."""
         found = {r.uid: r for r in moved if r.uid in self._where}
-        if len(found) == len(self):
-            self._groups, self._where, self._heads, self._latest, self.todo = {}, {}, [], {}, 0
         for r in found.values():
             self.discard(r)
-        for r in found.values():
-            self.add(r)
+        if not self._where:
+            self._rebuild()
+        self.add(list(found.values()))
 
     def first(self) -> Entry | None:
         """Who comes first, and where it stands among all live requests."""
@@ -78,11 +75,25 @@ class Waiting(Collection[Request]):
             key, serial, group = self._heads[0]
             if self._latest.get(group) != serial:
                 heapq.heappop(self._heads)
-                continue
-            entry = self._groups[group][0]
-            if (*self._ranking.place(group), *entry[0]) == key:
+            elif (entry := self._least(group)) is None:
+                heapq.heappop(self._heads)
+                del self._groups[group], self._latest[group]
+            elif (*self._ranking.place(group), *entry[0]) == key:
                 return key, entry[1]
-            heapq.heapreplace(self._heads, self._head(group))
+            else:
+                heapq.heapreplace(self._heads, self._head(group))
+        return None
+
+    def _least(self, group: Group) -> Entry | None:
+        """The first member of a group."""
+        members = self._groups[group]
+        while members:
+            entry = members[0]
+            where = self._where.get(entry[1].uid)
+            if where is not None and where[1] is entry:
+                return entry
+            heapq.heappop(members)
+            self._stale -= 1
         return None
 
     def _head(self, group: Group) -> tuple[Key, int, Group]:
@@ -90,3 +101,13 @@ class Waiting(Collection[Request]):
         self._serial += 1
         self._latest[group] = self._serial
         return (*self._ranking.place(group), *self._groups[group][0][0]), self._serial, group
+
+    def _rebuild(self) -> None:
+        """Forget all that does not count."""
+        self._groups, self._latest, self._stale = {}, {}, 0
+        for group, entry, _ in self._where.values():
+            self._groups.setdefault(group, []).append(entry)
+        for members in self._groups.values():
+            heapq.heapify(members)
+        self._heads = [self._head(group) for group in self._groups]
+        heapq.heapify(self._heads)
