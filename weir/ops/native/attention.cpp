@@ -1,41 +1,75 @@
 // Paged attention for decode and chunked prefill.
 //
 // A query's result depends on its own value and the keys it sees, on nothing else: keys are met in
-// tiles of 32 and spans of 256 cut at absolute positions, each span has its own online softmax, and
-// spans are merged in order. Which queries share a tile, how a prompt was chunked, what else is in the
-// batch, the page size and the number of threads change no bit. Spans are also what is shared out
-// between threads when there are few sequences (flash-decoding).
+// spans of 256 cut at absolute positions, each has a softmax of its own, and spans are merged in
+// order. Which queries share a unit, how a prompt was chunked, what else is in the batch, the page
+// size and the number of threads change no bit. Spans are also what is shared out between threads
+// when there are few sequences (flash-decoding).
 //
 // Bytes: every key and value of a sequence once per 32 rows (query x head of its group).
-// FLOP: 4 * queries * heads * head size * keys seen.
-//
-// Queries of bfloat16 come from a GPU, whose attention rounds weights to bfloat16 too: where the
-// hardware multiplies pairs of those, one pass over keys and values does no more than that.
+// FLOP: 4 * queries * heads * head size * keys seen, in float32 whatever the types in memory are.
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "attention_pairs.h"
 #include "attention_tile.h"
 #include "pool.h"
 
 namespace weir {
 namespace {
 
-constexpr int64_t tile_rows = 32;
+constexpr int64_t unit_rows = 32;
 
-// Running softmax of a unit's rows. `o` is not yet divided by the sum of the weights, which lies
-// over the lanes of `sum`; `top` is the highest score, in every lane.
+int64_t round_up(int64_t rows) { return (rows + block_rows - 1) / block_rows * block_rows; }
+
+// Softmax of a unit's rows over some keys. `o` is not yet divided by `sum`, the sum of the weights
+// exp(score - top).
 struct Partial {
-  float *o, *top, *sum;  // [rows, padded], [rows, W], [rows, W]
-  static int64_t floats(int64_t rows, int64_t padded) { return rows * (padded + 2 * W); }
+  float *o, *top, *sum;  // [rows, padded], [rows], [rows], rows rounded up to whole blocks
+  static int64_t floats(int64_t rows, int64_t padded) { return round_up(rows) * (padded + 2); }
   Partial(float* memory, int64_t rows, int64_t padded)
-      : o(memory), top(o + rows * padded), sum(top + rows * W) {}
+      : o(memory), top(o + round_up(rows) * padded), sum(top + round_up(rows)) {}
   void clear() {
     std::fill(o, top, 0.0f);
-    std::fill(sum, sum + (sum - top), 0.0f);
     std::fill(top, sum, never);
+    std::fill(sum, sum + (sum - top), 0.0f);
   }
+};
+
+// Where the keys of a span lie, then its values, then the keys that come next: while one is read,
+// the one `tile_keys` further on is fetched.
+template <class T>
+class Stream {
+ public:
+  // `count` keys from `first` on, a multiple of W, of which [from, to) are seen; in place of the
+  // others stands one that is.
+  Stream(const Call& call, const Unit& unit, int64_t first, int64_t count, int64_t from, int64_t to)
+      : call_(call), table_(call.table + unit.sequence * call.table_width), head_(unit.head) {
+    const int64_t value = call.kv_heads * call.page * call.dim;
+    point(from, to, rows_ + from - first);
+    std::fill(rows_, rows_ + from - first, rows_[from - first]);
+    std::fill(rows_ + to - first, rows_ + count, rows_[to - 1 - first]);
+    for (int64_t i = 0; i < count; ++i) rows_[count + i] = rows_[i] + value;
+    const int64_t next = std::min(unit.to, to + tile_keys);
+    point(to, next, rows_ + 2 * count);
+    std::fill(rows_ + 2 * count + next - to, rows_ + 2 * count + tile_keys, rows_[0]);
+  }
+  const T* const* operator+(int64_t i) const { return rows_ + i; }
+
+ private:
+  void point(int64_t from, int64_t to, const T** out) {
+    for (int64_t j = from; j < to;) {
+      const int64_t index = j / call_.page, end = std::min(to, (index + 1) * call_.page);
+      const int64_t start = (table_[index] * 2 * call_.kv_heads + head_) * call_.page;
+      const T* key = static_cast<const T*>(call_.kv) + (start + j - index * call_.page) * call_.dim;
+      for (; j < end; ++j, key += call_.dim) *out++ = key;
+    }
+  }
+
+  const Call& call_;
+  const int32_t* table_;
+  int64_t head_;
+  const T* rows_[2 * span_keys + tile_keys];
 };
 
 // The rows' softmax over keys [from, to), all of one span.
@@ -44,52 +78,50 @@ void attend_span(const Call& call, const Unit& unit, const float* q, int64_t fro
                  Partial partial) {
   static thread_local Scratch scratch;
   const int64_t padded = call.padded(), group = call.group(), rows = unit.queries * group;
-  float* k = scratch.get(tile_keys * (2 * padded + rows) + rows);
-  float *v = k + tile_keys * padded, *p = v + tile_keys * padded, *factor = p + tile_keys * rows;
+  const int64_t first = from / W * W, count = (to - first + W - 1) / W * W;
+  const Stream<T> keys(call, unit, first, count, from, to);
+  float* p = scratch.get(round_up(rows) * span_keys);
   partial.clear();
-  for (int64_t j = from / tile_keys * tile_keys; j < to; j += tile_keys) {
-    const int64_t count = std::min<int64_t>(tile_keys, to - j);
-    gather<T>(call, unit, j, from, to, k, v);
-    prefetch<T>(call, unit, j + tile_keys, std::min(unit.to, j + 2 * tile_keys));
-    for (int64_t i = 0; i < unit.queries; ++i) {
-      const int64_t position = unit.position + i, highest = std::min(position, to - 1);
-      const int64_t lowest = call.window > 0 ? position - call.window + 1 : 0;
-      for (int64_t r = i * group; r < (i + 1) * group; ++r)
-        score_row(call, j, lowest, highest, p + r * tile_keys,
-                  [&](int at) { return dots(q + r * padded, k + at * W, padded); });
+  for (int64_t i = 0; i < count; i += tile_keys)
+    each_block(rows, [&](int64_t r, auto block) {
+      score<block()>(q + r * padded, padded, keys + i, std::min(tile_keys, count - i), call.dim,
+                     p + r * span_keys + i * block());
+    });
+  each_block(rows, [&](int64_t r, auto block) {
+    int32_t lowest[block()], highest[block()];
+    for (int b = 0; b < block(); ++b) {
+      const int64_t position = unit.position + std::min(r + b, rows - 1) / group;
+      lowest[b] = std::max(from, call.window > 0 ? position - call.window + 1 : 0) - first;
+      highest[b] = std::min(position, to - 1) - first;
     }
-    for (int64_t r = 0; r < rows; ++r)
-      factor[r] = softmax_row(p + r * tile_keys, partial.top + r * W, partial.sum + r * W);
-    accumulate_rows<W == 16 ? 4 : 2>(p, v, factor, rows, count, padded, partial.o);
-  }
+    softmax<block()>(call.softcap, count, lowest, highest, p + r * span_keys, partial.top + r,
+                     partial.sum + r);
+  });
+  for (int64_t i = 0; i < count; i += tile_keys)
+    each_block(rows, [&](int64_t r, auto block) {
+      accumulate<block()>(p + r * span_keys + i * block(), keys + (count + i),
+                          std::min(tile_keys, count - i), call.dim, partial.o + r * padded, padded);
+    });
 }
 
 void attend_span(const Call& call, const Unit& unit, const float* q, int64_t index, Partial partial) {
   const int64_t start = (unit.first_span() + index) * span_keys;
   const int64_t from = std::max(unit.from, start), to = std::min(unit.to, start + span_keys);
-#if defined(__AVX512BF16__)
-  if (in_pairs(call)) {
-    partial.clear();
-    return attend_pairs(call, unit, from, to, partial.o, partial.top, partial.sum);
-  }
-#endif
-  switch (call.type) {
-    case float32: return attend_span<float>(call, unit, q, from, to, partial);
-    case bfloat16: return attend_span<bf16>(call, unit, q, from, to, partial);
-    default: return attend_span<fp16>(call, unit, q, from, to, partial);
-  }
+  of_type(call.type, call.kv, [&](auto* kv) {
+    attend_span<std::remove_cv_t<std::remove_pointer_t<decltype(kv)>>>(call, unit, q, from, to, partial);
+  });
 }
 
 // Add the softmax over more keys to `total`.
 void merge(Partial total, Partial part, int64_t rows, int64_t padded) {
   for (int64_t r = 0; r < rows; ++r) {
-    if (sum_lanes(load(part.sum + r * W))[0] == 0) continue;  // saw no key
-    const F before = load(total.top + r * W), other = load(part.top + r * W);
-    const F top = max(before, other), old = exp(before - top), fresh = exp(other - top);
+    if (part.sum[r] == 0) continue;  // saw no key
+    const float top = std::max(total.top[r], part.top[r]);
+    const F old = exp(splat(total.top[r] - top)), fresh = exp(splat(part.top[r] - top));
     for (int64_t d = r * padded; d < (r + 1) * padded; d += W)
       store(total.o + d, fma(load(total.o + d), old, load(part.o + d) * fresh));
-    store(total.sum + r * W, load(total.sum + r * W) * old + load(part.sum + r * W) * fresh);
-    store(total.top + r * W, top);
+    total.sum[r] = total.sum[r] * old[0] + part.sum[r] * fresh[0];
+    total.top[r] = top;
   }
 }
 
@@ -101,8 +133,9 @@ void scale_queries(const Call& call, const Unit& unit, const T* from, float* out
     for (int64_t g = 0; g < group; ++g, out += padded) {
       const T* q = from + (unit.token + i) * call.q_stride + (unit.head * group + g) * call.dim;
       for (int64_t d = 0; d < padded; d += W)
-        store(out + d, load(q + d, call.dim - d) * splat(call.scale));
+        store(out + d, load(q + d, std::max<int64_t>(0, call.dim - d)) * splat(call.scale));
     }
+  std::fill(out, out + (round_up(unit.queries * group) - unit.queries * group) * padded, 0.0f);
 }
 
 void scale_queries(const Call& call, const Unit& unit, float* out) {
@@ -114,7 +147,7 @@ void finish(const Call& call, const Unit& unit, Partial total, T* o) {
   const int64_t group = call.group(), padded = call.padded();
   for (int64_t r = 0; r < unit.queries * group; ++r) {
     const int64_t at = (unit.token + r / group) * call.heads + unit.head * group + r % group;
-    const float top = total.top[r * W], sum = sum_lanes(load(total.sum + r * W))[0];
+    const float top = total.top[r], sum = total.sum[r];
     const F inverse = splat(sum == 0 ? 0.0f : 1.0f / sum);
     for (int64_t d = 0; d < call.dim; d += W)
       store(o + at * call.dim + d, load(total.o + r * padded + d) * inverse, call.dim - d);
@@ -128,7 +161,7 @@ void finish(const Call& call, const Unit& unit, Partial total) {
 
 std::vector<Unit> cut(const Call& call) {
   std::vector<Unit> units;
-  const int64_t most = std::max<int64_t>(1, tile_rows / call.group());
+  const int64_t most = std::max<int64_t>(1, unit_rows / call.group());
   for (int64_t s = 0; s < call.sequences; ++s) {
     const int64_t n = call.q_start[s + 1] - call.q_start[s], length = call.kv_len[s];
     const int64_t first = call.first ? call.first[s] : length - n;
@@ -151,8 +184,8 @@ void attend_units(const Call& call, const std::vector<Unit>& units, int64_t item
       const Unit& unit = units[u];
       const int64_t padded = call.padded(), rows = unit.queries * call.group();
       const int64_t size = Partial::floats(rows, padded);
-      float* q = scratch.get(rows * padded + 2 * size);
-      Partial total(q + rows * padded, rows, padded), part(q + rows * padded + size, rows, padded);
+      float* q = scratch.get(round_up(rows) * padded + 2 * size);
+      Partial total(q + round_up(rows) * padded, rows, padded), part(total.o + size, rows, padded);
       scale_queries(call, unit, q);
       total.clear();
       for (int64_t i = 0; i < unit.spans(); ++i) {
@@ -181,7 +214,7 @@ void attend_spans(const Call& call, const std::vector<Unit>& units) {
     static thread_local Scratch queries;
     const Item& item = items[n];
     const int64_t rows = item.unit->queries * group;
-    float* q = queries.get(rows * padded);
+    float* q = queries.get(round_up(rows) * padded);
     scale_queries(call, *item.unit, q);
     attend_span(call, *item.unit, q, item.span, Partial(memory + item.at, rows, padded));
   });

@@ -1,5 +1,9 @@
-// Arithmetic of attention: some rows of q (query x head of a group) meet a tile of 32 keys. What lies
-// where in the pages is known here; which tiles, in what order and on which thread is not.
+// Arithmetic of attention: some rows of q (query x head of a group) meet the keys and values of one
+// span, which are read where they lie. Which span, and on which thread, is not known here.
+//
+// Rows are taken in blocks of a power of two. Scores and weights of a block lie as they are computed:
+// a vector holds W / Rows keys of each of its rows, so with 8 rows of 16 lanes [keys / 2, 8, 2]. A
+// row's sums run over dimensions, or keys, in one order whatever its block is.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +14,9 @@
 
 namespace weir {
 
-constexpr int64_t span_keys = 256;  // keys of one online softmax; whole tiles
-constexpr int tile_keys = 32;
+constexpr int64_t span_keys = 256;  // keys of one softmax; whole tiles
+constexpr int64_t tile_keys = 64;   // of one kind of step at a time, so that they stay in the first cache
+constexpr int block_rows = W / 2;   // rows that share what was read; registers hold their sums
 constexpr float never = -std::numeric_limits<float>::infinity();
 
 enum Type : int32_t { float32, bfloat16, float16 };
@@ -48,7 +53,7 @@ struct Call {
   int32_t q_type;
 
   int64_t group() const { return heads / kv_heads; }
-  int64_t padded() const { return (dim + W - 1) / W * W; }
+  int64_t padded() const { return (dim + 2 * W - 1) / (2 * W) * (2 * W); }
 };
 
 // Queries of one sequence that meet the same keys together, for one kv head. Its rows are
@@ -78,129 +83,160 @@ inline F transpose_sum(F* a) {
   }
 }
 
-// body(j, pointer to key j) for every key in [from, to); its value lies `value_offset` after it.
-template <class T, class Body>
-inline void each_key(const Call& call, const Unit& unit, int64_t from, int64_t to, const Body& body) {
-  const int32_t* table = call.table + unit.sequence * call.table_width;
-  for (int64_t j = from; j < to;) {
-    const int64_t index = j / call.page, end = std::min(to, (index + 1) * call.page);
-    const int64_t start = (table[index] * 2 * call.kv_heads + unit.head) * call.page;
-    const T* key = static_cast<const T*>(call.kv) + (start + j - index * call.page) * call.dim;
-    for (; j < end; ++j, key += call.dim) body(j, key);
-  }
+// Numbers [d, d + 2 W) of a row of keys or values that has `dim`, or, if not `Whole`, those it has.
+template <bool Whole, class T>
+inline void read(const T* row, int64_t d, int64_t dim, F* out) {
+  out[0] = Whole ? load(row + d) : load_part(row + d, dim - d);
+  out[1] = Whole ? load(row + d + W) : load_part(row + d + W, dim - d - W);
 }
-
-inline int64_t value_offset(const Call& call) { return call.kv_heads * call.page * call.dim; }
 
 template <class T>
-void prefetch(const Call& call, const Unit& unit, int64_t from, int64_t to) {
-  constexpr int64_t line = 64 / sizeof(T);
-  const int64_t value = value_offset(call);
-  each_key<T>(call, unit, from, to, [&](int64_t, const T* key) {
-    for (int64_t d = 0; d < call.dim; d += line) {
-      __builtin_prefetch(key + d);
-      __builtin_prefetch(key + value + d);
+inline void fetch(const T* row, int64_t d) {
+  for (int64_t line = 0; line < int64_t(2 * W * sizeof(T)); line += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(row + d) + line);
+}
+
+// sum [Rows, Keys] += q [Rows, padded] @ keys, over dimensions [d, d + 2 W).
+template <int Rows, int Keys, bool Whole, class T>
+inline void multiply(const float* q, int64_t padded, const T* const* keys, int64_t d, int64_t dim, F* sum) {
+  constexpr int many = std::min(Rows, Keys);  // what is read stays in registers for all rows
+  for (int first = 0; first < Keys; first += many) {
+    F key[many][2];
+    for (int i = 0; i < many; ++i) {
+      read<Whole>(keys[first + i], d, dim, key[i]);
+      fetch(keys[first + i + tile_keys], d);
     }
-  });
-}
-
-// Keys of [from, to) in the tile that starts at j, and their values, as float32; the others are zero.
-// k: [padded / W, tile_keys, W], so that one dot product of W keys has constant strides.
-// v: [tile_keys, padded].
-template <class T>
-void gather(const Call& call, const Unit& unit, int64_t j, int64_t from, int64_t to, float* k, float* v) {
-  const int64_t dim = call.dim, padded = call.padded(), value = value_offset(call);
-  if (from > j || to < j + tile_keys) std::fill(k, k + 2 * tile_keys * padded, 0.0f);
-  each_key<T>(call, unit, std::max(from, j), std::min(to, j + tile_keys), [&](int64_t at, const T* key) {
-    const int64_t i = at - j;
-    for (int64_t d = 0; d < padded; d += W) {
-      store(k + d * tile_keys + i * W, load(key + d, dim - d));
-      store(v + i * padded + d, load(key + value + d, dim - d));
-    }
-  });
-}
-
-// Dot products of one row with W keys of a gathered tile.
-__attribute__((always_inline)) inline F dots(const float* q, const float* k, int64_t padded) {
-  F acc[W] = {};
-  for (int64_t d = 0; d < padded; d += W) {
-    const F part = load(q + d);
-    for (int i = 0; i < W; ++i) acc[i] = fma(part, load(k + d * tile_keys + i * W), acc[i]);
-  }
-  return transpose_sum(acc);
-}
-
-// Scores of one row with the tile that starts at key j: p [tile_keys], -inf for keys outside
-// [lowest, highest]. dot(i): the scaled products with its keys i to i + W - 1.
-template <class Dot>
-inline void score_row(const Call& call, int64_t j, int64_t lowest, int64_t highest, float* p,
-                      const Dot& dot) {
-  const bool whole = lowest <= j && j + tile_keys - 1 <= highest;
-  for (int i = 0; i < tile_keys; i += W) {
-    F s = dot(i);
-    if (call.softcap > 0) s = splat(call.softcap) * tanh(s * splat(1.0f / call.softcap));
-    if (!whole) {
-      const I key = lanes() + int32_t(j + i);
-      s = select((key >= int32_t(lowest)) & (key <= int32_t(highest)), s, splat(never));
-    }
-    store(p + i, s);
-  }
-}
-
-// Scores of one row become weights exp(score - top); returns the factor by which what was summed
-// before has to be scaled.
-inline float softmax_row(float* p, float* top_, float* sum) {
-  F best = load(p);
-  for (int i = W; i < tile_keys; i += W) best = max(best, load(p + i));
-  const F before = load(top_), top = max(before, max_lanes(best));
-  // nothing seen yet: any finite number keeps -inf - top from being NaN
-  const F base = select(top == splat(never), F{}, top);
-  const F factor = top[0] == before[0] ? splat(1.0f) : exp(before - base);
-  F total = load(sum) * factor;
-  for (int i = 0; i < tile_keys; i += W) {
-    const F weight = exp(load(p + i) - base);
-    store(p + i, weight);
-    total += weight;
-  }
-  store(top_, top);
-  store(sum, total);
-  return factor[0];
-}
-
-// o [Rows, padded] = o * factor + p [Rows, tile_keys] @ v, columns [d, d + Vectors * W).
-template <int Rows, int Vectors>
-inline void accumulate(const float* p, const float* v, const float* factor, int64_t count,
-                       int64_t padded, float* o) {
-  F acc[Rows][Vectors];
-  for (int r = 0; r < Rows; ++r)
-    for (int c = 0; c < Vectors; ++c) acc[r][c] = load(o + r * padded + c * W) * splat(factor[r]);
-  for (int64_t i = 0; i < count; ++i) {
-    F value[Vectors];
-    for (int c = 0; c < Vectors; ++c) value[c] = load(v + i * padded + c * W);
     for (int r = 0; r < Rows; ++r) {
-      const F weight = splat(p[r * tile_keys + i]);
-      for (int c = 0; c < Vectors; ++c) acc[r][c] = fma(weight, value[c], acc[r][c]);
+      const F low = load(q + r * padded + d), high = load(q + r * padded + d + W);
+      for (int i = 0; i < many; ++i) {
+        F& s = sum[r * Keys + first + i];
+        s = fma(high, key[i][1], fma(low, key[i][0], s));
+      }
     }
   }
-  for (int r = 0; r < Rows; ++r)
-    for (int c = 0; c < Vectors; ++c) store(o + r * padded + c * W, acc[r][c]);
 }
 
-// The same for all rows and columns, as many at once as the registers hold.
-template <int Most>
-void accumulate_rows(const float* p, const float* v, const float* factor, int64_t rows, int64_t count,
-                     int64_t padded, float* o) {
-  int64_t r = 0;
-  for (; r + Most <= rows; r += Most) {
-    int64_t d = 0;
-    for (; d + 4 * W <= padded; d += 4 * W)
-      accumulate<Most, 4>(p + r * tile_keys, v + d, factor + r, count, padded, o + r * padded + d);
-    for (; d < padded; d += W)
-      accumulate<Most, 1>(p + r * tile_keys, v + d, factor + r, count, padded, o + r * padded + d);
-  }
+// Products of Rows rows of q [padded] with W / Rows keys: lane r * W / Rows + i is row r's and key i's.
+// Whole: `dim` is a multiple of 2 W.
+template <int Rows, bool Whole, class T>
+inline F products(const float* q, int64_t padded, const T* const* keys, int64_t dim) {
+  F sum[W];
+  for (F& s : sum) s = F{};
+  int64_t d = 0;
+  for (; d + 2 * W <= dim; d += 2 * W) multiply<Rows, W / Rows, true>(q, padded, keys, d, dim, sum);
+  if constexpr (!Whole) multiply<Rows, W / Rows, false>(q, padded, keys, d, dim, sum);
+  return transpose_sum(sum);
+}
+
+// Scores of Rows rows with `count` keys, a multiple of W.
+template <int Rows, class T>
+void score(const float* q, int64_t padded, const T* const* keys, int64_t count, int64_t dim, float* p) {
+  constexpr int Keys = W / Rows;
+  const bool whole = dim % (2 * W) == 0;
+  for (int64_t i = 0; i < count; i += Keys)
+    store(p + i * Rows, whole ? products<Rows, true>(q, padded, keys + i, dim)
+                              : products<Rows, false>(q, padded, keys + i, dim));
+}
+
+// o [Rows, padded] += p @ `count` values, a multiple of W; columns [d, d + 2 W Blocks).
+template <int Rows, int Blocks, bool Whole, class T>
+void accumulate(const float* p, const T* const* values, int64_t count, int64_t d, int64_t dim, float* o,
+                int64_t padded) {
+  constexpr int Keys = W / Rows;
+  F sum[Rows][2 * Blocks];
+  for (int r = 0; r < Rows; ++r)
+    for (int c = 0; c < 2 * Blocks; ++c) sum[r][c] = load(o + r * padded + d + c * W);
+  for (int64_t first = 0; first < count; first += Keys, p += W)
+    for (int i = 0; i < Keys; ++i) {
+      F value[2 * Blocks];
+      for (int b = 0; b < Blocks; ++b) {
+        read<Whole>(values[first + i], d + 2 * W * b, dim, value + 2 * b);
+        fetch(values[first + i + tile_keys], d + 2 * W * b);
+      }
+      for (int r = 0; r < Rows; ++r) {
+        const F weight = splat(p[r * Keys + i]);
+        for (int c = 0; c < 2 * Blocks; ++c) sum[r][c] = fma(weight, value[c], sum[r][c]);
+      }
+    }
+  for (int r = 0; r < Rows; ++r)
+    for (int c = 0; c < 2 * Blocks; ++c) store(o + r * padded + d + c * W, sum[r][c]);
+}
+
+template <int Rows, class T>
+void accumulate(const float* p, const T* const* values, int64_t count, int64_t dim, float* o,
+                int64_t padded) {
+  constexpr int most = std::min(4, block_rows / Rows);
+  int64_t d = 0;
+  for (; d + 2 * W * most <= dim; d += 2 * W * most)
+    accumulate<Rows, most, true>(p, values, count, d, dim, o, padded);
+  for (; d + 2 * W <= dim; d += 2 * W) accumulate<Rows, 1, true>(p, values, count, d, dim, o, padded);
+  if (d < dim) accumulate<Rows, 1, false>(p, values, count, d, dim, o, padded);
+}
+
+// body(r, the number of rows from r on that a kernel takes, as a constant); past the last row there
+// may be up to block_rows - 1 more.
+template <int Most = block_rows, class Body>
+inline void each_block(int64_t rows, const Body& body, int64_t r = 0) {
+  for (; rows - r > Most / 2; r += Most) body(r, std::integral_constant<int, Most>());
   if constexpr (Most > 1)
-    if (r < rows)
-      accumulate_rows<Most - 1>(p + r * tile_keys, v, factor + r, rows - r, count, padded, o + r * padded);
+    if (r < rows) each_block<Most / 2>(rows, body, r);
+}
+
+// Folds the lanes of v that are of one row, `Step` and its multiples apart; every lane has the result.
+template <int Step, int Keys, class Op>
+inline F fold_keys(F v, const Op& op) {
+  if constexpr (Step >= Keys)
+    return v;
+  else
+    return fold_keys<2 * Step, Keys>(op(v, swap_lanes<Step>(v)), op);
+}
+
+// What W keys of each row add up to, but for those that are odd and even: [Rows] vectors. The order
+// is one tree over the keys whatever lane they lie in.
+template <int Rows>
+inline F sum_group(F* v) {
+  const auto add = [](F a, F b) { return a + b; };
+  for (int i = 0; i < Rows; ++i) v[i] = fold_keys<2, W / Rows>(v[i], add);
+  for (int count = Rows; count > 1; count /= 2)
+    for (int i = 0; i < count / 2; ++i) v[i] = v[2 * i] + v[2 * i + 1];
+  return v[0];
+}
+
+// Scores p of `count` keys, a multiple of W, become weights exp(score - top), 0 for keys outside a
+// row's [lowest, highest]. top, sum: of each row the highest score and the sum of its weights.
+template <int Rows>
+void softmax(float softcap, int64_t count, const int32_t* lowest, const int32_t* highest, float* p,
+             float* top, float* sum) {
+  constexpr int Keys = W / Rows;
+  I low, high;
+  bool whole = true;
+  for (int l = 0; l < W; ++l) {
+    low[l] = lowest[l / Keys], high[l] = highest[l / Keys];
+    whole = whole && low[l] <= 0 && high[l] >= count - 1;
+  }
+  F best = splat(never);
+  I key = lanes() & (Keys - 1);
+  for (int64_t i = 0; i < count * Rows; i += W, key += Keys) {
+    F s = load(p + i);
+    if (softcap > 0) s = splat(softcap) * tanh(s * splat(1.0f / softcap));
+    if (!whole) s = select((key >= low) & (key <= high), s, splat(never));
+    store(p + i, s);
+    best = max(best, s);
+  }
+  best = fold_keys<1, Keys>(best, [](F a, F b) { return max(a, b); });
+  // no key: any finite number keeps -inf - top from being NaN
+  const F base = select(best == splat(never), F{}, best);
+  F total = {};
+  for (int64_t i = 0; i < count * Rows; i += Rows * W) {
+    F weight[Rows];
+    for (int v = 0; v < Rows; ++v) {
+      weight[v] = exp(load(p + i + v * W) - base);
+      store(p + i + v * W, weight[v]);
+    }
+    total += sum_group<Rows>(weight);
+  }
+  if constexpr (Keys > 1) total += swap_lanes<1>(total);
+  for (int r = 0; r < Rows; ++r) top[r] = best[r * Keys], sum[r] = total[r * Keys];
 }
 
 }  // namespace weir

@@ -2,6 +2,7 @@
 // that the target has, and intrinsics only where the extensions cannot say what is meant.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -44,13 +45,22 @@ inline V load_as(const T* p) {
 inline F load(const float* p) { return load_as<F>(p); }
 inline void store(float* p, F v) { std::memcpy(p, &v, sizeof v); }
 
-// The first min(n, W) floats; the rest of the vector is zero.
-inline F load(const float* p, int64_t n) {
-  if (n >= W) return load(p);
-  F v = {};
-  std::memcpy(&v, p, 4 * n);
+// The first `bytes` of a vector, as many as it has; the rest is zero.
+template <class V>
+inline V load_bytes(const void* p, int64_t bytes) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const uint64_t mask = _bzhi_u64(~uint64_t{0}, uint32_t(bytes));
+  if constexpr (sizeof(V) == 64) return (V)_mm512_maskz_loadu_epi8(mask, p);
+  if constexpr (sizeof(V) == 32) return (V)_mm256_maskz_loadu_epi8(uint32_t(mask), p);
+#endif
+  V v = {};
+  std::memcpy(&v, p, bytes);
   return v;
 }
+
+// The first n floats, at least none and at most W; the rest of the vector is zero.
+inline F load_part(const float* p, int64_t n) { return load_bytes<F>(p, 4 * std::clamp<int64_t>(n, 0, W)); }
+inline F load(const float* p, int64_t n) { return n >= W ? load(p) : load_part(p, n); }
 
 inline void store(float* p, F v, int64_t n) {
   std::memcpy(p, &v, n >= W ? sizeof v : 4 * n);
@@ -90,6 +100,13 @@ inline F shuffle(F a, F b) {  // lanes of a are 0 to W - 1, those of b follow
   return __builtin_shuffle(a, b, I{Lane...});
 #endif
 }
+
+template <int Step, int... Lane>
+inline F swap_lanes(F v, std::integer_sequence<int, Lane...>) {
+  return shuffle<(Lane ^ Step)...>(v, v);
+}
+template <int Step>  // lane l has what lane l ^ Step had
+inline F swap_lanes(F v) { return swap_lanes<Step>(v, std::make_integer_sequence<int, W>()); }
 
 // In every lane, what `op` makes of all lanes of v.
 template <int Step = W / 2, class Op, int... Lane>
@@ -143,7 +160,7 @@ inline U widen(U16 x) {
 #endif
 }
 
-inline F load(const bf16* p) { return as_float(widen(load_as<U16>(p)) << 16); }
+inline F from_bits(bf16, U16 x) { return as_float(widen(x) << 16); }
 
 inline void store(bf16* p, F v) {  // to nearest, ties to even; a NaN stays one
   U x = as_bits(v);
@@ -165,7 +182,7 @@ inline F from_fp16(U h) {  // float16 bits in the lower halves
   return as_float(finite | (special & 0x7f800000u) | (special & magnitude) | (h & 0x8000) << 16);
 }
 
-inline F load(const fp16* p) { return from_fp16(widen(load_as<U16>(p))); }
+inline F from_bits(fp16, U16 x) { return from_fp16(widen(x)); }
 
 inline void store(fp16* p, F v) {  // to nearest, ties to even; too large becomes infinity
   U x = as_bits(v);
@@ -179,14 +196,17 @@ inline void store(fp16* p, F v) {  // to nearest, ties to even; too large become
   std::memcpy(p, &out, sizeof out);
 }
 
-// As above for the first min(n, W) elements of a reduced type.
 template <class T>
-inline F load(const T* p, int64_t n) {
-  if (n >= W) return load(p);
-  T part[W] = {};
-  std::memcpy(part, p, sizeof(T) * n);
-  return load(part);
+inline F load(const T* p) { return from_bits(T{}, load_as<U16>(p)); }
+
+// As above for elements of a reduced type.
+template <class T>
+inline F load_part(const T* p, int64_t n) {
+  return from_bits(T{}, load_bytes<U16>(p, 2 * std::clamp<int64_t>(n, 0, W)));
 }
+
+template <class T>
+inline F load(const T* p, int64_t n) { return n >= W ? load(p) : load_part(p, n); }
 
 template <class T>
 inline void store(T* p, F v, int64_t n) {
