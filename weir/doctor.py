@@ -25,29 +25,21 @@ from weir.ops import native
 
 GIB = 2**30
 OLDEST_TORCH = (2, 11)
-LIBRARIES = {
-    "torch": "",
-    "tokenizers": "",
-    "safetensors": "",
-    "msgspec": "",
-    "pyzmq": "",
-    "starlette": "",
-    "uvicorn": "",
-    "jinja2": "",
-    "prometheus-client": "",
-    "rich": "",
-    "pyyaml": "",
-    "uvloop": "a faster event loop",
-    "httptools": "faster HTTP parsing",
-    "huggingface-hub": "models by hub id",
-    "transformers": "tokenizers that nothing lighter can read",
-    "llguidance": "JSON schemas and grammars",
-    "opentelemetry-sdk": "request traces",
-}
-"""Distribution → what it is good for; empty: Weir does not run without it."""
+REQUIRED = (
+    "torch numpy msgspec pyzmq safetensors tokenizers gguf jinja2 llguidance starlette uvicorn"
+    " uvloop httptools httpx prometheus-client pyyaml rich greenlet"
+).split()
+"""Distributions that Weir does not run without."""
 
-GPU_LIBRARIES = {"triton": "kernels", "flashinfer-python": "faster attention"}
-"""The same, where there is a GPU."""
+OPTIONAL = {
+    "huggingface-hub": "models by hub id",
+    "highspy": "weir plan and --offload auto",
+    "opentelemetry-sdk": "request traces",
+    "opentelemetry-exporter-otlp-proto-http": "sending them",
+    "matplotlib": "the figures of simulations",
+    "transformers": "tokenizers that nothing lighter can read",
+}
+"""Distribution → what it is good for."""
 
 EXTENSIONS = {
     "x86_64": "avx2 fma f16c avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8".split(),
@@ -75,6 +67,7 @@ def examine(measure: bool = True) -> Report:
         "libraries": libraries,
         "kernels": kernels,
         "use": use,
+        "features": features,
         "cache": cache,
     }
     if measure:
@@ -129,11 +122,12 @@ def gpus() -> list[Finding]:
         size = f"{total / GIB:.0f} GiB, {free / GIB:.0f} GiB free"
         kind = f"sm_{properties.major}{properties.minor}"
         found.append(Finding(f"GPU {index}", f"{properties.name}, {kind}, {size}"))
-    return found + [library(name, purpose) for name, purpose in GPU_LIBRARIES.items()]
+    return [*found, library("triton", "kernels")]
 
 
 def libraries() -> list[Finding]:
-    found = [library(name, purpose) for name, purpose in LIBRARIES.items()]
+    found = [library(name, "") for name in REQUIRED]
+    found += [library(name, purpose) for name, purpose in OPTIONAL.items()]
     torch = import_torch()
     if isinstance(torch, str):
         found[0].advice = f"PyTorch cannot be imported: {torch}"
@@ -174,6 +168,43 @@ def use() -> list[Finding]:
         Finding("weights", "as in the file, else bfloat16" if compiled else "float32"),
         Finding("attention and linears", "C++ kernels" if compiled else "PyTorch"),
     ]
+
+
+def features() -> list[Finding]:
+    """What depends on the machine, as the code that would serve it decides."""
+    torch = import_torch()
+    if isinstance(torch, str):
+        return [Finding("all", "none without PyTorch")]
+    linear: Any = import_module("weir.ops.linear")
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    codes = [f"{bits} bits" for bits in (4, 8) if linear.takes_codes(device, bits, 4096)]
+    stored = [*codes, *(["fp8"] if linear.takes_fp8(device) else [])]
+    relayed = gpu and native.library() is not None
+    elsewhere = "no: it is for a GPU" if not gpu else "no: it needs the CPU kernels"
+    return [
+        Finding(
+            "quantised weights",
+            f"{', '.join(stored)}, multiplied as they are" if stored else "unpacked at load",
+            "" if stored or gpu else "4 and 8 bits need the CPU kernels, and VNNI in the processor",
+        ),
+        Finding("weights elsewhere, --offload", "yes" if gpu else "no: it is for a GPU"),
+        Finding("KV in main memory, --cpu-cache", "yes" if gpu else "no: it is for a GPU"),
+        Finding("attention there, --cpu-attention", "yes" if relayed else elsewhere),
+        Finding("KV on disk, --disk-cache", "yes"),
+        *(attempt(probe)[0] for probe in (grammars, ranker)),
+    ]
+
+
+def grammars() -> list[Finding]:
+    import_module("weir.grammar.compile")
+    return [Finding("grammars", f"automaton, guidance (llguidance {version('llguidance')})")]
+
+
+def ranker() -> list[Finding]:
+    files: Any = import_module("weir.ranker.files")
+    kind = type(files.shipped()).__name__.lower()
+    return [Finding("predicted lengths", f"by the {kind} ranker that comes with Weir")]
 
 
 def cache() -> list[Finding]:

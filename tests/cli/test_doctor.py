@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,36 @@ import pytest
 from weir import doctor
 from weir.cli import main
 
+ROOT = Path(doctor.__file__).parent.parent
+
 
 def test_json_has_every_section(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json", "--quick"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert list(report) == ["machine", "gpu", "libraries", "kernels", "use", "cache"]
+    assert list(report) == ["machine", "gpu", "libraries", "kernels", "use", "features", "cache"]
     machine = {line["name"]: line["value"] for line in report["machine"]}
     assert machine["cores"].startswith(str(len(os.sched_getaffinity(0))))
     assert "GiB" in machine["memory"]
     versions = {line["name"]: line["value"] for line in report["libraries"]}
     assert versions["msgspec"][0].isdigit()
+    features = {line["name"]: line["value"] for line in report["features"]}
+    assert features["grammars"].startswith("automaton, guidance (llguidance ")
+    assert features["predicted lengths"] == "by the light ranker that comes with Weir"
+    assert not any("could not be examined" in value for value in features.values())
+    shown = " ".join(features)
+    assert all(word in shown for word in ("quantised", "--offload", "--cpu-attention", "disk"))
+
+
+def test_every_library_of_the_package_is_looked_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(listed: list[str]) -> set[str]:
+        return {re.split(r"[^a-z0-9-]", line.replace("_", "-"))[0] for line in listed}
+
+    extras = project["optional-dependencies"]
+    assert set(doctor.REQUIRED) == names(project["dependencies"])
+    users = set().union(*(names(extras[extra]) for extra in extras if extra != "dev"))
+    assert users == doctor.OPTIONAL.keys() - {"transformers"}
 
 
 def test_what_is_missing_is_named_with_the_way_to_get_it() -> None:
