@@ -12,7 +12,7 @@ from triton.compiler import ASTSource
 from weir.ops import triton as gpu
 from weir.ops.pages import Paged
 from weir.ops.quantize import FP8, Codes, to_tiles
-from weir.ops.triton import codes, launch, linear, vector
+from weir.ops.triton import codes, launch, linear, single, vector
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED = 232448  # bytes that a program may have
@@ -105,6 +105,13 @@ def quantised() -> None:
                 codes.product_of_codes(
                     x, tiles, pairs, n, half(m, n), tile, act="silu", bias=half(n)
                 )
+    for k in (1024, 14336):
+        some = Codes(torch.zeros(64, k, dtype=torch.uint8), torch.zeros(64, k // 32, 2), 4)
+        for dtype in (torch.bfloat16, torch.float16):
+            tiles, pairs = to_tiles(some, 64, dtype)
+            single.single_of_codes(half(1, k).to(dtype), tiles, pairs, 64, half(1, 64).to(dtype))
+        weight, each = torch.zeros(64, k, dtype=FP8), torch.ones(64)
+        single.single_of_bytes(half(1, k), weight, each, half(1, 64), bias=half(64))
     x, norm = half(16, 2 * 4096), torch.ones(4096)
     weight, tile = torch.zeros(4096, 4096, dtype=FP8), linear.tile_for_fp8(16, 4096, 4096)
     linear.product(x[:, :4096], weight, None, tile, norm, 1e-5, bias=norm, scales=norm)

@@ -13,10 +13,12 @@ pytest.importorskip("triton", minversion=None if torch.cuda.is_available() else 
 from weir.ops.linear import gated_linear, linear, normed_linear, pack_codes, pack_fp8
 from weir.ops.mlp import reference_gated
 from weir.ops.norm import reference_rms_norm
-from weir.ops.quantize import FP8_MOST, Codes, from_tiles, to_codes, to_fp8, to_tiles
+from weir.ops.quantize import FP8, FP8_MOST, Codes, from_tiles, to_codes, to_fp8, to_tiles
+from weir.ops.triton import fastest
 from weir.ops.triton.codes import product_of_codes, unpacked
 from weir.ops.triton.linear import Tile, product
-from weir.ops.triton.rows import quantized
+from weir.ops.triton.rows import quantized, ready
+from weir.ops.triton.single import single_of_bytes, single_of_codes
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,6 +103,64 @@ def test_a_product_of_8_bit_floats(m: int, n: int, k: int, tile: Tile) -> None:
         return product(x, values, residual, tile, scales=scales, **more)
 
     Check(m, n, k, dtype)(run, found.floats().double())
+
+
+@pytest.mark.parametrize(
+    "n, k, group", [(96, 320, 64), (70, 192, 32), (130, 1024, 128), (9, 9000, 0)]
+)
+def test_products_of_one_row(n: int, k: int, group: int) -> None:
+    """Of 8-bit floats, and of codes where there is a group of them."""
+    weight, check = torch.randn(n, k) / k**0.5, Check(1, n, k, HALF)
+    floats = to_fp8(weight)
+    values, scales = floats.values.to(DEVICE), floats.scales.to(DEVICE)
+
+    def of_bytes(x, residual, norm=None, eps=0.0, act=None, bias=None):  # type: ignore[no-untyped-def]
+        return single_of_bytes(ready(x, norm, eps, act), values, scales, residual, bias=bias)
+
+    check(of_bytes, floats.floats().double())
+    if group:
+        found = to_codes(weight, group)
+        tiles, pairs = (x.to(DEVICE) for x in to_tiles(found, 64, HALF))
+
+        def of_codes(x, residual, norm=None, eps=0.0, act=None, bias=None):  # type: ignore[no-untyped-def]
+            return single_of_codes(ready(x, norm, eps, act), tiles, pairs, n, residual, bias=bias)
+
+        check(of_codes, found.floats().double())
+
+
+@pytest.mark.parametrize("factor", [2.0**-12, 1.0, 100.0])
+def test_every_8_bit_float_and_every_code_is_its_number(factor: float) -> None:
+    """Nothing of it is lost on its way, also where x is small or large."""
+    every = torch.arange(256, dtype=torch.uint8).view(FP8)
+    every = every[~every.float().isnan()]
+    weight, x = torch.zeros(len(every), 64, dtype=FP8), torch.full((1, 64), 3.0, dtype=HALF)
+    weight[:, 5], x[0, 5] = every, factor
+    ones = torch.ones(len(every), device=DEVICE)
+    got = single_of_bytes(x.to(DEVICE), weight.to(DEVICE), ones, None)
+    assert torch.equal(got.cpu()[0], (every.double() * factor).to(HALF))
+    codes = (torch.arange(64)[:, None] // 4 + torch.arange(64)).remainder(16).byte()
+    pairs = torch.tensor([1.0, 0.0]).half().expand(64, 1, 2)
+    tiles, pairs = (t.to(DEVICE) for t in to_tiles(Codes(codes, pairs, 4), 64, HALF))
+    for column in (0, 5, 14, 23, 31, 32, 37, 63):
+        x.zero_()[0, column] = factor
+        got = single_of_codes(x.to(DEVICE), tiles, pairs, 64, None)
+        assert torch.equal(got.cpu()[0], (codes[:, column].double() * factor).to(HALF))
+
+
+def test_the_fastest_way_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = [lambda n=n: torch.full((1,), float(n)) for n in range(3)]
+    assert fastest.fastest("not on a GPU", torch.zeros(1), *ways) == 0
+    timed: list[int] = []
+    monkeypatch.setattr(fastest, "_won", {})
+    monkeypatch.setattr(
+        fastest, "_times", lambda x, ways: timed.append(len(ways)) or [3.0, 1.0, 2.0]
+    )
+    x = torch.zeros(1, device=DEVICE)
+    if DEVICE == "cpu":
+        x = type("OnGPU", (), {"is_cuda": True})()
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert [int(fastest.fastest("some", x, *ways)) for _ in range(3)] == [1, 1, 1]
+    assert timed == [3]
 
 
 class Check:

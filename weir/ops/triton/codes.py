@@ -15,9 +15,11 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from weir.ops.triton.bits import KINDS, SHRUNK, numbers
+from weir.ops.triton.fastest import fastest
 from weir.ops.triton.launch import kernel, shared_memory
 from weir.ops.triton.linear import FEW, ROOM, SOME, Tile, share, taken
-from weir.ops.triton.rows import rms_norm
+from weir.ops.triton.rows import ready, rms_norm
+from weir.ops.triton.single import WIDEST, single_of_codes
 from weir.ops.triton.sums import prepared, settle, shared_sums
 
 BLOCK = 64  # columns that lie together
@@ -59,7 +61,18 @@ def few_rows_of_codes(
         return None
     if norm is not None and x.dtype == torch.float16:  # x times the norm's weight would overflow
         x, norm = rms_norm(x, norm, eps, False), None
-    return product_of_codes(x, codes, pairs, n, residual, tile, norm, eps, act, bias=bias)
+
+    def tiles() -> Tensor:
+        return product_of_codes(x, codes, pairs, n, residual, tile, norm, eps, act, bias=bias)
+
+    k = codes.shape[1] * BLOCK
+    if len(x) != 1 or k > WIDEST:
+        return tiles()
+
+    def single() -> Tensor:
+        return single_of_codes(ready(x, norm, eps, act), codes, pairs, n, residual, bias=bias)
+
+    return fastest(("int4", n, k, x.dtype, norm is None, act, x.device), x, tiles, single)
 
 
 def product_of_codes(

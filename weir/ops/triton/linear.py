@@ -19,8 +19,11 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from weir.ops.triton.bits import widened
+from weir.ops.triton.fastest import fastest
 from weir.ops.triton.launch import kernel, power_of_2, shared_memory
-from weir.ops.triton.rows import activation
+from weir.ops.triton.rows import activation, ready
+from weir.ops.triton.single import WIDEST as WIDEST_SINGLE
+from weir.ops.triton.single import single_of_bytes
 from weir.ops.triton.sums import prepared, settle, shared_sums
 from weir.ops.triton.vector import MOST, WIDEST, vector_product
 
@@ -60,13 +63,39 @@ def few_rows(
     if shared_memory(x.device) < ROOM:
         return None
     if scales is not None:
-        tile = tile_for_fp8(m, n, k)
-        more = {"bias": bias, "scales": scales}
-        return product(x, weight, residual, tile, norm, eps, act, **more) if tile else None
+        return few_rows_of_bytes(x, weight, scales, residual, norm, eps, act, bias)
     if bias is None and m <= MOST and k <= WIDEST and n * k <= SOME_WEIGHTS:
         return vector_product(x, weight, residual, norm, eps, act)
     tile = tile_for(m, n, k)
     return product(x, weight, residual, tile, norm, eps, act, bias=bias) if tile else None
+
+
+def few_rows_of_bytes(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    residual: Tensor | None,
+    norm: Tensor | None,
+    eps: float,
+    act: str | None,
+    bias: Tensor | None,
+) -> Tensor | None:
+    """The same for e4m3 with a scale a row."""
+    m, (n, k) = len(x), weight.shape
+    tile = tile_for_fp8(m, n, k)
+    if tile is None:
+        return None
+
+    def tiles() -> Tensor:
+        return product(x, weight, residual, tile, norm, eps, act, bias=bias, scales=scales)
+
+    if m != 1 or k > WIDEST_SINGLE or k % 4 or x.element_size() != 2:
+        return tiles()
+
+    def single() -> Tensor:
+        return single_of_bytes(ready(x, norm, eps, act), weight, scales, residual, bias=bias)
+
+    return fastest(("fp8", n, k, norm is None, act, x.device), x, tiles, single)
 
 
 @lru_cache

@@ -142,6 +142,13 @@ def activation(x, ACT: tl.constexpr):
     return x
 
 
+def ready(x: Tensor, norm: Tensor | None, eps: float, act: str | None) -> Tensor:
+    """rms_norm(x, norm, eps), or gated(x, act), or x."""
+    if norm is not None:
+        return rms_norm(x, norm, eps, False)
+    return x if act is None else gated(x, act)
+
+
 def quantized(x: Tensor, norm: Tensor | None, eps: float, act: str | None) -> tuple[Tensor, Tensor]:
     """x [M, K] as e4m3 [M, K] and scales float32 [M, 1], one pass: weir.ops.quantize.to_fp8 of x,
     of rms_norm(x, norm, eps), or of gated(x, act), x [M, 2K]."""

@@ -14,6 +14,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from weir.ops.triton.launch import kernel, power_of_2
 from weir.ops.triton.rows import activation
+from weir.ops.triton.sums import prepared
 
 MOST = 2  # rows of x: each multiplies the registers again, and tiles are faster at 4
 WIDEST = 4096  # columns of a weight
@@ -30,9 +31,7 @@ def vector_product(
 ) -> Tensor:
     """As weir.ops.triton.linear.product, for at most MOST rows and WIDEST columns, in one sum."""
     m, (n, k) = len(x), weight.shape
-    x = x if x.stride(1) == 1 else x.contiguous()
-    residual = residual.contiguous() if residual is not None else None
-    out = x.new_empty(m, n)
+    x, residual, out = prepared(x, residual, n)
     if m == 0:
         return out
     columns = power_of_2(k)
