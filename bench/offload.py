@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--plan", nargs="+", default=["auto"])
-    parser.add_argument("--weight-bits", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--slots", type=int, default=streamed.SLOTS)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
@@ -112,14 +112,16 @@ def main() -> None:
             flags["gpu_memory"] = options.gpu_memory
         flags |= {"offload_dir": options.offload_dir} if options.offload_dir else {}
         streamed.SLOTS = options.slots
-        measure(flags | more, options.plan, job, options.weight_bits, Path(folder))
+        measure(flags | more, options.plan, job, options.repeats, Path(folder))
 
 
-def measure(flags: dict[str, str], plans: list[str], job: Job, bits: int, folder: Path) -> None:
+def measure(flags: dict[str, str], plans: list[str], job: Job, repeats: int, folder: Path) -> None:
     config = load(flags, {})
-    spec = spec_of(hub.resolve(config.model, None, None).path)
+    path = hub.resolve(config.model, None, None).path
+    spec = spec_of(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = offload.this_machine(config, config.gpu_memory, device, torch.bfloat16)
+    bits = offload.weight_bits(config, path, spec, torch.bfloat16)
     bases = runnable(machine, weight_bits=bits)
     print(machine, flush=True)
     print(
@@ -143,7 +145,8 @@ def measure(flags: dict[str, str], plans: list[str], job: Job, bits: int, folder
             print(engine.info, flush=True)
             block = found.offload.block
             run(engine, replace(job, output=2), 1, spec.vocab)
-            first, total = run(engine, job, block, spec.vocab)
+            runs = [run(engine, job, block, spec.vocab) for _ in range(repeats)]
+            first, total = sorted(runs, key=lambda times: times[1])[repeats // 2]
             engine.close()
         except Exception as error:  # the others still count
             print(f"{text}: {error}", flush=True)

@@ -87,7 +87,8 @@ def test_tokens_are_those_of_a_model_in_one_place(tmp_path, device):
     made, folder = model(device, tmp_path), tmp_path / "weights"
     whole = generate(**made)
     file = plan(tmp_path, (0.3, 0.2, 0.5))
-    assert generate(**made, offload=file, offload_dir=str(folder)) == whole
+    lanes = {"max_lane_tokens": 24}  # the prompts have 135 tokens
+    assert generate(**made, offload=file, offload_dir=str(folder), **lanes) == whole
     assert folder.is_dir() and not list(folder.iterdir())
     if device == "cuda":
         file = plan(tmp_path, (0.5, 0.5, 0.0), cache=(0.0, 1.0, 0.0), cpu_attention=True)
@@ -123,6 +124,25 @@ def test_a_cpu_keeps_in_memory_what_it_may(tmp_path):
         generate(device="cpu", offload="auto", cpu_memory="100MiB")
 
 
+def test_a_cpu_runs_a_plan_as_a_gpu_would(tmp_path, monkeypatch):
+    monkeypatch.setattr(offload, "measured", lambda one, _: replace(one, disk=GB, disk_read=1e9))
+    path = build.hub.resolve(MODEL, None, None).path
+    file = plan(tmp_path, (0.2, 0.3, 0.5), batch=4, batches=2, lanes=2)
+    given = settings(offload=file, offload_dir=str(tmp_path), cpu_memory="4GiB")
+    placed = offload.arrange(given, path, CPU, torch.float32)
+    config = placed.config
+    assert (config.max_num_seqs, config.max_num_batched_tokens) == (8, 8 * 512)
+    assert config.max_lane_tokens == 4 * 512 and placed.shelf is not None and not placed.hosted
+    said = "weights 50% in main memory, weights 50% on disk, KV 100% in main memory; 8 requests, "
+    assert placed.about.startswith(said)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="weights on disk: add --offload-dir"):
+        offload.arrange(settings(offload=file), path, CPU, torch.float32)
+    small = settings(offload=file, offload_dir=str(tmp_path), cpu_memory="200MiB")
+    with pytest.raises(ConfigError, match=r"does not fit: it needs .* GB of main memory"):
+        offload.arrange(small, path, CPU, torch.float32)
+
+
 def on_gpu(monkeypatch, machine: Machine, **given: object) -> offload.Placed:
     """What is arranged for OPT-30B on another machine's GPU."""
     monkeypatch.setattr(offload.rates, "room", lambda *_: machine.gpu_memory)
@@ -136,9 +156,9 @@ def test_weights_count_as_they_are_stored(tmp_path):
     for bits, said in ((4.5, 4), (8.5, 8), (16, 16), (32, 16)):
         with open(tmp_path / "model.safetensors", "wb") as file:
             file.truncate(int(weights(spec) * bits / 8))
-        assert offload._bits(settings(dtype="auto"), tmp_path, spec, torch.bfloat16) == said
+        assert offload.weight_bits(settings(dtype="auto"), tmp_path, spec, torch.bfloat16) == said
     for more, said in ((("quantization", "fp8"), 8), (("load_format", "dummy"), 32)):
-        assert offload._bits(settings(**dict([more])), tmp_path, spec, torch.float32) == said
+        assert offload.weight_bits(settings(**dict([more])), tmp_path, spec, torch.float32) == said
 
 
 def test_a_gpu_gets_the_best_plan_and_steps_to_match(monkeypatch):
@@ -187,7 +207,7 @@ def test_a_plan_that_does_harm_is_priced(monkeypatch, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         on_gpu(monkeypatch, H100, offload=slow)
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith("this plan is predicted to give 0.") and "--offload auto " in said
+    assert said.startswith("this plan is predicted to give 0.") and "the best one " in said
 
 
 def test_a_plan_given_needs_no_solver(monkeypatch, tmp_path):

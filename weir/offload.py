@@ -61,7 +61,7 @@ def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
         return Placed(config)
     given = None if config.offload == "auto" else _read(Path(config.offload))
     spec = spec_of(path)
-    bits = _bits(config, path, spec, dtype)
+    bits = weight_bits(config, path, spec, dtype)
     if device.type == "cpu" and given is None:
         return _as_room_lasts(config, weights(spec) * bits / 8, device)
     room = rates.room(device, config.gpu_memory_utilization) if device.type != "cpu" else 0
@@ -76,8 +76,9 @@ def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
     log.info("offloading: %s", describe(found, machine))
     placed = found.offload
     shelf = _shelf(config, placed.weights, device) if placed.weights[0] < 1 else None
-    settings = _settings(config, placed, job, cache_bytes(spec, dtype.itemsize))
-    return Placed(settings, shelf, placed.cache[1] == 1, describe(found, machine))
+    apart = placed.cache[0] * placed.block < 1  # the GPU has no room for one request's KV
+    settings = _settings(config, placed, apart, job, cache_bytes(spec, dtype.itemsize))
+    return Placed(settings, shelf, apart, describe(found, machine))
 
 
 def _as_room_lasts(config: Config, held: float, device: Any) -> Placed:
@@ -90,7 +91,7 @@ def _as_room_lasts(config: Config, held: float, device: Any) -> Placed:
     return Placed(config, _shelf(config, (1 - disk, 0.0, disk), device), about=about)
 
 
-def _bits(config: Config, path: Path, spec: Spec, dtype: Any) -> int:
+def weight_bits(config: Config, path: Path, spec: Spec, dtype: Any) -> int:
     """Bits that a weight takes, quantised ones without their scales."""
     if config.quantization in BITS:
         return BITS[config.quantization]
@@ -121,30 +122,28 @@ def _shelf(config: Config, shares: Shares, device: Any) -> Callable[[int], Strea
     return lambda count: Streamed(count, shares, device, folder, room)
 
 
-def _settings(config: Config, placed: Offload, job: Job, token: float) -> Config:
+def _settings(config: Config, placed: Offload, apart: bool, job: Job, token: float) -> Config:
     """`config` for such a placement: steps large enough to hide what they bring, in lanes as large
     as a batch of prompts, and room for the KV of as many requests, `token` bytes each token, where
-    the memory of the device does not decide."""
+    the memory of the device does not decide. apart: all KV is in main memory."""
     prompts, (here, away, _) = placed.batch * job.prompt, placed.cache
-    lane = max(prompts, placed.block)
     tokens = config.max_num_batched_tokens or max(prompts * placed.lanes, placed.block)
-    one, more = token * (job.prompt + job.output + PAGE), {}
+    one, room, more = token * (job.prompt + job.output + PAGE), 0.0, {}
     if away and config.cpu_cache:
         raise ConfigError("--offload: KV is in main memory already: leave out --cpu-cache")
-    if away and here:
+    if apart:
+        room = one * placed.block
+    elif away:
         if not config.memory_policy.startswith("on-demand"):
-            raise ConfigError(
-                "--offload: this plan's KV in main memory and on the GPU needs "
-                "--memory-policy on-demand"
-            )
+            raise ConfigError("--offload: KV in two memories needs --memory-policy on-demand")
+        room = one * here * placed.block
         more = {"cpu_cache": int(one * (away * placed.block + 1)), "cpu_attention": "all"}
-    room = one * here * placed.block if more else one * placed.block if away else 0
     return replace(
         config,
         kv_cache_memory=config.kv_cache_memory or int(room),
         max_num_seqs=min(config.max_num_seqs or placed.block, tokens),
         max_num_batched_tokens=tokens,
-        max_lane_tokens=config.max_lane_tokens or lane,
+        max_lane_tokens=config.max_lane_tokens or max(prompts, placed.block),
         max_prefill_beside_decode=config.max_prefill_beside_decode or tokens,
         enforce_eager=True,  # layers are never twice at one address
         **more,
@@ -186,6 +185,8 @@ def _checked(
         )
     if away and not (placed.cpu_attention and native.library() is not None):
         raise ConfigError(f"--offload: attention on the CPU needs its kernels: {native.status()}")
+    if placed.weights[2] and not machine.disk:
+        raise ConfigError("--offload: the plan has weights on disk: add --offload-dir FOLDER")
     said = predict(spec, given.job, machine, placed)
     if not said.fits:
         raise ConfigError(f"--offload: the plan does not fit: it needs {_excess(said, machine)}")
@@ -195,7 +196,7 @@ def _checked(
         return Planned(name="given", offload=placed, predicted=said)
     if best.predicted.throughput > HARMFUL * said.throughput:
         log.warning(
-            "this plan is predicted to give %.2f tokens/s, --offload auto %.2f (%s)",
+            "this plan is predicted to give %.2f tokens/s, the best one %.2f (%s)",
             *(said.throughput, best.predicted.throughput, describe(best, machine)),
         )
     return Planned(name="given", offload=placed, predicted=said)

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from weir.cli import main
+from weir.cost import machine
 from weir.cost.offload import Offload
 
 WORDS = ["plan", "opt-30b", "--hardware", "t4"]
@@ -32,12 +33,26 @@ def test_json_can_be_read_back_and_less_memory_is_slower(
     assert found[0] >= found[1] > 0
 
 
+def test_a_cpu_has_memory_and_disk(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "disk_rates", lambda _: (1e9, 1e9))
+    words = ["--hardware", "cpu", "--measure", ".", "--cpu-memory", "256MiB", "--weight-bits", "4"]
+    assert main(["plan", "smollm2-135m", *words, "--prompt", "64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    here, there, disk = found["planned"]["offload"]["weights"]
+    assert there == 0 and here + disk == pytest.approx(1) and found["machine"]["alone"]
+    assert found["planned"]["predicted"]["memory"]["main memory"] <= 0.9 * 2**28
+    assert main(["plan", "smollm2-135m", *words, "--prompt", "64"]) == 0
+    assert "memory     CPU    disk" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--gpu-memory", "much"], "expected a size"),
         (["--prompt", "4000"], "exceed the model's 2048 tokens"),
-        (["--hardware", "abacus"], "there are t4, a10g, h100, h200"),
+        (["--hardware", "abacus"], "there are t4, a10g, h100, h200 and cpu"),
         (["--cpu-memory", "1GiB", "--disk", "0"], "give it more memory or disk"),
     ],
 )

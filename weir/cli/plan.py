@@ -54,7 +54,10 @@ def run(options: Namespace) -> int:
     found = machine.find(options.hardware)
     if options.measure:
         found = machine.measured(found, options.measure)
-    found = replace(found, **sizes(options))
+    caps = sizes(options)
+    if found.alone and "cpu_memory" in caps:
+        caps["gpu_memory"] = caps["cpu_memory"]  # the only one there is
+    found = replace(found, **caps)
     spec = shape(options.model)
     job = Job(prompt=options.prompt, output=options.output)
     if job.prompt + job.output > spec.context:

@@ -248,7 +248,7 @@ class Costs:
         prompts = batch * job.prompt, min(batch * choice.lanes, block) * job.prompt
         disk = row((0, 0, held), (0, 0, kv), (0, 0, self.state * prompts[1]))
         return {
-            "GPU memory": (
+            "main memory" if m.alone else "GPU memory": (
                 [on_gpu(*prompts, 0), on_gpu(block, block, travels)],
                 MARGIN * m.gpu_memory,
             ),
