@@ -44,7 +44,8 @@ def test_train_and_eval(data, tmp_path, capsys):
 def test_a_transformer_is_trained_and_judged_alike(data, tmp_path, capsys):
     model, out = find("SmolLM2-135M-Instruct.Q4_1.gguf"), tmp_path / "t.npz"
     train = ["rank", "train", str(data), "-o", str(out), "--backbone", str(model), "--quiet"]
-    assert main([*train, "--layers", "1", "--steps", "2"]) == 0
+    for head in (["--head", "listmle", "--steps", "2"], []):
+        assert main([*train, "--layers", "1", *head]) == 0
     capsys.readouterr()
     assert main(["rank", "eval", str(data), "--ranker", str(out), "--together", "made"]) == 0
     assert "| t |" in capsys.readouterr().out

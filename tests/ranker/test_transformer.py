@@ -19,9 +19,9 @@ from tests.ranker.test_light import made
 from weir.errors import ConfigError
 from weir.models.load import load, opened
 from weir.ranker import files, transformer
-from weir.ranker.backbone import Backbone
+from weir.ranker.backbone import NARROW, RIDGE, Backbone, Kernel
 from weir.ranker.kendall import tau_b
-from weir.ranker.train_transformer import RECIPE, train
+from weir.ranker.train_transformer import RECIPE, ridge, train
 from weir.ranker.transformer import HEAD, TAIL, Transformer
 
 LEARN = replace(RECIPE, steps=12, lists=1, size=24, mixed=0.0, rate=1e-3, head="pairwise")
@@ -71,6 +71,43 @@ def test_it_learns_and_is_kept(trained, tmp_path):
     again = files.load(tmp_path / "t.npz")
     assert again.about == trained.about
     assert tau_b(again.predict(unseen.prompts), tokens) > 0.9  # weights are kept in 16 bits
+
+
+@pytest.fixture(scope="module")
+def frozen(model) -> Transformer:
+    return ridge(made(60), model=str(model), layers=2)
+
+
+def test_frozen_layers_rank_too_and_only_the_head_is_kept(frozen, tmp_path):
+    unseen, path = made(60, seed=7), tmp_path / "t.npz"
+    tokens = frozen.predict(unseen.prompts)
+    for answers in unseen.answers.values():
+        assert tau_b([tokens[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.5
+    frozen.save(path)
+    with np.load(path) as kept:
+        assert not [name for name in kept if "layers." in name or "embedding" in name]
+        arrays = dict(kept)
+    assert tau_b(files.load(path).predict(unseen.prompts), tokens) > 0.9
+    for name in ("weight.head.mean", "weight.head.anchors"):
+        np.savez(path, **arrays | {name: arrays[name][:-1]})
+        with pytest.raises(ConfigError, match=r"damaged: .*head"):
+            files.load(path)
+
+
+@torch.no_grad()
+def test_the_kernel_is_ridge_regression_in_its_own_space():
+    """With every weight alike it is the textbook's formula; whoever counts more is met closer."""
+    torch.manual_seed(0)
+    x, y, share = torch.randn(40, 6), torch.randn(40), torch.ones(40)
+    kernel = Kernel.fitted(x, y, share)
+    z = ((x - x.mean(0)) / (x.std(0) + 1e-4)).double()
+    like = torch.exp(-NARROW / 6 * (z[:, None] - z[None]).square().sum(-1))
+    expected = like @ torch.linalg.solve(like + RIDGE * torch.eye(40), (y - y.mean()).double())
+    assert torch.allclose(kernel(x)[:, 0].double(), expected, atol=1e-4)
+    share[0] = 20.0
+    error = y - (share * y).sum() / share.sum()
+    closer = Kernel.fitted(x, y, share)(x)[:, 0]
+    assert abs(closer[0] - error[0]) < 0.2 * abs(expected[0] - (y - y.mean())[0])
 
 
 def test_files_that_are_damaged_are_refused(trained, tmp_path, monkeypatch):

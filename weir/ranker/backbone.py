@@ -19,6 +19,8 @@ from weir.ops import rope
 PADDED = 1 << 14
 """Tokens computed at once, those that pad among them."""
 
+RIDGE, NARROW = 0.3, 0.5
+
 
 class Layer(nn.Module):
     def __init__(self, spec: Spec):
@@ -60,9 +62,45 @@ class Layer(nn.Module):
                 row += rows
 
 
+class Kernel(nn.Module):
+    """Kernel ridge regression: a prompt's score is what prompts with a like state had. Takes the
+    place of a linear head where the layers stay as they are."""
+
+    def __init__(self, count: int, width: int):
+        """count: prompts that are remembered. width: numbers of a state."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("anchors", torch.zeros(count, width))
+        self.register_buffer("weight", torch.zeros(count, 1))
+
+    @classmethod
+    def fitted(cls, states: Tensor, target: Tensor, share: Tensor) -> Kernel:
+        """Of least squared error, weighted by `share`, plus RIDGE times the norm. states: float32
+        [P, K], target and share: [P]."""
+        made = cls(*states.shape).to(states.device)
+        made.mean, made.scale = states.mean(0), states.std(0) + 1e-4
+        made.anchors = (states - made.mean) / made.scale
+        error = target.double() - (share * target).sum() / share.sum()
+        like = made.like(made.anchors).double() + torch.diag(RIDGE / share.double())
+        made.weight = torch.linalg.solve(like, error[:, None]).float()
+        return made
+
+    def like(self, x: Tensor) -> Tensor:
+        """How like each of x [P, K] is to each anchor, from 0 to 1: [P, count]."""
+        anchors = self.get_buffer("anchors")
+        return (torch.cdist(x, anchors).square() * (-NARROW / x.shape[1])).exp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[P, K] → float32 [P, 1]."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = (x.float() - self.get_buffer("mean")) / self.get_buffer("scale")
+            return self.like(x) @ self.get_buffer("weight")
+
+
 class Backbone(nn.Module):
     """Scores prompts of at most `context` tokens. layers: how many of the model's are used, from
-    the first. Its embedding is not trained."""
+    the first. Its embedding is not trained. A head gives scores of states."""
 
     def __init__(self, spec: Spec, layers: int, context: int, outputs: int = 1):
         """Raises `ConfigError` for a model that it cannot compute."""
@@ -74,40 +112,44 @@ class Backbone(nn.Module):
         self.embedding = nn.Embedding(spec.vocab, spec.hidden).requires_grad_(False)
         self.layers = nn.ModuleList(Layer(spec) for _ in range(layers))
         self.norm = nn.RMSNorm(2 * spec.hidden, spec.eps)
-        self.head = nn.Linear(2 * spec.hidden, outputs, bias=False)
+        self.head: nn.Module = nn.Linear(2 * spec.hidden, outputs, bias=False)
+        nn.init.zeros_(self.head.weight)
         table = rope.tables(spec.rope[0], spec.head_dim, context)
         self.register_buffer("table", table, persistent=False)
 
     def read(self, checkpoint: Checkpoint) -> None:
         """Begin at a pretrained model, with all scores equal."""
-        self.read_embedding(checkpoint)
+        checkpoint.read("embed_tokens.weight", self.embedding.weight.data)
         for place, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             layer.read(checkpoint, f"layers.{place}.")
-        nn.init.zeros_(self.head.weight)
-
-    def read_embedding(self, checkpoint: Checkpoint) -> None:
-        checkpoint.read("embed_tokens.weight", self.embedding.weight.data)
 
     def forward(self, prompts: Sequence[Tensor]) -> Tensor:
-        """int64 [L] each, one token or more → float32 [P, outputs]. Prompts of like lengths are
-        computed together, so that little is padding."""
+        """int64 [L] each, one token or more → float32 [P, outputs]."""
+        return self._each(prompts, self.head)
+
+    def states(self, prompts: Sequence[Tensor]) -> Tensor:
+        """What the head is given: float32 [P, 2 H]."""
+        return self._each(prompts, nn.Identity())
+
+    def _each(self, prompts: Sequence[Tensor], head: nn.Module) -> Tensor:
+        """Prompts of like lengths are computed together, so that little is padding."""
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         found: list[Tensor] = []
         rest = order
         while rest:
             several = max(1, PADDED // len(prompts[rest[-1]]))
             group, rest = rest[-several:], rest[:-several]
-            found.insert(0, self._group([prompts[place] for place in group]))
+            found.insert(0, self._group([prompts[place] for place in group], head))
         back = torch.tensor(order, device=self.embedding.weight.device).argsort()
         return torch.cat(found)[back]
 
-    def _group(self, prompts: Sequence[Tensor]) -> Tensor:
+    def _group(self, prompts: Sequence[Tensor], head: nn.Module) -> Tensor:
         device = self.embedding.weight.device
         ids = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(device)
         counts = torch.tensor([len(prompt) for prompt in prompts]).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            found: Tensor = self.head(self.norm(self.hidden(ids, counts)))
+            found: Tensor = head(self.norm(self.hidden(ids, counts)))
         return found.float()
 
     def hidden(self, ids: Tensor, counts: Tensor) -> Tensor:

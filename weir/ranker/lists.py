@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from statistics import fmean
 
 from weir.errors import ConfigError
 from weir.ranker.consensus import consensus
@@ -29,6 +30,12 @@ class Lists:
         if not sources:
             raise ConfigError("no source has answers to two prompts: there is nothing to rank")
         return cls(sources, random, mixed if len(sources) > 1 else 0.0, size)
+
+    def every(self) -> list[tuple[Answer, float]]:
+        """All answers, each with what it counts for, 1 on average: as draws have it."""
+        shares = [(answer, len(source) ** -0.5) for source in self.sources for answer in source]
+        mean = fmean(share for _, share in shares)
+        return [(answer, share / mean) for answer, share in shares]
 
     def draw(self) -> list[Answer]:
         weights = [len(source) ** 0.5 for source in self.sources]

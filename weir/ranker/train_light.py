@@ -73,18 +73,17 @@ def train(
 
 def ridge(lengths: Lengths, recipe: Recipe) -> Light:
     """Ridge regression of log(1 + tokens) on the same inputs, in closed form: a network of one
-    number a word and one unit that never rests. A source counts as the root of its size. Raises
-    `ConfigError`."""
+    number a word and one unit that never rests. Raises `ConfigError`."""
     lists = Lists.of(lengths, Random(recipe.seed), recipe.mixed, recipe.size)
     given = features.features(lengths.prompts)
     net = Net(given, recipe, depth=1, width=1)
-    every = [(answer, len(source) ** -0.5) for source in lists.sources for answer in source]
+    every = lists.every()
     places = torch.tensor([answer.prompt for answer, _ in every])
     weight = torch.tensor([share for _, share in every], dtype=torch.float64)
     tokens = torch.tensor([answer.tokens for answer, _ in every], dtype=torch.float64)
     inputs = _inputs(given, SHAPE_SHARE * (net.shapes - net.mean) / net.scale)
     inputs = inputs.index_select(0, places).coalesce()
-    found = _solved(inputs, tokens.log1p(), weight / weight.mean())
+    found = _solved(inputs, tokens.log1p(), weight)
     with torch.no_grad():
         net.embedding.weight.copy_(found[: features.BUCKETS, None])
         net.hidden.weight.copy_(torch.cat([torch.ones(1), SHAPE_SHARE * found[features.BUCKETS :]]))

@@ -1,4 +1,4 @@
-"""Fine-tunes a pretrained transformer to rank prompts (arXiv 2408.15792 section 4)."""
+"""Makes a pretrained transformer a ranker: fine-tuned (arXiv 2408.15792 section 4), or frozen."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from random import Random
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from weir.ranker.backbone import Kernel
 from weir.ranker.lengths import Lengths
 from weir.ranker.lists import Lists
 from weir.ranker.train import QUANTILES, Recipe, fit, outputs
@@ -16,6 +18,11 @@ from weir.ranker.transformer import Transformer, device
 
 RECIPE = Recipe(steps=400, rate=1e-4, warm=0.1, decay=0.01)
 LAYERS = 16
+
+MOST = 8192
+"""Prompts that a ranker with frozen layers remembers."""
+
+BATCH = 64
 
 
 class Net(nn.Module):
@@ -47,6 +54,42 @@ def train(
     fit(Net(ranker, lengths.prompts), lists, recipe, watch)
     sample = [answer for _ in range(40) for answer in lists.draw()]
     scores = ranker.score([lengths.prompts[answer.prompt] for answer in sample])
-    ranker.scores = np.quantile(scores, QUANTILES).astype(np.float32)
-    ranker.lengths = np.quantile([a.tokens for a in sample], QUANTILES).astype(np.float32)
+    _calibrate(ranker, scores, [answer.tokens for answer in sample])
     return ranker
+
+
+def ridge(
+    lengths: Lengths,
+    recipe: Recipe = RECIPE,
+    watch: Callable[[int], None] = lambda step: None,
+    model: str = "smollm2-135m",
+    layers: int = LAYERS,
+) -> Transformer:
+    """The same with layers as they are: kernel ridge regression of log(1 + tokens) on the states of
+    at most MOST prompts, in closed form. `watch` is called with each prompt's number."""
+    lists = Lists.of(lengths, Random(recipe.seed), recipe.mixed, recipe.size)
+    ranker = Transformer.pretrained(model, layers)
+    backbone = ranker.backbone.eval().to(device())
+    every = lists.every()
+    if len(every) > MOST:
+        every = lists.random.sample(every, MOST)
+    states = []
+    with torch.inference_mode():
+        for start in range(0, len(every), BATCH):
+            asked = [lengths.prompts[a.prompt] for a, _ in every[start : start + BATCH]]
+            states.append(backbone.states([ranker.tokens(prompt) for prompt in asked]))
+            for place in range(start, start + len(asked)):
+                watch(place)
+        together = torch.cat(states)
+        tokens = together.new_tensor([answer.tokens for answer, _ in every])
+        share = together.new_tensor([share for _, share in every])
+        backbone.head = Kernel.fitted(together, tokens.log1p(), share)
+        scores = backbone.head(together)[:, 0].cpu().numpy()
+    _calibrate(ranker, scores, tokens.tolist())
+    return ranker
+
+
+def _calibrate(ranker: Transformer, scores: NDArray[np.float32], tokens: list[float]) -> None:
+    """Put the quantiles of scores beside those of lengths, of the same prompts."""
+    ranker.scores = np.quantile(scores, QUANTILES).astype(np.float32)
+    ranker.lengths = np.quantile(tokens, QUANTILES).astype(np.float32)

@@ -1,6 +1,6 @@
 """A pretrained transformer as a ranker, behind the interface of the light one. Needs PyTorch.
 
-A file of it holds the layers that were trained and the name of the model that they came from.
+A file of it holds what was trained, its layers or only a head, and the name of the model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weir.errors import BadRequest, ConfigError
 from weir.gguf import GGUF
 from weir.models.load import opened
 from weir.ranker import files
-from weir.ranker.backbone import Backbone
+from weir.ranker.backbone import Backbone, Kernel
 from weir.text import Text
 
 FORMAT = "weir transformer ranker 2"
@@ -52,17 +52,12 @@ class Transformer:
     def pretrained(cls, model: str, layers: int, outputs: int = 1) -> Transformer:
         """Not trained yet: all scores are equal. Fetches the model if it is not here. Raises
         `ConfigError` for one that it cannot be made of."""
-        made = cls._empty(model, layers, outputs)
-        made.backbone.read(opened(hub.resolve(model).path)[1])
-        return made
-
-    @classmethod
-    def _empty(cls, model: str, layers: int, outputs: int) -> Transformer:
         source = hub.resolve(model)
-        spec, _ = opened(source.path)
+        spec, checkpoint = opened(source.path)
         gguf = source.kind == "gguf"
         text = Text.from_gguf(GGUF.open(source.path)) if gguf else Text.from_folder(source.path)
         backbone = Backbone(spec, layers, HEAD + TAIL, outputs)
+        backbone.read(checkpoint)
         try:
             before, _, after = text.chat([{"role": "user", "content": MARK}]).partition(MARK)
         except BadRequest:  # the model has no template
@@ -104,9 +99,9 @@ class Transformer:
     def save(self, path: Path) -> None:
         """Raises `ConfigError`."""
         weights = {
-            f"weight.{name}": weight.half().cpu().numpy()
+            f"weight.{name}": (weight.half() if weight.ndim > 1 else weight).cpu().numpy()
             for name, weight in self.backbone.state_dict().items()
-            if not name.startswith("embedding.")
+            if not name.startswith(_untrained(self.backbone))
         }
         own = {"model": self.model, "about": self.about, "layers": len(self.backbone.layers)}
         own |= {"scores": self.scores, "lengths": self.lengths, "sample": self.sample()}
@@ -116,23 +111,32 @@ class Transformer:
 def restore(arrays: Mapping[str, Any]) -> Transformer:
     """What was saved, on the GPU if there is one. Raises `ValueError` or what PyTorch does for
     arrays that are none, and `ConfigError` without the model that they were trained on."""
-    model, outputs = str(arrays["model"]), len(arrays["weight.head.weight"])
-    made = Transformer._empty(model, int(arrays["layers"]), outputs)
+    model, head = str(arrays["model"]), arrays["weight.head.weight"]
+    made = Transformer.pretrained(model, int(arrays["layers"]), len(head))
     backbone = made.backbone
+    if (anchors := arrays.get("weight.head.anchors")) is not None:
+        backbone.head = Kernel(*anchors.shape)
     kept = {
         name.removeprefix("weight."): torch.from_numpy(array).float()
         for name, array in arrays.items()
         if name.startswith("weight.")
     }
-    backbone.load_state_dict(kept | {"embedding.weight": backbone.embedding.weight})
+    theirs = _untrained(backbone)
+    own = {name: w for name, w in backbone.state_dict().items() if name.startswith(theirs)}
+    backbone.load_state_dict(own | kept)
     made.scores, made.lengths = arrays["scores"], arrays["lengths"]
     made.about = str(arrays["about"])
-    backbone.read_embedding(opened(hub.resolve(model).path)[1])
     now, then = made.sample(), arrays["sample"]
     if now.shape != then.shape or np.abs(now - then).sum() > ALIKE * np.abs(then).sum():
         raise ConfigError(f"trained on another {model} than there is now: train it again")
     backbone.eval().to(device())
     return made
+
+
+def _untrained(backbone: Backbone) -> tuple[str, ...]:
+    """The beginnings of the names of what is the pretrained model's, and not in a file."""
+    frozen = isinstance(backbone.head, Kernel)
+    return ("embedding.", "layers.", "norm.") if frozen else ("embedding.",)
 
 
 def device() -> torch.device:

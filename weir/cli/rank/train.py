@@ -44,13 +44,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--output", "-o", type=Path, required=True, metavar="FILE", help="the ranker")
     add(
         "--backbone", default=LIGHT, metavar="NAME",
-        help="light, or a small Llama to fine-tune, such as smollm2-135m, on a GPU (light)",
+        help="light, or a small Llama, such as smollm2-135m (light)",
     )  # fmt: skip
     add("--layers", type=positive, default=LAYERS, metavar="N", help=f"of the Llama ({LAYERS})")
     add(
         "--head", nargs="+", choices=[*HEADS, RIDGE], metavar="LOSS",
         help=f"{', '.join([*HEADS, RIDGE])}; of several, one light network each, averaged "
-        f"({' '.join(AVERAGED)}; of a Llama {RECIPE.head})",
+        f"({' '.join(AVERAGED)}; of a Llama {RIDGE}, which leaves its layers as they are)",
     )  # fmt: skip
     steps = f"({Recipe().steps}, of a Llama {RECIPE.steps})"
     add("--steps", type=positive, metavar="N", help=steps)
@@ -65,9 +65,7 @@ def run(options: Namespace) -> int:
         pass
     began = time.perf_counter()
     recipes = _recipes(options)
-    with progress(
-        sum(r.steps for r in recipes if r.head != RIDGE), "steps", hidden=options.quiet
-    ) as bar:
+    with progress(_steps(options, recipes, known), "steps", hidden=options.quiet) as bar:
         ranker = _fitted(options, known, recipes, lambda step: bar.advance(1))
     held = shlex.join(options.hold) or "no model"
     ranker.about = f"{recipes}; {options.data.name} without {held}"
@@ -79,9 +77,9 @@ def run(options: Namespace) -> int:
 
 def _recipes(options: Namespace) -> list[Recipe]:
     light = options.backbone == LIGHT
-    heads = options.head or (AVERAGED if light else [RECIPE.head])
-    if not light and (len(heads) > 1 or RIDGE in heads):
-        raise ConfigError("--head: only light networks are averaged: give one loss, not ridge")
+    heads = options.head or (AVERAGED if light else [RIDGE])
+    if not light and len(heads) > 1:
+        raise ConfigError("--head: only light networks are averaged: give one loss")
     if "classification" in heads and len(heads) > 1:
         raise ConfigError("--head: classification gives classes, not scores: use it alone")
     base = Recipe() if light else RECIPE
@@ -89,12 +87,21 @@ def _recipes(options: Namespace) -> list[Recipe]:
     return [replace(base, head=head, steps=steps, seed=options.seed) for head in heads]
 
 
+def _steps(options: Namespace, recipes: list[Recipe], known: Lengths) -> int:
+    """How often training will report. Ridge regression reports each prompt that a Llama reads."""
+    if options.backbone != LIGHT and recipes[0].head == RIDGE:
+        answered = {answer.prompt for answers in known.answers.values() for answer in answers}
+        return min(train_transformer.MOST, len(answered))
+    return sum(recipe.steps for recipe in recipes if recipe.head != RIDGE)
+
+
 def _fitted(
     options: Namespace, known: Lengths, recipes: list[Recipe], watch: Callable[[int], None]
 ) -> Ranker:
     if options.backbone != LIGHT:
         model, layers = options.backbone, options.layers
-        return train_transformer.train(known, recipes[0], watch, model, layers)
+        kind = train_transformer.ridge if recipes[0].head == RIDGE else train_transformer.train
+        return kind(known, recipes[0], watch, model, layers)
     parts = [
         train_light.ridge(known, recipe)
         if recipe.head == RIDGE
