@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 from weir.client.events import Finished, ModelInfo
 from weir.client.stream import Stream
@@ -12,6 +12,16 @@ from weir.errors import Overloaded
 from weir.params import SamplingParams
 from weir.text import Text
 from weir.wire import Stats
+
+
+class Details(TypedDict, total=False):
+    """What a request may bring beside its prompt and `SamplingParams`."""
+
+    priority: int  # smaller first; 0 without
+    user: str
+    program: str  # the program of many calls that this one belongs to, after a slash its branch
+    pool: str | None  # "mean" or "last": a vector instead of an answer
+    add_special_tokens: bool  # true without
 
 
 class Client(Protocol):
@@ -44,17 +54,11 @@ class Client(Protocol):
         params: SamplingParams,
         *,
         request_id: str | None = None,
-        priority: int = 0,
-        user: str = "",
-        program: str = "",
-        pool: str | None = None,
-        add_special_tokens: bool = True,
         grammar: Grammar | None = None,
+        **details: Unpack[Details],
     ) -> Stream:
         """Check everything at once and hand the request to the engine; never waits for it.
 
-        program: names the program of many calls that this one belongs to, and after a slash the
-        branch of it.
         Raises `BadRequest` (too long, ids out of range, a request id in use) and `Overloaded`
         (queue full, engine starting, restarting, draining or dead).
         """

@@ -6,8 +6,10 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from typing import Unpack
 
 from weir.client.assemble import Assembly
+from weir.client.base import Details
 from weir.client.events import Finished, ModelInfo
 from weir.client.expect import Forecast, Ranker
 from weir.client.ledger import Event, Ledger, Limits
@@ -89,12 +91,8 @@ class Dispatcher:
         params: SamplingParams,
         *,
         request_id: str | None = None,
-        priority: int = 0,
-        user: str = "",
-        program: str = "",
-        pool: str | None = None,
-        add_special_tokens: bool = True,
         grammar: Grammar | None = None,
+        **details: Unpack[Details],
     ) -> Stream:
         """See `Client.submit`."""
         if self._health != "ready":
@@ -105,12 +103,8 @@ class Dispatcher:
             params,
             now=time.monotonic(),
             request_id=request_id,
-            priority=priority,
-            user=user,
-            program=program,
-            pool=pool,
-            add_special_tokens=add_special_tokens,
             grammar=grammar,
+            **details,
         )
         stream = self._streams[assembly.id] = Stream(assembly, self._end)
         try:

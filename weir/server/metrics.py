@@ -166,7 +166,7 @@ class EngineCollector(Collector):
             ("cache_cold_pages", "KV pages cached on colder tiers", stats.pages_cold),
             ("step_target_seconds", "Time that steps aim at; 0: none", stats.target_seconds),
         ):
-            yield self._gauge(name, help, {(): value})
+            yield self._family(GaugeMetricFamily, name, help, {(): value})
         for name, help, spread in (
             ("step_seconds", "Time of the device for a step", stats.step_seconds),
             ("step_predicted_seconds", "Expected of it, under a target", stats.predicted_seconds),
@@ -189,8 +189,9 @@ class EngineCollector(Collector):
             ("preemptions", "Requests set back to waiting", stats.preemptions),
             ("recomputed_tokens", "Tokens computed again for that", stats.recomputed_tokens),
         ):
-            yield self._counter(name, help, {(): value})
-        yield self._counter(
+            yield self._family(CounterMetricFamily, name, help, {(): value})
+        yield self._family(
+            CounterMetricFamily,
             "prompt_tokens_by_source",
             "Prompt tokens served, by where their KV came from",
             {
@@ -201,25 +202,23 @@ class EngineCollector(Collector):
             },
             "source",
         )
-        yield self._counter(
+        yield self._family(
+            CounterMetricFamily,
             "admission_rejections",
             "Requests turned away, by reason",
             {(reason,): count for reason, count in self._client.rejected.items()},
             "reason",
         )
 
-    def _gauge(
-        self, name: str, help: str, values: Mapping[tuple[str, ...], float], *labels: str
+    def _family(
+        self,
+        kind: type[CounterMetricFamily | GaugeMetricFamily],
+        name: str,
+        help: str,
+        values: Mapping[tuple[str, ...], float],
+        *labels: str,
     ) -> Metric:
-        family = GaugeMetricFamily(f"weir_{name}", help, labels=["model_name", *labels])
-        for key, value in values.items():
-            family.add_metric([self._client.model.name, *key], float(value))
-        return family
-
-    def _counter(
-        self, name: str, help: str, values: Mapping[tuple[str, ...], float], *labels: str
-    ) -> Metric:
-        family = CounterMetricFamily(f"weir_{name}", help, labels=["model_name", *labels])
+        family = kind(f"weir_{name}", help, labels=["model_name", *labels])
         for key, value in values.items():
             family.add_metric([self._client.model.name, *key], float(value))
         return family

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 from weir.client import Client
+from weir.client.base import Details
 from weir.errors import BadRequest, Overloaded
 from weir.params import SamplingParams
 from weir.server.jobs import Job
@@ -77,13 +78,9 @@ class Service:
         *,
         request_id: str,
         traceparent: str | None = None,
-        priority: int = 0,
-        user: str = "",
-        program: str = "",
-        pool: str | None = None,
-        add_special_tokens: bool = True,
         truncate: int | None = None,
         field: str = "prompt",
+        **details: Unpack[Details],
     ) -> Job:
         """Hand prompts to the engine as one job: all of them, or none and an error.
 
@@ -97,21 +94,18 @@ class Service:
                 param="request_id",
                 code="duplicate_request_id",
             )
+        special = details.get("add_special_tokens", True)
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         job = self.jobs[request_id] = Job(request_id, each[0].n)
         try:
             for index, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
                 grammar = await self.client.compile(param)
                 stream = self.client.submit(
-                    await self._prepare(prompt, param, add_special_tokens, truncate),
+                    await self._prepare(prompt, param, special, truncate),
                     param,
                     request_id=request_id if len(prompts) == 1 else f"{request_id}-{index}",
-                    priority=priority,
-                    user=user,
-                    program=program,
-                    pool=pool,
-                    add_special_tokens=add_special_tokens,
                     grammar=grammar,
+                    **details,
                 )
                 job.streams.append(stream)
                 if self.tracer is not None:
