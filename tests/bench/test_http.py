@@ -26,17 +26,21 @@ def test_chunked_bodies_are_the_same_however_reads_cut_them(parts: list[bytes], 
 
 
 def test_a_silent_server_is_an_error_not_a_hang() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()  # until the client has had enough
-        writer.close()
-
     async def main() -> None:
+        left = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()  # until the client has had enough
+            writer.close()
+            await writer.wait_closed()
+            left.set()
+
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(HttpError, match=r"silent for 0\.1 s"):
             await Http(f"http://127.0.0.1:{port}", timeout=0.1).get("/")
         server.close()
-        await asyncio.sleep(0.05)  # for the handler to see that the client has left
+        await left.wait()
 
     asyncio.run(main())
 
@@ -61,7 +65,7 @@ def test_broken_answers_are_errors(answer: bytes) -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(HttpError):
-            await Http(f"http://127.0.0.1:{port}", timeout=5).get("/")
+            await Http(f"http://127.0.0.1:{port}", timeout=60).get("/")
         server.close()
 
     asyncio.run(main())

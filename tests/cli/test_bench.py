@@ -31,7 +31,7 @@ def test_block_and_json(
 ) -> None:
     words = ["--dataset-name", "custom", "--dataset-path", str(prompts), "--output-len", "6"]
     words += ["--num-prompts", "8", "--max-concurrency", "3", "--request-rate", "500"]
-    words += ["--goodput", "ttft:5000", "e2el:5000", "--metric-percentiles", "50,99"]
+    words += ["--goodput", "ttft:60000", "e2el:60000", "--metric-percentiles", "50,99"]
     words += ["--save-detailed", "--result-dir", str(tmp_path / "r"), "--result-filename", "x.json"]
     assert bench(server, *words, "--metadata", "commit=abc", "--ignore-eos") == 0
     shown = capsys.readouterr().out

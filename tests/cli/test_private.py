@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import alive, until
 from weir.bench.http import Http, HttpError
 from weir.bench.private import last_words, private, stop
 from weir.errors import ConfigError
@@ -28,29 +28,21 @@ def test_a_server_that_is_never_ready_is_given_up(
 ) -> None:
     """The interpreter stands in for a server that hangs, and for what that has started."""
     hung = tmp_path / "hung"
-    hung.write_text('#!/bin/sh\nsleep 61 &\necho $! > "$0.child"\nexec sleep 61\n')
+    hung.write_text('#!/bin/sh\nsleep 600 &\necho $! > "$0.child"\nexec sleep 600\n')
     hung.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(hung))
-    waits: list[float] = []
-    with pytest.raises(ConfigError, match="did not start"), private("m", (), {}, waits.append, 0.3):
+    child = tmp_path / "hung.child"
+
+    def wait(seconds: float) -> None:
+        until(lambda: child.exists() and child.read_text().endswith("\n"))
+
+    with pytest.raises(ConfigError, match="did not start"), private("m", (), {}, wait, 0.3):
         pytest.fail("it is not ready")
-    assert waits
-    child = int((tmp_path / "hung.child").read_text())
-    deadline = time.monotonic() + 5
-    while running(child):
-        assert time.monotonic() < deadline, "the child outlived its server"
-        time.sleep(0.01)
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
+    until(lambda: not alive(int(child.read_text())))
 
 
 def test_a_process_that_ignores_being_asked_is_killed() -> None:
-    script = "import signal, time; signal.signal(15, 1); print(1, flush=True); time.sleep(61)"
+    script = "import signal, time; signal.signal(15, 1); print(1, flush=True); time.sleep(600)"
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True
     )
@@ -78,6 +70,6 @@ def test_a_real_server_is_guarded_by_a_key_and_leaves_nothing(model: Path) -> No
         listed = asyncio.run(Http(server.url, server.headers).get("/v1/models"))
         assert str(model).encode() in listed
         pid = server.process.pid
-    assert not running(pid)
+    assert not alive(pid)
     with pytest.raises(ProcessLookupError):
         os.killpg(pid, 0)

@@ -18,6 +18,7 @@ import zmq
 import zmq.asyncio
 
 from tests import fakes
+from tests.waiting import CEILING
 from weir.client import ModelInfo
 from weir.client.ledger import Ledger, Limits
 from weir.text import Text
@@ -43,11 +44,11 @@ def make_ledger(text: Text, limits: Limits | None = None, context: int = 256) ->
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Callable:
-    """Runs a coroutine function on either event loop, for at most a minute."""
+    """Runs a coroutine function on either event loop, until the test's own limit is near."""
 
     def runner(function: Callable[..., Awaitable], *arguments):
         async def limited():
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(100):
                 return await function(*arguments)
 
         factory = uvloop.new_event_loop if request.param == "uvloop" else None
@@ -86,7 +87,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()  # what earlier tests left to the collector is not this test's
     before = left_behind()
     yield
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + CEILING
     while more(before) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not more(before)

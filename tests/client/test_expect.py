@@ -7,6 +7,7 @@ import json
 import threading
 
 from tests.fakes import FakeEngine
+from tests.waiting import CEILING, eventually
 from weir.client import Local
 from weir.client.expect import Reader
 from weir.params import SamplingParams
@@ -25,27 +26,23 @@ class Letters:
         self.go = threading.Event()
 
     def predict(self, prompts):
-        self.go.wait(10)
+        self.go.wait(CEILING)
         if self.failure is not None:
             raise self.failure
         self.read += prompts
         return [float(len(prompt)) for prompt in prompts]
 
 
-async def eventually(condition):
-    while not condition():
-        await asyncio.sleep(0.005)
-
-
-def test_predictions_follow_requests_and_nobody_waits(run, text, clean):
+def test_predictions_follow_requests_and_nobody_waits(run, text, clean, tmp_path):
     async def main():
-        engine, ranker = FakeEngine(), Letters()
+        engine, ranker = FakeEngine(step_seconds=0.001), Letters()
         client = Local(engine, text, ["m"], ranker=ranker)
         await client.start()
         done = [client.submit(prompt, ASK) for prompt in ("one", "three")]
         await asyncio.gather(*(stream.collect() for stream in done))  # before any prediction
         assert not engine.expected
-        waiting = client.submit("seventh", SamplingParams(max_tokens=200, n=2))
+        hold = f"hold:{tmp_path / 'never'}"  # whatever ends sooner is not predicted
+        waiting = client.submit("seventh", SamplingParams(max_tokens=200, n=2), user=hold)
         ranker.go.set()
         await eventually(lambda: "seventh" in ranker.read)
         await eventually(lambda: any(7.0 in one.tokens.values() for one in engine.expected))

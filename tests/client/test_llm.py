@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -104,16 +103,21 @@ def test_an_engine_that_is_lost(text, monkeypatch):
             llm.generate("a", GREEDY)
 
 
-def test_interrupted_between_steps(llm, engine):
+@pytest.mark.parametrize(("where", "at"), [("add", 0), ("add", 19), ("step", 0), ("step", 7)])
+def test_interrupted_anywhere(llm, engine, monkeypatch, where, at):
     """Ctrl-C aborts what is live, the engine puts everything back, and it can be used again."""
-    engine.step_seconds = 0.01
-    before = signal.getsignal(signal.SIGINT)
-    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+    before, real, calls = signal.getsignal(signal.SIGINT), getattr(engine, where), itertools.count()
+
+    def interrupted(_, *arguments):
+        if next(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(fakes.FakeEngine, where, interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate(["a"] * 20, SamplingParams(max_tokens=250, ignore_eos=True))
-    timer.join()
     assert not engine.busy
+    assert engine.counters.step == (at + 2 if where == "step" else 1)  # the last one lets go
     assert signal.getsignal(signal.SIGINT) is before
     assert texts(llm.generate("a", GREEDY)) == ["a" * 8]
 

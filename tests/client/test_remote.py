@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import msgspec
 import pytest
 import zmq
 
 from tests.client.conftest import left_behind
+from tests.waiting import alive, eventually, until
 from weir.client import Remote
 from weir.client import process as process_module
 from weir.client import remote as remote_module
@@ -28,14 +28,14 @@ SEEDED = SamplingParams(max_tokens=8, seed=5)
 @pytest.fixture
 def make(text, clean):
     def maker(config=None, factory="engine", **options):
+        options = {"heartbeat_timeout": 60.0} | options  # this machine may be slow
         return Remote(config or {}, text, ["m"], factory=f"tests.fakes:{factory}", **options)
 
     return maker
 
 
 async def ready(client):
-    while client.health != "ready":
-        await asyncio.sleep(0.01)
+    await eventually(lambda: client.health == "ready")
 
 
 async def answers(streams):
@@ -46,13 +46,13 @@ def test_what_showed_nothing_is_replayed_and_the_rest_told(run, make, tmp_path):
     """The killer is replayed too: it kills once. Tokens are those an engine that lives makes."""
 
     async def main():
-        client = make({"requests": 4, "step_seconds": 0.01})
+        client = make({"requests": 4, "step_seconds": 0.01, "context": 100_000})
         await client.start()
         (wanted,) = await client.submit("q", SEEDED).collect()
         counted = client.stats.generated_tokens
         ended = []
         client.listeners.append(ended.append)
-        begun = client.submit("x", SamplingParams(max_tokens=250))
+        begun = client.submit("x", SamplingParams(max_tokens=90_000))
         await anext(begun)
         killer = client.submit("k", GREEDY, user=f"die:{tmp_path / 'died'}", request_id="killer")
         queued = [client.submit("q", SEEDED, request_id=str(at)) for at in range(6)]
@@ -78,9 +78,9 @@ def test_what_showed_nothing_is_replayed_and_the_rest_told(run, make, tmp_path):
 
 def test_an_error_event_comes_before_the_exception(run, make):
     async def main():
-        client = make({"step_seconds": 0.01})
+        client = make({"step_seconds": 0.01, "context": 100_000})
         await client.start()
-        stream = client.submit("x", SamplingParams(max_tokens=250, n=2))
+        stream = client.submit("x", SamplingParams(max_tokens=90_000, n=2))
         await anext(stream)
         os.kill(client.model.info["pid"], signal.SIGKILL)
         outputs = []
@@ -112,37 +112,39 @@ def test_a_request_that_kills_every_engine_is_given_up(run, make):
 
 
 @pytest.mark.parametrize("how", ["hang", "stop"])
-def test_a_hung_engine_is_noticed_and_replaced(run, make, how):
+def test_a_hung_engine_is_noticed_and_replaced(run, make, how, tmp_path):
     """A step that does not end, and a process that gives no sign of life."""
 
     async def main():
         client = make(step_timeout=0.6, heartbeat_timeout=1.2)
         await client.start()
-        pid = client.model.info["pid"]
-        if how == "hang":
-            stuck = client.submit("x", GREEDY, user="hang")
-            while client.health == "ready":
-                await asyncio.sleep(0.01)
-            client.abort(stuck.id)
-        else:
+        pid, free = client.model.info["pid"], tmp_path / "free"
+        client._timeouts |= {"step_timeout": 60.0, "heartbeat_timeout": 60.0}  # of those after it
+        if how == "stop":
             os.kill(pid, signal.SIGSTOP)
-        waiting = client.submit("y", GREEDY) if how == "stop" else None
-        while client.restarts == 0:
-            await asyncio.sleep(0.01)
+        waiting = client.submit("y", GREEDY, user=f"hang:{free}" if how == "hang" else "")
+        await eventually(lambda: client.restarts == 1)
         assert client.model.info["pid"] != pid
-        if waiting is not None:
-            assert (await waiting.collect())[0].text == "y" * 8
+        free.touch()
+        assert (await waiting.collect())[0].text == "y" * 8
         assert (await client.submit("z", GREEDY).collect())[0].text == "z" * 8
+        assert client.restarts == 1
         await client.close()
 
     run(main)
 
 
-def test_a_long_step_below_the_limit_is_left_alone(run, make):
+def test_a_step_may_be_long_as_long_as_there_are_signs_of_life(run, make, tmp_path, monkeypatch):
+    monkeypatch.setattr(process_module, "INTERVAL", 0.05)
+
     async def main():
-        client = make({"step_seconds": 1.5}, step_timeout=5.0, heartbeat_timeout=1.0)
+        client, free, heard = make(), tmp_path / "free", set()
         await client.start()
-        (completion,) = await client.submit("x", SamplingParams(max_tokens=1)).collect()
+        stream = client.submit("x", SamplingParams(max_tokens=1), user=f"hang:{free}")
+        await eventually(lambda: heard.add(client._engine._heard) or len(heard) > 4)
+        assert not stream.assembly.finished
+        free.touch()
+        (completion,) = await stream.collect()
         assert completion.finish_reason == "length" and client.restarts == 0
         await client.close()
 
@@ -220,8 +222,8 @@ def _hurried(sleep):
 
 
 def test_killed_again_and_again_under_load(run, make):
-    """Twenty engines are killed while forty callers keep asking: every request is answered, and
-    nothing has been left behind when the last engine stands."""
+    """Eight engines are killed while forty callers keep asking, half of them before they have done
+    anything: every request is answered, and nothing has been left behind when the last stands."""
 
     async def main():
         client = make({"requests": 16, "step_seconds": 0.001})
@@ -248,18 +250,18 @@ def test_killed_again_and_again_under_load(run, make):
                     await asyncio.sleep(0.02)
 
         callers = [asyncio.create_task(caller(at)) for at in range(40)]
-        for kill in range(20):
+        for kill in range(8):
             await ready(client)
             if kill == 1:
                 held = left_behind()[0]
-            await asyncio.sleep(0.05)
+            if kill % 2:
+                await eventually(lambda: client._engine.worked)
             os.kill(client.model.info["pid"], signal.SIGKILL)
-            while client.restarts == kill:
-                await asyncio.sleep(0.01)
-        await ready(client)
+            await eventually(lambda before=kill: client.restarts > before)
+        await eventually(lambda: counts["length"] > 40)
         stop.set()
         await asyncio.gather(*callers)
-        assert client.restarts == 20 and counts["length"] > 40
+        assert client.restarts == 8
         assert len(finished) == counts["length"] + counts["error"]
         descriptors, children, _, folders = left_behind()
         assert len(children) == 1 and len(folders) == 1 and descriptors <= held + 2
@@ -313,7 +315,7 @@ def test_closing_while_the_engine_is_being_replaced(run, make):
         waiting = client.submit("x", GREEDY)
         while client.health == "ready":
             await asyncio.sleep(0.001)
-        closing = asyncio.create_task(client.close(drain=20))
+        closing = asyncio.create_task(client.close(drain=60))
         await asyncio.sleep(0)
         assert client.health == "draining"
         (completion,) = await waiting.collect()
@@ -335,23 +337,12 @@ async def main():
     client = Remote({{}}, fakes.text(), ["m"], factory="tests.fakes:engine")
     await client.start()
     print(client.model.info["pid"], flush=True)
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 asyncio.run(main())
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as server:
         engine = int(server.stdout.readline())
         os.kill(engine, 0)
         server.kill()
-    deadline = time.monotonic() + 5
-    while _alive(engine):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: not alive(engine))
     assert list(tmp_path.iterdir()) == []
-
-
-def _alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

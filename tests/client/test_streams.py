@@ -8,6 +8,7 @@ import random
 import pytest
 
 from tests.fakes import FakeEngine, tokens_of
+from tests.waiting import eventually
 from weir.client import Limits, Local, Remote
 from weir.errors import BadRequest, Overloaded
 from weir.params import SamplingParams
@@ -25,11 +26,6 @@ def make(request, text, clean):
         return Remote(settings, text, ["m"], factory="tests.fakes:engine", limits=limits)
 
     return maker
-
-
-async def eventually(condition):
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 def test_a_request_from_submit_to_end(run, make):
@@ -103,7 +99,7 @@ def test_leaving_a_stream_aborts_it(run, make):
     """By break, by an exception, by cancellation, by hand, and from outside by id."""
 
     async def main():
-        client = make(step_seconds=0.002)
+        client = make(step_seconds=0.002, context=100_000)
         await client.start()
         ended = []
         client.listeners.append(
@@ -111,7 +107,7 @@ def test_leaving_a_stream_aborts_it(run, make):
         )
 
         def submit(name):
-            return client.submit("x", SamplingParams(max_tokens=250, n=2), request_id=name)
+            return client.submit("x", SamplingParams(max_tokens=90_000, n=2), request_id=name)
 
         async for _ in submit("break"):
             break
@@ -159,12 +155,12 @@ def test_a_storm_of_aborts(run, make):
                 if stop_after <= 0:
                     break
 
-        for batch in range(4):
+        for batch in range(2):
             await asyncio.gather(*(one(batch * 100 + at) for at in range(100)))
         await client.submit("x", GREEDY).collect()
-        await eventually(lambda: len(ended) == 401)
+        await eventually(lambda: len(ended) == 201)
         await eventually(lambda: client.stats.running + client.stats.waiting == 0)
-        assert len({finished.id for finished in ended}) == 401
+        assert len({finished.id for finished in ended}) == 201
         await client.close()
 
     run(main)
@@ -204,15 +200,17 @@ def test_what_msgpack_cannot_hold_is_refused(run, text, clean):
     run(main)
 
 
-@pytest.mark.parametrize(("drain", "reason"), [(30.0, "length"), (0.05, "abort")])
-def test_close_drains_for_so_long(run, make, drain, reason):
+@pytest.mark.parametrize(
+    ("drain", "tokens", "reason"), [(60.0, 10, "length"), (0.05, 90_000, "abort")]
+)
+def test_close_drains_for_so_long(run, make, drain, tokens, reason):
     async def main():
-        client = make(step_seconds=0.01)
+        client = make(step_seconds=0.01, context=100_000)
         await client.start()
-        stream = client.submit("x", SamplingParams(max_tokens=30))
+        stream = client.submit("x", SamplingParams(max_tokens=tokens))
         await anext(stream)
         closing = asyncio.create_task(client.close(drain))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0)  # so that it has begun
         assert client.health == "draining"
         with pytest.raises(Overloaded):
             client.submit("x", GREEDY)

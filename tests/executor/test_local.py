@@ -48,13 +48,13 @@ def test_plans_chain_before_their_tokens_are_read(executor):
     handles = [executor.submit(plan) for plan in plans]
     results = [handle.result() for handle in handles]
     assert [result.tokens[1] for result in results] == want
-    assert all(0 < result.seconds < 10 for result in results)
+    assert all(result.seconds > 0 for result in results)
 
 
 def test_submit_does_not_wait(executor):
     drive, gate = Drive(executor.runner), threading.Event()
     launch = executor.runner.launch
-    executor.runner.launch = lambda plan: gate.wait(10) and launch(plan)
+    executor.runner.launch = lambda plan: gate.wait(60) and launch(plan)
     handles = [
         executor.submit(drive.plan([drive.chunk(uid, 0, [uid], sample=EVERY)])) for uid in (1, 2)
     ]

@@ -81,7 +81,7 @@ def test_a_weir_server_knows_which_program_and_branch_calls(server, kept):
     calls = [f.program for f in server.finished if f.program.startswith(name)]
     kinds = {f"{name}{branch}" for branch in ("", "/0", "/1", "/1/0")}
     assert set(calls) == kinds and calls.count(f"{name}/1/0") == 2  # one a choice
-    found = httpx.get(f"{server.url}/programs").json()["programs"]
+    found = httpx.get(f"{server.url}/programs", timeout=60).json()["programs"]
     assert found[0]["program"] == name and len({one["program"] for one in found}) == len(found)
     usage = found[0]
     assert (usage["calls"], usage["branches"], usage["failed"]) == (len(calls), 4, 0)
@@ -168,7 +168,7 @@ def scripted(answers):
     """A service whose `answers` are a function of the body."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
     server.asked, server.answers = [], answers
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     try:

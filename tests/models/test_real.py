@@ -78,6 +78,7 @@ def test_gemma3(prompt, gemma3):
     assert error(logits(ours, ids, LAST), expected(theirs, ids, LAST)) < 1e-4
 
 
+@pytest.mark.slow  # of what an idle machine takes
 def test_smollm2_is_ready_soon():
     path = find("SmolLM2-135M-Instruct.Q4_1.gguf")
     load(path)  # brings the file into memory

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from msgspec import json as msgjson
 
 from tests.server.conftest import CHAT, Running, events
+from tests.waiting import CEILING
 from weir.server.app import ENDPOINTS
 from weir.server.openai import ChatRequest, CompletionRequest, EmbeddingRequest
 
@@ -148,18 +149,18 @@ def test_a_body_of_100_mb_is_refused_as_it_comes(server: Running):
             yield part
 
     try:
-        answer = httpx.post(server.url + "/v1/completions", content=content(), timeout=30)
+        answer = httpx.post(server.url + "/v1/completions", content=content(), timeout=CEILING)
     except (httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadError):
         pass  # the server had answered and hung up before everything was written
     else:
         assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
-    assert httpx.get(server.url + "/health").status_code == 200
+    assert httpx.get(server.url + "/health", timeout=CEILING).status_code == 200
 
 
 @pytest.mark.parametrize("length", ["1048577", "99999999999", "9" * 400])
 def test_a_declared_length_is_refused_before_the_body_comes(server: Running, length):
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=CEILING) as connection:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
         connection.sendall(head.encode() + b"{")
         answer = connection.recv(65536).decode()
@@ -231,12 +232,12 @@ def test_any_body_at_any_route(http, endpoint, content):
 def test_what_is_no_http(server: Running):
     host, port = server.url.removeprefix("http://").split(":")
     for junk in (b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\0" * 1000, b"POST / HTTP/9.9\r\n\r\n"):
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
+        with socket.create_connection((host, int(port)), timeout=CEILING) as connection:
             connection.sendall(junk)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(65536):
                 pass
-    assert httpx.get(server.url + "/health").status_code == 200
+    assert httpx.get(server.url + "/health", timeout=CEILING).status_code == 200
 
 
 def test_paths_and_queries(http):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable
 
 import pytest
 
 from tests.fakes import FakeEngine
 from tests.server.conftest import CHAT, Running, serving
+from tests.waiting import CEILING, until
 
 
 @pytest.fixture(scope="module")
@@ -21,23 +21,19 @@ def slow():
 
 def send(server: Running, path: str, body: dict) -> socket.socket:
     host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=10)
+    connection = socket.create_connection((host, int(port)), timeout=CEILING)
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
     connection.sendall(head.encode() + content)
     return connection
 
 
-def becomes(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.002)
-    return False
+def idle(server: Running) -> bool:
+    service = server.app.state.service
+    return not (server.engine.live or service.jobs or service.open)
 
 
-LONG = {"max_tokens": 90_000}
+LONG = {"max_tokens": 90_000}  # minutes
 
 
 @pytest.mark.parametrize(
@@ -56,31 +52,32 @@ LONG = {"max_tokens": 90_000}
 @pytest.mark.parametrize("reset", [False, True])
 def test_leaving_aborts(slow: Running, path: str, body: dict, reset: bool):
     connection = send(slow, path, body)
-    assert becomes(lambda: len(slow.engine.live) > 0)
+    until(lambda: slow.engine.live)
     if reset:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     connection.close()
-    assert becomes(lambda: not slow.engine.live and not slow.app.state.service.jobs)
-    assert becomes(lambda: slow.app.state.service.open == 0)
+    until(lambda: idle(slow))
 
 
 def test_a_client_that_leaves_while_it_sends(slow: Running):
     host, port = slow.url.removeprefix("http://").split(":")
     for _ in range(20):
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
+        with socket.create_connection((host, int(port)), timeout=CEILING) as connection:
             connection.sendall(
                 b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
             )
-    assert becomes(lambda: slow.app.state.service.open == 0)
-    assert slow.app.state.service.jobs == {}
+    until(lambda: idle(slow))
 
 
-def test_one_of_many_leaves_the_others_alone(slow: Running):
+def test_one_of_many_leaves_the_others_alone(slow: Running, monkeypatch):
     body = {"prompt": "abc", "max_tokens": 60, "stream": True, "temperature": 0}
-    connections = [send(slow, "/v1/completions", body) for _ in range(8)]
-    assert becomes(lambda: len(slow.engine.live) == 8)
-    for connection in connections[::2]:
-        connection.close()
+    with monkeypatch.context() as paused:
+        paused.setattr(slow.engine, "requests", 0)
+        connections = [send(slow, "/v1/completions", body) for _ in range(8)]
+        until(lambda: len(slow.engine.live) == 8)
+        for connection in connections[::2]:
+            connection.close()
+        until(lambda: len(slow.engine.live) == 4)
     for connection in connections[1::2]:
         answer = b""
         while not answer.endswith(b"0\r\n\r\n"):
@@ -89,7 +86,7 @@ def test_one_of_many_leaves_the_others_alone(slow: Running):
             answer += part
         assert answer.count(b'"text"') == 60 and b"[DONE]" in answer
         connection.close()
-    assert becomes(lambda: not slow.app.state.service.jobs)
+    until(lambda: idle(slow))
 
 
 def test_a_storm_of_aborts_leaves_nothing(slow: Running):
@@ -100,8 +97,7 @@ def test_a_storm_of_aborts_leaves_nothing(slow: Running):
         if round_ % 2:
             connection.recv(100)
         connection.close()
-    assert becomes(lambda: not slow.engine.live and not slow.app.state.service.jobs)
-    assert becomes(lambda: slow.app.state.service.open == 0)
+    until(lambda: idle(slow))
 
 
 def test_a_slow_reader_gets_everything(slow: Running):

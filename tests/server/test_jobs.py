@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes import FakeEngine, tokens_of
 from tests.server.conftest import TEXT
+from tests.waiting import CEILING, eventually
 from weir.client import Limits, Local
 from weir.config import Config
 from weir.errors import BadRequest, EngineDead, Overloaded
@@ -27,7 +28,7 @@ def run(test, *, limits: Limits | None = None, **engine):
         await client.start()
         try:
             return await asyncio.wait_for(
-                test(Service(client, Config(), Metrics(client), None), made), 20
+                test(Service(client, Config(), Metrics(client), None), made), CEILING
             )
         finally:
             await client.close()
@@ -36,8 +37,7 @@ def run(test, *, limits: Limits | None = None, **engine):
 
 
 async def idle(engine: FakeEngine) -> None:
-    while engine.live:
-        await asyncio.sleep(0.001)
+    await eventually(lambda: not engine.live)
 
 
 @pytest.mark.parametrize("count", [1, 3, 40])
@@ -91,8 +91,7 @@ def test_leaving_a_burst_early_leaves_no_task_behind(count):
         await bursts.aclose()
         service.finish(job)
         await idle(engine)
-        await asyncio.sleep(0)
-        assert len(asyncio.all_tasks()) <= 2
+        await eventually(lambda: len(asyncio.all_tasks()) <= 2)
 
     run(test, context=1000, step_seconds=0.001)
 

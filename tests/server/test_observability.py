@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.conftest import CHAT, serving
+from tests.waiting import CEILING
 from weir.client import Finished, Timing, Usage
 from weir.server.logs import LogFormatter, request_id
 from weir.server.tracing import Tracer
@@ -32,7 +33,7 @@ def scrape(http: httpx.Client) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def metered():
     with serving(vllm_metric_names=True) as running:
-        with httpx.Client(base_url=running.url) as http:
+        with httpx.Client(base_url=running.url, timeout=CEILING) as http:
             http.post("/v1/chat/completions", json=CHAT | {"n": 2, "max_tokens": 5})
             http.post("/v1/completions", json={"prompt": "abc", "max_tokens": 9, "user": "end:3"})
             http.post("/v1/completions", json={"prompt": "abc", "user": "fail"})
@@ -76,7 +77,7 @@ def test_times(metered):
     assert metered["weir_inter_token_latency_seconds_count"] == 4 + 4 + 2
     assert metered["weir_request_queue_time_seconds_count"] == 2
     for part in ("prefill", "decode", "inference"):
-        assert 0 <= metered[f"weir_request_{part}_time_seconds_sum"] < 5
+        assert 0 <= metered[f"weir_request_{part}_time_seconds_sum"] < CEILING
 
 
 def test_answers_are_counted_by_route(metered):
@@ -115,6 +116,7 @@ def test_spans():
     tracer.begin("one", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     began = time.time()
     tracer(finished())
+    ended = time.time()
     tracer.close()
     spans = {span.name: span for span in exporter.get_finished_spans()}
     assert list(spans) == ["queue", "prefill", "decode", "llm_request"]
@@ -123,7 +125,7 @@ def test_spans():
     assert f"{root.parent.span_id:x}" == "b7ad6b7169203331"
     assert all(spans[n].parent.span_id == root.context.span_id for n in list(spans)[:3])
     assert all(0.9e9 < span.end_time - span.start_time < 3.1e9 for span in spans.values())
-    assert abs(root.end_time / 1e9 - (began - 1)) < 0.5
+    assert began - 0.1 < root.end_time / 1e9 + 1 < ended + 0.1
     assert root.attributes["gen_ai.usage.completion_tokens"] == 7
     assert root.attributes["gen_ai.latency.time_to_first_token"] == pytest.approx(2)
 
@@ -152,7 +154,12 @@ def test_the_server_passes_the_traceparent_on(monkeypatch):
     with serving(otlp_traces_endpoint="http://127.0.0.1:9") as running:
         parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         body = {"prompt": ["a", "b"], "max_tokens": 2}
-        httpx.post(running.url + "/v1/completions", json=body, headers={"traceparent": parent})
+        httpx.post(
+            running.url + "/v1/completions",
+            json=body,
+            headers={"traceparent": parent},
+            timeout=CEILING,
+        )
     made[0].close()
     roots = [s for s in exporter.get_finished_spans() if s.name == "llm_request"]
     assert [f"{s.context.trace_id:x}"[:6] for s in roots] == ["af7651"] * 2
@@ -191,6 +198,7 @@ def test_an_unforeseen_failure_is_logged_with_its_request_and_hidden_from_the_cl
                 running.url + "/v1/completions",
                 json={"prompt": "a", "stream": stream},
                 headers={"X-Request-Id": "find-me"},
+                timeout=CEILING,
             )
             assert answer.status_code == 500 and "secret" not in answer.text
             assert answer.json()["error"]["type"] == "internal_error"
@@ -203,7 +211,8 @@ def test_an_unforeseen_failure_is_logged_with_its_request_and_hidden_from_the_cl
 
 def test_requests_are_logged_at_their_end(caplog):
     with caplog.at_level(logging.INFO), serving(enable_log_requests=True) as running:
-        httpx.post(running.url + "/v1/completions", json={"prompt": "abc", "max_tokens": 4})
+        body = {"prompt": "abc", "max_tokens": 4}
+        httpx.post(running.url + "/v1/completions", json=body, timeout=CEILING)
     (ended,) = [r for r in caplog.records if r.name == "weir.requests"]
     assert (ended.prompt_tokens, ended.completion_tokens, ended.finish) == (3, 4, "length")
     assert 0 <= ended.queue_s <= ended.ttft_s <= ended.e2e_s

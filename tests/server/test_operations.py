@@ -6,13 +6,16 @@ import asyncio
 import json
 import re
 import threading
-import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx
 import pytest
 
 from tests.fakes import FakeEngine
-from tests.server.conftest import CHAT, events, serving
+from tests.server.conftest import CHAT, Running, events, serving
+from tests.waiting import CEILING, until
 from weir.client import Limits
 from weir.server.operations import probe
 
@@ -32,7 +35,7 @@ def test_deep_health_generates_a_token(http, server):
 
 
 def test_a_dead_engine_is_said_so_everywhere():
-    with serving() as running, httpx.Client(base_url=running.url) as http:
+    with serving() as running, client(running) as http:
         stream = http.post("/v1/chat/completions", json=CHAT | {"user": "raise", "stream": True})
         assert stream.status_code == 503, "nothing was streamed yet, so the status can still tell"
         for path in ("/health", "/ping", "/ready", "/livez", "/health?deep=1"):
@@ -46,7 +49,7 @@ def test_a_dead_engine_is_said_so_everywhere():
 
 @pytest.mark.parametrize("path", ["/ready", "/health", "/v1/chat/completions"])
 def test_who_asks_meanwhile_hears_why_the_engine_is_restarted_and_when_to_ask_again(path):
-    with serving() as running, httpx.Client(base_url=running.url) as http:
+    with serving() as running, client(running) as http:
         running.client._health = "restarting: the engine process was killed by SIGKILL"
         running.client._start_seconds = 2.5
         answer = http.post(path, json=CHAT) if "chat" in path else http.get(path)
@@ -57,58 +60,60 @@ def test_who_asks_meanwhile_hears_why_the_engine_is_restarted_and_when_to_ask_ag
 
 
 def test_an_engine_that_hangs_fails_the_deep_check():
-    free = threading.Event()
-
-    class Stuck(FakeEngine):
-        def step(self):
-            free.wait()
-            return super().step()
-
-    with serving(engine=Stuck()) as running, httpx.Client(base_url=running.url) as http:
+    with halted() as (running, _), client(running) as http:
         answer = http.get("/health?deep=1&timeout=0.2")
         assert answer.status_code == 503
         assert "no step" in answer.json()["error"]["message"]
         assert http.get("/health").status_code == 200
-        free.set()
 
 
 def test_deep_checks_share_one_probe():
-    async def many(url: str) -> list[int]:
-        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-            answers = await asyncio.gather(*(http.get("/health?deep=1") for _ in range(30)))
-            return [answer.status_code for answer in answers]
+    path = "/health?deep=1&timeout=60"
+    with halted() as (running, go), client(running) as http, ThreadPoolExecutor(30) as threads:
+        answers = threads.map(http.get, [path] * 30)
+        until(lambda: running.app.state.service.open == 30)
+        go.set()
+        assert [answer.status_code for answer in answers] == [200] * 30
+        assert running.engine.counters.generated_tokens == 1
 
-    with serving(engine=FakeEngine(step_seconds=0.2)) as running:
-        assert asyncio.run(many(running.url)) == [200] * 30
-        assert 0 < running.engine.counters.generated_tokens < 15
+
+@contextmanager
+def halted() -> Iterator[tuple[Running, threading.Event]]:
+    """A server whose engine makes no step until the event is set, or until the end."""
+    go = threading.Event()
+
+    class Halted(FakeEngine):
+        def step(self):
+            go.wait(CEILING)
+            return super().step()
+
+    with serving(engine=Halted()) as running:
+        try:
+            yield running, go
+        finally:
+            go.set()
+
+
+def client(running: Running) -> httpx.Client:
+    return httpx.Client(base_url=running.url, timeout=CEILING)
 
 
 def test_a_busy_engine_is_not_a_sick_one():
     """The queue is full, so the probe is refused; but steps go on."""
-    engine = FakeEngine(step_seconds=0.01, requests=1, context=4000)
-    with serving(engine=engine, limits=Limits(requests=1)) as running:
-        body = CHAT | {"n": 1}
-        threads = [
-            threading.Thread(
-                target=httpx.post,
-                args=(running.url + "/v1/chat/completions",),
-                kwargs={"json": body, "timeout": 60},
-            )
-            for _ in range(3)
-        ]
-        for thread in threads:
-            thread.start()
-            time.sleep(0.1)
-        try:
-            refused = httpx.post(running.url + "/v1/chat/completions", json=CHAT)
-            assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
-            assert refused.json()["error"]["code"] == "overloaded"
-            future = asyncio.run_coroutine_threadsafe(probe(running.client, 0.3), running.loop)
-            assert future.result(5) is None
-        finally:
-            httpx.post(running.url + "/abort_request", json={"abort_all": True})
-            for thread in threads:
-                thread.join()
+    engine = FakeEngine(step_seconds=0.01, requests=1, context=100_000)
+    with serving(engine=engine, limits=Limits(requests=1)) as running, client(running) as http:
+        with ThreadPoolExecutor(2) as threads:
+            try:
+                for busy in ({"running": 1, "waiting": 0}, {"running": 1, "waiting": 1}):
+                    threads.submit(http.post, "/v1/chat/completions", json=CHAT)
+                    until(lambda busy=busy: http.get("/load").json().items() >= busy.items())
+                refused = http.post("/v1/chat/completions", json=CHAT)
+                assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+                assert refused.json()["error"]["code"] == "overloaded"
+                future = asyncio.run_coroutine_threadsafe(probe(running.client, 60), running.loop)
+                assert future.result(CEILING) is None
+            finally:
+                http.post("/abort_request", json={"abort_all": True})
 
 
 def test_information(http, server):
@@ -126,7 +131,7 @@ def test_information(http, server):
 
 def test_secrets_stay_secret():
     with serving(api_key=["sesame"], served_model_name=["a", "b/c"]) as running:
-        with httpx.Client(base_url=running.url) as http:
+        with client(running) as http:
             key = {"Authorization": "Bearer sesame"}
             assert "sesame" not in http.get("/server_info", headers=key).text
             assert http.get("/v1/models/b/c", headers=key).json()["root"] == "a"
@@ -151,7 +156,7 @@ def test_a_key_says_whose_share_a_request_takes():
     named = ["end:3=three", "end:5=five"]
     body = {"prompt": "abcdefghij", "max_tokens": 8, "temperature": 0}
     with serving(tenant_keys=named, api_key=["any"]) as running:
-        with httpx.Client(base_url=running.url) as http:
+        with client(running) as http:
 
             def tokens(key: str, user: str) -> int:
                 headers = {"Authorization": f"Bearer {key}"}
@@ -238,7 +243,7 @@ def test_flushing(http, server, path):
 @pytest.fixture(scope="module")
 def slow():
     with serving(engine=FakeEngine(step_seconds=0.005, context=100_000)) as running:
-        with httpx.Client(base_url=running.url, timeout=30) as http:
+        with client(running) as http:
             yield http
 
 
@@ -281,10 +286,11 @@ def test_a_duplicate_id_in_the_body_is_refused_but_not_one_in_the_header(slow):
         assert proxied.json()["id"].startswith("cmpl-twice-")
 
 
-def test_a_draining_server_finishes_and_takes_nothing_new():
+def test_a_draining_server_finishes_and_takes_nothing_new(tmp_path):
     with serving(engine=FakeEngine(step_seconds=0.01)) as running:
-        with httpx.Client(base_url=running.url) as http:
-            body = {"prompt": "abc", "max_tokens": 30, "stream": True}
+        with client(running) as http:
+            free = tmp_path / "free"
+            body = {"prompt": "abc", "max_tokens": 30, "stream": True, "user": f"hold:{free}"}
             with http.stream("POST", "/v1/completions", json=body) as answer:
                 chunks = answer.iter_text()
                 text = next(chunks)
@@ -293,6 +299,7 @@ def test_a_draining_server_finishes_and_takes_nothing_new():
                 assert refused.status_code == 503 and "retry-after" in refused.headers
                 assert http.get("/ready").status_code == 503
                 assert http.get("/health").status_code == 200
+                free.touch()
                 text += "".join(chunks)
             assert len(events(text)) == 31
 

@@ -158,13 +158,13 @@ class LLM:
     def _run(self, assemblies: list[Assembly], shown: bool) -> list[RequestOutput]:
         """Step the engine until every request has ended and it has nothing left to do."""
         outputs = {a.id: request_output(a) for a in assemblies}
-        for assembly in assemblies:
-            for submit in assembly.submits:
-                self._engine.add(request(submit))
         with progress(len(assemblies), "generating", hidden=not shown) as bar:
             self._ledger.listeners = [lambda ended: bar.advance(1, ended.usage.prompt_tokens)]
             try:
                 with interruptible() as interrupted:
+                    for assembly in assemblies:
+                        for submit in assembly.submits:
+                            self._engine.add(request(submit))
                     while self._engine.busy and not interrupted.is_set():
                         for assembly, output in self._step():
                             outputs[assembly.id].outputs[output.index].add(output)
