@@ -100,7 +100,7 @@ def test_latency_under_load_beside_what_others_reached(
     assert fast.split()[:2] == ["16", "5"] and fast.split()[-1] == "(80)"
     for run in json.loads((data / "out.json").read_text())["runs"]:
         first, last, p50, p99, worst = run["latency"]
-        assert run["failed"] == 0 and 0 < first <= last and 0 <= p50 <= p99 <= worst > 0
+        assert run["failed"] == 0 and 0 < first <= last and 0 <= p50 <= p99 <= worst
 
 
 def test_a_server_can_be_given_the_recorded_lengths(data: Path) -> None:
