@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weir.core import PENDING, Chunk, Delta, Request, Result, Score
+from weir.core import PENDING, Chunk, Delta, Matcher, Request, Result, Score
 from weir.errors import GrammarError
 
 
@@ -34,6 +34,18 @@ def advance(r: Request, length: int, home: int) -> Chunk:
         r.sampled = True
         r.tokens.append(PENDING)
     return chunk
+
+
+def decode(r: Request, home: int) -> Chunk:
+    """`advance` by one token for what nearly all chunks are: `r`, without a grammar, has all its
+    tokens computed but the last, which the answer goes on from, and no new pages."""
+    start = r.computed
+    ids = [] if r.sampled else r.tokens[start:]
+    r.computed = start + 1
+    r.flying += 1
+    r.sampled = True
+    r.tokens.append(PENDING)
+    return Chunk(r.uid, start, ids, [], home, r.sampling, r.prompt, final=True)
 
 
 def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
@@ -70,25 +82,32 @@ def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
 
 
 def _append(r: Request, token: int) -> None:
-    """Settle a sampled token, and with a grammar also what must follow it, up to where the answer
-    ends. Raises `GrammarError`."""
+    """Settle a sampled token; with a grammar also what must follow it. Raises `GrammarError`."""
     sampling = r.sampling
-    stops, room = sampling.stops, r.prompt + sampling.max_tokens - r.settled
-    tokens = [token]
-    if token in stops:
+    if r.matcher is not None and token not in sampling.stops:
+        return _follow(r, r.matcher, token)
+    r.tokens[r.settled] = token
+    r.settled += 1
+    if token in sampling.stops:
         r.done = "stop"
-    elif r.matcher is not None:
-        tokens = r.matcher.advance(token)
-        r.jumped = tokens != [token]
-        if r.jumped:
-            recall(r, r.settled + (tokens[0] == token))
-        if r.matcher.complete:
-            r.done = "stop"
-        stopped = next((at for at, one in enumerate(tokens[:room], 1) if one in stops), 0)
-        if stopped:
-            tokens, r.done = tokens[:stopped], "stop"
-        elif len(tokens) > room:
-            tokens, r.done = tokens[:room], "length"
+    elif r.settled - r.prompt >= sampling.max_tokens:
+        r.done = "length"
+
+
+def _follow(r: Request, matcher: Matcher, token: int) -> None:
+    """Settle what stands in the place of a sampled token, up to where the answer ends."""
+    stops, room = r.sampling.stops, r.prompt + r.sampling.max_tokens - r.settled
+    tokens = matcher.advance(token)
+    r.jumped = tokens != [token]
+    if r.jumped:
+        recall(r, r.settled + (tokens[0] == token))
+    if matcher.complete:
+        r.done = "stop"
+    stopped = next((at for at, one in enumerate(tokens[:room], 1) if one in stops), 0)
+    if stopped:
+        tokens, r.done = tokens[:stopped], "stop"
+    elif len(tokens) > room:
+        tokens, r.done = tokens[:room], "length"
     r.tokens[r.settled : r.settled + 1] = tokens
     r.settled += len(tokens)
     if r.done is None and len(tokens) >= room:

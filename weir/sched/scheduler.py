@@ -23,7 +23,7 @@ from weir.core import (
     Tier,
 )
 from weir.kv.cache import Cache
-from weir.sched.advance import advance, recall, settle
+from weir.sched.advance import advance, decode, recall, settle
 from weir.sched.composer import Composer
 from weir.sched.iteration import Iteration
 from weir.sched.placement import Placement, cut
@@ -110,8 +110,9 @@ class Scheduler:
             self._wait(r)
         if not (it.chunks or it.moves or self.forget):
             return None
-        most = self.capacity.lane
-        lanes = [part for lane in self.placement.lanes(it.chunks) for part in cut(lane, most)]
+        lanes = [lane for lane in self.placement.lanes(it.chunks) if lane]
+        if (most := self.capacity.lane) < self.capacity.tokens:
+            lanes = [part for lane in lanes for part in cut(lane, most)]
         plan = Plan(self.step, it.moves, lanes, self.forget)
         self.step += 1
         self.forget = []
@@ -131,7 +132,7 @@ class Scheduler:
         for r, length in self.composer.compose(self._ranked(ready, it), budget):
             chunk = self._schedule(r, min(length, budget.tokens, capacity.lane), it, now)
             if chunk is not None:
-                length = chunk.length
+                length = r.computed - chunk.start
                 it.take(chunk, length)
                 r.last = self.step
                 for served in self.served:
@@ -179,9 +180,9 @@ class Scheduler:
 
     def _schedule(self, r: Request, length: int, it: Iteration, now: float) -> Chunk | None:
         """Find `r`'s prefix, reserve its pages, and advance it by at most `length`."""
-        room = r.prompt <= r.computed < len(r.pages) * self.cache.page
-        if room and r.sent and r.decoding and r.matcher is None:  # what most do needs nobody
-            return advance(r, 1, r.pages[-1].tier)
+        room = r.prompt <= r.computed < r.sent * self.cache.page
+        if room and r.decoding and r.matcher is None:
+            return decode(r, r.pages[-1].tier)
         known = r.settled == len(r.tokens)
         if r.matcher is not None and known and r.matcher.mask() is None:
             return None  # its mask is being computed; nobody waits for it
