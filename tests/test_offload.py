@@ -68,7 +68,7 @@ def random_model(folder: Path) -> dict[str, object]:
 
 
 def generate(**given: object) -> list[list[int]]:
-    engine = build.engine(settings(kv_cache_memory="64MiB", **given))
+    engine = build.engine(settings(**({"kv_cache_memory": "64MiB"} | given)))
     try:
         for uid, prompt in enumerate(PROMPTS):
             engine.add(Request(uid, list(prompt), Sampling(temperature=0.0, max_tokens=10), uid))
@@ -93,6 +93,8 @@ def test_tokens_are_those_of_a_model_in_one_place(tmp_path, device):
     if device == "cuda":
         file = plan(tmp_path, (0.5, 0.5, 0.0), cache=(0.0, 1.0, 0.0), cpu_attention=True)
         assert generate(**made, offload=file) == whole
+        file = plan(tmp_path, (0.5, 0.5, 0.0), cache=(0.5, 0.5, 0.0), cpu_attention=True)
+        assert generate(**made, offload=file, kv_cache_memory="1MiB", **lanes) == whole
 
 
 @pytest.mark.parametrize("device", DEVICES)

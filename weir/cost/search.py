@@ -161,43 +161,30 @@ def _minimise(weight: Any, rows: Any, least: Any, most: Any) -> Any:
 
 
 def naive(spec: Spec, job: Job, machine: Machine, base: Offload) -> list[Planned]:
-    """What one would choose by hand, each with the largest block that fits."""
-    cpu = replace(base, cpu_attention=True, hidden=GPU)
-    gpu = replace(cpu, cpu_attention=False, cache=GPU)
+    """What one would choose by hand, each with the largest single batch that fits."""
+    there = replace(base, batches=1, lanes=1, cpu_attention=True, cache=CPU, hidden=GPU)
+    here = replace(there, cpu_attention=False, cache=GPU)
     hands = {
-        "weights where they fit, the rest on the GPU": [
-            replace(gpu, weights=shares) for shares in _fill(spec, job, machine, gpu)
-        ],
-        "weights on the CPU, the rest on the GPU": [replace(gpu, weights=CPU)],
-        "everything on the CPU": [replace(cpu, weights=CPU, cache=CPU)],
-        "weights on disk, KV on the CPU": [replace(cpu, weights=DISK, cache=CPU)],
+        "weights where they fit, the rest on the GPU": replace(
+            here, weights=_fill(spec, job, machine, here)
+        ),
+        "weights on the CPU, the rest on the GPU": replace(here, weights=CPU),
+        "everything on the CPU": replace(there, weights=CPU),
+        "weights on disk, KV on the CPU": replace(there, weights=DISK),
     }
     found = []
-    for name, choices in hands.items():
-        best = _largest(spec, job, machine, choices)
-        if best is not None:
-            found.append(Planned(name=name, offload=best[0], predicted=best[1]))
+    for name, choice in hands.items():
+        sizes = (replace(choice, batch=size) for size in SIZES)
+        pairs = [(placed, predict(spec, job, machine, placed)) for placed in sizes]
+        if fitting := [pair for pair in pairs if pair[1].fits]:
+            placed, predicted = fitting[-1]
+            found.append(Planned(name=name, offload=placed, predicted=predicted))
     return found
 
 
-def _fill(spec: Spec, job: Job, machine: Machine, base: Offload) -> list[Shares]:
+def _fill(spec: Spec, job: Job, machine: Machine, base: Offload) -> Shares:
     """Weights on the GPU as far as they leave half of it, then on the CPU, then on disk."""
-    costs = Costs(spec, job, machine, replace(base, batch=1, batches=1))
-    held = costs.layer * spec.layers
+    held = Costs(spec, job, machine, replace(base, batch=1)).layer * spec.layers
     gpu = min(1.0, 0.5 * machine.gpu_memory / held)
     cpu = min(1.0 - gpu, 0.8 * machine.cpu_memory / held)
-    return [(gpu, cpu, max(0.0, 1.0 - gpu - cpu))]
-
-
-def _largest(
-    spec: Spec, job: Job, machine: Machine, choices: Iterable[Offload]
-) -> tuple[Offload, Prediction] | None:
-    """The choice with the largest single batch that fits."""
-    best: tuple[Offload, Prediction] | None = None
-    for choice in choices:
-        for size in SIZES:
-            placed = replace(choice, batch=size, batches=1)
-            predicted = predict(spec, job, machine, placed)
-            if predicted.fits:
-                best = placed, predicted
-    return best
+    return gpu, cpu, max(0.0, 1.0 - gpu - cpu)
