@@ -20,7 +20,7 @@ from weir.sched.hybrid import Hybrid
 from weir.sched.names import Knowledge, ranking
 from weir.sched.placement import Estimate, OnDemand
 from weir.sched.scheduler import Scheduler
-from weir.sched.shortest import Shortest
+from weir.sched.shortest import PROMPT, Shortest
 
 
 def engine(
@@ -64,7 +64,7 @@ def starts(it: Engine) -> list[int]:
 def test_shortest_runs_the_least_work_first_and_classes_before_that():
     it = engine("shortest", requests=1)
     for uid, (wanted, prompt, priority) in enumerate(
-        [(9, 4, 0), (5, 4, 0), (2, 30, 0), (1, 1, 1), (3, 4, 0)]
+        [(9, 4, 0), (5, 4, 0), (2, 60, 0), (1, 1, 1), (3, 4, 0)]
     ):
         submit(it, uid, wanted, prompt, priority=priority)
     assert ends(it) == [4, 1, 0, 2, 3]
@@ -72,9 +72,9 @@ def test_shortest_runs_the_least_work_first_and_classes_before_that():
 
 def test_what_is_cached_is_no_work():
     it = engine("shortest", requests=1)
-    submit(it, 0, 1, 40)
+    submit(it, 0, 1, 60)
     it.step()
-    same = Request(1, [*it.executor.requests[0][:40], 7], Sampling(max_tokens=2), 1.0)
+    same = Request(1, [*it.executor.requests[0][:60], 7], Sampling(max_tokens=2), 1.0)
     it.executor.requests[1] = same.tokens
     submit(it, 2, 9, 6)
     it.add(same)
@@ -336,7 +336,7 @@ def test_length_is_what_the_caller_knows():
     known = {0: 5.0, 1: 3.0, 2: 9.0}
     assert Shortest(lambda r: known[r.uid]).key(
         Request(1, [1, 2], Sampling(max_tokens=100), 0.0)
-    ) == (0, True, 5.0)
+    ) == (0, True, 3.0 + 2 * PROMPT)
 
 
 def test_calls_of_a_program_stand_where_its_first_call_did():

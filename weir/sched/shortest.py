@@ -19,6 +19,10 @@ from weir.sched.ranking import Key, Rank, Ranking
 
 log = logging.getLogger(__name__)
 
+PROMPT = 0.2
+"""What a token to compute counts, beside one to come: a step holds many of a prompt and one of an
+answer, but they also fill the memory (docs/log.md)."""
+
 
 def promised(r: Request) -> float:
     """The most tokens that `r` may be answered with; exact for one that ignores its stops."""
@@ -27,7 +31,7 @@ def promised(r: Request) -> float:
 
 @dataclass(slots=True)
 class Shortest(Ranking):
-    """Fewest tokens still to compute, prompt and answer together, within a priority class.
+    """Least work left, prompt and answer together, within a priority class.
 
     length: tokens of the whole answer to a request. matches: what the cache holds of its prompt
     need not be computed. preempt: a newcomer may take the place of a running request that has more
@@ -38,11 +42,13 @@ class Shortest(Ranking):
     preempt: bool = False
 
     def key(self, r: Request) -> Key:
-        tokens, end = len(r.tokens), r.prompt + self.expected(r)
-        left = (end if end > tokens else tokens) - r.computed
-        waits = not r.running
+        tokens, waits = len(r.tokens), not r.running
+        todo = tokens - r.computed
         if waits and self.matches is not None:
-            left -= self.matches.of(r)
+            todo -= self.matches.of(r)
+        left = PROMPT * todo
+        if (more := r.prompt + self.expected(r) - tokens) > 0:
+            left += more
         return (r.priority, left) if self.preempt else (r.priority, waits, left)
 
     def expected(self, r: Request) -> float:
