@@ -65,6 +65,7 @@ def test_start_and_a_quiet_end():
         assert running.wait(CEILING) == 0
         assert not Path(f"/proc/{engine}").exists()
         lines = [json.loads(line) for line in running.stderr]
+        assert "starting fake on http://127.0.0.1:" in lines[0]["message"]
         assert any("ready after" in line["message"] for line in lines)
         assert all(line["level"] == "info" for line in lines), lines
 

@@ -129,19 +129,17 @@ async def run(client: Client, options: Options, listening: socket.socket) -> Non
         ),
         service,
     )
+    host, port = listening.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    log.info("starting %s on %s; requests get a 503 until it is ready", client.model.name, url)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     starting = asyncio.create_task(client.start())
     try:
         await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
         if starting.done() and not serving.done():
             starting.result()  # raises why the engine cannot start
-            host, port = listening.getsockname()[:2]
             log.info(
-                "ready after %.1f s: %s on http://%s:%d",
-                time.monotonic() - began,
-                client.model.name,
-                f"[{host}]" if ":" in host else host,
-                port,
+                "ready after %.1f s: %s on %s", time.monotonic() - began, client.model.name, url
             )
             gc.collect()
             gc.freeze()  # what lives as long as the server is not walked again
