@@ -128,6 +128,16 @@ def test_products_of_one_row(n: int, k: int, group: int) -> None:
         check(of_codes, found.floats().double())
 
 
+@pytest.mark.parametrize("offset", [0, 1, 4])
+def test_one_row_may_begin_anywhere(offset: int) -> None:
+    weight = to_fp8(torch.randn(8, 64))
+    rows = torch.randn(2, 64 + 5).to(HALF)
+    x = rows.to(DEVICE)[1:, offset : offset + 64]
+    got = single_of_bytes(x, weight.values.to(DEVICE), weight.scales.to(DEVICE), None)
+    want = rows[1:, offset : offset + 64].double() @ weight.floats().double().T
+    assert distance(got, want) < TOLERANCE[HALF]
+
+
 @pytest.mark.parametrize("factor", [2.0**-12, 1.0, 100.0])
 def test_every_8_bit_float_and_every_code_is_its_number(factor: float) -> None:
     """Nothing of it is lost on its way, also where x is small or large."""

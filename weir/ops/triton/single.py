@@ -91,8 +91,9 @@ def single_of_codes(
 
 
 def _fours(x: Tensor) -> Tensor:
-    """A row of 16-bit numbers, four in an int64."""
-    return (x.contiguous() if x.storage_offset() % 4 else x).view(torch.int64)
+    """x [1, K] of 16-bit numbers as int64 [K / 4], four in each."""
+    row = x[0]
+    return (row.clone() if row.storage_offset() % 4 else row).view(torch.int64)
 
 
 @kernel()
