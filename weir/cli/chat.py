@@ -1,6 +1,7 @@
 """Talk to a model in the terminal.
 
-With --url the model is a running server's; without, a server is started for this talk alone.
+With --url the model is a running server's; without, a server is started for this talk alone, with
+settings from the environment, such as WEIR_DTYPE.
 In the talk: /reset forgets it, /system TEXT sets the system prompt, /quit leaves. Ctrl-C stops an
 answer; Ctrl-D leaves.
 """

@@ -48,8 +48,8 @@ def host_zeros(size: int, *, pinned: bool = False, part: int = 0) -> Tensor:
         memory = Memory(-1, size)
     except OSError as error:
         raise ConfigError(
-            f"{size / 2**30:.1f} GiB of main memory cannot be had ({error.strerror}): lower"
-            " --kv-cache-memory, --cpu-cache or --cpu-memory"
+            f"{size / 2**30:.1f} GiB of main memory cannot be had ({error.strerror}): give a"
+            " smaller --kv-cache-memory, --cpu-cache or --cpu-memory"
         ) from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
