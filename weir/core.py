@@ -95,8 +95,8 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
 class Matcher(Protocol):
     """The grammar that one request's answer follows, and how far it has come."""
 
-    def begin(self, most: int) -> list[int]:
-        """The tokens, at most so many, that every answer begins with: taken as given."""
+    def begin(self) -> list[int]:
+        """The tokens that every answer begins with: taken as given."""
         ...
 
     def mask(self, alone: bool = False) -> bytes | None:
@@ -104,9 +104,10 @@ class Matcher(Protocol):
         nobody else waits for it."""
         ...
 
-    def advance(self, token: int) -> list[int]:
+    def advance(self, token: int, alone: bool = False) -> list[int] | None:
         """Take a token in that `mask` allowed. Returns what stands in its place: the token, and
-        whatever must follow it; tokens may be cut otherwise then, but say the same.
+        whatever must follow it; tokens may be cut otherwise then, but say the same. None: not known
+        yet, ask again with the same token.
 
         Raises `GrammarError` if the answer cannot go on."""
         ...
@@ -141,6 +142,7 @@ class Request:
     shared: int = 0  # leading pages that belong to the tree
     sent: int = 0  # leading pages the executor has been told of
     sampled: bool = False  # the executor sampled its last token and still has it
+    owed: tuple[int, Delta] | None = None  # a sampled token whose place the matcher has yet to fill
     jumped: bool = False  # more than that followed the token before it, so it may again
     scored: int = 0  # prompt positions whose logprob has been asked for
     peak: int = 0  # tokens ever computed: what a preemption makes it compute again

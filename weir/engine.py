@@ -108,7 +108,8 @@ class Engine:
             return self._refuse(request.uid, "this engine was started without grammars")
         else:
             jumps = request.sampling.logprobs is None  # a forced token was not sampled: it has none
-            opened = self.library.open(request.grammar, request.tokens, jumps)
+            most = request.sampling.max_tokens - 1
+            opened = self.library.open(request.grammar, request.tokens, most, jumps)
             self.opening[request.uid] = request, opened
             self._open()
         self._stats.prompt_tokens += request.prompt
@@ -175,6 +176,8 @@ class Engine:
         that one brought; nothing while the pipe fills."""
         began = time.perf_counter()
         plan = None
+        if self.library is not None:
+            self.library.renew()
         if self.opening:
             self._open()
         if self.keeper is not None and self.keeper.failed:

@@ -179,8 +179,8 @@ def tried(compiler: Compiler, opener: Library, asked: StructuredOutputs, limit: 
 def opened(opener: Library, compiled: Grammar, limit: float) -> str:
     """Open it and follow it for a few tokens."""
     try:
-        matcher = opener.open(compiled, [], True).result(limit)
-        matcher.begin(8)
+        matcher = opener.open(compiled, [], 8, True).result(limit)
+        matcher.begin()
         for _ in range(3):
             deadline = time.monotonic() + limit
             while (mask := matcher.mask()) is None:
@@ -190,7 +190,8 @@ def opened(opener: Library, compiled: Grammar, limit: float) -> str:
             first = next(n for n in range(8 * len(mask)) if mask[n // 8] >> n % 8 & 1)
             if first >= 256:
                 break
-            matcher.advance(first)
+            while matcher.advance(first) is None:
+                assert time.monotonic() < deadline, "a token is not taken in"
     except AssertionError:
         raise
     except Exception as error:

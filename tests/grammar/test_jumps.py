@@ -55,8 +55,9 @@ class Speaker:
     def say(self, grammar: Automaton, model: Model, jumps: bool, most: int = 40) -> bytes:
         """What the model answers, up to `most` tokens."""
         cutter = Cutter(self.encode, self.pieces) if jumps else None
-        matcher = AutomatonMatcher(Masks(grammar, self.vocabulary), self.beside, cutter)
-        said = matcher.begin(most)
+        masks = Masks(grammar, self.vocabulary)
+        matcher = AutomatonMatcher(masks, self.beside, cutter, most=most)
+        said = matcher.begin()
         while len(said) < most and not matcher.complete:
             while (mask := matcher.mask()) is None:
                 pass
@@ -141,10 +142,9 @@ def test_a_long_jump_is_taken_in_parts(beside):
     speaker = Speaker(["abc", "cab", "bca"], beside)
     wanted = b"abc" * 1000
     grammar = automaton("x?(abc){1000}")
-    matcher = AutomatonMatcher(
-        Masks(grammar, speaker.vocabulary), beside, Cutter(speaker.encode, speaker.pieces)
-    )
-    said, parts = matcher.begin(10_000), 0
+    masks, cutter = Masks(grammar, speaker.vocabulary), Cutter(speaker.encode, speaker.pieces)
+    matcher = AutomatonMatcher(masks, beside, cutter, most=10_000)
+    said, parts = matcher.begin(), 0
     while not matcher.complete:
         while matcher.mask() is None:
             pass

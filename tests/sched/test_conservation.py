@@ -23,29 +23,33 @@ def build(rng: random.Random, page: int, depth: int, chains: bool, longest: int)
 
 class Toy:
     """A grammar as the scheduler sees one: begins with given tokens, replaces some of the sampled
-    tokens and forces others after them, has no mask at times, ends at 49. A function of the tokens
-    alone."""
+    tokens and forces others after them, is late with masks and with these at times, ends at 49.
+    What it says is a function of the tokens alone."""
 
-    def __init__(self, rng: random.Random):
-        self.rng = rng  # says only when the mask is there
+    def __init__(self, rng: random.Random, most: int):
+        self.rng = rng  # says only how late it is
+        self.most = most
         self.complete = False
 
-    def begin(self, most: int) -> list[int]:
-        return [3, 1, 4][: max(0, most)]
+    def begin(self) -> list[int]:
+        return [3, 1, 4][: max(0, self.most - 1)]
 
     def mask(self, alone: bool = False) -> bytes | None:
         return None if self.rng.random() < 0.3 else b""
 
-    def advance(self, token: int) -> list[int]:
+    def advance(self, token: int, alone: bool = False) -> list[int] | None:
+        return None if self.rng.random() < 0.3 else self.said(token)
+
+    def said(self, token: int) -> list[int]:
         self.complete = token == 49
         forced = [(token * n) % 48 + 1 for n in range(2, 2 + token % 4)] if token % 3 == 0 else []
         return [token + token % 2, *forced]
 
     def answer(self, prompt: list[int], most: int) -> tuple[list[int], str]:
         """What a request must produce, and how it ends."""
-        made = self.begin(most - 1)
+        made = self.begin()
         while len(made) < most:
-            made += self.advance(expected(prompt + made, 1)[0])
+            made += self.said(expected(prompt + made, 1)[0])
             if self.complete and len(made) <= most:
                 return made, "stop"
         return made[:most], "length"
@@ -81,7 +85,7 @@ def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None
                     program=["", "p", "q"][uid % 3],
                 )
                 if rng is not None and uid % 2:
-                    r.matcher = Toy(rng)
+                    r.matcher = Toy(rng, r.sampling.max_tokens)
                 engine.executor.requests[uid] = r.tokens
                 engine.add(r)
         for uid, when in aborts.items():
@@ -158,7 +162,7 @@ def test_forced_tokens_do_not_depend_on_policy(seed, page, flight):
     engine = build(rng, page, *flight, longest)
     got, done = drive(engine, items, {}, rng=rng)
     for uid, (_, prompt, wanted) in enumerate(items):
-        answer = Toy(rng).answer(prompt, wanted) if uid % 2 else None
+        answer = Toy(rng, wanted).answer(prompt, wanted) if uid % 2 else None
         assert (got[uid], done[uid]) == (answer or (expected(prompt, wanted), "length"))
     cache = engine.scheduler.cache
     assert cache.room(cache.hot) == cache.pools[cache.hot].size

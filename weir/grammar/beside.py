@@ -1,45 +1,55 @@
-"""Threads beside the engine's, for masks: a step waits for one that comes soon, never for others.
+"""Threads beside the engine's, for masks: a step waits for what comes soon, never for others.
 
-Knows no grammar: a job is anything that makes a mask.
+Knows no grammar: a job is anything that makes something a request needs to go on.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
-QUICK = 8e-4
-"""Seconds that a step waits for a mask."""
+QUICK = 5e-4
+"""Seconds that a step waits for such jobs, all together."""
 PATIENT = 2e-2
-"""The same where the step is for nobody else."""
+"""The same of one where the step is for nobody else."""
 THREADS = 4
-"""Masks under way at once, so that one that takes long holds up few others."""
+"""Jobs under way at once, so that one that takes long holds up few others."""
+
+T = TypeVar("T")
 
 
 class Beside:
-    """Used from the engine's thread alone."""
+    """Used from the engine's thread, but for `start`."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, "weir-masks")
-        self._slow: list[Future[bytes]] = []
+        self._slow: list[Future[Any]] = []
+        self._left = QUICK
 
-    def start(self, job: Callable[[], bytes]) -> Future[bytes]:
+    def start(self, job: Callable[[], T]) -> Future[T]:
         return self._pool.submit(job)
 
-    def take(self, mask: Future[bytes], alone: bool) -> bytes | None:
-        """The mask, waited for at most `QUICK`, or `PATIENT` if `alone`; None: ask again in a later
-        step. Once one took longer nobody waits before it is done: however many are slow, a step
-        loses that time once."""
-        if not mask.done() and not self._waited():
-            try:
-                return mask.result(PATIENT if alone else QUICK)
-            except TimeoutError:
-                self._slow.append(mask)
-        return mask.result() if mask.done() else None
+    def renew(self) -> None:
+        """A step begins, and may wait again."""
+        self._left = QUICK
+
+    def take(self, made: Future[T], alone: bool) -> T | None:
+        """What a job makes, waited for while this step may, or `PATIENT` if `alone`; None: ask
+        again in a later step. Once one took longer nobody waits before it is done: however many are
+        slow, a step loses that time once."""
+        if not made.done() and (alone or self._left > 0) and not self._waited():
+            began = time.perf_counter()
+            wait([made], PATIENT if alone else self._left)
+            self._left -= time.perf_counter() - began
+            if not made.done():
+                self._slow.append(made)
+        return made.result() if made.done() else None
 
     def _waited(self) -> bool:
-        """Whether a mask that was waited for in vain is still not there."""
-        self._slow = [mask for mask in self._slow if not mask.done()]
+        """Whether one that was waited for in vain is still not there."""
+        self._slow = [made for made in self._slow if not made.done()]
         return bool(self._slow)
 
     def close(self) -> None:

@@ -1,13 +1,14 @@
 """llguidance behind the matcher: for grammars that no finite automaton holds.
 
-Its masks are computed at each step, beside the engine's thread: what takes long makes its own
-request wait and nobody else's. Calls release the interpreter's lock.
+It is called beside the engine's thread alone: what takes long makes its own request wait and nobody
+else's. Calls release the interpreter's lock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
@@ -55,8 +56,11 @@ class Guidance:
 
 
 class GuidedMatcher:
-    """matcher: at its start, and this request's own. cutter: None: never jump. May take long to
-    make."""
+    """matcher: at its start, and this request's own. cutter: None: never jump. most: tokens with
+    which it may begin. May take long to make.
+
+    One job at a time has the matcher: after each token it is taken in, what must follow is looked
+    up, and the next mask is made."""
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class GuidedMatcher:
         beside: Beside,
         cutter: Cutter | None,
         before: bytes,
+        most: int,
     ):
         self._matcher = matcher
         self._pieces = vocabulary.pieces
@@ -72,31 +77,51 @@ class GuidedMatcher:
         self._beside = beside
         self._cutter = cutter
         self._before = before
-        self._start = self._forced(b"")
-        self._job: Future[bytes] | None = None  # makes the next mask
         self.complete = False
+        start = self._forced(b"")
+        self._start = start if len(start) <= most else []
+        if self._start:
+            self._consume(self._start)
+        self._note(self._start)
+        self._placed: Future[list[int]] | None = None  # what stands in place of a token
+        self._mask = beside.start(self._compute)
 
-    def begin(self, most: int) -> list[int]:
-        tokens = self._start if len(self._start) <= most else []
-        self._take(tokens)
-        return tokens
+    def begin(self) -> list[int]:
+        return self._start
 
     def mask(self, alone: bool = False) -> bytes | None:
-        if self._job is None:
-            self._job = self._beside.start(self._compute)
-        return self._beside.take(self._job, alone)
+        return self._beside.take(self._mask, alone)
 
-    def advance(self, token: int) -> list[int]:
+    def advance(self, token: int, alone: bool = False) -> list[int] | None:
+        if self._placed is None:
+            self._placed, self._mask = Future(), Future()
+            self._beside.start(partial(self._follow, token, self._placed, self._mask))
+            return None
+        tokens = self._beside.take(self._placed, alone)
+        if tokens is not None:
+            self._placed = None
+        return tokens
+
+    def _follow(self, token: int, placed: Future[list[int]], mask: Future[bytes]) -> None:
+        try:
+            placed.set_result(self._place(token))
+            mask.set_result(b"" if self.complete else self._compute())
+        except Exception as error:
+            (mask if placed.done() else placed).set_exception(error)
+
+    def _place(self, token: int) -> list[int]:
         tokens, piece = [token], self._pieces[token]
-        if not self._matcher.consume_token(token):
-            raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
+        self._consume(tokens)
         kept = self._forced(piece)
         if kept and kept != tokens and self._matcher.rollback(1):
             tokens = kept
-            if not self._matcher.consume_tokens(tokens):
-                raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
+            self._consume(tokens)
         self._note(tokens)
         return tokens
+
+    def _consume(self, tokens: list[int]) -> None:
+        if not self._matcher.consume_tokens(tokens):
+            raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
 
     def _forced(self, piece: bytes) -> list[int]:
         """Tokens of `piece`, which has been taken in, and what must follow it, without the last
@@ -110,17 +135,11 @@ class GuidedMatcher:
         told = sum(len(self._pieces[token]) for token in tokens)
         return tokens if told >= len(piece) else []
 
-    def _take(self, tokens: list[int]) -> None:
-        if tokens and not self._matcher.consume_tokens(tokens):
-            raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
-        self._note(tokens)
-
     def _note(self, tokens: list[int]) -> None:
         self._before = trim(self._before + b"".join(self._pieces[t] for t in tokens))
         if self._matcher.is_error():
             raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
         self.complete = self._matcher.is_stopped()
-        self._job = None if self.complete else self._beside.start(self._compute)
 
     def _compute(self) -> bytes:
         return bytes(self._matcher.compute_bitmask()[: self._size])

@@ -53,9 +53,11 @@ class Library:
         self._pool.submit(native.library)  # which walks faster, once it is compiled
         self._guidance = self._pool.submit(self._guide)  # now, as it holds the interpreter's lock
 
-    def open(self, grammar: Grammar, prompt: Sequence[int], jumps: bool) -> Future[Matcher]:
-        """A matcher for one request; done at once if the grammar is known. jumps: whether forced
-        tokens may be taken without being sampled."""
+    def open(
+        self, grammar: Grammar, prompt: Sequence[int], most: int, jumps: bool
+    ) -> Future[Matcher]:
+        """A matcher for one request; done at once if the grammar is known. most: tokens with which
+        it may begin. jumps: whether forced tokens may be taken without being sampled."""
         if grammar.key not in self._known:
             self._known[grammar.key] = self._pool.submit(self._compile, grammar)
             if len(self._known) > KEPT:
@@ -65,11 +67,15 @@ class Library:
         if grammar.kind == "automaton" and compiled.done():
             opened: Future[Matcher] = Future()
             try:
-                opened.set_result(self._open(compiled, prompt, jumps))
+                opened.set_result(self._open(compiled, prompt, most, jumps))
             except Exception as error:
                 opened.set_exception(error)
             return opened
-        return self._pool.submit(self._open, compiled, prompt, jumps)
+        return self._pool.submit(self._open, compiled, prompt, most, jumps)
+
+    def renew(self) -> None:
+        """A step begins."""
+        self._beside.renew()
 
     def forget(self) -> None:
         """Open every grammar anew from now on."""
@@ -95,12 +101,14 @@ class Library:
         masks.mask(masks.automaton.start)
         return masks
 
-    def _open(self, compiled: Future[Masks | str], prompt: Sequence[int], jumps: bool) -> Matcher:
+    def _open(
+        self, compiled: Future[Masks | str], prompt: Sequence[int], most: int, jumps: bool
+    ) -> Matcher:
         vocabulary, cutter = self._vocabulary.result()
         before = context(vocabulary.pieces, prompt)
         cuts = cutter if jumps and self.jumps else None
         found = compiled.result()
         if isinstance(found, Masks):
-            return AutomatonMatcher(found, self._beside, cuts, before)
+            return AutomatonMatcher(found, self._beside, cuts, before, most)
         matcher = self._guidance.result().compile(found)
-        return GuidedMatcher(matcher, vocabulary, self._beside, cuts, before)
+        return GuidedMatcher(matcher, vocabulary, self._beside, cuts, before, most)

@@ -87,9 +87,17 @@ def trim(text: bytes) -> bytes:
 
 
 class AutomatonMatcher:
-    """before: the last bytes of the prompt. cutter: None: never jump."""
+    """before: the last bytes of the prompt. most: tokens with which it may begin. cutter: None:
+    never jump."""
 
-    def __init__(self, masks: Masks, beside: Beside, cutter: Cutter | None, before: bytes = b""):
+    def __init__(
+        self,
+        masks: Masks,
+        beside: Beside,
+        cutter: Cutter | None,
+        before: bytes = b"",
+        most: int = 0,
+    ):
         self._masks = masks
         self._beside = beside
         self._automaton = masks.automaton
@@ -97,16 +105,17 @@ class AutomatonMatcher:
         self._cutter = cutter
         self._before = before
         self._state = self._automaton.start
+        self._most = most
         self._next = self._look()
         self.complete = False
 
-    def begin(self, most: int) -> list[int]:
+    def begin(self) -> list[int]:
         forced = self._automaton.force(self._state, JUMP)
         if not forced or self._cutter is None:
             return []
         whole = self._cutter.cut(self._before, forced)
         tokens = self._kept(whole, self._state, len(forced), 0)
-        if len(tokens) > most or self._ends(tokens):
+        if len(tokens) > self._most or self._ends(tokens):
             return []  # at least one token is the model's, so that there is an answer to give
         self._take(tokens)
         return tokens
@@ -114,7 +123,7 @@ class AutomatonMatcher:
     def mask(self, alone: bool = False) -> bytes | None:
         return self._next if isinstance(self._next, bytes) else self._beside.take(self._next, alone)
 
-    def advance(self, token: int) -> list[int]:
+    def advance(self, token: int, alone: bool = False) -> list[int]:
         piece = self._pieces[token] if token < len(self._pieces) else b""
         start, automaton = self._state, self._automaton
         after = automaton.run(piece, start)

@@ -61,31 +61,50 @@ def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
     if not (chunk.sample is not None or chunk.final or scores):
         return None
     delta = Delta(uid, scores=scores) if scores else Delta(uid)
-    first = r.told == r.prompt
+    if r.told == r.prompt:
+        delta.cached, delta.loaded, delta.started = r.cached, r.loaded, r.started
     if chunk.sample is not None:
         if uid in result.logprobs:
             delta.logprobs = [result.logprobs[uid]]
-        try:
-            _append(r, result.tokens[uid])
-        except GrammarError as error:
-            r.done, delta.error = "error", str(error)
-        delta.tokens = r.tokens[r.told : r.settled]
-        r.told = r.settled
+        token = result.tokens[uid]
+        if r.matcher is not None and token not in r.sampling.stops:
+            r.owed = token, delta
+            return pay(r)
+        _append(r, token)
     elif chunk.final:
         delta.vector = result.vectors.get(uid)
         r.done = "stop" if r.sampling.pool else "length"
-    if first:
-        delta.cached, delta.loaded, delta.started = r.cached, r.loaded, r.started
+    return _tell(r, delta)
+
+
+def pay(r: Request, alone: bool = False) -> Delta | None:
+    """Settle the token that was sampled last, once the matcher has said what stands in its place;
+    None before. alone: nobody else waits for it."""
+    assert r.owed is not None and r.matcher is not None
+    token, delta = r.owed
+    try:
+        tokens = r.matcher.advance(token, alone)
+        if tokens is None:
+            return None
+        _follow(r, r.matcher, token, tokens)
+    except GrammarError as error:
+        r.done, delta.error = "error", str(error)
+    r.owed = None
+    return _tell(r, delta)
+
+
+def _tell(r: Request, delta: Delta) -> Delta:
+    """With what was settled, and whether that was all."""
+    delta.tokens = r.tokens[r.told : r.settled]
+    r.told = r.settled
     if r.done is not None:
         delta.done, delta.preempted = r.done, r.preempted
     return delta
 
 
 def _append(r: Request, token: int) -> None:
-    """Settle a sampled token; with a grammar also what must follow it. Raises `GrammarError`."""
+    """Settle a sampled token that no grammar replaces."""
     sampling = r.sampling
-    if r.matcher is not None and token not in sampling.stops:
-        return _follow(r, r.matcher, token)
     r.tokens[r.settled] = token
     r.settled += 1
     if token in sampling.stops:
@@ -94,10 +113,9 @@ def _append(r: Request, token: int) -> None:
         r.done = "length"
 
 
-def _follow(r: Request, matcher: Matcher, token: int) -> None:
+def _follow(r: Request, matcher: Matcher, token: int, tokens: list[int]) -> None:
     """Settle what stands in the place of a sampled token, up to where the answer ends."""
     stops, room = r.sampling.stops, r.prompt + r.sampling.max_tokens - r.settled
-    tokens = matcher.advance(token)
     r.jumped = tokens != [token]
     if r.jumped:
         recall(r, r.settled + (tokens[0] == token))

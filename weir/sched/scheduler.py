@@ -23,7 +23,7 @@ from weir.core import (
     Tier,
 )
 from weir.kv.cache import Cache
-from weir.sched.advance import advance, decode, recall, settle
+from weir.sched.advance import advance, decode, pay, recall, settle
 from weir.sched.composer import Composer
 from weir.sched.iteration import Iteration
 from weir.sched.placement import Placement, cut
@@ -58,7 +58,8 @@ class Scheduler:
         self.running: dict[int, Request] = {}  # those that hold a lease
         self.waiting = Waiting(ranking)  # those that do not
         self.forget: list[int] = []  # tables the executor may drop
-        self.ended: list[Delta] = []  # ends that no result brings
+        self.ended: list[Delta] = []  # what no result brings, ends above all
+        self.owing: dict[int, Request] = {}  # of whom a token was sampled that is not settled yet
         self.step = 0
         self.preemptions = 0
         self.recomputed = 0
@@ -69,7 +70,7 @@ class Scheduler:
 
     def add(self, r: Request) -> None:
         if r.matcher is not None:
-            r.tokens += r.matcher.begin(r.sampling.max_tokens - 1)
+            r.tokens += r.matcher.begin()
             r.settled = len(r.tokens)
         self.live[r.uid] = r
         self._wait(r)
@@ -91,6 +92,8 @@ class Scheduler:
 
     def plan(self, now: float) -> Plan | None:
         """The next iteration, or None if nothing can be computed until a plan lands."""
+        if self.owing:
+            self.ended += self._pay()
         self.waiting.renew(self.ranking.before(self.step, self.waiting))
         running = list(self.running.values())
         it = Iteration(sorted(zip(order(self.ranking, running), running, strict=True)))
@@ -146,6 +149,8 @@ class Scheduler:
         """Whether its next tokens can be computed now."""
         if r.done is not None or r.todo <= 0 or not r.running or r.uid in self.placement.resting:
             return False
+        if r.owed is not None:
+            return False
         if r.settled == len(r.tokens):
             return r.flying == 0 or self.chains
         wants = len(r.tokens) - r.prompt < r.sampling.max_tokens
@@ -184,7 +189,7 @@ class Scheduler:
         if room and r.decoding and r.matcher is None:
             return decode(r, r.pages[-1].tier)
         known = r.settled == len(r.tokens)
-        if r.matcher is not None and known and r.matcher.mask() is None:
+        if r.matcher is not None and known and (r.owed is not None or r.matcher.mask() is None):
             return None  # its mask is being computed; nobody waits for it
         fresh = not r.running
         if fresh and (r.done is not None or not known):
@@ -308,8 +313,25 @@ class Scheduler:
                     delta = settle(r, chunk, result)
                     if delta is not None:
                         deltas.append(delta)
+                    elif r.owed is not None:
+                        self.owing[r.uid] = r
                     if r.lease is None:  # evicted while it flew: what it waits for has changed
                         self.waiting.renew((r,))
+                if r.done is not None:
+                    self._retire(r)
+        return deltas + self._pay() if self.owing else deltas
+
+    def _pay(self) -> list[Delta]:
+        """Settle the sampled tokens whose matchers have said meanwhile what stands there."""
+        deltas: list[Delta] = []
+        for r in list(self.owing.values()):
+            if r.done is not None:  # aborted meanwhile
+                del self.owing[r.uid]
+            elif (delta := pay(r, alone=len(self.live) == 1)) is not None:
+                del self.owing[r.uid]
+                deltas.append(delta)
+                if r.lease is None:
+                    self.waiting.renew((r,))
                 if r.done is not None:
                     self._retire(r)
         return deltas
@@ -323,9 +345,9 @@ class Scheduler:
             if r.void or r.done is not None:
                 continue
             assert r.matcher is not None
-            mask = r.matcher.mask(alone=len(chunks) == 1)
+            mask = r.matcher.mask(alone=len(chunks) == 1) if r.owed is None else None
             if mask is None:
-                recall(r, r.settled - 1)
+                recall(r, r.settled - (r.owed is None))
                 self.waiting.renew((r,))  # if it was evicted while it flew
             else:
                 found[r.uid] = mask
