@@ -1,6 +1,6 @@
 """The CPU kernels beside PyTorch's: time a call, and the share of what the machine can do.
 
-    python bench/kernels_cpu.py [--threads N] [--repeats N] [--hosted]
+    python bench/kernels_cpu.py [--threads N] [--repeats N] [--decodes 128]
 
 Contestants take turns, so a busy machine slows all alike; printed is the best of many short runs.
 Weights are rotated through copies larger than the last-level cache, as a model's layers are.
@@ -20,13 +20,10 @@ from torch import Tensor
 
 from weir.core import AttentionSpec, RopeSpec
 from weir.ops import attention, linear, mlp, native, norm, rope
+from weir.ops.coded import BYTES, encode
 
-HOSTED = [(32, 8, 64, 1024), (64, 8, 64, 1024), (64, 8, 16, 4096), (56, 56, 64, 544)]
-HOSTED_TYPES = [
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float16),
-    (torch.float32, torch.bfloat16),
-]
+GROUPS = (1, 4, 7, 8, 16)  # queries a KV head
+KV_TYPES = (torch.bfloat16, torch.float16, torch.float32, *BYTES)
 COLD = 128 << 20  # bytes of weight to go through before one is met again
 
 
@@ -130,11 +127,12 @@ def bench_attention(shape: Shape, repeats: int, page: int = 16) -> None:
         report(what, best, flop, 4.0 * sequences * kv_heads * context * size)
 
 
-def bench_hosted(threads: int, repeats: int, page: int = 16, size: int = 128) -> None:
-    """Decodes for a GPU: queries, keys and values of 16 bits, more than a cache holds; medians."""
-    for heads, kv_heads, sequences, context in HOSTED:
-        spec = AttentionSpec(heads, kv_heads, size, size**-0.5)
-        pages = -(-context // page)
+def bench_decodes(repeats: int, size: int, page: int = 16) -> None:
+    """Decodes over more KV than a cache holds, beside reading as many bytes; medians."""
+    kv_heads, sequences, context = 8, 24, 1024
+    for group in GROUPS:
+        spec = AttentionSpec(group * kv_heads, kv_heads, size, size**-0.5)
+        pages = context // page
         batch = attention.Batch(
             torch.arange(sequences + 1, dtype=torch.int32),
             torch.full((sequences,), context, dtype=torch.int32),
@@ -142,19 +140,28 @@ def bench_hosted(threads: int, repeats: int, page: int = 16, size: int = 128) ->
             torch.zeros(sequences, dtype=torch.int64),
         )
         cells = []
-        for q_type, kv_type in HOSTED_TYPES:
-            kv = torch.empty(sequences * pages, 2, kv_heads, page, size, dtype=kv_type)
-            kv[:] = torch.randn(1, 2, kv_heads, page, size).to(kv_type)
-            q = torch.randn(sequences, heads, size).to(q_type)
-            seconds = []
+        for dtype in KV_TYPES:
+            one = torch.randn(1, 2, kv_heads, page, size)
+            one = encode(one, dtype) if dtype in BYTES else one.to(dtype)
+            kv = one.expand(sequences * pages, -1, -1, -1, -1).contiguous()
+            q = torch.randn(sequences, spec.heads, size)
+            calls = {
+                "attend": lambda q=q, kv=kv, b=batch, s=spec: attention.attend(q, kv, b, s),
+                "read": lambda kv=kv: native.library().read(kv.data_ptr(), kv.nbytes // 4),
+            }
+            seconds: dict[str, list[float]] = {name: [] for name in calls}
             for _ in range(repeats):
-                start = time.perf_counter()
-                attention.attend(q, kv, batch, spec)
-                seconds.append(time.perf_counter() - start)
-            rate = kv.nbytes / statistics.median(seconds) / 1e9
-            cells.append(f"{str(q_type)[6:]} on {str(kv_type)[6:]} {rate:5.1f} GB/s")
-        shape = f"{heads}/{kv_heads} heads, {sequences}x{context}, {threads} threads"
-        print(f"{shape:38s} " + " | ".join(cells), flush=True)
+                for name, call in calls.items():
+                    start = time.perf_counter()
+                    call()
+                    seconds[name].append(time.perf_counter() - start)
+            ours, plain = (statistics.median(seconds[name]) for name in calls)
+            rate = kv.nbytes / ours / 1e9
+            each = ours * 1e9 / (sequences * context * kv_heads)
+            cells.append(
+                f"{str(dtype)[6:]} {rate:.1f} GB/s ({plain / ours:.0%}), {each:.1f} ns a key"
+            )
+        print(f"{group} queries a KV head of {size}: " + " | ".join(cells), flush=True)
 
 
 def bench_rows(shape: Shape, repeats: int) -> None:
@@ -191,7 +198,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--shape", choices=[s.name for s in SHAPES], action="append")
-    parser.add_argument("--hosted", action="store_true", help="decodes for a GPU alone")
+    parser.add_argument("--decodes", type=int, metavar="SIZE", help="decodes alone, of such heads")
     options = parser.parse_args()
     native.set_threads(options.threads)
     torch.set_num_threads(options.threads)
@@ -199,8 +206,8 @@ def main() -> None:
     roof = native.read_bandwidth(options.threads)
     print(f"{native.status()}; {options.threads} threads; torch {torch.__version__}")
     print("memory reads: " + (f"{roof / 1e9:.1f} GB/s" if roof else "not measured"))
-    if options.hosted:
-        return bench_hosted(options.threads, min(options.repeats, 9))
+    if options.decodes:
+        return bench_decodes(min(options.repeats, 9), options.decodes)
     for shape in SHAPES:
         if not options.shape or shape.name in options.shape:
             bench_linears(shape, options.repeats)

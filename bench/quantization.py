@@ -1,4 +1,4 @@
-"""What quantised weights cost and gain: perplexity on a CPU, or the time of linears on a GPU.
+"""What quantised weights and KV cost: perplexity on a CPU, or the time of linears on a GPU.
 
     python bench/quantization.py [--tokens 16384]
     python bench/quantization.py --layers [--repeat 3]
@@ -32,6 +32,7 @@ from weir.models.base import Model
 from weir.models.checkpoint import Quantised
 from weir.ops import linear as linears
 from weir.ops.attention import Batch, attend, write
+from weir.ops.coded import BYTES, row_bytes
 from weir.ops.linear import Codec, Linear, gated_linear, linear, normed_linear, pack
 from weir.ops.quantize import to_codes, to_fp8
 
@@ -75,15 +76,17 @@ def on_8_bits(model: Model) -> None:
                 setattr(layer, name, Linear(w.n, w.k, Codec.PLAIN, linears.rows(w, ids), w.bias))
 
 
-def logits(model: Model, ids: Tensor) -> Tensor:
-    """[T, V] of one sequence."""
+def logits(model: Model, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """[T, V] of one sequence, its keys and values in that type."""
     length, spec = len(ids), model.spec
     pos = torch.arange(length)
     bound = torch.tensor([0, length], dtype=torch.int32)
     batch = Batch(bound, bound[1:], torch.zeros(1, 1, dtype=torch.int32), pos)
     x = model.embed(ids, pos)
     for i, layer in enumerate(model.layers):
-        kv = torch.zeros(1, 2, spec.kv_heads, length, spec.head_dim)
+        row = row_bytes(dtype, spec.head_dim)
+        kv = torch.zeros(1, 2, spec.kv_heads, length, row, dtype=torch.uint8)
+        kv = kv if dtype in BYTES else kv.view(dtype)
         q, k, v = model.qkv(layer, x, pos)
         assert k is not None and v is not None
         write(kv, k, v, batch.slots)
@@ -92,10 +95,10 @@ def logits(model: Model, ids: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def loss(model: Model, windows: Tensor) -> float:
+def loss(model: Model, windows: Tensor, dtype: torch.dtype) -> float:
     """Nats a token, the first of each window not counted."""
     total = sum(
-        torch.nn.functional.cross_entropy(logits(model, w)[:-1].float(), w[1:]).item()
+        torch.nn.functional.cross_entropy(logits(model, w, dtype)[:-1].float(), w[1:]).item()
         for w in windows
     )
     return total / len(windows)
@@ -124,7 +127,10 @@ def perplexities(tokens: int) -> None:
         "int4, groups of 32": lambda w: to_codes(w, 32).floats(),
         "int4, groups of 64": lambda w: to_codes(w).floats(),
         "fp8 weights and inputs": lambda w: to_fp8(w).floats(),
+        "KV int8": lambda w: w,
+        "KV int4": lambda w: w,
     }
+    kept = {"KV int8": torch.int8, "KV int4": torch.int4}
     table = Table("weights", *MODELS, title=f"perplexity of about {tokens} tokens")
     rows: dict[str, list[float]] = {name: [] for name in arms}
     plain = linears.reference_linear
@@ -135,7 +141,7 @@ def perplexities(tokens: int) -> None:
             model = model_of(Path(path), change)
             if arm.endswith("inputs"):
                 on_8_bits(model)
-            rows[arm].append(math.exp(loss(model, windows)))
+            rows[arm].append(math.exp(loss(model, windows, kept.get(arm, torch.float32))))
             linears.reference_linear = plain
     for arm, found in rows.items():
         base = rows["float32"]

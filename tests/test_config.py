@@ -145,7 +145,7 @@ def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="--max-num-batched-tokens 8 is less"):
         load({"max_num_batched_tokens": 8, "max_num_seqs": 16}, {})
     with pytest.raises(ConfigError, match="--cold-kv-dtype is of KV on disk"):
-        load({"cold_kv_dtype": "fp8"}, {})
+        load({"cold_kv_dtype": "int8"}, {})
 
 
 def test_other_engines_sizes_are_in_gib() -> None:

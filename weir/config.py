@@ -41,7 +41,8 @@ Duration = Annotated[float, Meta(ge=0, extra={"unit": "TIME"})]
 Device = Literal["auto", "cpu", "cuda"]
 Weights = Literal["auto", "float32", "bfloat16", "float16"]
 Format = Literal["auto", "safetensors", "gguf", "dummy"]
-ColdKV = Literal["auto", "fp8", "int4"]
+KV = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
+ColdKV = Literal["auto", "int8", "int4"]
 Quantization = Literal["auto", "none", "fp8", "int4"]
 Level = Literal["debug", "info", "warning", "error", "critical"]
 Grammars = Literal["auto", "automaton", "guidance", "none"]
@@ -76,7 +77,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     device: Annotated[Device, about("what computes; auto: a GPU if there is one")] = "auto"
     threads: Annotated[Count, about("CPU compute threads; 0: every core allowed")] = 0
     block_size: Annotated[Count, about("tokens a KV page; 0: best for the device")] = 0
-    kv_cache_dtype: Annotated[Weights, about("type of the KV cache")] = "auto"
+    kv_cache_dtype: Annotated[
+        KV, about("type of the KV cache; int8 and int4 are for a CPU and lose precision")
+    ] = "auto"
     kv_cache_memory: Annotated[
         Bytes, about("size of the KV cache, such as 8GiB; 0: a share of the memory")
     ] = 0

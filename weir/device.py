@@ -22,6 +22,7 @@ from weir.errors import ConfigError
 from weir.executor.local import Direct, Local
 from weir.models.base import Model
 from weir.ops import dispatch, native
+from weir.ops.coded import BYTES, GROUP
 from weir.ops.prefix import shares
 from weir.runtime.codec import Codec
 from weir.runtime.disk import Disk, identity
@@ -46,6 +47,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+CODED = {"int8": torch.int8, "int4": torch.int4}
+"""Types of KV that are groups of numbers (ops/coded.py)."""
 
 
 @dataclass(slots=True)
@@ -92,7 +95,9 @@ def platform_of(config: Config) -> Platform:
     best = torch.bfloat16 if kernels or name == "cuda" else torch.float32
     dtype = DTYPES.get(config.dtype, best)
     tier = Tier.GPU if name == "cuda" else Tier.CPU
-    kv_dtype = DTYPES.get(config.kv_cache_dtype, dtype)
+    kv_dtype = (DTYPES | CODED).get(config.kv_cache_dtype, dtype)
+    if kv_dtype in BYTES and name != "cpu":
+        raise ConfigError("--kv-cache-dtype int8 and int4 are for a CPU")
     return Platform(torch.device(name), tier, threads, kernels, dtype, kv_dtype)
 
 
@@ -103,7 +108,9 @@ def open_disk(config: Config, platform: Platform, model: Model, weights: Path) -
     page = config.block_size or policies.DEFAULTS[platform.device.type].page
     record = page_bytes(spec.attention, page, platform.kv_dtype)
     kind = config.cold_kv_dtype
-    codec = None if kind == "auto" else Codec(kind, record, platform.kv_dtype)
+    if kind != "auto" and platform.kv_dtype in BYTES:
+        raise ConfigError("KV of --kv-cache-dtype goes to disk as it is: leave out --cold-kv-dtype")
+    codec = None if kind == "auto" else Codec(CODED[kind], record, platform.kv_dtype)
     pages = config.disk_cache_size // (record if codec is None else codec.size)
     if not pages:
         raise ConfigError(
@@ -123,6 +130,12 @@ def executor_over(
     """Takes the memory for KV pages. On a GPU the largest steps run before, to know what is left
     for them, and the lanes of fixed shapes are recorded after."""
     device, spec = platform.device, model.spec
+    sizes = {layer.head_dim for layer in spec.attention}
+    if platform.kv_dtype in BYTES and any(size % GROUP for size in sizes):
+        raise ConfigError(
+            f"--kv-cache-dtype {config.kv_cache_dtype} is of groups of {GROUP} numbers, which heads"
+            f" of {max(sizes)} are not a multiple of"
+        )
     defaults = policies.DEFAULTS[device.type]
     page = config.block_size or defaults.page
     requests = config.max_num_seqs or defaults.requests

@@ -277,6 +277,34 @@ SHAPE = {
 }
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_coded_pages_come_back_from_disk_as_they_were(tmp_path, kind):
+    """So tokens do not depend on where a prefix was, although the type loses precision."""
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    model.mkdir()
+    heads = {"head_dim": 64, "hidden_size": 128, "num_attention_heads": 2}
+    settings = {
+        "model": str(model), "load_format": "dummy", "device": "cpu", "dtype": "float32",
+        "threads": "1", "kv_cache_memory": "300KiB", "grammar_backend": "none",
+        "kv_cache_dtype": kind,
+    }  # fmt: skip
+    (model / "config.json").write_text(json.dumps(SHAPE))
+    with pytest.raises(ConfigError, match="heads of 16"):
+        build.engine(config(settings, {}))
+    (model / "config.json").write_text(json.dumps(SHAPE | heads))
+    kept = settings | {"disk_cache": str(cache), "disk_cache_size": "4MiB"}
+    with pytest.raises(ConfigError, match="leave out --cold-kv-dtype"):
+        build.engine(config(kept | {"cold_kv_dtype": "int8"}, {}))
+    some = [[*range(n, n + 200)] for n in (0, 200, 400, 0)]
+    answers = []
+    for given in (settings, kept, kept):
+        engine = build.engine(config(given, {}))
+        answers.append(run(engine, requests(some)))
+        engine.close()
+    assert engine.info["disk_restored_tokens"] >= 600 and engine.stats().saved_tokens > 0
+    assert answers[1] == answers[0] and answers[2] == answers[0]
+
+
 def test_from_the_settings(tmp_path, caplog):
     model, cache = tmp_path / "model", tmp_path / "cache"
     model.mkdir()
@@ -304,7 +332,7 @@ def test_from_the_settings(tmp_path, caplog):
         assert run(engine, requests(some)) == want
         assert engine.stats().saved_tokens > 0  # loaded or not, as is faster here
         engine.close()
-    coded = kept | {"cold_kv_dtype": "fp8", "disk_cache": str(tmp_path / "coded")}
+    coded = kept | {"cold_kv_dtype": "int8", "disk_cache": str(tmp_path / "coded")}
     for restored in (0, 600):  # near what was kept, and in half the room and less
         engine = build.engine(config(coded, {}))
         assert engine.info["disk_tokens"] > 3 * 1000

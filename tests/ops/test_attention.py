@@ -14,6 +14,7 @@ from torch import Tensor
 from weir.core import AttentionSpec
 from weir.ops import native
 from weir.ops.attention import Batch, attend, reference_attend, reference_write, write
+from weir.ops.coded import BYTES, decode, encode, row_bytes
 from weir.ops.merge import merge
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.status())
@@ -31,6 +32,11 @@ class Case:
     v: list[Tensor]
 
 
+def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What memory of that type gives back."""
+    return decode(encode(x, dtype), dtype) if dtype in BYTES else x.to(dtype)
+
+
 def make(
     sequences: list[tuple[int, int]],
     heads: int = 6,
@@ -46,7 +52,10 @@ def make(
     spec = AttentionSpec(heads, kv_heads, size, size**-0.5, window, softcap)
     needed = [-(-context // page) for context, _ in sequences]
     free = torch.randperm(sum(needed) + 3, generator=g).to(torch.int32)
-    kv = torch.full((len(free), 2, kv_heads, page, size), torch.nan, dtype=dtype)
+    if dtype in BYTES:  # a scale of all ones is no number either
+        kv = torch.full((len(free), 2, kv_heads, page, row_bytes(dtype, size)), 255).byte()
+    else:
+        kv = torch.full((len(free), 2, kv_heads, page, size), torch.nan, dtype=dtype)
     table = torch.full((len(sequences), max([1, *needed])), -1, dtype=torch.int32)
     keys, values, slots, used = [], [], [], 0
     for s, (context, chunk) in enumerate(sequences):
@@ -56,8 +65,8 @@ def make(
         where = table[s, at // page].long() * page + at % page
         k, v = (torch.randn(context, kv_heads, size, generator=g) for _ in "kv")
         reference_write(kv, k, v, where)
-        keys.append(k.to(dtype).double())
-        values.append(v.to(dtype).double())
+        keys.append(stored(k, dtype).double())
+        values.append(stored(v, dtype).double())
         slots.append(where[context - chunk :])
     chunks = [chunk for _, chunk in sequences]
     batch = Batch(
@@ -109,6 +118,15 @@ RAGGED = [(1, 1), (40, 40), (300, 1), (77, 13), (600, 3), (16, 16)]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_ragged_batches(page: int, dtype: torch.dtype) -> None:
     check(make(RAGGED, page=page, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("heads, kv_heads, size, page", [(6, 2, 64, 16), (8, 1, 128, 1)])
+def test_coded_keys_and_values(
+    heads: int, kv_heads: int, size: int, page: int, dtype: torch.dtype
+) -> None:
+    """Read as the format says they are; what that loses is a matter of the format."""
+    check(make(RAGGED, heads, kv_heads, size, page, dtype, window=70))
 
 
 @needs_kernels
@@ -236,6 +254,20 @@ def test_write_rounds_as_pytorch_does(size: int, page: int, dtype: torch.dtype) 
     write(got, k, v, slots)
     reference_write(want, k, v, slots)
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+def test_write_codes_as_the_format_says(dtype: torch.dtype) -> None:
+    x = torch.randn(50, 4, 128, generator=torch.Generator().manual_seed(1))
+    x *= torch.logspace(-9, 4, 50).view(50, 1, 1)
+    x[3, 1], x[4, 0, :64], x[5, 2, 7], x[6, 3, 70] = 0.0, -2.5, torch.nan, torch.inf
+    slots = torch.randperm(64)[:50]
+    got, want = (torch.zeros(4, 2, 4, 16, row_bytes(dtype, 128)).byte() for _ in "ab")
+    write(got, x, -x, slots)
+    reference_write(want, x, -x, slots)
+    a, b = decode(got, dtype), decode(want, dtype)
+    assert torch.equal(a.isnan(), b.isnan()) and a.isnan().sum() == 4 * 64
+    assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def test_queries_of_a_fused_projection_need_no_copy() -> None:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from weir.ops import native
+from weir.ops.coded import BYTES, decode, encode, type_of
 from weir.ops.dispatch import gpu_kernels, kernels, packed_heads
 from weir.ops.prefix import Shared
 
-TYPES = (torch.float32, torch.bfloat16, torch.float16)  # of kv, in the order of the kernel's enum
+QUERIES = (torch.float32, torch.bfloat16, torch.float16)
+TYPES = (*QUERIES, *BYTES)  # of kv, in the order of the kernel's enum
 
 
 class Attention(Protocol):
@@ -60,7 +62,9 @@ class Place:
 
 
 def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
-    """Store k, v [T, Hkv, D] at `slots` [T] of kv [pages, 2, Hkv, page, D], in its type."""
+    """Store k, v [T, Hkv, D] at `slots` [T] of kv [pages, 2, Hkv, page, D], in its type.
+
+    On a CPU kv may be coded (ops/coded.py), here and in `attend`: its rows are then of bytes."""
     gpu = gpu_kernels(k)
     if gpu is not None:
         return gpu.write(kv, packed_heads(k), packed_heads(v), slots)
@@ -68,10 +72,10 @@ def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     if lib is None:
         return reference_write(kv, k, v, slots)
     k, v, slots = packed_heads(k), packed_heads(v), slots.long()
-    _, _, heads, page, size = kv.shape
+    heads, size = k.shape[1:]
     lib.write(
         kv.data_ptr(),
-        TYPES.index(kv.dtype),
+        TYPES.index(type_of(kv, size)),
         k.data_ptr(),
         k.stride(0),
         v.data_ptr(),
@@ -80,7 +84,7 @@ def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
         k.shape[0],
         heads,
         size,
-        page,
+        kv.shape[3],
     )
 
 
@@ -104,7 +108,7 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor
             spec.softcap,
             batch.shared,
         )
-    lib = native.library() if q.is_cpu and q.dtype in TYPES else None
+    lib = native.library() if q.is_cpu and q.dtype in QUERIES else None
     if lib is None:
         return reference_attend(q, kv, batch, spec)
     q = packed_heads(q)
@@ -139,20 +143,21 @@ def native_call(
         spec.window or 0,
         spec.scale,
         spec.softcap or 0.0,
-        TYPES.index(kv.dtype),
-        TYPES.index(q.dtype),
+        TYPES.index(type_of(kv, size)),
+        QUERIES.index(q.dtype),
     )
 
 
 def reference_write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
-    page, offset = slots // kv.shape[3], slots % kv.shape[3]
-    kv[page, 0, :, offset] = k.to(kv.dtype)
-    kv[page, 1, :, offset] = v.to(kv.dtype)
+    page, offset, dtype = slots // kv.shape[3], slots % kv.shape[3], type_of(kv, k.shape[-1])
+    for kind, x in enumerate((k, v)):
+        kv[page, kind, :, offset] = encode(x, dtype) if dtype in BYTES else x.to(dtype)
 
 
 def reference_attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor, Tensor]:
     """Dense, one sequence at a time; scores and softmax in float32."""
     heads, kv_heads, size = q.shape[1], kv.shape[2], kv.shape[3]
+    dtype = type_of(kv, q.shape[2])
     o, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
     starts, lengths = batch.q_start.tolist(), batch.kv_len.tolist()
     firsts = batch.first.tolist() if batch.first is not None else None
@@ -162,7 +167,8 @@ def reference_attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tu
         if n == 0 or length == 0:
             continue
         pages = batch.table[s, : -(-length // size)].long()
-        k, v = kv[pages].transpose(0, 1).float().transpose(1, 2).flatten(2, 3)[:, :, :length]
+        kept = decode(kv[pages], dtype) if dtype in BYTES else kv[pages].float()
+        k, v = kept.transpose(0, 1).transpose(1, 2).flatten(2, 3)[:, :, :length]
         grouped = q[rows].float().unflatten(1, (kv_heads, heads // kv_heads))
         score = torch.einsum("nhgd,hjd->nhgj", grouped, k) * spec.scale
         if spec.softcap is not None:

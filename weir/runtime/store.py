@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weir.core import AttentionSpec, Move, Tier
 from weir.cost.transfer import DISK
+from weir.ops.coded import BYTES, row_bytes
 from weir.ops.dispatch import gpu_kernels
 from weir.ops.pages import Paged, pack, unpack
 from weir.runtime.disk import Disk
@@ -22,7 +23,7 @@ from weir.runtime.stage import upload
 
 def page_bytes(layers: Sequence[AttentionSpec], page: int, dtype: torch.dtype) -> int:
     """Bytes that `page` tokens take over all layers, keys and values."""
-    return sum(2 * layer.kv_heads * page * layer.head_dim for layer in layers) * dtype.itemsize
+    return sum(2 * layer.kv_heads * page * row_bytes(dtype, layer.head_dim) for layer in layers)
 
 
 class Store:
@@ -32,7 +33,7 @@ class Store:
     layers: the attention of each layer. page: tokens a page. pages: how many each tier holds.
     devices: the device of each tier; the one without is on `disk`. A tier in main memory beside one
     on a GPU, or where a GPU computes (`pinned`), is pinned, if that can be had. dtype: of keys and
-    values.
+    values; int8 and int4 are those of ops/coded.py, whose rows are bytes here.
     """
 
     def __init__(
@@ -51,17 +52,17 @@ class Store:
         self.devices = {tier: devices[tier] for tier in self.pages if tier in devices}
         self.disk = disk
         self.dtype = dtype
-        self.kv: dict[int, list[Tensor]] = {}  # tier → one a layer: [pages, 2, Hkv, page, D]
+        self.kv: dict[int, list[Tensor]] = {}  # tier → one a layer: [pages, 2, Hkv, page, D or row]
         self.paged: dict[int, Paged] = {}  # tier → the same as bytes
         sizes = [page_bytes([layer], page, dtype) for layer in layers]
         for tier, device in self.devices.items():
             count = self.pages[tier] + 1
             mover = self._gpu or device
             paged = Paged(self._memory(count * sum(sizes), device), sizes, count, mover)
-            shapes = [(count, 2, layer.kv_heads, page, layer.head_dim) for layer in layers]
+            shapes = [(count, 2, layer.kv_heads, page, -1) for layer in layers]
             self.paged[tier] = paged
             self.kv[tier] = [
-                part.view(dtype).view(shape)
+                part.view(torch.uint8 if dtype in BYTES else dtype).view(shape)
                 for part, shape in zip(paged.layers, shapes, strict=True)
             ]
         self.link = self._linked()

@@ -44,8 +44,9 @@ class Stream {
   // `count` keys from `first` on, a multiple of W, of which [from, to) are seen; in place of the
   // others stands one that is.
   Stream(const Call& call, const Unit& unit, int64_t first, int64_t count, int64_t from, int64_t to)
-      : call_(call), table_(call.table + unit.sequence * call.table_width), head_(unit.head) {
-    const int64_t value = call.kv_heads * call.page * call.dim;
+      : call_(call), table_(call.table + unit.sequence * call.table_width), head_(unit.head),
+        row_(call.dim / numbers<T>) {
+    const int64_t value = call.kv_heads * call.page * row_;
     point(from, to, rows_ + from - first);
     std::fill(rows_, rows_ + from - first, rows_[from - first]);
     std::fill(rows_ + to - first, rows_ + count, rows_[to - 1 - first]);
@@ -61,14 +62,14 @@ class Stream {
     for (int64_t j = from; j < to;) {
       const int64_t index = j / call_.page, end = std::min(to, (index + 1) * call_.page);
       const int64_t start = (table_[index] * 2 * call_.kv_heads + head_) * call_.page;
-      const T* key = static_cast<const T*>(call_.kv) + (start + j - index * call_.page) * call_.dim;
-      for (; j < end; ++j, key += call_.dim) *out++ = key;
+      const T* key = static_cast<const T*>(call_.kv) + (start + j - index * call_.page) * row_;
+      for (; j < end; ++j, key += row_) *out++ = key;
     }
   }
 
   const Call& call_;
   const int32_t* table_;
-  int64_t head_;
+  int64_t head_, row_;
   const T* rows_[2 * span_keys + tile_keys];
 };
 
@@ -139,7 +140,10 @@ void scale_queries(const Call& call, const Unit& unit, const T* from, float* out
 }
 
 void scale_queries(const Call& call, const Unit& unit, float* out) {
-  of_type(call.q_type, call.q, [&](auto* q) { scale_queries(call, unit, q, out); });
+  of_type(call.q_type, call.q, [&](auto* q) {
+    if constexpr (numbers<std::remove_cv_t<std::remove_pointer_t<decltype(q)>>> == 1)
+      scale_queries(call, unit, q, out);
+  });
 }
 
 template <class T>
@@ -156,7 +160,9 @@ void finish(const Call& call, const Unit& unit, Partial total, T* o) {
 }
 
 void finish(const Call& call, const Unit& unit, Partial total) {
-  of_type(call.q_type, call.o, [&](auto* o) { finish(call, unit, total, o); });
+  of_type(call.q_type, call.o, [&](auto* o) {
+    if constexpr (numbers<std::remove_pointer_t<decltype(o)>> == 1) finish(call, unit, total, o);
+  });
 }
 
 std::vector<Unit> cut(const Call& call) {
@@ -231,17 +237,23 @@ void attend_spans(const Call& call, const std::vector<Unit>& units) {
 }
 
 template <class T>
+void write_row(T* row, const float* x, int64_t dim) {
+  if constexpr (numbers<T> > 1)
+    for (int64_t d = 0; d < dim; d += numbers<T>) store(row[d / numbers<T>], x + d);
+  else
+    for (int64_t d = 0; d < dim; d += W) store(row + d, load(x + d, dim - d), dim - d);
+}
+
+template <class T>
 void write_heads(T* kv, const float* k, const float* v, int64_t k_stride, int64_t v_stride,
                  const int64_t* slots, int64_t tokens, int64_t heads, int64_t dim, int64_t page) {
+  const int64_t row = dim / numbers<T>;
   parallel_ranges(tokens, (1 << 14) / (heads * dim) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       for (int64_t h = 0; h < heads; ++h) {
-        T* key = kv + ((slots[t] / page * 2 * heads + h) * page + slots[t] % page) * dim;
-        T* value = key + heads * page * dim;
-        for (int64_t d = 0; d < dim; d += W) {
-          store(key + d, load(k + t * k_stride + h * dim + d, dim - d), dim - d);
-          store(value + d, load(v + t * v_stride + h * dim + d, dim - d), dim - d);
-        }
+        T* key = kv + ((slots[t] / page * 2 * heads + h) * page + slots[t] % page) * row;
+        write_row(key, k + t * k_stride + h * dim, dim);
+        write_row(key + heads * page * row, v + t * v_stride + h * dim, dim);
       }
   });
 }
@@ -265,7 +277,8 @@ void weir_attend(const weir::Call* call) {
     attend_spans(*call, units);
 }
 
-// k, v [tokens, heads, dim], tokens `k_stride` and `v_stride` floats apart → kv [pages, 2, heads, page, dim]
+// k, v [tokens, heads, dim], tokens `k_stride` and `v_stride` floats apart → kv [pages, 2, heads, page,
+// dim / numbers of a T]
 void weir_write(void* kv, int32_t type, const float* k, int64_t k_stride, const float* v,
                 int64_t v_stride, const int64_t* slots, int64_t tokens, int64_t heads, int64_t dim,
                 int64_t page) {

@@ -10,18 +10,18 @@
 #include <limits>
 #include <type_traits>
 
-#include "simd.h"
+#include "coded.h"
 
 namespace weir {
 
 constexpr int64_t span_keys = 256;  // keys of one softmax; whole tiles
-constexpr int64_t tile_keys = 64;   // of one kind of step at a time, so that they stay in the first cache
+constexpr int64_t tile_keys = 64;   // of one kind of step at a time, whose rows stay in the first cache
 constexpr int block_rows = W / 2;   // rows that share what was read; registers hold their sums
 constexpr float never = -std::numeric_limits<float>::infinity();
 
-enum Type : int32_t { float32, bfloat16, float16 };
+enum Type : int32_t { float32, bfloat16, float16, int8, int4 };
 
-// body(p as a pointer to numbers of that type)
+// body(p as a pointer to numbers, or groups of numbers, of that type)
 template <class Void, class Body>
 inline void of_type(int32_t type, Void* p, const Body& body) {
   const auto as = [&](auto number) {
@@ -31,14 +31,16 @@ inline void of_type(int32_t type, Void* p, const Body& body) {
   switch (type) {
     case float32: return as(float{});
     case bfloat16: return as(bf16{});
-    default: return as(fp16{});
+    case float16: return as(fp16{});
+    case int8: return as(Int8{});
+    default: return as(Int4{});
   }
 }
 
 // What `weir_attend` gets; equal to ctypes' declaration.
 struct Call {
   const void* q;   // [T, heads, dim], tokens `q_stride` numbers apart
-  const void* kv;  // [pages, 2, kv_heads, page, dim]
+  const void* kv;  // [pages, 2, kv_heads, page, dim / numbers of T]
   const int32_t* q_start;
   const int32_t* kv_len;
   const int32_t* first;  // or null: kv_len - n
@@ -83,47 +85,53 @@ inline F transpose_sum(F* a) {
   }
 }
 
-// Numbers [d, d + 2 W) of a row of keys or values that has `dim`, or, if not `Whole`, those it has.
-template <bool Whole, class T>
+// Vectors from number d on of a row of keys or values, which has `dim`; if not `Whole`, perhaps fewer.
+template <int Vectors, bool Whole, class T>
 inline void read(const T* row, int64_t d, int64_t dim, F* out) {
-  out[0] = Whole ? load(row + d) : load_part(row + d, dim - d);
-  out[1] = Whole ? load(row + d + W) : load_part(row + d + W, dim - d - W);
+  if constexpr (numbers<T> > 1)
+    for (int i = 0; i < Vectors; i += step<T>, d += step<T> * W)
+      read<std::min(Vectors, step<T>)>(row[d / numbers<T>], d % numbers<T>, out + i);
+  else
+    for (int i = 0; i < Vectors; ++i, d += W) out[i] = Whole ? load(row + d) : load_part(row + d, dim - d);
 }
 
-template <class T>
+template <int Vectors, class T>
 inline void fetch(const T* row, int64_t d) {
-  for (int64_t line = 0; line < int64_t(2 * W * sizeof(T)); line += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(row + d) + line);
+  const char* start = reinterpret_cast<const char*>(row + d / numbers<T>);
+  for (int64_t line = 0; line < int64_t(Vectors * W * sizeof(T) / numbers<T>); line += 64)
+    __builtin_prefetch(start + line);
 }
 
-// sum [Rows, Keys] += q [Rows, padded] @ keys, over dimensions [d, d + 2 W).
+// sum [Rows, Keys] += q [Rows, padded] @ keys, over dimensions [d, d + step W).
 template <int Rows, int Keys, bool Whole, class T>
 inline void multiply(const float* q, int64_t padded, const T* const* keys, int64_t d, int64_t dim, F* sum) {
-  constexpr int many = std::min(Rows, Keys);  // what is read stays in registers for all rows
+  constexpr int vectors = step<T>, many = std::min({Rows, Keys, 8 / vectors});  // in registers
   for (int first = 0; first < Keys; first += many) {
-    F key[many][2];
+    F key[many][vectors];
     for (int i = 0; i < many; ++i) {
-      read<Whole>(keys[first + i], d, dim, key[i]);
-      fetch(keys[first + i + tile_keys], d);
+      read<vectors, Whole>(keys[first + i], d, dim, key[i]);
+      fetch<vectors>(keys[first + i + tile_keys], d);
     }
-    for (int r = 0; r < Rows; ++r) {
-      const F low = load(q + r * padded + d), high = load(q + r * padded + d + W);
-      for (int i = 0; i < many; ++i) {
-        F& s = sum[r * Keys + first + i];
-        s = fma(high, key[i][1], fma(low, key[i][0], s));
+    for (int r = 0; r < Rows; ++r)
+      for (int c = 0; c < vectors; ++c) {
+        const F part = load(q + r * padded + d + c * W);
+        for (int i = 0; i < many; ++i) {
+          F& s = sum[r * Keys + first + i];
+          s = fma(part, key[i][c], s);
+        }
       }
-    }
   }
 }
 
 // Products of Rows rows of q [padded] with W / Rows keys: lane r * W / Rows + i is row r's and key i's.
-// Whole: `dim` is a multiple of 2 W.
+// Whole: `dim` is a multiple of what is read at once.
 template <int Rows, bool Whole, class T>
 inline F products(const float* q, int64_t padded, const T* const* keys, int64_t dim) {
   F sum[W];
   for (F& s : sum) s = F{};
   int64_t d = 0;
-  for (; d + 2 * W <= dim; d += 2 * W) multiply<Rows, W / Rows, true>(q, padded, keys, d, dim, sum);
+  for (; d + step<T> * W <= dim; d += step<T> * W)
+    multiply<Rows, W / Rows, true>(q, padded, keys, d, dim, sum);
   if constexpr (!Whole) multiply<Rows, W / Rows, false>(q, padded, keys, d, dim, sum);
   return transpose_sum(sum);
 }
@@ -132,7 +140,7 @@ inline F products(const float* q, int64_t padded, const T* const* keys, int64_t 
 template <int Rows, class T>
 void score(const float* q, int64_t padded, const T* const* keys, int64_t count, int64_t dim, float* p) {
   constexpr int Keys = W / Rows;
-  const bool whole = dim % (2 * W) == 0;
+  const bool whole = dim % (step<T> * W) == 0;
   for (int64_t i = 0; i < count; i += Keys)
     store(p + i * Rows, whole ? products<Rows, true>(q, padded, keys + i, dim)
                               : products<Rows, false>(q, padded, keys + i, dim));
@@ -149,10 +157,8 @@ void accumulate(const float* p, const T* const* values, int64_t count, int64_t d
   for (int64_t first = 0; first < count; first += Keys, p += W)
     for (int i = 0; i < Keys; ++i) {
       F value[2 * Blocks];
-      for (int b = 0; b < Blocks; ++b) {
-        read<Whole>(values[first + i], d + 2 * W * b, dim, value + 2 * b);
-        fetch(values[first + i + tile_keys], d + 2 * W * b);
-      }
+      read<2 * Blocks, Whole>(values[first + i], d, dim, value);
+      fetch<2 * Blocks>(values[first + i + tile_keys], d);
       for (int r = 0; r < Rows; ++r) {
         const F weight = splat(p[r * Keys + i]);
         for (int c = 0; c < 2 * Blocks; ++c) sum[r][c] = fma(weight, value[c], sum[r][c]);

@@ -160,6 +160,18 @@ inline U widen(U16 x) {
 #endif
 }
 
+inline I widen(S8 x) {
+#if defined(__AVX512F__)
+  return (I)_mm512_cvtepi8_epi32((__m128i)x);
+#elif defined(__AVX2__)
+  int64_t all;
+  std::memcpy(&all, &x, sizeof all);
+  return (I)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(all));
+#else
+  return __builtin_convertvector(x, I);
+#endif
+}
+
 inline F from_bits(bf16, U16 x) { return as_float(widen(x) << 16); }
 
 inline void store(bf16* p, F v) {  // to nearest, ties to even; a NaN stays one

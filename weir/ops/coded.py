@@ -1,0 +1,67 @@
+"""Keys and values in 8 or 4 bits: groups of 64 numbers of a head that share a scale.
+
+The definition of the format, in PyTorch; the kernels for CPUs (ops/native/coded.h) read and write
+the same bytes. A type of numbers in memory is a `torch.dtype`, where int8 and int4 mean these.
+
+int8: a scale, bfloat16, and 64 bytes of the nearest multiple of it. int4: the least number and a
+scale, bfloat16 both, and 16 words of 16 bits: the nibbles of word j are the steps above the least
+of numbers j, j + 16, j + 32 and j + 48 (FlexGen, section 5, groups along the head).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GROUP = 64
+BYTES = {torch.int8: 2 + GROUP, torch.int4: 4 + GROUP // 2}
+"""Of a group, by type."""
+
+
+def row_bytes(dtype: torch.dtype, size: int) -> int:
+    """Bytes of `size` numbers, a multiple of 64 where the type has groups."""
+    return size // GROUP * BYTES[dtype] if dtype in BYTES else size * dtype.itemsize
+
+
+def type_of(x: Tensor, size: int) -> torch.dtype:
+    """Of the numbers in x, whose rows hold `size` of them: coded rows are uint8."""
+    if x.dtype != torch.uint8:
+        return x.dtype
+    return next(dtype for dtype in BYTES if row_bytes(dtype, size) == x.shape[-1])
+
+
+def encode(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x [..., 64 n] → uint8 [..., bytes]. What is not finite makes its group not a number."""
+    groups = x.float().unflatten(-1, (-1, GROUP))
+    spoilt = (groups * 0).sum(-1, keepdim=True)  # 0 or NaN
+    if dtype == torch.int8:
+        scale = (groups.abs().amax(-1, keepdim=True) / 127 + spoilt).bfloat16()
+        codes = _steps(groups, scale).clamp(-127, 127).to(torch.int8)
+        parts = [scale, codes]
+    else:
+        low = (groups.amin(-1, keepdim=True) + spoilt).bfloat16()
+        scale = ((groups.amax(-1, keepdim=True) - low.float()) / 15).bfloat16()
+        steps = _steps(groups - low.float(), scale).clamp(0, 15).to(torch.int32)
+        shifts = torch.arange(0, 16, 4, device=x.device, dtype=torch.int32)
+        words = (steps.unflatten(-1, (4, 16)) << shifts[:, None]).sum(-2)
+        parts = [low, scale, words.to(torch.int32).view(torch.int16)[..., ::2]]
+    return torch.cat([part.contiguous().view(torch.uint8) for part in parts], -1).flatten(-2)
+
+
+def decode(coded: Tensor, dtype: torch.dtype) -> Tensor:
+    """The reverse, but for the error: uint8 [..., bytes] → float32 [..., 64 n]."""
+    groups = coded.unflatten(-1, (-1, BYTES[dtype]))
+    if dtype == torch.int8:
+        return (groups[..., 2:].view(torch.int8) * _column(groups[..., :2])).flatten(-2)
+    words = groups[..., 4:].contiguous().view(torch.int16).int().unsqueeze(-2)
+    steps = words >> torch.arange(0, 16, 4, device=coded.device)[:, None] & 15
+    return (steps.flatten(-2) * _column(groups[..., 2:4]) + _column(groups[..., :2])).flatten(-2)
+
+
+def _steps(x: Tensor, scale: Tensor) -> Tensor:
+    """x in steps of a scale, at all where a group has something to scale."""
+    return (x / torch.where(scale == 0, 1.0, scale.float())).round().nan_to_num(0.0)
+
+
+def _column(scale: Tensor) -> Tensor:
+    return scale.contiguous().view(torch.bfloat16).float()
