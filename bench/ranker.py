@@ -180,9 +180,9 @@ def engines(one: Burst) -> None:
     table(f"{len(one.load.items)} requests at once on this CPU, tau {one.tau:.2f}", head, rows)
 
 
-def cost(data: Lengths, ranker: Ranker, seed: int) -> None:
+def cost(data: Lengths, ranker: Ranker, count: int, seed: int) -> None:
     """Milliseconds a prompt on one core, the median and the worst of five rounds."""
-    prompts = Random(seed).sample(data.prompts, 1000)
+    prompts = Random(seed).sample(data.prompts, count)
     rounds = []
     for _ in range(5):
         began = time.perf_counter()
@@ -198,11 +198,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--families", nargs="*", default=["gpt-4", "gpt-3.5-turbo"])
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--timed", type=int, default=1000, help="prompts that it is timed on")
     parser.add_argument("--engine", type=int, metavar="N", help="N requests on this CPU instead")
     options = parser.parse_args()
     ranker = files.load(options.ranker) if options.ranker else files.shipped()
     data = lengths.read(sets.DATA / "lengths", ["bbh"])
-    cost(data, ranker, options.seed)
+    cost(data, ranker, options.timed, options.seed)
     _, unseen = data.split()
     if options.engine:
         return engines(burst(unseen, options.families[0], ranker, options.engine, options.seed))
