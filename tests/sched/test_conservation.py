@@ -105,7 +105,7 @@ def drive(engine: Engine, items, aborts: dict[int, int], stop: int | None = None
     return got, done
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([1, 2, 4, 16]),
@@ -148,7 +148,7 @@ def test_aborts_and_stop_tokens_leave_nothing_behind(seed, page, flight):
     assert not engine.scheduler.live and not engine.executor.tables
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([1, 4, 16]),
