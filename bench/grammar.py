@@ -32,6 +32,7 @@ from weir.grammar.guidance import Guidance
 from weir.grammar.matcher import Cutter
 from weir.grammar.regex import search
 from weir.grammar.vocabulary import Masks, Vocabulary
+from weir.ops import native
 from weir.params import StructuredOutputs
 from weir.text import Text
 
@@ -119,6 +120,7 @@ def schemas(count: int, name: str) -> list[tuple[dict, str]]:
 
 def masks(instances: list[tuple[dict, str]], model: str) -> None:
     """The time of a mask at each token of the instances: first, and once it is known."""
+    native.library()
     text = connect.text(load({"model": model}, {}))
     pieces = text.pieces(True)
     vocabulary = Vocabulary(pieces, text.vocab, text.eos)
