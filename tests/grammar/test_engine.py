@@ -26,6 +26,7 @@ from weir.core import (
 )
 from weir.engine import Engine
 from weir.grammar.compile import compile
+from weir.grammar.guidance import GuidedMatcher
 from weir.grammar.library import Library, Tokens
 from weir.kv.cache import Cache
 from weir.params import StructuredOutputs
@@ -259,3 +260,16 @@ def test_a_grammar_that_cannot_be_opened_ends_its_request_alone(library):
     for uid in (1, 2):
         assert whole[uid].done == "error" and "could not be opened" in whole[uid].error
     assert whole[3].done == "length"
+
+
+def test_a_panic_beside_the_engine_ends_its_request_alone(library, monkeypatch):
+    class Panic(BaseException):
+        pass
+
+    def panic(self, token: int) -> list[int]:
+        raise Panic("in another language")
+
+    monkeypatch.setattr(GuidedMatcher, "_place", panic)
+    whole = run(engine(library), [request(1, compiled(json=SCHEMA)), request(2, None, most=5)])
+    assert whole[1].done == "error" and "in another language" in whole[1].error
+    assert whole[2].done == "length"

@@ -83,31 +83,34 @@ class GuidedMatcher:
         if self._start:
             self._consume(self._start)
         self._note(self._start)
-        self._placed: Future[list[int]] | None = None  # what stands in place of a token
-        self._mask = beside.start(self._compute)
+        self._mask = self._compute()
+        self._job: Future[tuple[list[int], bytes]] | None = None
 
     def begin(self) -> list[int]:
         return self._start
 
-    def mask(self, alone: bool = False) -> bytes | None:
-        return self._beside.take(self._mask, alone)
+    def mask(self, alone: bool = False) -> bytes:
+        return self._mask
 
     def advance(self, token: int, alone: bool = False) -> list[int] | None:
-        if self._placed is None:
-            self._placed, self._mask = Future(), Future()
-            self._beside.start(partial(self._follow, token, self._placed, self._mask))
+        if self._job is None:
+            self._job = self._beside.start(partial(self._follow, token))
             return None
-        tokens = self._beside.take(self._placed, alone)
-        if tokens is not None:
-            self._placed = None
+        followed = self._beside.take(self._job, alone)
+        if followed is None:
+            return None
+        self._job = None
+        tokens, self._mask = followed
         return tokens
 
-    def _follow(self, token: int, placed: Future[list[int]], mask: Future[bytes]) -> None:
+    def _follow(self, token: int) -> tuple[list[int], bytes]:
+        """What stands in place of a token, and the mask after it."""
         try:
-            placed.set_result(self._place(token))
-            mask.set_result(b"" if self.complete else self._compute())
-        except Exception as error:
-            (mask if placed.done() else placed).set_exception(error)
+            return self._place(token), self._compute()
+        except GrammarError:
+            raise
+        except BaseException as error:  # a panic of llguidance's too ends its request alone
+            raise GrammarError(f"the grammar cannot go on: {error!r}") from None
 
     def _place(self, token: int) -> list[int]:
         tokens, piece = [token], self._pieces[token]
@@ -137,9 +140,16 @@ class GuidedMatcher:
 
     def _note(self, tokens: list[int]) -> None:
         self._before = trim(self._before + b"".join(self._pieces[t] for t in tokens))
-        if self._matcher.is_error():
-            raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
+        self._check()
         self.complete = self._matcher.is_stopped()
 
     def _compute(self) -> bytes:
-        return bytes(self._matcher.compute_bitmask()[: self._size])
+        if self.complete:
+            return b""
+        mask = bytes(self._matcher.compute_bitmask()[: self._size])
+        self._check()
+        return mask
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
