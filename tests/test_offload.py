@@ -12,15 +12,19 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from weir import build, offload
+from tests.shadow import Shadow
+from weir import build, offload, policies
 from weir.config import Config, load
-from weir.core import Request, Sampling
+from weir.core import Capacity, Request, Sampling
 from weir.cost.machine import MACHINES, Machine
 from weir.cost.offload import Job, predict
 from weir.cost.search import Planned, Report, runnable, search
 from weir.cost.work import cache_bytes, weights
+from weir.engine import Engine
 from weir.errors import ConfigError
+from weir.executor.sim import VirtualClock
 from weir.ops import native
+from weir.sched.composer import Beside
 from weir.sim.shapes import SHAPES, shape
 
 MODEL = "smollm2-135m"
@@ -202,6 +206,35 @@ def test_mixed_kv_becomes_two_tiers_and_lanes_one_step(monkeypatch, tmp_path):
         given = {setting: "reserve" if setting == "memory_policy" else "1GiB"}
         with pytest.raises(ConfigError, match=said):
             on_gpu(monkeypatch, H100, offload=file, **given)
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.status())
+@pytest.mark.parametrize(("batches", "share"), [(8, 0.25), (8, 0.3)])
+def test_requests_lie_where_the_plan_says(monkeypatch, tmp_path, batches, share):
+    """As the scheduler places them, nobody moved or evicted."""
+    cache = (share, 1 - share, 0.0)
+    lanes = {"batch": 2, "batches": batches, "lanes": 8, "cache": cache, "cpu_attention": True}
+    host = replace(H100, gpu_memory=200 * GB, cpu_memory=900 * GB)
+    file = plan(tmp_path, (0.1, 0.9, 0.0), **lanes)
+    config = on_gpu(monkeypatch, host, offload=file).config
+    page, block = 16 * cache_bytes(OPT, 2), 2 * batches
+    sizes = {0: int(config.kv_cache_memory // page) - 1, 1: int(config.cpu_cache // page) - 1}
+    tokens, lane = config.max_num_batched_tokens, config.max_lane_tokens
+    capacity = Capacity(16, sizes, tokens, config.max_num_seqs, 2048, lane=lane)
+    scheduler = policies.scheduler(config, capacity, Beside(config.max_prefill_beside_decode))
+    executor = Shadow(capacity)
+    engine = Engine(scheduler, executor, VirtualClock())
+    for uid in range(block):
+        prompt = [1 + uid % 40, 1 + uid // 40, *range(1, 511)]
+        engine.executor.requests[uid] = prompt
+        engine.add(Request(uid, prompt, Sampling(max_tokens=32), float(uid)))
+    while engine.busy:
+        engine.step()
+    chunks = [chunk for one in executor.plans for part in one.lanes for chunk in part]
+    homes = {chunk.uid: chunk.home for chunk in chunks}
+    assert scheduler.preemptions == 0 and not any(one.moves for one in executor.plans)
+    assert list(homes.values()).count(0) == int(share * block)
+    assert {len(one.lanes) for one in executor.plans[: batches // 8]} == {8}
 
 
 def test_a_plan_that_does_harm_is_priced(monkeypatch, tmp_path, caplog):

@@ -128,7 +128,8 @@ def _settings(config: Config, placed: Offload, apart: bool, job: Job, token: flo
     the memory of the device does not decide. apart: all KV is in main memory."""
     prompts, (here, away, _) = placed.batch * job.prompt, placed.cache
     tokens = config.max_num_batched_tokens or max(prompts * placed.lanes, placed.block)
-    one, room, more = token * (job.prompt + job.output + PAGE), 0.0, {}
+    one, room = token * (job.prompt + job.output + PAGE), 0.0
+    more: dict[str, Any] = {}
     if away and config.cpu_cache:
         raise ConfigError("--offload: KV is in main memory already: leave out --cpu-cache")
     if apart:
@@ -138,6 +139,9 @@ def _settings(config: Config, placed: Offload, apart: bool, job: Job, token: flo
             raise ConfigError("--offload: KV in two memories needs --memory-policy on-demand")
         room = one * here * placed.block
         more = {"cpu_cache": int(one * (away * placed.block + 1)), "cpu_attention": "all"}
+        if config.memory_policy == "on-demand":  # nobody starts where he could not end
+            grown = (job.output + PAGE) / (job.prompt + job.output + PAGE)
+            more["memory_policy"] = f"on-demand(spare={grown:.3f})"
     return replace(
         config,
         kv_cache_memory=config.kv_cache_memory or int(room),
