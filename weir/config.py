@@ -71,6 +71,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_model_len: Annotated[
         Positive | None, about("tokens of prompt and answer together; auto or -1: the model's")
     ] = None
+    generation_config: Annotated[
+        Text, about("sampling of requests that do not say: auto: the model's, none, or its folder")
+    ] = "auto"
     chat_template: Annotated[Text | None, about("Jinja chat template: a file or the text")] = None
     seed: Annotated[int, about("seed of everything random")] = 0
 

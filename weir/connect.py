@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from weir.client.expect import Ranker
 from weir.config import Config
 from weir.gguf import GGUF
 from weir.grammar.compiler import Compiler
+from weir.models.shape import RECOMMENDED, recommended
+from weir.params import SamplingParams
 from weir.text import Text
 from weir.text.folder import lacks_tokenizer, read_vocab
 from weir.text.numbered import numbered
+
+log = logging.getLogger(__name__)
 
 
 def text(config: Config) -> Text:
@@ -26,6 +31,24 @@ def text(config: Config) -> Text:
     if config.load_format == "dummy" and not config.tokenizer and lacks_tokenizer(source.path):
         return Text(numbered(read_vocab(source.path)), config.chat_template)
     return Text.from_folder(source.path, config.chat_template)
+
+
+def sampling(config: Config) -> SamplingParams:
+    """What requests are sampled by as far as they do not say. Raises `ConfigError`."""
+    where = config.generation_config
+    if where in ("none", "vllm", "openai"):
+        return SamplingParams()
+    own = where in ("auto", "model")
+    path = hub.resolve(config.model, config.revision, config.download_dir).path if own else where
+    found: SamplingParams = recommended(Path(path))
+    if found != SamplingParams():
+        said = {name: getattr(found, name) for name in RECOMMENDED}
+        log.info(
+            "requests that do not say are sampled by %s, as the model's generation_config.json has "
+            "it; --generation-config none: as OpenAI's",
+            ", ".join(f"{k} {v:g}" for k, v in said.items() if v != getattr(SamplingParams(), k)),
+        )
+    return found
 
 
 def limits(config: Config) -> Limits:
@@ -49,7 +72,7 @@ def ranker(config: Config) -> Ranker | None:
 
 def remote(config: Config) -> Remote:
     """A client whose engine runs in a process of its own, not started yet. Raises `ConfigError`."""
-    return Remote(
+    client = Remote(
         config,
         text(config),
         config.names,
@@ -61,3 +84,5 @@ def remote(config: Config) -> Remote:
         heartbeat_timeout=config.heartbeat_timeout,
         stop_timeout=config.step_timeout if config.disk_cache else 5.0,
     )
+    client.model.sampling = sampling(config)
+    return client

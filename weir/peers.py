@@ -17,6 +17,7 @@ ALIASES = {
     "schedule_policy": "scheduling_policy",
     "max_queued_requests": "max_num_queued_reqs",
     "random_seed": "seed",
+    "sampling_defaults": "generation_config",
     "log_requests": "enable_log_requests",
     "uvicorn_log_level": "log_level",
     "disable_cuda_graph": "enforce_eager",

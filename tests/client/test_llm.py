@@ -11,8 +11,9 @@ import pytest
 
 import weir
 from tests import fakes
-from weir import AsyncLLM, SamplingParams
+from weir import AsyncLLM, SamplingParams, connect
 from weir.client import Local
+from weir.config import Config
 from weir.errors import BadRequest, EngineDead
 from weir.llm import LLM
 
@@ -151,3 +152,16 @@ def test_the_package_is_light_until_it_is_used():
     assert output.stdout.strip() == b"False"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         weir.nothing  # noqa: B018
+
+
+def test_params_that_nobody_gives_are_the_models(llm, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0, "top_k": 7}')
+    own, other = Config(model=str(tmp_path)), Config(model="m", generation_config=str(tmp_path))
+    expected = SamplingParams(temperature=0, top_k=7)
+    assert connect.sampling(own) == connect.sampling(other) == expected
+    none = Config(model=str(tmp_path), generation_config="none")
+    assert connect.sampling(none) == SamplingParams()
+    llm.model.sampling = expected
+    assert texts(llm.generate("ab")) == texts(llm.generate("ab", expected))
+    assert llm._each(None, 2) == [expected] * 2

@@ -18,7 +18,8 @@ from weir.errors import ConfigError
 from weir.gguf import GGUF
 from weir.models.config import CONFIGS, from_config
 from weir.models.metadata import from_gguf
-from weir.models.shape import read_spec
+from weir.models.shape import read_spec, recommended
+from weir.params import SamplingParams
 
 LLAMA = SIZES | {"model_type": "llama"}
 QWEN = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}
@@ -52,6 +53,22 @@ def test_gguf_and_config_give_one_spec(family, tmp_path):
         assert getattr(ours, field) == getattr(theirs, field), field
     assert theirs.eps == pytest.approx(ours.eps)
     assert [r.theta for r in theirs.rope] == pytest.approx([r.theta for r in ours.rope])
+
+
+def test_a_generation_config_says_how_to_sample(tmp_path):
+    assert recommended(tmp_path) == SamplingParams()
+    said = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": None, "pad_token_id": 0}
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps(said))
+    assert recommended(tmp_path) == SamplingParams(temperature=0.6, top_k=20)
+    assert recommended(tmp_path / "config.json") == recommended(tmp_path)
+
+
+@pytest.mark.parametrize("said", ['{"temperature": -1}', '{"top_p": "much"}', "[]", "{"])
+def test_one_that_makes_no_sense_is_refused(tmp_path, said):
+    (tmp_path / "generation_config.json").write_text(said)
+    with pytest.raises(ConfigError, match=r"generation_config\.json"):
+        recommended(tmp_path)
 
 
 def test_eos_comes_from_the_generation_config_first():

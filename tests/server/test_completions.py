@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.server.conftest import CHAT, events
+from weir.params import SamplingParams
 
 
 def complete(http, **body):
@@ -32,6 +33,21 @@ def test_echo_scores_as_lm_eval_reads_them(http):
             scores["token_logprobs"][2:-1], scores["top_logprobs"][2:-1], strict=True
         )
         assert all(one == max(top.values()) for one, top in continuation), "greedy"
+
+
+@pytest.mark.parametrize("route", ["completions", "chat/completions"])
+def test_what_is_not_asked_is_as_the_model_has_it(http, server, monkeypatch, route):
+    monkeypatch.setattr(server.client.model, "sampling", SamplingParams(temperature=0.6, top_k=20))
+    given, submit = [], server.client.submit
+    monkeypatch.setattr(
+        server.client, "submit", lambda *a, **k: given.append(a[1]) or submit(*a, **k)
+    )
+    asked = {"prompt": "abc"} if route == "completions" else CHAT
+    for more in ({}, {"temperature": 0, "min_p": 0.5}):
+        assert http.post(f"/v1/{route}", json=asked | more).status_code == 200
+    said = [(one.temperature, one.top_k, one.top_p, one.min_p) for one in given]
+    assert said == [(0.6, 20, 1.0, 0.0), (0.0, 20, 1.0, 0.5)]
+    assert http.get("/server_info").json()["sampling"]["top_k"] == 20
 
 
 def test_echo_without_generating(http):

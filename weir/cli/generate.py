@@ -10,12 +10,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import msgspec
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from weir.errors import ConfigError
 from weir.llm import LLM, RequestOutput
 from weir.options import add_config, config
-from weir.params import SamplingParams
 
 USAGE = "weir generate MODEL [--prompt TEXT | --file FILE] [OPTIONS]"
 
@@ -29,9 +28,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("answers")
     add = group.add_argument
     add("--max-tokens", type=int, default=128, metavar="N", help="longest completion (128)")
-    add("--temperature", type=float, default=1.0, metavar="T", help="0: likeliest token (1)")
-    add("--top-p", type=float, default=1.0, metavar="P", help="likeliest P of probability (1)")
-    add("--top-k", type=int, default=0, metavar="K", help="of the K likeliest tokens; 0: off (0)")
+    add("--temperature", type=float, metavar="T", help="0: likeliest token (the model's, else 1)")
+    add("--top-p", type=float, metavar="P", help="likeliest P of probability (the model's, else 1)")
+    add("--top-k", type=int, metavar="K", help="likeliest K; 0: all (the model's, else 0)")
     add("--n", type=int, default=1, metavar="N", help="completions a prompt (1)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end at this; may be repeated")
     add("--ignore-eos", action="store_true", help="always generate --max-tokens")
@@ -41,18 +40,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    params = SamplingParams(
-        n=options.n,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        max_tokens=options.max_tokens,
-        stop=options.stop,
-        ignore_eos=options.ignore_eos,
-    )
     settings = config(options)
     prompts = read(options)
     with LLM(**asdict(settings)) as llm:
+        names = ("n", "temperature", "top_p", "top_k", "max_tokens", "stop", "ignore_eos")
+        asked = {name: getattr(options, name) for name in names}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        params = replace(llm.model.sampling, **asked)
         if options.chat:
             talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
             outputs = llm.chat(talks, params, progress=not options.quiet)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
+
+from weir.params import SamplingParams
 
 
 class ModelInfo(Struct):
@@ -16,6 +18,7 @@ class ModelInfo(Struct):
     vocab: int
     eos: list[int]
     info: dict[str, Any] = {}  # device, dtype, kernels, start-up seconds: for /server_info
+    sampling: SamplingParams = field(default_factory=SamplingParams)  # of who does not say
 
 
 class Logprob(Struct):

@@ -43,6 +43,7 @@ class LLM:
         config = load({"ranker": "none", "model": model, **settings}, {})  # all is asked at once
         engine, text = build.engine(config), connect.text(config)
         self._take(engine, text, config.names, config.seed, connect.compiler(config))
+        self.model.sampling = connect.sampling(config)
 
     @classmethod
     def of(cls, engine: Engine, text: Text, name: str = "model", seed: int = 0) -> Self:
@@ -84,11 +85,12 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete one prompt or many, as text or token ids; results in the order of the prompts.
 
-        `params` is for all, or one each. Raises `BadRequest` before anything is computed if any of
-        them cannot be served. A request that fails alone ends with `finish_reason` "error".
+        `params` is for all, or one each; `model.sampling` without. Raises `BadRequest` before
+        anything is computed if any of them cannot be served. A request that fails alone ends with
+        `finish_reason` "error".
         """
         listed = _listed(prompts)
-        return self._run(self._admit(listed, _each(params, len(listed))), progress)
+        return self._run(self._admit(listed, self._each(params, len(listed))), progress)
 
     def chat(
         self,
@@ -101,7 +103,7 @@ class LLM:
         """The next message of one conversation or many; `template` as for `Text.chat`."""
         talks = _talks(messages)
         prompts = [self.text.chat(talk, **template) for talk in talks]
-        admitted = self._admit(prompts, _each(params, len(talks)), add_special_tokens=False)
+        admitted = self._admit(prompts, self._each(params, len(talks)), add_special_tokens=False)
         return self._run(admitted, progress)
 
     def embed(
@@ -109,7 +111,7 @@ class LLM:
     ) -> list[list[float]]:
         """One vector a prompt, of length 1: the mean of its tokens' hidden states, or the last."""
         listed = _listed(prompts)
-        params = _each(SamplingParams(max_tokens=0), len(listed))
+        params = self._each(SamplingParams(max_tokens=0), len(listed))
         assemblies = self._admit(listed, params, pool=pooling)
         self._run(assemblies, progress)
         failed = next((a for a in assemblies if a.vector is None), None)
@@ -154,6 +156,14 @@ class LLM:
                 self._ledger.end(assembly, "abort")
             raise
         return admitted
+
+    def _each(self, params: Params, count: int) -> Sequence[SamplingParams]:
+        """One `SamplingParams` a prompt."""
+        if params is None or isinstance(params, SamplingParams):
+            return [params or self.model.sampling] * count
+        if len(params) != count:
+            raise BadRequest(f"{len(params)} params were given for {count} prompts", param="params")
+        return params
 
     def _run(self, assemblies: list[Assembly], shown: bool) -> list[RequestOutput]:
         """Step the engine until every request has ended and it has nothing left to do."""
@@ -227,15 +237,6 @@ def _listed(prompts: Prompts) -> list[str | list[int]]:
     if prompts and isinstance(prompts[0], int):
         return [cast(list[int], list(prompts))]
     return cast(list[str | list[int]], list(prompts))
-
-
-def _each(params: Params, count: int) -> Sequence[SamplingParams]:
-    """One `SamplingParams` a prompt."""
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise BadRequest(f"{len(params)} params were given for {count} prompts", param="params")
-    return params
 
 
 def _talks(

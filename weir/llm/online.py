@@ -41,6 +41,7 @@ class AsyncLLM:
                 compiler=connect.compiler(config),
                 ranker=connect.ranker(config),
             )
+            self.client.model.sampling = connect.sampling(config)
         else:
             self.client = connect.remote(config)
 
@@ -77,7 +78,7 @@ class AsyncLLM:
         Leaving the loop aborts the request. Raises `BadRequest`, `Overloaded`, and `EngineDead` if
         the engine dies in the middle.
         """
-        params = params or SamplingParams()
+        params = params or self.client.model.sampling
         stream = self.client.submit(
             prompt,
             params,

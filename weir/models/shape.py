@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from weir.core import Spec
-from weir.errors import ConfigError
+from weir.errors import BadRequest, ConfigError
 from weir.gguf import GGUF
 from weir.models.config import from_config
 from weir.models.metadata import from_gguf
 from weir.models.scheme import Scheme, read_scheme
+from weir.params import SamplingParams, convert
+
+RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""What is taken from a `generation_config.json`, beside the tokens that end an answer."""
 
 
 def read_spec(path: str | Path) -> Spec:
@@ -23,6 +27,19 @@ def read_spec(path: str | Path) -> Spec:
 def scheme_of(path: Path) -> Scheme | None:
     """How the weights of a folder are quantised."""
     return read_scheme(_json(_config_file(path)))
+
+
+def recommended(path: Path) -> SamplingParams:
+    """How those who made the model at `path`, a folder or a file of its configuration, would have
+    it sampled. Raises `ConfigError` for a `generation_config.json` that makes no sense."""
+    file = (path if path.is_dir() else path.parent) / "generation_config.json"
+    said = _json(file) if file.is_file() else {}
+    try:
+        params = convert({k: said[k] for k in RECOMMENDED if said.get(k) is not None})
+        params.check(vocab=0)
+    except BadRequest as error:
+        raise ConfigError(f"{file}: {error}; mend it, or use --generation-config none") from None
+    return params
 
 
 def _config_file(path: Path) -> Path:

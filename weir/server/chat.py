@@ -31,7 +31,7 @@ from weir.server.tools import Calls, whole
 
 async def chat(call: Call, body: ChatRequest) -> Reply:
     model = call.service.model(body.model)
-    params = _params(body)
+    params = _params(body, call.service.client.model.sampling)
     prompt = render(call.service.client.text, body)
     special = bool(body.add_special_tokens)
     job = await call.submit([prompt], params, body, field="messages", add_special_tokens=special)
@@ -116,7 +116,7 @@ def _piece(output: Output, delta: Delta, body: ChatRequest) -> ChatChunkChoice:
     )
 
 
-def _params(body: ChatRequest) -> SamplingParams:
+def _params(body: ChatRequest, default: SamplingParams) -> SamplingParams:
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     if body.stream and body.prompt_logprobs is not None:
@@ -125,6 +125,7 @@ def _params(body: ChatRequest) -> SamplingParams:
         raise BadRequest("stream_options needs stream to be true", param="stream_options")
     new, old = body.max_completion_tokens, body.max_tokens
     return body.params(
+        default,
         max_tokens=old if new is None else new,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )

@@ -28,7 +28,7 @@ from weir.text import Text
 async def completions(call: Call, body: CompletionRequest) -> Reply:
     service = call.service
     model = service.model(body.model)
-    params = _params(body)
+    params = _params(body, service.client.model.sampling)
     prompts = split(body.prompt, "prompt")
     special = body.add_special_tokens is not False
     job = await call.submit(prompts, params, body, add_special_tokens=special)
@@ -131,7 +131,7 @@ class Writer:
         return answer, offset
 
 
-def _params(body: CompletionRequest) -> SamplingParams:
+def _params(body: CompletionRequest, default: SamplingParams) -> SamplingParams:
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise BadRequest("best_of is not supported beyond n: leave it out", param="best_of")
     if body.stream and body.prompt_logprobs is not None:
@@ -140,4 +140,4 @@ def _params(body: CompletionRequest) -> SamplingParams:
         raise BadRequest("stream_options needs stream to be true", param="stream_options")
     echoed = body.logprobs if body.echo else None
     wanted = [top for top in (echoed, body.prompt_logprobs) if top is not None]
-    return body.params(logprobs=body.logprobs, prompt_logprobs=max(wanted, default=None))
+    return body.params(default, logprobs=body.logprobs, prompt_logprobs=max(wanted, default=None))

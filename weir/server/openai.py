@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from weir.errors import BadRequest
 from weir.params import (
@@ -152,13 +153,13 @@ class Generation(OpenAIRequest, kw_only=True):
     def usage_always(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
-    def params(self, **changes: Any) -> SamplingParams:
-        """The sampling parameters asked for; `changes` are those that a route words differently."""
+    def params(self, default: SamplingParams, **changes: Any) -> SamplingParams:
+        """The sampling parameters asked for, `default` where none are; `changes` are those that a
+        route words differently."""
         given = {name: getattr(self, name) for name in SHARED}
         given["structured_outputs"] = self.structured[1]
-        return SamplingParams(
-            **({name: value for name, value in given.items() if value is not None} | changes)
-        )
+        asked = {name: value for name, value in given.items() if value is not None}
+        return replace(default, **(asked | changes))
 
     @property
     def structured(self) -> tuple[str, StructuredOutputs | None]:

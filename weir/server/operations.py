@@ -89,6 +89,7 @@ class ServerInfo(Struct):
     max_model_len: int
     max_total_num_tokens: int  # that the KV cache holds
     config: dict[str, Any]
+    sampling: SamplingParams  # of requests that do not say
     engine: dict[str, Any]
     stats: dict[str, Any]
 
@@ -195,6 +196,7 @@ async def server_info(call: Call, _: None) -> Reply:
         max_model_len=served.context,
         max_total_num_tokens=int(served.info.get("kv_tokens", 0)),
         config=call.service.options.public(),
+        sampling=served.sampling,
         engine=served.info,
         stats=msgspec.to_builtins(client.stats),
     )
