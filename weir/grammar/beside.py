@@ -5,6 +5,7 @@ Knows no grammar: a job is anything that makes something a request needs to go o
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,17 +15,22 @@ QUICK = 5e-4
 """Seconds that a step waits for such jobs, all together."""
 PATIENT = 2e-2
 """The same of one where the step is for nobody else."""
-THREADS = 4
-"""Jobs under way at once, so that one that takes long holds up few others."""
 
 T = TypeVar("T")
+
+
+def threads() -> int:
+    """Jobs under way at once: several, so that one that takes long holds up few others, but fewer
+    than there are cores. A thread that has the interpreter's lock but no core has the engine
+    wait for both."""
+    return max(1, min(4, len(os.sched_getaffinity(0)) - 1))
 
 
 class Beside:
     """Used from the engine's thread, but for `start`."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(THREADS, "weir-masks")
+        self._pool = ThreadPoolExecutor(threads(), "weir-masks")
         self._slow: list[Future[Any]] = []
         self._left = QUICK
 

@@ -12,17 +12,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Thread
 
 from weir.core import Grammar, Matcher
 from weir.grammar.automaton import Automaton
-from weir.grammar.beside import Beside
+from weir.grammar.beside import Beside, threads
 from weir.grammar.guidance import Guidance, GuidedMatcher
 from weir.grammar.matcher import AutomatonMatcher, Cutter, context
 from weir.grammar.vocabulary import Masks, Vocabulary
 from weir.ops import native
 
-THREADS = 4
-"""Grammars opened at once, so that one that takes long holds up few others."""
 KEPT = 256
 """Grammars that are kept for the next request."""
 SWITCH = 1e-4
@@ -44,13 +43,13 @@ class Library:
 
     def __init__(self, tokens: Callable[[], Tokens], size: int):
         sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
-        self._pool = ThreadPoolExecutor(THREADS, "weir-grammar")  # a job waits for earlier ones
+        self._pool = ThreadPoolExecutor(threads(), "weir-grammar")  # a job waits for earlier ones
         self._beside = Beside()
         self.jumps = True  # for measuring what jumps are worth
         self._size = size
         self._known: OrderedDict[str, Future[Masks | str]] = OrderedDict()
         self._vocabulary = self._pool.submit(self._read, tokens)
-        self._pool.submit(native.library)  # which walks faster, once it is compiled
+        Thread(target=native.library, daemon=True).start()  # walks faster, once it is compiled
         self._guidance = self._pool.submit(self._guide)  # now, as it holds the interpreter's lock
 
     def open(
