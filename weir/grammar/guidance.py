@@ -1,7 +1,7 @@
 """llguidance behind the matcher: for grammars that no finite automaton holds.
 
-It is called beside the engine's thread alone: what takes long makes its own request wait and nobody
-else's. Calls release the interpreter's lock.
+It is called beside the engine's thread alone: what takes long makes its own request wait. Compiling
+and masks release the interpreter's lock; taking a token in holds it (docs/structured.md).
 """
 
 from __future__ import annotations
