@@ -11,6 +11,7 @@ from weir import hub, policies
 from weir.client import Limits, Remote
 from weir.client.expect import Ranker
 from weir.config import Config
+from weir.errors import ConfigError
 from weir.gguf import GGUF
 from weir.grammar.compiler import Compiler
 from weir.models.shape import RECOMMENDED, recommended
@@ -38,9 +39,13 @@ def sampling(config: Config) -> SamplingParams:
     where = config.generation_config
     if where in ("none", "vllm", "openai"):
         return SamplingParams()
-    own = where in ("auto", "model")
-    path = hub.resolve(config.model, config.revision, config.download_dir).path if own else where
-    found: SamplingParams = recommended(Path(path))
+    if where in ("auto", "model"):
+        path = hub.resolve(config.model, config.revision, config.download_dir).path
+    elif not (path := Path(where) / "generation_config.json").is_file():
+        raise ConfigError(
+            f"--generation-config: there is no {path}: give auto, none or a folder that has one"
+        )
+    found: SamplingParams = recommended(path)
     if found != SamplingParams():
         said = {name: getattr(found, name) for name in RECOMMENDED}
         log.info(

@@ -14,7 +14,7 @@ from tests import fakes
 from weir import AsyncLLM, SamplingParams, connect
 from weir.client import Local
 from weir.config import Config
-from weir.errors import BadRequest, EngineDead
+from weir.errors import BadRequest, ConfigError, EngineDead
 from weir.llm import LLM
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -162,6 +162,8 @@ def test_params_that_nobody_gives_are_the_models(llm, tmp_path):
     assert connect.sampling(own) == connect.sampling(other) == expected
     none = Config(model=str(tmp_path), generation_config="none")
     assert connect.sampling(none) == SamplingParams()
+    with pytest.raises(ConfigError, match=r"there is no nowhere/generation_config\.json"):
+        connect.sampling(Config(generation_config="nowhere"))
     llm.model.sampling = expected
     assert texts(llm.generate("ab")) == texts(llm.generate("ab", expected))
     assert llm._each(None, 2) == [expected] * 2

@@ -41,9 +41,10 @@ class LLM:
 
     def __init__(self, model: str, **settings: Any):
         config = load({"ranker": "none", "model": model, **settings}, {})  # all is asked at once
+        sampling = connect.sampling(config)
         engine, text = build.engine(config), connect.text(config)
         self._take(engine, text, config.names, config.seed, connect.compiler(config))
-        self.model.sampling = connect.sampling(config)
+        self.model.sampling = sampling
 
     @classmethod
     def of(cls, engine: Engine, text: Text, name: str = "model", seed: int = 0) -> Self:

@@ -32,6 +32,7 @@ class AsyncLLM:
     def __init__(self, model: str, *, in_process: bool = False, **settings: Any):
         config = load({"model": model, **settings}, {})
         if in_process:
+            sampling = connect.sampling(config)
             engine, text = build.engine(config), connect.text(config)
             self.client: Client = Local(
                 engine,
@@ -41,7 +42,7 @@ class AsyncLLM:
                 compiler=connect.compiler(config),
                 ranker=connect.ranker(config),
             )
-            self.client.model.sampling = connect.sampling(config)
+            self.client.model.sampling = sampling
         else:
             self.client = connect.remote(config)
 

@@ -30,8 +30,8 @@ def scheme_of(path: Path) -> Scheme | None:
 
 
 def recommended(path: Path) -> SamplingParams:
-    """How those who made the model at `path`, a folder or a file of its configuration, would have
-    it sampled. Raises `ConfigError` for a `generation_config.json` that makes no sense."""
+    """How those who made the model at `path`, a folder or a file in it, would have it sampled.
+    Raises `ConfigError` for a `generation_config.json` that makes no sense."""
     file = (path if path.is_dir() else path.parent) / "generation_config.json"
     said = _json(file) if file.is_file() else {}
     try:
