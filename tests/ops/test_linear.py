@@ -7,10 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weir.ops import linear as module
 from weir.ops import native
-from weir.ops.linear import gated_linear, linear, normed_linear, pack, reference_linear
+from weir.ops.linear import gated_linear, linear, normed_linear, pack, pack_fp8, reference_linear
 from weir.ops.mlp import gated
 from weir.ops.norm import rms_norm
+from weir.ops.quantize import to_fp8
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.status())
@@ -133,3 +135,28 @@ def test_normalising_and_gating_on_the_way_in_change_no_bit(
     assert torch.equal(gated_linear(gate_up, act, packed, residual), want)
     with pytest.raises(TypeError, match="100"):
         normed_linear(gate_up, norm, 1e-5, packed)
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_a_scale_a_row_may_be_refused(monkeypatch, plus: bool) -> None:
+    """As cuBLAS does for some shapes of few rows."""
+    x, w, bias, residual = inputs(5, 64, 128, torch.float32)
+    x, weight = to_fp8(x), pack_fp8(to_fp8(w), bias)
+    want = (x.floats() @ weight.weight.float().mul(weight.scales[:, None]).T + bias).bfloat16()
+    if plus:
+        want += residual.bfloat16()
+    original, asked = torch._scaled_mm, []
+
+    def refuse(a, b, rows, *more, **options):
+        asked.append(rows.numel())
+        if rows.numel() > 1:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling")
+        return original(a, b, rows, *more, **options)
+
+    monkeypatch.setattr(torch, "_scaled_mm", refuse)
+    monkeypatch.setattr(module, "_without_scales", set())
+    for _ in range(2):
+        over = residual.bfloat16() if plus else None
+        got = module._product_of_fp8(x.values, x.scales[:, None], weight, over)
+        assert got.dtype == torch.bfloat16 and (got - want).norm() / want.norm() < 5e-3
+    assert asked == [5, 1, 1]

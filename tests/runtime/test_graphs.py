@@ -150,9 +150,9 @@ def test_warming_up_leaves_nothing_behind():
 
 
 @pytest.mark.parametrize(("tokens", "requests"), [(64, 8), (7, 64), (2, 1), (100, 3)])
-def test_warming_up_fills_a_step_and_writes_the_pages_it_names(tokens, requests):
+def test_warming_up_fills_a_step_and_takes_the_pages_and_rows_it_names(tokens, requests):
     most = []
-    run = runner(MODEL, pages={1: pages_needed(tokens, requests, 4)}, requests=64)
+    run = runner(MODEL, pages={1: pages_needed(tokens, requests, 4)}, requests=requests)
     launch = run.launch
     run.launch = lambda plan: most.append(plan.tokens) or launch(plan)
     warm_up(run, tokens, requests)

@@ -222,12 +222,33 @@ def _few_rows(
 def _product_of_fp8(values: Tensor, scales: Tensor, w: Linear, residual: Tensor | None) -> Tensor:
     """values e4m3 [M, K] times scales float32 [M, 1], @ W.T + bias + residual → bfloat16 [M, N].
 
-    Sums as the tensor cores keep them, in fewer bits than float32's but far more than e4m3's."""
-    y = torch._scaled_mm(
-        values, w.weight.t(), scales, w.scales.unsqueeze(0), w.bias,
-        out_dtype=torch.bfloat16, use_fast_accum=True,
-    )  # fmt: skip
-    return y if residual is None else residual.add_(y)
+    Sums as the tensor cores keep them, in fewer bits than float32's but far more than e4m3's.
+    cuBLAS 13 has no kernel with a scale a row for some shapes of few rows and a large K; there the
+    scales are multiplied by afterwards."""
+    shape = (len(values), w.n, w.k)
+    if shape not in _without_scales:
+        try:
+            y = _scaled_mm(values, w.weight, scales, w.scales.unsqueeze(0), w.bias, torch.bfloat16)
+            return y if residual is None else residual.add_(y)
+        except RuntimeError as error:
+            if "NOT_SUPPORTED" not in str(error):
+                raise
+            _without_scales.add(shape)
+    one = torch.ones((), device=values.device)
+    y = _scaled_mm(values, w.weight, one, one, None, torch.float32).mul_(scales).mul_(w.scales)
+    if w.bias is not None:
+        y += w.bias
+    return y.bfloat16() if residual is None else residual.add_(y)
+
+
+_without_scales: set[tuple[int, int, int]] = set()
+"""M, N and K that cuBLAS has refused to scale row by row."""
+
+
+def _scaled_mm(
+    x: Tensor, w: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    return torch._scaled_mm(x, w.t(), rows, columns, bias, out_dtype=dtype, use_fast_accum=True)
 
 
 def _multiply(

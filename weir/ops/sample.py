@@ -245,9 +245,10 @@ def restrict(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
 
 @cache
 def _octets(device: torch.device) -> Tensor:
-    """float32 [256, 8]: 0 for each bit of a byte that is set, lowest first, else -inf."""
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return torch.where(torch.from_numpy(bits).bool(), 0.0, -torch.inf).to(device)
+    """float32 [256, 8]: 0 for each bit of a byte that is set, lowest first, else -inf. Made there:
+    a copy from pageable memory would wait for the device."""
+    octets, bits = torch.arange(256, device=device)[:, None], torch.arange(8, device=device)
+    return torch.where((octets >> bits & 1).bool(), 0.0, -torch.inf)
 
 
 def logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

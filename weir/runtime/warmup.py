@@ -60,8 +60,9 @@ def _plans(runner: Runner, tokens: int, requests: int, lane: int) -> Iterator[Pl
         history = [] if sampling.penalised else None
         chunk = Chunk(-1, 0, [0] * length, pages, tier, sampling, history=history)
         single = Chunk(-2, length, [0], pages, tier, sampling, history=history)
-        yield Plan(0, [], [[chunk, single]], [])
-        yield Plan(0, [], [], [-1, -2])
+        for some in [[chunk, single]] if requests > 1 else [[chunk], [single]]:
+            yield Plan(0, [], [some], [])
+            yield Plan(0, [], [], [c.uid for c in some])
 
 
 def _widths(runner: Runner, tokens: int) -> list[int]:
