@@ -1,6 +1,7 @@
 """The CPU kernels beside PyTorch's: time a call, and the share of what the machine can do.
 
-    python bench/kernels_cpu.py [--threads N] [--repeats N] [--decodes 128]
+    python bench/kernels_cpu.py [--threads N] [--repeats N]
+    python bench/kernels_cpu.py --decodes 128 [--threads 1 2 4] [--queries 1 4 8] [--sequences 24]
 
 Contestants take turns, so a busy machine slows all alike; printed is the best of many short runs.
 Weights are rotated through copies larger than the last-level cache, as a model's layers are.
@@ -127,10 +128,12 @@ def bench_attention(shape: Shape, repeats: int, page: int = 16) -> None:
         report(what, best, flop, 4.0 * sequences * kv_heads * context * size)
 
 
-def bench_decodes(repeats: int, size: int, page: int = 16) -> None:
+def bench_decodes(
+    repeats: int, size: int, groups: list[int], sequences: int, page: int = 16
+) -> None:
     """Decodes over more KV than a cache holds, beside reading as many bytes; medians."""
-    kv_heads, sequences, context = 8, 24, 1024
-    for group in GROUPS:
+    kv_heads, context = 8, 1024
+    for group in groups:
         spec = AttentionSpec(group * kv_heads, kv_heads, size, size**-0.5)
         pages = context // page
         batch = attention.Batch(
@@ -195,19 +198,27 @@ def bench_rows(shape: Shape, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))])
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--shape", choices=[s.name for s in SHAPES], action="append")
     parser.add_argument("--decodes", type=int, metavar="SIZE", help="decodes alone, of such heads")
+    parser.add_argument("--queries", type=int, nargs="+", default=GROUPS, help="a KV head")
+    parser.add_argument("--sequences", type=int, default=24, help="of a thousand tokens")
     options = parser.parse_args()
-    native.set_threads(options.threads)
-    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    roof = native.read_bandwidth(options.threads)
-    print(f"{native.status()}; {options.threads} threads; torch {torch.__version__}")
-    print("memory reads: " + (f"{roof / 1e9:.1f} GB/s" if roof else "not measured"))
+    for threads in options.threads:
+        native.set_threads(threads)
+        torch.set_num_threads(threads)
+        roof = native.read_bandwidth(threads)
+        print(f"{native.status()}; {threads} threads; torch {torch.__version__}")
+        print("memory reads: " + (f"{roof / 1e9:.1f} GB/s" if roof else "not measured"))
+        bench(options)
+
+
+def bench(options: argparse.Namespace) -> None:
     if options.decodes:
-        return bench_decodes(min(options.repeats, 9), options.decodes)
+        repeats = min(options.repeats, 9)
+        return bench_decodes(repeats, options.decodes, options.queries, options.sequences)
     for shape in SHAPES:
         if not options.shape or shape.name in options.shape:
             bench_linears(shape, options.repeats)
