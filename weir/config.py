@@ -21,7 +21,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import FieldInfo, asdict, fields
 
 from weir.errors import ConfigError
-from weir.peers import ALIASES, GIBIBYTES, IN_THE_FILE, NEUTRAL, OPPOSITES
+from weir.peers import ALIASES, GIBIBYTES, KERNELS, NEUTRAL, OPPOSITES
 
 MIB = 2**20
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -43,7 +43,7 @@ Weights = Literal["auto", "float32", "bfloat16", "float16"]
 Format = Literal["auto", "safetensors", "gguf", "dummy"]
 KV = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 ColdKV = Literal["auto", "int8", "int4"]
-Quantization = Literal["auto", "none", "fp8", "int4"]
+Quantization = Literal["auto", "none", "fp8", "int4", "awq", "gptq", "compressed-tensors", "gguf"]
 Level = Literal["debug", "info", "warning", "error", "critical"]
 Grammars = Literal["auto", "automaton", "guidance", "none"]
 Where = Literal["off", "auto", "all"]
@@ -348,8 +348,8 @@ def _convert(name: str, value: object, where: str) -> object:
         return default(info)
     if name == "max_model_len" and value in (-1, "-1"):
         return None
-    if name == "quantization" and (value is None or text.lower() in IN_THE_FILE):
-        return "auto"
+    if name == "quantization":
+        value = "auto" if value is None else KERNELS.get(text.lower(), text.lower())
     if kind is list and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     try:

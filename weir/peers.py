@@ -38,8 +38,8 @@ OPPOSITES = {
 }
 """Other engines' switches that turn a setting off."""
 
-IN_THE_FILE = frozenset("awq awq_marlin gptq gptq_marlin compressed-tensors gguf".split())
-"""Other engines' names of quantisations that a file has, which Weir sees for itself."""
+KERNELS = {"awq_marlin": "awq", "gptq_marlin": "gptq"}
+"""Other engines' names of how a file is quantised that also name a kernel."""
 
 NEUTRAL: dict[str, tuple[frozenset[str], str]] = {}
 """Peers' settings that have one meaning here: the values accepted, and why no other is."""

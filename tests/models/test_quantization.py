@@ -100,8 +100,13 @@ def test_a_checkpoint_is_the_model_of_its_weights(family, method, change, tmp_pa
     assert (kept.layers[0].down.codec is Codec.CODES4) == codes
     assert ("unpacked" in caplog.text) == (not codes)
     assert error(logits(kept, prompt()), want) < 0.05  # inputs are rounded
-    with pytest.raises(ConfigError, match="quantised: leave --quantization at auto"):
-        load(tmp_path, quantization="int4")
+    stored = method["quant_method"]
+    if stored != "fp8":  # which asks for them to be made
+        assert load(tmp_path, quantization=stored).stored == kept.stored
+    others = {"int4", "awq", "gguf", "compressed-tensors"} - {stored}
+    for other in others:
+        with pytest.raises(ConfigError, match=f"{other}: .* quantised as {stored}: leave"):
+            load(tmp_path, quantization=other)
 
 
 def test_gptq_with_desc_act_is_refused_by_name(tmp_path):
@@ -167,5 +172,7 @@ def test_fp8_on_a_cpu_is_one_sentence(tmp_path):
     save("llama2", tmp_path)
     with pytest.raises(ConfigError, match=r"compute capability 8\.9.* this is a CPU: use --quant"):
         load(tmp_path, quantization="fp8")
+    with pytest.raises(ConfigError, match=r"awq: .* are not quantised: leave --quantization at"):
+        load(tmp_path, quantization="awq")
     with pytest.raises(ConfigError, match="'int3' is unknown; use one of auto, none, fp8, int4"):
         load(tmp_path, quantization="int3")

@@ -34,7 +34,8 @@ MODELS: dict[str, type[Llama] | type[Gemma3] | type[OPT]] = {
 }
 FORMATS = ("auto", "safetensors", "gguf", "dummy")
 MADE = ("fp8", "int4")
-QUANTIZATIONS = ("auto", "none", *MADE)
+STORED = ("awq", "gptq", "compressed-tensors", "gguf")
+QUANTIZATIONS = ("auto", "none", *MADE, *STORED)
 THREADS = 4  # readers beyond this many wait for memory
 
 
@@ -53,7 +54,8 @@ def load(
     """The model at `path`, its weights of type `dtype` packed for `device`; None: bfloat16, and
     on a CPU quantised weights as they are where it multiplies them.
 
-    `quantization` is one of `QUANTIZATIONS` (see `Weights`), `format` "auto", "safetensors",
+    `quantization` is one of `QUANTIZATIONS` (see `Weights`; how files are `STORED` can be claimed,
+    and must be so, and is otherwise "auto"), `format` "auto", "safetensors",
     "gguf", or "dummy" for random weights (by `seed`) from the configuration alone. `context`
     shortens the longest sequence; `threads` read and pack (0: all cores). `shelf`, given the number
     of layers, makes what keeps them elsewhere. Raises ConfigError for files that are absent,
@@ -62,7 +64,9 @@ def load(
     path, device = Path(path), torch.device(device)
     if format not in FORMATS:
         raise ConfigError(f"load format {format!r} is unknown; use one of {', '.join(FORMATS)}")
-    gguf = path.suffix == ".gguf"
+    gguf, claimed = path.suffix == ".gguf", ""
+    if quantization in STORED:
+        quantization, claimed = "auto", quantization
     if quantization == "auto" and (dtype is not None if device.type == "cpu" else gguf):
         quantization = "none"
     _check(quantization, device, dtype)
@@ -74,8 +78,13 @@ def load(
         raise ConfigError(f"{path} is not of format {format}; leave the load format at auto")
     else:
         spec, checkpoint = opened(path)
-        if quantization in MADE and isinstance(checkpoint, Quantised | Packed):
-            raise ConfigError(f"the weights at {path} are quantised: leave --quantization at auto")
+    stored = _stored(checkpoint)
+    if (quantization in MADE and stored) or claimed not in ("", stored):
+        how = f"quantised as {stored}" if stored else "not quantised"
+        raise ConfigError(
+            f"--quantization {claimed or quantization}: the weights at {path} are {how}: "
+            "leave --quantization at auto"
+        )
     kind = MODELS[spec.architecture]
     verify(checkpoint.shapes, kind.tensors(spec))
     threads = threads or min(THREADS, os.cpu_count() or 1)
@@ -99,6 +108,13 @@ def opened(path: Path) -> tuple[Spec, Checkpoint]:
         return spec, Quantised(gguf, spec)
     spec, scheme = read_spec(path), scheme_of(path)
     return spec, Packed(path, spec, scheme) if scheme else Safetensors(path, spec)
+
+
+def _stored(checkpoint: Checkpoint) -> str:
+    """Which of `STORED` or "fp8"; empty: not quantised."""
+    if isinstance(checkpoint, Packed):
+        return checkpoint.scheme.method
+    return "gguf" if isinstance(checkpoint, Quantised) else ""
 
 
 def _check(quantization: str, device: torch.device, dtype: torch.dtype | None) -> None:

@@ -16,7 +16,7 @@ from weir.errors import ConfigError
 class Scheme(Struct, frozen=True):
     """method: whose layout it is; zero_step: what is added to GPTQ's stored zeros."""
 
-    method: Literal["awq", "gptq", "fp8"]
+    method: Literal["awq", "gptq", "fp8", "compressed-tensors"]
     zero_step: int = 0
 
 
@@ -68,7 +68,7 @@ def read_scheme(config: dict[str, Any]) -> Scheme | None:
             for group in (found.config_groups or {}).values():
                 strategy = group.weights.strategy if group.weights else None
                 _require("strategy", strategy, "channel", "tensor")
-            return Scheme("fp8")
+            return Scheme("compressed-tensors")
         case method:
             raise ConfigError(
                 f"weights quantised by {method!r} are not supported; supported: awq, gptq, fp8, "
