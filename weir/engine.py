@@ -51,6 +51,10 @@ class Keeper(Protocol):
         """These pages may be asked for soon."""
         ...
 
+    def forget(self, pages: list[int]) -> None:
+        """Whoever would have found these pages will not."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -160,6 +164,9 @@ class Engine:
         """End a request now. Its last Delta comes with the next step."""
         if self.opening.pop(uid, None) is not None:
             self.scheduler.ended.append(Delta(uid, done="abort"))
+        request = self.scheduler.live.get(uid)
+        if self.keeper is not None and request is not None:
+            self.keeper.forget(self.scheduler.cache.cold(request))
         self.scheduler.abort(uid)
 
     def flush(self) -> None:

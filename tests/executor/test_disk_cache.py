@@ -224,6 +224,24 @@ def test_a_slow_disk_delays_only_who_waits_for_it(tmp_path, monkeypatch):
     engine.close()
 
 
+def test_an_aborted_request_leaves_nothing_that_was_read_for_it(tmp_path):
+    some = prompts(random.Random(6))
+    engine = tiny_engine(tmp_path)
+    run(engine, requests(some[:8]))
+    while engine.keeper.pending:
+        time.sleep(0.001)
+    [waits] = requests(some[:1])
+    engine.add(waits)
+    engine.step()
+    while not engine.keeper.fetched:
+        time.sleep(0.001)
+    engine.abort(waits.uid)
+    assert not engine.keeper.asked and not engine.keeper.fetched
+    assert [delta.done for delta in engine.step()] == ["abort"]
+    assert run(engine, requests(some[:1])) == {0: generate(MODEL, some[0], 6)}
+    engine.close()
+
+
 def test_a_disk_that_hangs_is_given_up(tmp_path, monkeypatch, caplog):
     some = prompts(random.Random(7))
     engine = tiny_engine(tmp_path)

@@ -93,6 +93,27 @@ def test_what_is_at_hand_stays_so_until_it_is_read(tmp_path, monkeypatch):
     disk.close()
 
 
+def test_what_nobody_waits_for_does_not_stay_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PENDING", 4 * RECORD)
+    disk = made(tmp_path)
+    disk.write(range(PAGES), rows(*range(PAGES)))
+    soon(lambda: not disk.pending)
+    for page in range(PAGES):  # each asked for once more than needed, none of them read
+        soon(lambda page=page: disk.ready([page]))
+        assert disk.ready([page]) and len(disk.fetched) <= 5
+    disk.forget([PAGES - 1])
+    assert PAGES - 1 not in disk.fetched and PAGES - 2 in disk.fetched
+    assert not disk.ready([0])
+    disk.forget([0])  # read by now, or not
+    assert 0 not in disk.asked and 0 not in disk.fetched
+    assert (disk.read([0, PAGES - 1]) == rows(0, PAGES - 1)).all()  # later, but the same
+    os.pwrite(disk.file, b"!", RECORD)
+    disk.forget([1])
+    with pytest.raises(OSError, match="page 1 is damaged"):
+        disk.read([1])
+    disk.close()
+
+
 def broken(*_: object) -> int:
     raise OSError(5, "Input/output error")
 

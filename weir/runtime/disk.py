@@ -111,7 +111,7 @@ class Disk:
 
     def ready(self, pages: Sequence[int]) -> bool:
         """Are these pages in memory, and kept there until they are read? Else they are read
-        soon."""
+        soon, and those let go of that nobody has asked for longest."""
         with self.changed:
             missing = [p for p in pages if p not in self.fetched and p not in self.pending]
             if not self.asked:
@@ -121,8 +121,12 @@ class Disk:
             if missing and self.error is None and len(self.asked) * self.record < PENDING:
                 self.asked.update(dict.fromkeys(missing))
                 self.changed.notify_all()
+                while len(self.fetched) * self.record > PENDING:
+                    del self.fetched[next(iter(self.fetched))]
             if not missing:  # those about to be written would be let go of once they are
-                self.fetched.update({p: self.pending[p] for p in pages if p in self.pending})
+                for page in pages:
+                    found = self.fetched.pop(page, None)
+                    self.fetched[page] = self.pending.get(page, found)
             return not missing
 
     def write(self, pages: Sequence[int], records: Bytes) -> None:
@@ -139,14 +143,26 @@ class Disk:
             self.changed.notify_all()
 
     def read(self, pages: Sequence[int]) -> Bytes:
-        """→ [n, record]. Raises OSError if they are not `ready` and cannot be read."""
+        """→ [n, record]. Raises OSError if they are not `ready` and cannot be read or trusted."""
         out = np.empty((len(pages), self.record), np.uint8)
         for row, page in zip(out, pages, strict=True):
             with self.changed:
                 found = self.fetched.pop(page, None)
                 found = self.pending.get(page) if found is None else found
-            row[:] = self._decoded(self._pread(page)[0]) if found is None else found
+            if found is None:
+                stored = self._pread(page)[0]
+                if zlib.crc32(stored) != self.sums.get(page):
+                    raise OSError(f"page {page} is damaged")
+                found = self._decoded(stored)
+            row[:] = found
         return out
+
+    def forget(self, pages: Sequence[int]) -> None:
+        """Let go of what was read ahead of these pages, or was to be."""
+        with self.changed:
+            for page in pages:
+                self.asked.pop(page, None)
+                self.fetched.pop(page, None)
 
     def prefetch(self, pages: Sequence[int]) -> None:
         """Have the operating system read these pages soon; returns at once."""
