@@ -52,7 +52,7 @@ def half(*shape: int) -> Tensor:
 
 def rows_and_heads() -> None:
     x, norm = half(3, 4096), torch.ones(4096)
-    gpu.rms_norm(x, norm, 1e-5, False)
+    gpu.rms_norm(x, norm, 1e-5)
     gpu.layer_norm(x, norm, norm, 1e-5)
     for act in ("silu", "gelu_tanh", "relu"):
         gpu.gated(x, act)
@@ -60,8 +60,8 @@ def rows_and_heads() -> None:
     q, k, v = fused.split((32, 8, 8), dim=1)
     at, table, each = torch.zeros(3, dtype=torch.int64), torch.zeros(64, 128), torch.ones(128)
     for norms in ((None, None), (each, each)):
-        gpu.rope_(q, k, v, at, table, *norms, 1e-5, False, kv, at)
-        gpu.rope_(q, k, None, at, table[:, :64], *norms, 1e-5, False, None, None)
+        gpu.rope_(q, k, v, at, table, *norms, 1e-5, kv, at)
+        gpu.rope_(q, k, None, at, table[:, :64], *norms, 1e-5, None, None)
     gpu.write(kv, k, v, at)
     memory = torch.zeros(35 << 14, dtype=torch.uint8)
     paged = Paged(memory, [1 << 16, 3 << 14], 5, torch.device("cpu"))

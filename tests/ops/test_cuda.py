@@ -314,9 +314,8 @@ def test_norms(shape: tuple[int, int], dtype: torch.dtype) -> None:
     x = (torch.randn(shape[0], 2 * shape[1]) * 3 + 1).to(dtype)[:, : shape[1]]  # rows lie apart
     w, b = torch.randn(shape[1]), torch.randn(shape[1])
     there = [t.to(DEVICE) for t in (x, w, b)]
-    for offset in (False, True):
-        want = norm.reference_rms_norm(x.double().float(), w, 1e-5, offset)
-        assert close(gpu.rms_norm(there[0], there[1], 1e-5, offset), want, dtype)
+    want = norm.reference_rms_norm(x.double().float(), w, 1e-5)
+    assert close(gpu.rms_norm(there[0], there[1], 1e-5), want, dtype)
     want = norm.reference_layer_norm(x.float(), w, b, 1e-5)
     assert close(gpu.layer_norm(*there, 1e-5), want, dtype)
 
@@ -358,11 +357,11 @@ def test_rope(
     parts = (heads, kv_heads, kv_heads)
     want = fused.float().clone()
     for x, weight in zip(want.split(parts, dim=1), norms, strict=False):
-        rope.reference_rotate_(x, pos, table, weight, 1e-6, normed)
+        rope.reference_rotate_(x, pos, table, weight, 1e-6)
     got = fused.to(DEVICE)
     q, k, v = got.split(parts, dim=1)
     weights = [None if w is None else w.to(DEVICE) for w in norms]
-    there = q, k, v, pos.to(DEVICE), table.to(DEVICE), *weights, 1e-6, normed
+    there = q, k, v, pos.to(DEVICE), table.to(DEVICE), *weights, 1e-6
     if page is None:
         gpu.rope_(*there, None, None)
         assert close(got, want, dtype)

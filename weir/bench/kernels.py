@@ -230,7 +230,7 @@ def rows(report: Report) -> None:
         angle = torch.randn(4096, SIZE // 2, device="cuda")
         cos_sin = torch.cat([angle.cos(), angle.sin()], dim=1)
         want = q.clone()
-        reference_rotate_(want, pos, cos_sin, None, 1e-6, False)
+        reference_rotate_(want, pos, cos_sin, None, 1e-6)
         kv = torch.zeros(tokens // PAGE + 1, 2, KV_HEADS, PAGE, SIZE, device="cuda", dtype=DTYPE)
         slots = torch.randperm(len(kv) * PAGE, device="cuda")[:tokens]
         write(kv, k, v, slots)

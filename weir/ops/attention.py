@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from ctypes import byref
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from weir.core import AttentionSpec
 from weir.ops import native
 from weir.ops.coded import BYTES, decode, encode, type_of
 from weir.ops.dispatch import gpu_kernels, kernels, packed_heads
@@ -20,17 +20,6 @@ from weir.ops.prefix import Shared
 
 QUERIES = (torch.float32, torch.bfloat16, torch.float16)
 TYPES = (*QUERIES, *BYTES)  # of kv, in the order of the kernel's enum
-
-
-class Attention(Protocol):
-    """What `attend` reads of a layer's attention; `weir.core.AttentionSpec` is one."""
-
-    @property
-    def scale(self) -> float: ...
-    @property
-    def window(self) -> int | None: ...
-    @property
-    def softcap(self) -> float | None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -88,7 +77,7 @@ def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     )
 
 
-def attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor, Tensor]:
+def attend(q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
     """q [T, Hq, D] over kv [pages, 2, Hkv, page, D] → o [T, Hq, D], lse float32 [T, Hq].
 
     Query head h reads kv head h // (Hq / Hkv). A query that sees no key has o = 0, lse = -inf.
@@ -118,7 +107,7 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor
 
 
 def native_call(
-    q: Tensor, kv: Tensor, batch: Batch, spec: Attention, o: Tensor, lse: Tensor
+    q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec, o: Tensor, lse: Tensor
 ) -> native.Attend:
     """What the kernel for CPUs is to compute, by address: all of it must stay until it has.
 
@@ -154,7 +143,9 @@ def reference_write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
         kv[page, kind, :, offset] = encode(x, dtype) if dtype in BYTES else x.to(dtype)
 
 
-def reference_attend(q: Tensor, kv: Tensor, batch: Batch, spec: Attention) -> tuple[Tensor, Tensor]:
+def reference_attend(
+    q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec
+) -> tuple[Tensor, Tensor]:
     """Dense, one sequence at a time; scores and softmax in float32."""
     heads, kv_heads, size = q.shape[1], kv.shape[2], kv.shape[3]
     dtype = type_of(kv, q.shape[2])

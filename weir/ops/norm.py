@@ -8,19 +8,17 @@ from torch import Tensor
 from weir.ops.dispatch import floats, gpu_kernels, kernels
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False) -> Tensor:
-    """x [T, H] / rms(x) * weight [H]; with `unit_offset` (Gemma) times 1 + weight."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [T, H] / rms(x) * weight [H]."""
     gpu = gpu_kernels(x)
     if gpu is not None:
-        return gpu.rms_norm(x, weight, eps, unit_offset)
+        return gpu.rms_norm(x, weight, eps)
     lib = kernels(x)
     if lib is None:
-        return reference_rms_norm(x, weight, eps, unit_offset)
+        return reference_rms_norm(x, weight, eps)
     x, weight, out = x.contiguous(), floats(weight), torch.empty_like(x)
     rows, width = x.shape
-    lib.rms_norm(
-        x.data_ptr(), weight.data_ptr(), rows, width, eps, float(unit_offset), out.data_ptr()
-    )
+    lib.rms_norm(x.data_ptr(), weight.data_ptr(), rows, width, eps, out.data_ptr())
     return out
 
 
@@ -40,10 +38,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return out
 
 
-def reference_rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False) -> Tensor:
+def reference_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = x.float()
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
-    return (y * (weight.float() + float(unit_offset))).to(x.dtype)
+    return (y * weight.float()).to(x.dtype)
 
 
 def reference_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -7,27 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from weir.core import AttentionSpec
+
 MEMBERS = 16  # decodes of a tile
 ROWS = 128  # query heads of a tile at most, those of one kv head of every member
 LEAST = 128  # keys of a prefix
 SAVED = 24_576  # keys that a step must be spared, or the second pass costs more (docs/results.md)
-
-
-class Heads(Protocol):
-    """What is read of a layer's attention; `weir.core.AttentionSpec` is one."""
-
-    @property
-    def heads(self) -> int: ...
-    @property
-    def kv_heads(self) -> int: ...
-    @property
-    def window(self) -> int | None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +58,7 @@ def fits(heads: int, kv_heads: int, window: int | None, members: int = MEMBERS) 
     return window is None and heads // kv_heads * members <= ROWS
 
 
-def shares(layers: Iterable[Heads]) -> bool:
+def shares(layers: Iterable[AttentionSpec]) -> bool:
     """Whether any layer can read prefixes once."""
     return any(fits(layer.heads, layer.kv_heads, layer.window) for layer in layers)
 

@@ -4,27 +4,19 @@ write of keys and values to their pages that may follow."""
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from weir.core import RopeSpec
 from weir.ops.attention import Place, write
 from weir.ops.dispatch import floats, gpu_kernels, kernels, packed_heads
 
 
-class Rope(Protocol):
-    """What the tables are made from; `weir.core.RopeSpec` is one."""
-
-    @property
-    def theta(self) -> float: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def scaling(self) -> dict[str, Any]: ...
-
-
-def tables(rope: Rope, head_dim: int, context: int, device: torch.device | str = "cpu") -> Tensor:
+def tables(
+    rope: RopeSpec, head_dim: int, context: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Cosines, then sines, of every position: float32 [context, dim], dim the rotated part."""
     dim = rope.dim or head_dim
     frequency, scale = frequencies(rope, dim, context)
@@ -32,7 +24,7 @@ def tables(rope: Rope, head_dim: int, context: int, device: torch.device | str =
     return (torch.cat([angle.cos(), angle.sin()], dim=-1) * scale).to(device)
 
 
-def frequencies(rope: Rope, dim: int, context: int) -> tuple[Tensor, float]:
+def frequencies(rope: RopeSpec, dim: int, context: int) -> tuple[Tensor, float]:
     """Radians per position of each pair, float32 [dim / 2], and the factor on cosine and sine.
 
     Float32 on purpose: models were trained with the angles that it rounds to.
@@ -125,7 +117,6 @@ def rope_(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
-    unit_offset: bool = False,
     v: Tensor | None = None,
     place: Place | None = None,
 ) -> None:
@@ -141,53 +132,34 @@ def rope_(
     if gpu is not None and packed_heads(q) is q and packed_heads(k) is k:
         kv, slots = (place.kv, place.slots) if place is not None else (None, None)
         v = packed_heads(v) if v is not None else None
-        return gpu.rope_(q, k, v, pos, cos_sin, q_norm, k_norm, eps, unit_offset, kv, slots)
-    _rotate_each_(q, k, pos, cos_sin, q_norm, k_norm, eps, unit_offset)
+        return gpu.rope_(q, k, v, pos, cos_sin, q_norm, k_norm, eps, kv, slots)
+    _rotate_(q, pos, cos_sin, q_norm, eps)
+    _rotate_(k, pos, cos_sin, k_norm, eps)
     if place is not None:
         write(place.kv, k, v, place.slots)
 
 
-def _rotate_each_(
-    q: Tensor,
-    k: Tensor,
-    pos: Tensor,
-    cos_sin: Tensor,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
-    unit_offset: bool,
-) -> None:
-    lib = kernels(q)
-    for x, norm in ((q, q_norm), (k, k_norm)):
-        tokens, heads, size = x.shape
-        if lib is None or packed_heads(x) is not x:
-            reference_rotate_(x, pos, cos_sin, norm, eps, unit_offset)
-            continue
-        pos = pos.long()
-        norm = floats(norm) if norm is not None else None
-        lib.rope(
-            x.data_ptr(),
-            tokens,
-            x.stride(0),
-            heads,
-            size,
-            pos.data_ptr(),
-            cos_sin.data_ptr(),
-            cos_sin.shape[1],
-            norm.data_ptr() if norm is not None else None,
-            eps,
-            float(unit_offset),
-        )
+def _rotate_(x: Tensor, pos: Tensor, cos_sin: Tensor, norm: Tensor | None, eps: float) -> None:
+    lib = kernels(x)
+    if lib is None or packed_heads(x) is not x:
+        return reference_rotate_(x, pos, cos_sin, norm, eps)
+    pos, (tokens, heads, size) = pos.long(), x.shape
+    norm = floats(norm) if norm is not None else None
+    lib.rope(
+        *(x.data_ptr(), tokens, x.stride(0), heads, size),
+        *(pos.data_ptr(), cos_sin.data_ptr(), cos_sin.shape[1]),
+        *(norm.data_ptr() if norm is not None else None, eps),
+    )
 
 
 def reference_rotate_(
-    x: Tensor, pos: Tensor, cos_sin: Tensor, norm: Tensor | None, eps: float, unit_offset: bool
+    x: Tensor, pos: Tensor, cos_sin: Tensor, norm: Tensor | None, eps: float
 ) -> None:
     dim = cos_sin.shape[1]
     cos, sin = cos_sin[pos.long()].unsqueeze(1).chunk(2, dim=-1)
     y = x.float()
     if norm is not None:
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
-        y = y * (norm.float() + float(unit_offset))
+        y = y * norm.float()
     a, b, rest = y[..., : dim // 2], y[..., dim // 2 : dim], y[..., dim:]
     x.copy_(torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1))

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weir.core import AttentionSpec
 from weir.ops import native
-from weir.ops.attention import Attention, native_call, write
+from weir.ops.attention import native_call, write
 from weir.runtime.parts import Part
 
 SEATS = 64
@@ -177,7 +178,7 @@ class Relay:
         k: Tensor,
         v: Tensor,
         part: Part,
-        spec: Attention,
+        spec: AttentionSpec,
     ) -> Answer | None:
         """Write the part's rows of k, v [T, Hkv, D] to the host's pages and begin to attend those
         of q [T, Hq, D] to them; None if there are none. A seat has one call at a time, and until

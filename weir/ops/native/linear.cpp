@@ -28,7 +28,7 @@ struct Input {
     if (gate >= 0) {
       weir::gate(x + r * 2 * k, k, gate, scratch);
     } else if (norm) {
-      normalise(x + r * k, norm, k, eps, 0.0f, scratch);
+      normalise(x + r * k, norm, k, eps, scratch);
     } else {
       return x + r * k;
     }

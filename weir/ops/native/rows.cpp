@@ -34,8 +34,8 @@ extern "C" {
 using namespace weir;
 
 void weir_rms_norm(const float* x, const float* weight, int64_t rows, int64_t n, float eps,
-                   float offset, float* out) {
-  each_row(rows, n, [&](int64_t r) { normalise(x + r * n, weight, n, eps, offset, out + r * n); });
+                   float* out) {
+  each_row(rows, n, [&](int64_t r) { normalise(x + r * n, weight, n, eps, out + r * n); });
 }
 
 void weir_layer_norm(const float* x, const float* weight, const float* bias, int64_t rows, int64_t n,
@@ -59,11 +59,11 @@ void weir_layer_norm(const float* x, const float* weight, const float* bias, int
 
 // Heads [tokens, heads, size] whose tokens lie `stride` floats apart; see `rope_` in ops/rope.py.
 void weir_rope(float* x, int64_t tokens, int64_t stride, int64_t heads, int64_t size,
-               const int64_t* pos, const float* cos_sin, int64_t dim, const float* norm, float eps,
-               float offset) {
+               const int64_t* pos, const float* cos_sin, int64_t dim, const float* norm,
+               float eps) {
   each_row(tokens, heads * size, [&](int64_t t) {
     for (float* head = x + t * stride; head < x + t * stride + heads * size; head += size) {
-      if (norm) normalise(head, norm, size, eps, offset, head);
+      if (norm) normalise(head, norm, size, eps, head);
       rotate(head, cos_sin + pos[t] * dim, dim / 2);
     }
   });

@@ -7,8 +7,8 @@
 
 namespace weir {
 
-// x / rms(x) * (weight + offset); out may be x.
-inline void normalise(const float* x, const float* weight, int64_t n, float eps, float offset, float* out) {
+// x / rms(x) * weight; out may be x.
+inline void normalise(const float* x, const float* weight, int64_t n, float eps, float* out) {
   F squares = {};
   for (int64_t i = 0; i < n; i += W) {
     const F v = load(x + i, n - i);
@@ -16,7 +16,7 @@ inline void normalise(const float* x, const float* weight, int64_t n, float eps,
   }
   const F inverse = splat(1.0f / std::sqrt(sum_lanes(squares)[0] / float(n) + eps));
   for (int64_t i = 0; i < n; i += W)
-    store(out + i, load(x + i, n - i) * inverse * (load(weight + i, n - i) + splat(offset)), n - i);
+    store(out + i, load(x + i, n - i) * inverse * load(weight + i, n - i), n - i);
 }
 
 enum Activation : int32_t { silu, gelu_tanh, relu };

@@ -60,7 +60,7 @@ def few_rows_of_codes(
     if tile.tokens > SOME and shared_memory(x.device) < ROOM:  # before Hopper
         return None
     if norm is not None and x.dtype == torch.float16:  # x times the norm's weight would overflow
-        x, norm = rms_norm(x, norm, eps, False), None
+        x, norm = rms_norm(x, norm, eps), None
 
     def tiles() -> Tensor:
         return product_of_codes(x, codes, pairs, n, residual, tile, norm, eps, act, bias=bias)

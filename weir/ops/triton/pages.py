@@ -6,7 +6,7 @@ the GPU to others.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -15,19 +15,8 @@ from torch import Tensor
 from weir.ops.triton.launch import kernel, processors
 
 
-class Paged(Protocol):
-    """What is read of `weir.ops.pages.Paged`."""
-
-    @property
-    def memory(self) -> Tensor: ...
-    @property
-    def block(self) -> int: ...
-    @property
-    def blocks(self) -> Tensor: ...
-
-
-def copy_pages(paged: Paged, pages: Tensor, records: Tensor, packs: bool, programs: int) -> None:
-    """As weir.ops.pages.pack, or unpack; of at most 8 GiB."""
+def copy_pages(paged: Any, pages: Tensor, records: Tensor, packs: bool, programs: int) -> None:
+    """As weir.ops.pages.pack, or unpack, of its Paged; at most 8 GiB."""
     items = len(pages) * len(paged.blocks)
     if items == 0:
         return

@@ -21,7 +21,6 @@ def rope_(
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
-    unit_offset: bool,
     kv: Tensor | None,
     slots: Tensor | None,
 ) -> None:
@@ -65,7 +64,6 @@ def rope_(
         REST=power_of_2(max(1, size - dim)),
         Q_NORM=q_norm is not None,
         K_NORM=k_norm is not None,
-        OFFSET=float(unit_offset),
         PAGE=kv.shape[3] if write else 0,
         warps=4,
     )
@@ -99,7 +97,6 @@ def _rope(
     REST: tl.constexpr,
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
-    OFFSET: tl.constexpr,
     PAGE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -114,14 +111,14 @@ def _rope(
         x = q + token * Q_STRIDE
         _rotate(
             x, x, part * LINES, pos + token, cos_sin, q_norm, eps,
-            HEADS, SIZE, LINES, SIZE, DIM, PAIRS, REST, Q_NORM, OFFSET, EARLY,
+            HEADS, SIZE, LINES, SIZE, DIM, PAIRS, REST, Q_NORM, EARLY,
         )  # fmt: skip
     elif part < PARTS + KV_PARTS:
         y = k + token * K_STRIDE
         _rotate(
             y, page if PAGE else y, (part - PARTS) * KV_LINES, pos + token, cos_sin, k_norm, eps,
             KV_HEADS, PAGE * SIZE if PAGE else SIZE,
-            KV_LINES, SIZE, DIM, PAIRS, REST, K_NORM, OFFSET, EARLY,
+            KV_LINES, SIZE, DIM, PAIRS, REST, K_NORM, EARLY,
         )  # fmt: skip
     elif PAGE:
         if EARLY:
@@ -151,7 +148,6 @@ def _rotate(
     PAIRS: tl.constexpr,
     REST: tl.constexpr,
     NORM: tl.constexpr,
-    OFFSET: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """LINES heads from `first` of a token at x [HEADS, SIZE]: normalised if NORM, then DIM of them
@@ -175,12 +171,10 @@ def _rotate(
         if DIM < SIZE:
             square += tl.sum(rest * rest, 1)
         scale = tl.rsqrt(square / SIZE + eps)[:, None]
-        a *= scale * (tl.load(norm + pair, mask=inside, other=0.0).to(tl.float32) + OFFSET)
-        weight = tl.load(norm + DIM // 2 + pair, mask=inside, other=0.0)
-        b *= scale * (weight.to(tl.float32) + OFFSET)
+        a *= scale * tl.load(norm + pair, mask=inside, other=0.0).to(tl.float32)
+        b *= scale * tl.load(norm + DIM // 2 + pair, mask=inside, other=0.0).to(tl.float32)
         if DIM < SIZE:
-            weight = tl.load(norm + past, mask=past < SIZE, other=0.0).to(tl.float32) + OFFSET
-            rest *= scale * weight
+            rest *= scale * tl.load(norm + past, mask=past < SIZE, other=0.0).to(tl.float32)
     low = out + head * STRIDE + pair
     tl.store(low, (a * cos - b * sin).to(out.dtype.element_ty), mask=mask)
     tl.store(low + DIM // 2, (b * cos + a * sin).to(out.dtype.element_ty), mask=mask)

@@ -22,19 +22,17 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As weir.ops.norm.rms_norm."""
-    return _norm_rows(x, weight, None, eps, unit_offset)
+    return _norm_rows(x, weight, None, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """As weir.ops.norm.layer_norm."""
-    return _norm_rows(x, weight, bias, eps, False)
+    return _norm_rows(x, weight, bias, eps)
 
 
-def _norm_rows(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, unit_offset: bool
-) -> Tensor:
+def _norm_rows(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     x = _rows(x)
     rows, width = x.shape
     out = x.new_empty(x.shape)
@@ -50,7 +48,6 @@ def _norm_rows(
             STRIDE=x.stride(0),
             WIDTH=width,
             COLUMNS=columns,
-            OFFSET=float(unit_offset),
             BIAS=bias is not None,
             warps=_warps(columns),
         )
@@ -67,7 +64,6 @@ def _norm(
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
-    OFFSET: tl.constexpr,
     BIAS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -82,7 +78,7 @@ def _norm(
     if BIAS:
         y = tl.where(mask, y - tl.sum(y, 0) / WIDTH, 0.0)
     y = y * tl.rsqrt(tl.sum(y * y, 0) / WIDTH + eps)
-    y = y * (tl.load(weight + column, mask=mask, other=0.0).to(tl.float32) + OFFSET)
+    y = y * tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
     if BIAS:
         y += tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + row * WIDTH + column, y.to(out.dtype.element_ty), mask=mask)
@@ -145,7 +141,7 @@ def activation(x, ACT: tl.constexpr):
 def ready(x: Tensor, norm: Tensor | None, eps: float, act: str | None) -> Tensor:
     """rms_norm(x, norm, eps), or gated(x, act), or x."""
     if norm is not None:
-        return rms_norm(x, norm, eps, False)
+        return rms_norm(x, norm, eps)
     return x if act is None else gated(x, act)
 
 
