@@ -11,6 +11,7 @@ import weir
 from tests import fakes
 from tests.waiting import CEILING
 from weir.client import Local
+from weir.core import Delta
 from weir.errors import BadRequest, ConfigError
 from weir.lang import scorers
 from weir.lang.backend.base import Score
@@ -107,6 +108,18 @@ def test_join_can_append_the_branches_texts(backend):
 
     assert program.run(backend=backend).text() == "abcabc"
 
+    @weir.function
+    def turns(s):
+        s += weir.user("hi")
+        branches = s.fork(2)
+        branches += [weir.assistant("b"), weir.user("c")]
+        branches.join("concate_and_append")
+        s += weir.assistant("d")
+
+    state = turns.run(backend=backend)
+    assert state.text() == "user: hi\nassistant: b\nuser: c\nassistant: d\n"
+    assert [turn["content"] for turn in state.messages()] == ["hi", "b", "c", "d"]
+
 
 def test_a_branch_inherits_values_and_the_parent_may_go_on(backend):
     @weir.function
@@ -150,6 +163,14 @@ def test_a_scope_is_a_variable(backend):
 
     assert program.run(backend=backend)["both"] == "one one"
 
+    @weir.function
+    def nested(s):
+        with s.var_scope("a"), s.var_scope("a"):
+            s += "x"
+
+    with pytest.raises(weir.ProgramError, match=r"test_programs.py:\d+: .* inside itself"):
+        nested.run(backend=backend)
+
 
 def test_a_failure_names_its_line_and_stays_with_its_readers(backend):
     @weir.function
@@ -179,6 +200,46 @@ def test_a_failed_branch_fails_where_it_is_joined(backend):
 
     with pytest.raises(weir.ProgramError, match="top_p"):
         program.run(backend=backend)
+
+
+def test_a_failed_branch_that_nobody_reads_is_not_lost(backend):
+    @weir.function
+    def program(s, reads):
+        s += "a"
+        branch, other = s.fork(2)
+        branch += weir.gen("x", top_p=7)
+        other += greedy("x", 1)
+        if reads:
+            with pytest.raises(weir.ProgramError, match="top_p"):
+                branch["x"]
+        return other["x"]
+
+    with pytest.raises(weir.ProgramError, match=r"test_programs.py:\d+: top_p must be"):
+        program.run(reads=False, backend=backend)
+    assert program.run(reads=True, backend=backend).ret_value == "a"
+
+
+def test_a_prefix_that_cannot_be_cached_fails_at_those_who_need_it(backend):
+    @weir.function
+    def program(s, word):
+        s += "x" * 5000
+        branches = s.fork(2)
+        branches += word
+        branches += greedy("x", 1)
+        branches.join()
+        return s["x"]
+
+    with pytest.raises(weir.ProgramError, match=r"test_programs.py:\d+: .* context length"):
+        program.run("a", backend=backend)
+    states = program.run_batch([["a"], ["b"]], backend=backend)
+    assert all("context length" in str(state.error()) for state in states)
+
+
+def test_an_engine_that_could_not_finish_is_an_error_of_the_program(backend, monkeypatch):
+    failed = lambda self, request: Delta(request.uid, done="error", error="not a number")  # noqa: E731
+    monkeypatch.setattr(fakes.FakeEngine, "_advance", failed)
+    with pytest.raises(weir.ProgramError, match="not a number"):
+        weir.function(lambda s: s.extend("a" + greedy("x", 1))).run(backend=backend)
 
 
 def test_what_the_body_raises_comes_out_and_ends_what_is_under_way(backend):
@@ -278,6 +339,23 @@ def test_text_streams_as_it_appears(backend):
     assert "".join(asyncio.run(collect())) == "abcabc.ab"
 
 
+def test_a_scope_streams_and_a_name_that_nothing_makes_is_refused(backend):
+    @weir.function
+    def program(s):
+        s += "abc"
+        with s.var_scope("both"):
+            s += "-" + greedy("x", 2)
+        s += "."
+
+    state = program.run(stream=True, backend=backend)
+    assert state["x"] == "ab"  # whether the body has come so far or not
+    assert list(state.text_iter("both")) == ["-", "a", "b"]
+    with pytest.raises(KeyError, match=r"test_programs.py:\d+: no variable 'z'"):
+        list(state.text_iter("z"))
+    with pytest.raises(KeyError, match="no variable 'z'"):
+        state["z"]
+
+
 def test_a_stream_that_fails_says_so(backend):
     @weir.function
     def program(s):
@@ -297,6 +375,16 @@ def test_choices_are_scored_in_one_batch(backend):
     assert state["x"] == "one"  # every logprob is -0.5 here, and the first of equals wins
     assert state.get_meta_info("x")["logprobs"] == {"one": [-0.5] * 3, "three": [-0.5] * 5}
     assert state.text() == "pick one!"
+
+
+def test_choices_of_a_token_are_scored_after_nothing(backend):
+    """The very first token of a text has no logprob, so the end of another goes before it."""
+    alone = {"choices_method": "unconditional_likelihood_normalized"}
+    state = weir.function(lambda s: s.extend(weir.select("x", ["a", "bc"], **alone))).run(
+        backend=backend
+    )
+    assert state.get_meta_info("x")["logprobs"] == {"a": [-0.5], "bc": [-0.5] * 2}
+    assert state.get_meta_info("x")["scores"] == {"a": 0.0, "bc": 0.0}
 
 
 def test_scorers():
@@ -364,7 +452,15 @@ def test_bad_programs_are_refused_with_a_sentence(backend):
         weir.function(lambda: None)
     with pytest.raises(TypeError, match="int cannot be appended"):
         weir.function(lambda s: s.extend(3)).run(backend=backend)
-    with pytest.raises(weir.ProgramError, match="inside one of 'user'"):
+    with pytest.raises(BadRequest, match="a list of at least one choice"):
+        weir.select("x", "yes")
+    with pytest.raises(TypeError, match="'ab'"):
+        weir.function(lambda s, a: s.extend(a)).run_batch(["ab"], backend=backend)
+    with pytest.raises(TypeError, match="'question' is no setting of gen, nor an argument: q"):
+        weir.function(lambda s, q: s.extend(q)).run(question="a", backend=backend)
+    with pytest.raises(weir.ProgramError, match="text only"):
+        weir.function(lambda s: s.extend(weir.image("a.png") + greedy("x", 1))).run(backend=backend)
+    with pytest.raises(weir.ProgramError, match=r"test_programs.py:\d+: .* inside one of 'user'"):
         weir.function(lambda s: s.user(weir.system("a"))).run(backend=backend)
     with pytest.raises(ValueError, match="at least one branch"):
         weir.function(lambda s: s.fork(0)).run(backend=backend)

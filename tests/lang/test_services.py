@@ -12,7 +12,7 @@ import pytest
 
 import weir
 from tests.server.conftest import serving
-from weir.errors import BadRequest, ConfigError, EngineDead, Overloaded
+from weir.errors import ConfigError, EngineDead, Overloaded
 from weir.lang.backend.hosted import image_url
 from weir.lang.speculate import Blank, match
 
@@ -201,6 +201,22 @@ def extraction(s):
     s += "\nHouse: " + weir.gen("house", stop="\n") + "\n"
 
 
+def test_an_answer_that_breaks_off_is_an_error(kept):
+    choice = {"index": 0, "text": "Ron", "finish_reason": None}
+    with scripted(lambda body: (200, {}, [{"choices": [choice]}])) as service:
+        backend = kept.OpenAI("m", base_url=service.url, is_chat_model=False)
+        program = weir.function(lambda s: s.extend("Name: " + weir.gen("x")))
+        with pytest.raises(weir.ProgramError, match="broke off"):
+            program.run(backend=backend)
+
+
+def test_text_outside_of_turns_would_be_lost_on_a_chat_service(kept):
+    backend = kept.OpenAI("m", base_url="http://127.0.0.1:9/v1")
+    program = weir.function(lambda s: s.extend("Be brief. " + weir.user("hi")))
+    with pytest.raises(weir.ProgramError, match="turns alone"):
+        program.run(backend=backend)
+
+
 def test_speculation_makes_one_call_of_three(kept):
     plain, ahead = weir.function(extraction), weir.function(num_api_spec_tokens=64)(extraction)
     used = []
@@ -285,7 +301,7 @@ def test_anthropic_goes_on_with_a_turn_that_has_begun(kept):
     def answer(body):
         return 200, {}, [
             {"type": "message_start", "message": {"usage": {"input_tokens": 7}}},
-            {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "Paris"}},
+            {"type": "content_block_delta", "delta": {"type": "text_delta", "text": " Paris"}},
             {"type": "message_delta", "delta": {"stop_reason": "end_turn"},
              "usage": {"output_tokens": 2}},
         ]  # fmt: skip
@@ -326,15 +342,48 @@ def test_images_are_refused_where_nobody_sees(server, kept):
     with pytest.raises(weir.ProgramError, match="reads text only"):
         weir.function(lambda s: s.extend(weir.image("x.png") + weir.gen("x"))).run(backend=backend)
     assert image_url("https://x/y.png") == "https://x/y.png"
+    assert image_url(b"RIFF....WEBPVP8 ").startswith("data:image/webp;base64,")
     assert image_url(b"\xff\xd8").startswith("data:image/jpeg;base64,")
 
 
-def test_speculation_refuses_what_it_cannot_keep(kept):
+def test_a_gen_with_a_shape_of_its_own_is_asked_for_apart(kept):
+    """What it wrote beyond its end is the shape's, not the model's next words."""
+
+    def answer(body):
+        text = "42 " if "structured_outputs" in body else "Ron\nHouse: Gryffindor\n"
+        choice = {"index": 0, "text": text, "finish_reason": "stop"}
+        return 200, {}, [{"choices": [choice]}]
+
+    @weir.function(num_api_spec_tokens=16)
+    def program(s):
+        s += "Age: " + weir.gen("age", dtype=int) + weir.gen("name", stop="\n") + "\nHouse: "
+        s += weir.gen("house", stop="\n")
+
+    with scripted(answer) as service:
+        backend = kept.OpenAI("m", base_url=service.url, is_chat_model=False)
+        state = program.run(backend=backend)
+        assert [state[name] for name in ("age", "name", "house")] == ["42 ", "Ron", "Gryffindor"]
+        assert backend.service.calls == 2
+        backend = kept.OpenAI("m", base_url=service.url)
+        chat = weir.function(num_api_spec_tokens=8)(
+            lambda s: s.extend(weir.user("a") + weir.assistant(weir.gen("x", n=2)))
+        )
+        with pytest.raises(weir.ProgramError, match="has no n"):
+            chat.run(backend=backend)
+
+
+def test_branches_speculate_beside_each_other(kept):
+    def program(s):
+        s += "Read about the wizard.\n"
+        branches = s.fork(3)
+        for branch in branches:
+            branch += "Name: " + weir.gen("name", stop="\n") + "\nBorn: "
+        for branch in branches:
+            branch += weir.gen("born", stop="\n")
+        branches.join()
+
     with scripted(completion) as service:
         backend = kept.OpenAI("m", base_url=service.url, is_chat_model=False)
-        program = weir.function(num_api_spec_tokens=8)(
-            lambda s: s.extend("Name: " + weir.gen("x", stop="\n", n=2))
-        )
-        with pytest.raises(weir.ProgramError, match="no n and no logprobs") as caught:
-            program.run(backend=backend)
-        assert isinstance(caught.value.__cause__, BadRequest)
+        state = weir.function(num_api_spec_tokens=64)(program).run(backend=backend)
+        assert (state["name"], state["born"]) == (["Harry Potter"] * 3, ["July 31"] * 3)
+        assert backend.service.calls == 3

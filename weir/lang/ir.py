@@ -109,9 +109,9 @@ def turn(role: str, value: Any = None) -> Node:
 
 def choices_of(values: Sequence[str]) -> list[str]:
     """The choices of a `Select`, checked. Raises BadRequest."""
-    found = list(values)
+    found = list(values) if isinstance(values, list | tuple) else []
     if not found:
-        raise BadRequest("select needs at least one choice", param="choices")
+        raise BadRequest("select needs a list of at least one choice", param="choices")
     for choice in found:
         if not isinstance(choice, str) or not choice:
             raise BadRequest(f"choices must be texts, not {choice!r}", param="choices")

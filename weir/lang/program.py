@@ -6,15 +6,18 @@ import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial, update_wrapper
 from typing import Any, cast, overload
 
+from weir.errors import WeirError
 from weir.lang import ir, trace
 from weir.lang.backend.base import Backend
 from weir.lang.backend.choose import chosen
 from weir.lang.loop import Crew, spawn, wait
 from weir.lang.speculate import Ahead, Forms
-from weir.lang.state import State
+from weir.lang.state import State, inside
 from weir.lang.stream import Stream
 from weir.lang.words import gen
 from weir.progress import progress
@@ -25,6 +28,8 @@ WORTH_CACHING = 64
 """Characters a constant prefix must have to be computed before a batch (SGLang's number)."""
 DEFAULTS = {"max_tokens": 128}
 """Settings of a `gen` where neither it nor the program's caller says otherwise."""
+
+SETTINGS = inspect.signature(gen).parameters.keys() - {"name", "choices", "choices_method"}
 
 Arguments = Mapping[str, Any] | Sequence[Any]
 
@@ -73,7 +78,8 @@ class Program:
         state = State(self._stream(chosen(backend), defaults))
         whole = partial(self._whole, state, arguments, named)
         if stream:
-            threading.Thread(target=whole, name="weir-program", daemon=True).start()
+            state.over = Future()
+            threading.Thread(target=_apart, args=(state, whole), daemon=True).start()
             return state
         whole()
         failed = state.failure or state.error()
@@ -108,6 +114,9 @@ class Program:
         size = AT_ONCE if num_threads == "auto" else int(num_threads)
         if size < 1:
             raise ValueError(f"num_threads must be 'auto' or positive, not {num_threads}")
+        for entry in batch:
+            if not isinstance(entry, Mapping | list | tuple):
+                raise TypeError(f"a batch holds dicts or lists of arguments, not {entry!r}")
         bodies = [partial(self._one, found, defaults, entry) for entry in batch]
         states = self._crowd(found, bodies, min(size, max(1, len(bodies))), progress_bar)
         return states if generator_style else list(states)
@@ -129,7 +138,8 @@ class Program:
             start += node
         start.finish()
         if start.error() is None and len(start.stream.prompt.text) > WORTH_CACHING:
-            wait(spawn(backend.cache(start.stream.prompt)))
+            with suppress(WeirError):  # only a hint: who needs it meets the error, with its line
+                wait(spawn(backend.cache(start.stream.prompt)))
 
     def _one(self, backend: Backend, defaults: dict[str, Any], entry: Arguments) -> State:
         if isinstance(entry, Mapping):
@@ -173,8 +183,20 @@ class Program:
         settings = {key: value for key, value in named.items() if key not in self.names}
         if "max_new_tokens" in settings:
             settings["max_tokens"] = settings.pop("max_new_tokens")
+        if unknown := sorted(settings.keys() - SETTINGS):
+            takes = ", ".join(self.names) or "none"
+            raise TypeError(f"{unknown[0]!r} is no setting of gen, nor an argument: {takes}")
         node = cast(ir.Gen, gen(None, **settings))
         return own, DEFAULTS | node.settings
+
+
+def _apart(state: State, whole: Callable[[], None]) -> None:
+    """Run a body on this thread, beside whoever reads its state."""
+    inside.set(state)
+    try:
+        whole()
+    finally:
+        cast(Future[None], state.over).set_result(None)
 
 
 @overload

@@ -15,6 +15,8 @@ from weir.lang import ir
 from weir.lang.backend.base import Backend, Piece, Prompt, Score, Turn
 from weir.lang.stream import Answer, Item, Stream, meta_of
 
+OWN = frozenset(("n", "logprobs", "regex", "json_schema"))
+"""Settings of a `gen` with a call of its own: it serves no other, and none serves it."""
 TRIES = 3
 """Times a whole turn is asked for before a program is told that none had its form."""
 
@@ -26,8 +28,8 @@ class Ahead:
         self.backend = backend
         self.tokens = tokens
         self.chats = backend.chats
-        self._text = ""  # what was said, and what the service wrote beyond
-        self._reason: str | None = None  # why it ended there
+        self._written: dict[str, tuple[str, str | None]] = {}
+        """By branch: what was said with what the service wrote beyond, and why that ended."""
 
     def shutdown(self) -> None:
         self.backend.shutdown()
@@ -38,39 +40,44 @@ class Ahead:
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]
     ) -> AsyncGenerator[Piece, None]:
-        held = self._held(prompt.text)
-        found = cut(held, stops(settings)) if held else None
-        if found is None and held and self._reason == "stop":
-            found = held  # the model had ended there by itself
+        plain = OWN.isdisjoint(settings)
+        found = self._held(prompt, stops(settings)) if plain else None
         if found is not None:
             yield Piece(found, finish_reason="stop")
             return
-        async for piece in self._ask(prompt, settings):
-            yield piece
-
-    def _held(self, said: str) -> str:
-        """What the service wrote after `said`, if it agreed with it so far."""
-        return self._text[len(said) :] if self._text.startswith(said) else ""
-
-    async def _ask(self, prompt: Prompt, settings: dict[str, Any]) -> AsyncGenerator[Piece, None]:
-        ends, own = stops(settings), settings.get("max_tokens")
-        if settings.get("n", 1) != 1 or "logprobs" in settings:
-            raise BadRequest("a program that speculates has no n and no logprobs")
-        if ends:
-            longer = {name: value for name, value in settings.items() if name != "stop"}
-            longer["max_tokens"] = max(self.tokens, own or 0)
-            pieces = [piece async for piece in self.backend.generate(prompt, longer)]
-            text, reason = "".join(p.text for p in pieces), meta_of(pieces)["finish_reason"]
-            self._text, self._reason = prompt.text + text, reason
-            found = cut(text, ends)
-            if found is not None or longer["max_tokens"] == own:
-                reason = reason if found is None else "stop"
-                text = text if found is None else found
-                yield replace(pieces[-1], text=text, finish_reason=reason)
+        if plain and stops(settings):
+            piece = await self._ahead(prompt, settings)
+            if piece is not None:
+                yield piece
                 return
         # only its own limit ends this one, and only the service can count tokens
         async for piece in self.backend.generate(prompt, settings):
             yield piece
+
+    def _held(self, prompt: Prompt, ends: Sequence[str]) -> str | None:
+        """What the service wrote after the prompt, if it agreed with it so far, up to an end."""
+        text, reason = self._written.get(prompt.program, ("", None))
+        if not text.startswith(prompt.text) or len(text) == len(prompt.text):
+            return None
+        held = text[len(prompt.text) :]
+        found = cut(held, ends)  # else the model may have ended there by itself
+        return held if found is None and reason == "stop" else found
+
+    async def _ahead(self, prompt: Prompt, settings: dict[str, Any]) -> Piece | None:
+        """Ask for more than a `gen` wants; None: its limit would have ended it before its end."""
+        own = settings.get("max_tokens")
+        longer = {name: value for name, value in settings.items() if name != "stop"}
+        longer["max_tokens"] = max(self.tokens, own or 0)
+        pieces = [piece async for piece in self.backend.generate(prompt, longer)]
+        if not pieces:
+            return None
+        text, meta = "".join(p.text for p in pieces), meta_of(pieces)
+        self._written[prompt.program] = prompt.text + text, meta["finish_reason"]
+        found = cut(text, stops(settings))
+        if found is not None:
+            return replace(pieces[-1], text=found, finish_reason="stop")
+        whole = replace(pieces[-1], text=text, finish_reason=meta["finish_reason"])
+        return whole if longer["max_tokens"] == own else None
 
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
         return await self.backend.score(prompt, choices)
@@ -156,11 +163,14 @@ class Forms(Stream):
         nodes = [item.node for item in blanks if isinstance(item.node, ir.Gen)]
         each: list[dict[str, Any]] = [self.defaults | node.settings for node in nodes]
         limits = [settings.pop("max_tokens", 0) for settings in each]
-        ends = [settings.pop("stop", None) for settings in each]
+        for settings in each:
+            settings.pop("stop", None)
         if any(settings != each[0] for settings in each):
             raise BadRequest("the gens of a speculated turn must have the same settings")
-        if len(parts) == 1 and ends[0] is not None:
-            return each[0] | {"max_tokens": limits[0], "stop": ends[0]}
+        if "n" in each[0]:
+            raise BadRequest("a speculated turn of a chat service has no n")
+        if len(parts) == 1:
+            return self.defaults | nodes[0].settings
         return each[0] | {"max_tokens": max(self._tokens, sum(limits))}
 
 

@@ -9,7 +9,8 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from weir.lang import ir
 from weir.lang.loop import spawn, wait
 from weir.lang.stream import Answer, Fork, Join, Mark, ProgramError, Spoken, Stream, Value
 
+inside: ContextVar[State | None] = ContextVar("inside", default=None)
+"""The state whose body runs here, where others read it meanwhile."""
 _HERE = str(Path(__file__).parent)
 
 
@@ -36,7 +39,9 @@ class State:
         self.values = dict(values or {})
         self.failure: Exception | None = None  # what the program's body raised
         self.ret_value: Any = None  # what the program's body returned
+        self.over: Future[None] | None = None  # done when a body on another thread has ended
         self._inherited = dict(self.values)
+        self._told = False  # whether a read has said what failed here
         self._branches: list[State] = []
 
     def __iadd__(self, value: Any) -> State:
@@ -63,7 +68,7 @@ class State:
     def __getitem__(self, name: str) -> Any:
         """The value of a variable, waited for. Raises KeyError if nothing makes it, ProgramError if
         what was to make it failed."""
-        return wait(self._value(name)).value
+        return self._wait(name).value
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.values[name] = Future()
@@ -74,7 +79,13 @@ class State:
 
     async def get(self, name: str) -> Any:
         """`s[name]` for programs that are coroutines."""
-        return (await asyncio.wrap_future(self._value(name))).value
+        if late := self._late(name):
+            await asyncio.wrap_future(late)
+        try:
+            return (await asyncio.wrap_future(self._value(name))).value
+        except ProgramError:
+            self._told = True
+            raise
 
     def get_var(self, name: str) -> Any:
         return self[name]
@@ -85,7 +96,20 @@ class State:
     def get_meta_info(self, name: str) -> dict[str, Any]:
         """What is known of a variable beside its value: finish reason, token counts, logprobs; of a
         `select` the rating of each choice."""
-        return wait(self._value(name)).meta
+        return self._wait(name).meta
+
+    def _wait(self, name: str) -> Answer:
+        if late := self._late(name):
+            wait(late)
+        try:
+            return wait(self._value(name))
+        except ProgramError:
+            self._told = True
+            raise
+
+    def _late(self, name: str) -> Future[None] | None:
+        """The end of a body that runs elsewhere, and may make a variable yet."""
+        return None if name in self.values or inside.get() is self else self.over
 
     def _value(self, name: str) -> Value:
         if name not in self.values and self.failure is not None:
@@ -130,11 +154,14 @@ class State:
     def _settle(self) -> None:
         self.sync()
         if self.stream.error is not None:
+            self._told = True
             raise self.stream.error
 
     def error(self) -> ProgramError | None:
-        """What failed, as far as it has run; None: nothing."""
-        return self.stream.error
+        """What failed, as far as it has run, here or in a branch where nobody has read of it; None:
+        nothing."""
+        untold = (branch.error() for branch in self._branches if not branch._told)
+        return self.stream.error or next((error for error in untold if error is not None), None)
 
     def fail(self, error: Exception) -> None:
         """The program's body raised `error`: stop what is under way."""
@@ -155,13 +182,16 @@ class State:
 
     def events(self, name: str | None = None) -> Iterator[Spoken]:
         """Pieces of text as they appear, each with the variable it belongs to, until the program
-        ends; or one variable's, until its value is known. Raises ProgramError."""
+        ends; or one variable's, until its value is known. Raises ProgramError, and KeyError where
+        nothing makes that variable."""
         pieces = self._listen(name)
         try:
             while (piece := wait(spawn(_next(pieces)))) is not None:
                 yield piece
         finally:
             wait(spawn(pieces.aclose()))
+        if name is not None:
+            self._value(name)
 
     async def async_events(self, name: str | None = None) -> AsyncGenerator[Spoken, None]:
         """`events` for coroutines, on any event loop."""
@@ -171,6 +201,8 @@ class State:
                 yield piece
         finally:
             await asyncio.wrap_future(spawn(pieces.aclose()))
+        if name is not None:
+            self._value(name)
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """The text as it appears, all of it or one variable's. Raises ProgramError."""
@@ -210,9 +242,11 @@ class State:
         """A context manager: the text appended inside becomes the variable `name`."""
         return self._around(ir.Begin(name), ir.End(name))
 
+    def _around(self, begin: ir.Node, end: ir.Node) -> AbstractContextManager[None]:
+        return self._between(begin, end, program_line())
+
     @contextmanager
-    def _around(self, begin: ir.Node, end: ir.Node) -> Iterator[None]:
-        line = program_line()
+    def _between(self, begin: ir.Node, end: ir.Node, line: str) -> Iterator[None]:
         self._push(begin, line)
         yield
         self._push(end, line)
@@ -248,17 +282,19 @@ class Group:
         """The parent goes on when every branch has come as far as it is now.
 
         Every variable that a branch made becomes a list in the parent, one entry a branch. With
-        mode "append" the branches' texts follow in the parent as well.
+        mode "append" (SGLang's "concate_and_append") the branches' texts follow in the parent as
+        well.
         """
         line = program_line()
-        if mode not in ("gather_variable", "append"):
+        appends = mode in ("append", "concate_and_append")
+        if not appends and mode != "gather_variable":
             raise ValueError(f"{line}: mode is 'gather_variable' or 'append', not {mode!r}")
         made = [state.made() for state in self.states]
         names = {name: None for values in made for name in values}
         gathered = {name: [values.get(name) for values in made] for name in names}
         marks = [state._mark() for state in self.states]
         streams = [state.stream for state in self.states]
-        self.parent._push(Join(streams, marks, gathered, mode == "append"), line)
+        self.parent._push(Join(streams, marks, gathered, appends), line)
 
     def __enter__(self) -> Group:
         return self

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from weir.errors import WeirError
+from weir.errors import BadRequest, EngineDead, WeirError
 from weir.lang import ir, scorers
 from weir.lang.backend.base import Backend, Piece, Prompt, Turn
 from weir.lang.loop import loop
@@ -74,6 +74,7 @@ class Spoken:
 
     text: str
     name: str | None
+    scopes: tuple[str, ...] = ()  # that it was said in
 
 
 class Stream:
@@ -86,7 +87,7 @@ class Stream:
         self.backend = backend
         self.defaults = defaults
         self.prompt = Prompt("", program=uuid4().hex[:16])
-        self.inherited = 0  # characters of its text that are its parent's
+        self.inherited = 0, 0, 0  # characters, turns and roles that are its parent's
         self.error: ProgramError | None = None
         self.spoken: list[Spoken] = []
         self.ended = False
@@ -122,7 +123,7 @@ class Stream:
             while at < len(self.spoken):
                 piece = self.spoken[at]
                 at += 1
-                if name is None or piece.name == name:
+                if name in (None, piece.name, *piece.scopes):
                     yield piece
             if self.ended or self.error is not None or name in self._complete:
                 return
@@ -193,6 +194,8 @@ class Stream:
     async def _do(self, item: Item) -> None:
         match item.node:
             case ir.Text(value=text):
+                if self.backend.chats and self.prompt.role is None and text.strip():
+                    raise BadRequest("a chat service reads turns alone: put text into weir.user")
                 self._say(text)
             case ir.Gen():
                 await self._gen(item.node, item.fill)
@@ -203,6 +206,8 @@ class Stream:
             case ir.Close(role=role):
                 self._close(role)
             case ir.Begin(name=name):
+                if name in self._scopes:
+                    raise BadRequest(f"the scope {name!r} begins inside itself")
                 self._scopes[name] = len(self.prompt.text)
             case ir.End(name=name):
                 text = self.prompt.text[self._scopes.pop(name) :]
@@ -217,7 +222,7 @@ class Stream:
     def _say(self, text: str, name: str | None = None) -> None:
         if text:
             self.prompt.text += text
-            self.spoken.append(Spoken(text, name))
+            self.spoken.append(Spoken(text, name, tuple(self._scopes)))
             self._wake()
 
     def _wake(self) -> None:
@@ -239,6 +244,8 @@ class Stream:
             await pieces.aclose()
         texts = ["".join(p.text for p in choices[i]) for i in sorted(choices)]
         metas = [meta_of(choices[i]) for i in sorted(choices)]
+        if len(metas) < settings.get("n", 1) or not all(m["finish_reason"] for m in metas):
+            raise EngineDead("the answer broke off before its end: run the program again")
         if node.name is not None:
             one = settings.get("n", 1) == 1
             meta = metas[0] if one else {"choices": metas}
@@ -260,7 +267,7 @@ class Stream:
 
     def _open(self, role: str) -> None:
         if self.prompt.role is not None:
-            raise ProgramError(f"a turn of {role!r} begins inside one of {self.prompt.role!r}")
+            raise BadRequest(f"a turn of {role!r} begins inside one of {self.prompt.role!r}")
         self._roles.append(role)
         turn: Turn = self.backend.turn(self._roles)
         ended = self._after  # already said; the glue between two turns may begin with it
@@ -270,7 +277,7 @@ class Stream:
 
     def _close(self, role: str) -> None:
         if self.prompt.role != role:
-            raise ProgramError(f"a turn of {role!r} ends that did not begin")
+            raise BadRequest(f"a turn of {role!r} ends that did not begin")
         content = self.prompt.text[self.prompt.turn_start :]
         said = {"role": role, "content": content, "images": self.prompt.images}
         self.prompt.turns = [*self.prompt.turns, said]
@@ -279,21 +286,24 @@ class Stream:
 
     async def _fork(self, fork: Fork) -> None:
         """The children may go on. The prefix they share is computed before they ask for it."""
-        if self.error is None and len(fork.children) > 1 and self.prompt.text:
-            await self.backend.cache(replace(self.prompt))
-        for number, child in enumerate(fork.children, self._branches):
-            child.prompt = replace(
-                self.prompt,
-                images=list(self.prompt.images),
-                program=f"{self.prompt.program}/{number}",
-            )
-            child.inherited = len(self.prompt.text)
-            child.error = self.error
-            child._roles, child._after = list(self._roles), self._after
-            child._scopes = dict(self._scopes)
-            child._waits = False
-            child._go()
-        self._branches += len(fork.children)
+        try:
+            if self.error is None and len(fork.children) > 1 and self.prompt.text:
+                await self.backend.cache(replace(self.prompt))
+        except WeirError:
+            pass  # only a hint: a branch that needs the prefix meets the error, with its line
+        finally:
+            for number, child in enumerate(fork.children, self._branches):
+                self._release(child, f"{self.prompt.program}/{number}")
+            self._branches += len(fork.children)
+
+    def _release(self, child: Stream, program: str) -> None:
+        child.prompt = replace(self.prompt, images=list(self.prompt.images), program=program)
+        child.inherited = len(self.prompt.text), len(self.prompt.turns), len(self._roles)
+        child.error = self.error
+        child._roles, child._after = list(self._roles), self._after
+        child._scopes = dict(self._scopes)
+        child._waits = False
+        child._go()
 
     async def _join(self, join: Join, fill: dict[str, Value]) -> None:
         for mark in join.marks:
@@ -306,7 +316,11 @@ class Stream:
             fill[name].set_result(Answer(got))
         if join.appends:
             for child in join.children:
-                self._say(child.prompt.text[child.inherited :])
+                text, turns, roles = child.inherited
+                self._say(child.prompt.text[text:])
+                self.prompt.turns = [*self.prompt.turns, *child.prompt.turns[turns:]]
+                self._roles += child._roles[roles:]
+                self._after = child._after
 
 
 def meta_of(pieces: list[Piece]) -> dict[str, Any]:

@@ -36,12 +36,18 @@ class Anthropic(Hosted):
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]
     ) -> AsyncGenerator[Piece, None]:
+        begun = open_turn(prompt)
+        blank = begun[len(begun.rstrip()) :]  # which it takes no turn with at its end
         async for event in self.service.events("/messages", self._body(prompt, settings)):
             match event.get("type"):
                 case "content_block_delta":
-                    yield Piece(event["delta"].get("text", ""))
+                    text = event["delta"].get("text", "")
+                    yield Piece(text.removeprefix(blank))
+                    blank = "" if text else blank
                 case "message_start":
-                    self.service.count({"input_tokens": event["message"]["usage"]["input_tokens"]})
+                    given = event["message"]["usage"]["input_tokens"]
+                    self.service.count({"input_tokens": given})
+                    yield Piece("", prompt_tokens=given)
                 case "message_delta":
                     used = event["usage"]["output_tokens"]
                     self.service.count({"output_tokens": used})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from weir.client.events import Logprob
+from weir.errors import BadRequest
 
 
 @dataclass(slots=True)
@@ -91,9 +92,20 @@ class Backend(Protocol):
 
 def healed(plain: Sequence[int], whole: Sequence[Sequence[int]]) -> int:
     """Leading tokens that a prompt shares with itself followed by each choice: what comes after
-    them is scored. The prompt's last tokens may merge with a choice (token healing), and the very
-    first token of all has no logprob."""
+    them is scored. The prompt's last tokens may merge with a choice (token healing). 0: they need
+    a `first` token before them, because the very first of all has no logprob."""
     same = min(len(plain), *(len(ids) - 1 for ids in whole))
     while any(ids[:same] != plain[:same] for ids in whole):
         same -= 1
-    return max(1, same)
+    return same
+
+
+def first(names: Mapping[str, str]) -> str:
+    """What stands for the beginning of a text, given a tokenizer's special tokens by name."""
+    return names.get("bos_token") or names.get("eos_token") or "\n"
+
+
+def text_only(prompt: Prompt) -> None:
+    """Raises BadRequest where the prompt holds pictures."""
+    if prompt.images or any(turn["images"] for turn in prompt.turns):
+        raise BadRequest("this backend reads text only, no images")

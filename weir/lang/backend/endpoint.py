@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from weir.lang.backend.base import Prompt, Score, Turn, healed
+from weir.lang.backend.base import Prompt, Score, Turn, first, healed, text_only
 from weir.lang.backend.openai import Completions
 from weir.lang.backend.service import Service
 from weir.lang.backend.turns import Turns
@@ -25,7 +25,8 @@ class RuntimeEndpoint(Completions):
         model = wait(spawn(service.get("/v1/models")))["data"][0]
         super().__init__(service, model["id"])
         self._ours = model.get("owned_by") == "weir"  # others need not know of programs
-        self._turns = Turns(_Template(wait(spawn(service.get("/tokenizer_info")))))
+        info = wait(spawn(service.get("/tokenizer_info")))
+        self._first, self._turns = first(info), Turns(_Template(info))
 
     def turn(self, roles: Sequence[str]) -> Turn:
         return self._turns.turn(roles)
@@ -39,10 +40,14 @@ class RuntimeEndpoint(Completions):
 
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
         """See `Runtime.score`: one call for all choices."""
+        text_only(prompt)
         plain, *whole = await asyncio.gather(
             *(self._encode(prompt.text + choice, prompt) for choice in ("", *choices))
         )
         same = healed(plain, whole)
+        if same == 0:
+            start = await self._encode(self._first, prompt)
+            same, whole = len(start), [start + ids for ids in whole]
         body = {
             "input_ids": whole,
             "sampling_params": {"max_new_tokens": 0},

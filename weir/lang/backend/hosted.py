@@ -11,6 +11,9 @@ from weir.errors import BadRequest
 from weir.lang.backend.base import Prompt, Score, Turn
 from weir.lang.backend.service import Service
 
+KINDS = {b"\x89PNG": "png", b"GIF8": "gif", b"WEBP": "webp"}
+"""What a picture's first bytes say it is; else JPEG."""
+
 
 class Hosted:
     """model: as the service knows it."""
@@ -58,5 +61,5 @@ def image_url(image: str | bytes) -> str:
     if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
         return image
     content = image if isinstance(image, bytes) else Path(image).read_bytes()
-    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    kind = next((kind for mark, kind in KINDS.items() if mark in content[:12]), "jpeg")
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

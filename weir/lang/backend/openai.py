@@ -8,7 +8,7 @@ from typing import Any
 
 from weir.client.events import Logprob
 from weir.errors import BadRequest, ConfigError
-from weir.lang.backend.base import Piece, Prompt, Score
+from weir.lang.backend.base import Piece, Prompt, Score, text_only
 from weir.lang.backend.hosted import Hosted, message, open_turn
 from weir.lang.backend.service import Service
 
@@ -36,8 +36,7 @@ class Completions(Hosted):
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]
     ) -> AsyncGenerator[Piece, None]:
-        if prompt.images or any(turn["images"] for turn in prompt.turns):
-            raise BadRequest("this backend reads text only, no images")
+        text_only(prompt)
         body = structured(settings) | self._said(prompt)
         async for piece in pieces(self.service, self.path, body):
             yield piece
@@ -48,6 +47,7 @@ class Completions(Hosted):
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
         """One call that echoes the prompt's logprobs; a token that began in the prompt and ends in
         the choice counts for the choice."""
+        text_only(prompt)
         body = {
             "model": self.model,
             "prompt": [prompt.text + choice for choice in choices],
@@ -94,7 +94,8 @@ async def pieces(service: Service, path: str, body: dict[str, Any]) -> AsyncGene
     async for event in service.events(path, body):
         usage = _used(service, event)
         for choice in event["choices"]:
-            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            said = choice.get("delta") or choice.get("message") or {}
+            text = choice.get("text") or said.get("content") or ""
             logprobs = _logprobs(choice.get("logprobs"))
             yield Piece(text, choice["index"], choice.get("finish_reason"), logprobs, **usage)
         if usage and not event["choices"]:

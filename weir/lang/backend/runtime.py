@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from weir.client import Client
-from weir.lang.backend.base import Piece, Prompt, Score, Turn, healed
+from weir.errors import EngineDead
+from weir.lang.backend.base import Piece, Prompt, Score, Turn, first, healed, text_only
 from weir.lang.backend.turns import Turns
 from weir.lang.loop import spawn, wait
 from weir.llm import AsyncLLM
@@ -49,12 +50,15 @@ class Runtime:
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]
     ) -> AsyncGenerator[Piece, None]:
+        text_only(prompt)
         params = _params(settings)
         grammar = await self.client.compile(params)
         stream = self.client.submit(
             self._ids(prompt), params, grammar=grammar, program=prompt.program
         )
         async for output in stream:
+            if output.finish_reason == "error":
+                raise EngineDead(output.error or "the engine could not finish this")
             usage = stream.usage
             yield Piece(
                 output.text,
@@ -70,9 +74,12 @@ class Runtime:
         """All choices at once; what they share with the prompt is computed once.
 
         A choice is tokenised together with the prompt; see `healed`."""
-        plain = self._ids(prompt)
-        whole = [self._encode(prompt.text + choice, prompt) for choice in choices]
+        text_only(prompt)
+        plain, *whole = [self._encode(prompt.text + one, prompt) for one in ("", *choices)]
         same = healed(plain, whole)
+        if same == 0:
+            start = self._encode(first(self.client.text.special_names), prompt)
+            same, whole = len(start), [start + ids for ids in whole]
         params = SamplingParams(max_tokens=0, prompt_logprobs=0, score_from=same)
         streams = [self.client.submit(ids, params, program=prompt.program) for ids in whole]
         for stream in streams:

@@ -56,10 +56,11 @@ class Service:
                         async for data in self._read(response):
                             yield data
                         return
-                    wait = float(response.headers.get("retry-after", 2**attempt))
+                    told = response.headers.get("retry-after", "")
+                    seconds = float(told) if told.isdecimal() else 2.0**attempt
             except httpx.HTTPError as error:
                 raise EngineDead(f"{self._http.base_url}: {type(error).__name__} {error}") from None
-            await asyncio.sleep(min(wait, 30.0))
+            await asyncio.sleep(min(seconds, 30.0))
 
     async def _read(self, response: httpx.Response) -> AsyncGenerator[Any, None]:
         streams = "text/event-stream" in response.headers.get("content-type", "")
