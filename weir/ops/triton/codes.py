@@ -97,62 +97,24 @@ def product_of_codes(
     tokens = tile.tokens
     tiles, turns = -(-n // tile.rows), -(-m // tokens)
     _product(
-        (tiles, tile.splits, turns),
-        x,
-        codes,
-        pairs.view(torch.int32),
-        residual,
-        bias,
-        norm,
-        out,
-        *shared_sums(x, tiles * turns, tile.splits, tile.rows, tokens),
-        eps,
-        m,
-        X_STRIDE=x.stride(0),
-        N=n,
-        K=k,
-        GROUP=group,
-        ROWS=tile.rows,
-        BLOCKS=tile.columns // BLOCK,
-        TOKENS=tokens,
-        SPLITS=tile.splits,
-        ACT=act,
-        FAST=x.is_cuda and x.dtype == pairs.dtype,
-        KIND=KINDS[pairs.dtype],
-        STAGES=tile.stages,
-        warps=tile.warps,
-        stages=tile.stages,
-    )
+        (tiles, tile.splits, turns), x, codes, pairs.view(torch.int32), residual, bias, norm, out,
+        *shared_sums(x, tiles * turns, tile.splits, tile.rows, tokens), eps, m,
+        X_STRIDE=x.stride(0), N=n, K=k, GROUP=group, ROWS=tile.rows, BLOCKS=tile.columns // BLOCK,
+        TOKENS=tokens, SPLITS=tile.splits, ACT=act, FAST=x.is_cuda and x.dtype == pairs.dtype,
+        KIND=KINDS[pairs.dtype], STAGES=tile.stages,
+        warps=tile.warps, stages=tile.stages,
+    )  # fmt: skip
     return out
 
 
 @kernel("eps", "m")
 def _product(
-    x,
-    codes,
-    pairs,
-    residual,
-    bias,
-    norm,
-    out,
-    parts,
-    tickets,
-    eps,
-    m,
-    X_STRIDE: tl.constexpr,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    ACT: tl.constexpr,
-    FAST: tl.constexpr,
-    KIND: tl.constexpr,
-    STAGES: tl.constexpr,
+    x, codes, pairs, residual, bias, norm, out, parts, tickets, eps, m,
+    X_STRIDE: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCKS: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
+    ACT: tl.constexpr, FAST: tl.constexpr, KIND: tl.constexpr, STAGES: tl.constexpr,
     EARLY: tl.constexpr,
-):
+):  # fmt: skip
     """ROWS rows of the weight, a share of its columns, TOKENS rows of x."""
     tile, split, turn = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks: tl.constexpr = K // 64
@@ -196,34 +158,20 @@ def unpacked(codes: Tensor, pairs: Tensor, n: int, dtype: torch.dtype) -> Tensor
     k = blocks * BLOCK
     out = torch.empty(n, k, dtype=dtype, device=codes.device)
     _unpack(
-        (panels, -(-blocks // UNPACKED), 1),
-        codes,
-        pairs.view(torch.int32),
-        out,
-        N=n,
-        K=k,
-        GROUP=k // pairs.shape[1],
-        BLOCKS=UNPACKED,
-        FAST=codes.is_cuda and dtype == pairs.dtype,
-        KIND=KINDS[pairs.dtype],
+        (panels, -(-blocks // UNPACKED), 1), codes, pairs.view(torch.int32), out,
+        N=n, K=k, GROUP=k // pairs.shape[1], BLOCKS=UNPACKED,
+        FAST=codes.is_cuda and dtype == pairs.dtype, KIND=KINDS[pairs.dtype],
         warps=4,
-    )
+    )  # fmt: skip
     return out
 
 
 @kernel()
 def _unpack(
-    codes,
-    pairs,
-    out,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    FAST: tl.constexpr,
-    KIND: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    codes, pairs, out,
+    N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, BLOCKS: tl.constexpr, FAST: tl.constexpr,
+    KIND: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     panel = tl.program_id(0).to(tl.int64)
     within, half = tl.arange(0, 64), tl.arange(0, 32)
     row = panel * 64 + within

@@ -52,15 +52,10 @@ def target_of(u, row, total):
 
 @kernel()
 def best_of_chunks(
-    logits,
-    best,
-    top,
-    STRIDE: tl.constexpr,
-    VOCAB: tl.constexpr,
-    CHUNK: tl.constexpr,
-    LINE: tl.constexpr,
+    logits, best, top,
+    STRIDE: tl.constexpr, VOCAB: tl.constexpr, CHUNK: tl.constexpr, LINE: tl.constexpr,
     EARLY: tl.constexpr,
-):
+):  # fmt: skip
     """The largest logit of a chunk, and of each of its lines; inf where one is not a number."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lines: tl.constexpr = CHUNK // LINE
@@ -78,17 +73,10 @@ def best_of_chunks(
 
 @kernel()
 def mass_of_chunks(
-    logits,
-    temperature,
-    best,
-    mass,
-    STRIDE: tl.constexpr,
-    VOCAB: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    PARTS: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    logits, temperature, best, mass,
+    STRIDE: tl.constexpr, VOCAB: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+    PARTS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """The weight of a chunk."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -105,22 +93,10 @@ def mass_of_chunks(
 
 @kernel()
 def pick(
-    logits,
-    temperature,
-    u,
-    best,
-    mass,
-    top_k,
-    top_p,
-    min_p,
-    tokens,
-    STRIDE: tl.constexpr,
-    VOCAB: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    PARTS: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    logits, temperature, u, best, mass, top_k, top_p, min_p, tokens,
+    STRIDE: tl.constexpr, VOCAB: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+    PARTS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """The token of a row that no filter cuts."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)

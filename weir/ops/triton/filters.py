@@ -116,28 +116,11 @@ def _tie(
 
 @kernel()
 def pick_filtered(
-    logits,
-    temperature,
-    u,
-    best,
-    mass,
-    top_k,
-    top_p,
-    min_p,
-    top,
-    kept,
-    tokens,
-    STRIDE: tl.constexpr,
-    VOCAB: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    PARTS: tl.constexpr,
-    LINE: tl.constexpr,
-    LINES: tl.constexpr,
-    COUNT: tl.constexpr,
-    TOPS: tl.constexpr,
-    FREE: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    logits, temperature, u, best, mass, top_k, top_p, min_p, top, kept, tokens,
+    STRIDE: tl.constexpr, VOCAB: tl.constexpr, CHUNKS: tl.constexpr, PARTS: tl.constexpr,
+    LINE: tl.constexpr, LINES: tl.constexpr, COUNT: tl.constexpr, TOPS: tl.constexpr,
+    FREE: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """The token of a row that filters cut."""
     row = tl.program_id(0).to(tl.int64)
     if EARLY:

@@ -73,37 +73,13 @@ def prefill(
     swizzled = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     lines = TensorDescriptor(kv, [kv.numel() // size, size], [size, 1], [box, HALF], swizzled)
     _prefill(
-        (kv_heads, tokens // span + sequences, 1),
-        q,
-        lines,
-        o,
-        lse,
-        q_start,
-        kv_len,
-        first,
-        table,
-        sequences,
-        table.stride(0),
-        kv.numel() // size,
-        scale,
-        softcap or 0.0,
-        STRIDE=q.stride(0),
-        KV_HEADS=kv_heads,
-        GROUP=group,
-        SIZE=size,
-        PAGE=page,
-        BOX=box,
-        WINDOW=window or 0,
-        SOFTCAP=softcap is not None,
-        FIRST=first is not None,
-        MIXED=mixed,
-        ROWS=ROWS,
-        SPAN=span,
-        KEYS=KEYS,
-        HALF=HALF,
-        RING=RING,
+        (kv_heads, tokens // span + sequences, 1), q, lines, o, lse, q_start, kv_len, first, table,
+        sequences, table.stride(0), kv.numel() // size, scale, softcap or 0.0,
+        STRIDE=q.stride(0), KV_HEADS=kv_heads, GROUP=group, SIZE=size, PAGE=page, BOX=box,
+        WINDOW=window or 0, SOFTCAP=softcap is not None, FIRST=first is not None, MIXED=mixed,
+        ROWS=ROWS, SPAN=span, KEYS=KEYS, HALF=HALF, RING=RING,
         warps=4,
-    )
+    )  # fmt: skip
 
 
 @gluon.jit
@@ -121,35 +97,13 @@ def _owner(q_start, sequences, tile, SPAN: gl.constexpr):
 
 
 def _kernel(
-    q,
-    lines,
-    o,
-    lse,
-    q_start,
-    kv_len,
-    first,
-    table,
-    sequences,
-    table_stride,
-    beyond,
-    scale,
+    q, lines, o, lse, q_start, kv_len, first, table, sequences, table_stride, beyond, scale,
     softcap,
-    STRIDE: gl.constexpr,
-    KV_HEADS: gl.constexpr,
-    GROUP: gl.constexpr,
-    SIZE: gl.constexpr,
-    PAGE: gl.constexpr,
-    BOX: gl.constexpr,
-    WINDOW: gl.constexpr,
-    SOFTCAP: gl.constexpr,
-    FIRST: gl.constexpr,
-    MIXED: gl.constexpr,
-    ROWS: gl.constexpr,
-    SPAN: gl.constexpr,
-    KEYS: gl.constexpr,
-    HALF: gl.constexpr,
-    RING: gl.constexpr,
-):
+    STRIDE: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, SIZE: gl.constexpr,
+    PAGE: gl.constexpr, BOX: gl.constexpr, WINDOW: gl.constexpr, SOFTCAP: gl.constexpr,
+    FIRST: gl.constexpr, MIXED: gl.constexpr, ROWS: gl.constexpr, SPAN: gl.constexpr,
+    KEYS: gl.constexpr, HALF: gl.constexpr, RING: gl.constexpr,
+):  # fmt: skip
     """SPAN tokens and GROUP heads of one sequence and kv head, half of the tokens to each group of
     warps. `lines` is kv as lines of SIZE numbers; line number `beyond` is past its end."""
     head = gl.program_id(0)

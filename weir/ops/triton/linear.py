@@ -152,60 +152,23 @@ def product(
     tiles = -(-n // tile.rows)
     tokens = FEW if m <= FEW else max(SOME, power_of_2(m))  # few kinds, each is compiled
     _product(
-        (tiles, tile.splits, 1),
-        x,
-        weight,
-        scales,
-        residual,
-        bias,
-        norm,
-        out,
-        *shared_sums(x, tiles, tile.splits, tile.rows, tokens),
-        eps,
-        m,
-        X_STRIDE=x.stride(0),
-        N=n,
-        K=k,
-        ROWS=tile.rows,
-        COLUMNS=tile.columns,
-        TOKENS=tokens,
-        SPLITS=tile.splits,
-        ACT=act,
-        FAST=x.is_cuda,
-        STAGES=tile.stages,
+        (tiles, tile.splits, 1), x, weight, scales, residual, bias, norm, out,
+        *shared_sums(x, tiles, tile.splits, tile.rows, tokens), eps, m,
+        X_STRIDE=x.stride(0), N=n, K=k, ROWS=tile.rows, COLUMNS=tile.columns, TOKENS=tokens,
+        SPLITS=tile.splits, ACT=act, FAST=x.is_cuda, STAGES=tile.stages,
         AHEAD=tile.ahead * weight.element_size(),
-        warps=tile.warps,
-        stages=tile.stages,
-    )
+        warps=tile.warps, stages=tile.stages,
+    )  # fmt: skip
     return out
 
 
 @kernel("eps", "m")
 def _product(
-    x,
-    weight,
-    scales,
-    residual,
-    bias,
-    norm,
-    out,
-    parts,
-    tickets,
-    eps,
-    m,
-    X_STRIDE: tl.constexpr,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    ACT: tl.constexpr,
-    FAST: tl.constexpr,
-    STAGES: tl.constexpr,
-    AHEAD: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    x, weight, scales, residual, bias, norm, out, parts, tickets, eps, m,
+    X_STRIDE: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr, ACT: tl.constexpr,
+    FAST: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """ROWS rows of the weight and a share of its columns."""
     tile, split = tl.program_id(0), tl.program_id(1)
     row, token = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
@@ -257,10 +220,7 @@ def taken(here, norm, column, inside, known, square, K: tl.constexpr, ACT: tl.co
 def _prefetch(line, BYTES: tl.constexpr):
     """Fetch BYTES from each pointer on into the L2 cache."""
     tl.inline_asm_elementwise(
-        "{ cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
-        "=r,l,r",
+        "{ cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }", "=r,l,r",
         [line, tl.full(line.shape, BYTES, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip

@@ -21,30 +21,18 @@ def copy_pages(paged: Any, pages: Tensor, records: Tensor, packs: bool, programs
     if items == 0:
         return
     _copy(
-        (min(items, programs or 4 * processors(pages.device)), 1, 1),
-        pages,
-        paged.blocks,
-        paged.memory.view(torch.int32),
-        records.view(torch.int32),
-        items,
-        BLOCKS=len(paged.blocks),
-        WORDS=paged.block // 4,
-        PACKS=packs,
+        (min(items, programs or 4 * processors(pages.device)), 1, 1), pages, paged.blocks,
+        paged.memory.view(torch.int32), records.view(torch.int32), items,
+        BLOCKS=len(paged.blocks), WORDS=paged.block // 4, PACKS=packs,
         warps=8,
-    )
+    )  # fmt: skip
 
 
 @kernel("items")
 def _copy(
-    pages,
-    blocks,
-    memory,
-    records,
-    items,
-    BLOCKS: tl.constexpr,
-    WORDS: tl.constexpr,
-    PACKS: tl.constexpr,
-):
+    pages, blocks, memory, records, items,
+    BLOCKS: tl.constexpr, WORDS: tl.constexpr, PACKS: tl.constexpr,
+):  # fmt: skip
     """A program takes every so many'th block of all records."""
     word = tl.arange(0, WORDS)
     for item in range(tl.program_id(0), items, tl.num_programs(0)):

@@ -37,69 +37,26 @@ def rope_(
     lines, kv_lines = (min(most, power_of_2(n)) for n in (heads, kv_heads))
     parts, kv_parts = -(-heads // lines), -(-kv_heads // kv_lines)
     _rope(
-        (tokens, parts + kv_parts * (2 if write else 1), 1),
-        q,
-        k,
-        v,
-        kv,
-        slots,
-        pos,
-        cos_sin,
-        q_norm,
-        k_norm,
-        eps,
-        Q_STRIDE=q.stride(0),
-        K_STRIDE=k.stride(0),
-        V_STRIDE=v.stride(0) if write else 0,
-        HEADS=heads,
-        KV_HEADS=kv_heads,
-        LINES=lines,
-        KV_LINES=kv_lines,
-        PARTS=parts,
-        KV_PARTS=kv_parts,
-        SIZE=size,
-        DIMS=power_of_2(size),
-        DIM=dim,
-        PAIRS=power_of_2(dim // 2),
-        REST=power_of_2(max(1, size - dim)),
-        Q_NORM=q_norm is not None,
-        K_NORM=k_norm is not None,
+        (tokens, parts + kv_parts * (2 if write else 1), 1), q, k, v, kv, slots, pos, cos_sin,
+        q_norm, k_norm, eps,
+        Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0) if write else 0,
+        HEADS=heads, KV_HEADS=kv_heads, LINES=lines, KV_LINES=kv_lines, PARTS=parts,
+        KV_PARTS=kv_parts, SIZE=size, DIMS=power_of_2(size), DIM=dim, PAIRS=power_of_2(dim // 2),
+        REST=power_of_2(max(1, size - dim)), Q_NORM=q_norm is not None, K_NORM=k_norm is not None,
         PAGE=kv.shape[3] if write else 0,
         warps=4,
-    )
+    )  # fmt: skip
 
 
 @kernel("eps")
 def _rope(
-    q,
-    k,
-    v,
-    kv,
-    slots,
-    pos,
-    cos_sin,
-    q_norm,
-    k_norm,
-    eps,
-    Q_STRIDE: tl.constexpr,
-    K_STRIDE: tl.constexpr,
-    V_STRIDE: tl.constexpr,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    LINES: tl.constexpr,
-    KV_LINES: tl.constexpr,
-    PARTS: tl.constexpr,
-    KV_PARTS: tl.constexpr,
-    SIZE: tl.constexpr,
-    DIMS: tl.constexpr,
-    DIM: tl.constexpr,
-    PAIRS: tl.constexpr,
-    REST: tl.constexpr,
-    Q_NORM: tl.constexpr,
-    K_NORM: tl.constexpr,
-    PAGE: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    q, k, v, kv, slots, pos, cos_sin, q_norm, k_norm, eps,
+    Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr, LINES: tl.constexpr, KV_LINES: tl.constexpr, PARTS: tl.constexpr,
+    KV_PARTS: tl.constexpr, SIZE: tl.constexpr, DIMS: tl.constexpr, DIM: tl.constexpr,
+    PAIRS: tl.constexpr, REST: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr,
+    PAGE: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """Some heads of one token: of its queries, its keys or, where PAGE is one, its values."""
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if EARLY:
@@ -133,23 +90,11 @@ def _rope(
 
 @triton.jit
 def _rotate(
-    x,
-    out,
-    first,
-    pos,
-    cos_sin,
-    norm,
-    eps,
-    HEADS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    LINES: tl.constexpr,
-    SIZE: tl.constexpr,
-    DIM: tl.constexpr,
-    PAIRS: tl.constexpr,
-    REST: tl.constexpr,
-    NORM: tl.constexpr,
+    x, out, first, pos, cos_sin, norm, eps,
+    HEADS: tl.constexpr, STRIDE: tl.constexpr, LINES: tl.constexpr, SIZE: tl.constexpr,
+    DIM: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, NORM: tl.constexpr,
     EARLY: tl.constexpr,
-):
+):  # fmt: skip
     """LINES heads from `first` of a token at x [HEADS, SIZE]: normalised if NORM, then DIM of them
     rotated, to `out`, whose heads lie STRIDE apart. Without NORM the rest is only moved."""
     head, pair = first + tl.arange(0, LINES)[:, None], tl.arange(0, PAIRS)[None, :]

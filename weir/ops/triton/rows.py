@@ -39,34 +39,19 @@ def _norm_rows(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     if rows:
         columns = power_of_2(width)
         _norm(
-            (rows, 1, 1),
-            x,
-            weight,
-            bias,
-            out,
-            eps,
-            STRIDE=x.stride(0),
-            WIDTH=width,
-            COLUMNS=columns,
-            BIAS=bias is not None,
+            (rows, 1, 1), x, weight, bias, out, eps,
+            STRIDE=x.stride(0), WIDTH=width, COLUMNS=columns, BIAS=bias is not None,
             warps=_warps(columns),
-        )
+        )  # fmt: skip
     return out
 
 
 @kernel("eps")
 def _norm(
-    x,
-    weight,
-    bias,
-    out,
-    eps,
-    STRIDE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BIAS: tl.constexpr,
+    x, weight, bias, out, eps,
+    STRIDE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, BIAS: tl.constexpr,
     EARLY: tl.constexpr,
-):
+):  # fmt: skip
     """RMS norm; with a bias, layer norm."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
@@ -91,28 +76,19 @@ def gated(gate_up: Tensor, act: str) -> Tensor:
     out = gate_up.new_empty(rows, width)
     if rows:
         _gated(
-            (rows, -(-width // COLUMNS), 1),
-            gate_up,
-            out,
-            STRIDE=gate_up.stride(0),
-            WIDTH=width,
-            COLUMNS=COLUMNS,
-            ACT=act,
+            (rows, -(-width // COLUMNS), 1), gate_up, out,
+            STRIDE=gate_up.stride(0), WIDTH=width, COLUMNS=COLUMNS, ACT=act,
             warps=4,
-        )
+        )  # fmt: skip
     return out
 
 
 @kernel()
 def _gated(
-    gate_up,
-    out,
-    STRIDE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ACT: tl.constexpr,
+    gate_up, out,
+    STRIDE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ACT: tl.constexpr,
     EARLY: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < WIDTH
@@ -155,34 +131,19 @@ def quantized(x: Tensor, norm: Tensor | None, eps: float, act: str | None) -> tu
     if rows:
         columns = power_of_2(width)
         _quantized(
-            (rows, 1, 1),
-            x,
-            norm,
-            values,
-            scales,
-            eps,
-            STRIDE=x.stride(0),
-            WIDTH=width,
-            COLUMNS=columns,
-            ACT=act,
+            (rows, 1, 1), x, norm, values, scales, eps,
+            STRIDE=x.stride(0), WIDTH=width, COLUMNS=columns, ACT=act,
             warps=_warps(columns),
-        )
+        )  # fmt: skip
     return values, scales
 
 
 @kernel("eps")
 def _quantized(
-    x,
-    norm,
-    values,
-    scales,
-    eps,
-    STRIDE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ACT: tl.constexpr,
+    x, norm, values, scales, eps,
+    STRIDE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ACT: tl.constexpr,
     EARLY: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     mask = column < WIDTH

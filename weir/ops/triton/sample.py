@@ -53,39 +53,16 @@ def choose(
     mass_of_chunks((rows, chunks, 1), logits, temperature, best, mass, **shape, **parts, warps=4)
     numbers = filters or (None, None, None)
     pick(
-        (rows, 1, 1),
-        logits,
-        temperature,
-        u,
-        best,
-        mass,
-        *numbers,
-        tokens,
-        **shape,
-        **parts,
+        (rows, 1, 1), logits, temperature, u, best, mass, *numbers, tokens,
+        **shape, **parts,
         warps=8,
-    )
+    )  # fmt: skip
     if top is not None:
         kept = torch.empty(rows, lines, dtype=torch.int32, device=logits.device)
         pick_filtered(
-            (rows, 1, 1),
-            logits,
-            temperature,
-            u,
-            best,
-            mass,
-            *numbers,
-            top,
-            kept,
-            tokens,
-            STRIDE=logits.stride(0),
-            VOCAB=vocab,
-            **parts,
-            LINE=LINE,
-            LINES=LINES,
-            COUNT=lines,
-            TOPS=power_of_2(lines),
-            FREE=FREE_BITS[logits.dtype],
+            (rows, 1, 1), logits, temperature, u, best, mass, *numbers, top, kept, tokens,
+            STRIDE=logits.stride(0), VOCAB=vocab, **parts, LINE=LINE, LINES=LINES, COUNT=lines,
+            TOPS=power_of_2(lines), FREE=FREE_BITS[logits.dtype],
             warps=16,
-        )
+        )  # fmt: skip
     return tokens

@@ -39,20 +39,10 @@ def single_of_bytes(
     columns = power_of_2(k)
     rows = max(2, BYTES // columns)
     _bytes(
-        (-(-n // rows), 1, 1),
-        _fours(x),
-        weight.view(torch.int32),
-        scales,
-        residual,
-        bias,
-        out,
-        N=n,
-        K=k,
-        ROWS=rows,
-        WORDS=columns // 4,
-        KIND=KINDS[x.dtype],
+        (-(-n // rows), 1, 1), _fours(x), weight.view(torch.int32), scales, residual, bias, out,
+        N=n, K=k, ROWS=rows, WORDS=columns // 4, KIND=KINDS[x.dtype],
         warps=4 if columns <= 8192 else 8,
-    )
+    )  # fmt: skip
     return out
 
 
@@ -72,21 +62,12 @@ def single_of_codes(
     columns = power_of_2(k)
     rows = max(4, min(BLOCK, 2 * BYTES // columns))
     _codes(
-        (-(-n // rows), 1, 1),
-        _fours(x),
-        codes.view(torch.int32),
-        pairs.view(torch.int32),
-        residual,
-        bias,
-        out,
-        N=n,
-        K=k,
-        GROUP=k // pairs.shape[1],
-        ROWS=rows,
-        BLOCKS=columns // BLOCK,
+        (-(-n // rows), 1, 1), _fours(x), codes.view(torch.int32), pairs.view(torch.int32),
+        residual, bias, out,
+        N=n, K=k, GROUP=k // pairs.shape[1], ROWS=rows, BLOCKS=columns // BLOCK,
         KIND=KINDS[x.dtype],
         warps=4 if columns <= 8192 else 8,
-    )
+    )  # fmt: skip
     return out
 
 
@@ -98,19 +79,10 @@ def _fours(x: Tensor) -> Tensor:
 
 @kernel()
 def _bytes(
-    x,
-    words,
-    scales,
-    residual,
-    bias,
-    out,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    WORDS: tl.constexpr,
-    KIND: tl.constexpr,
+    x, words, scales, residual, bias, out,
+    N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, KIND: tl.constexpr,
     EARLY: tl.constexpr,
-):
+):  # fmt: skip
     if EARLY:
         gdc_launch_dependents()
     row, word = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WORDS)
@@ -131,20 +103,10 @@ def _bytes(
 
 @kernel()
 def _codes(
-    x,
-    words,
-    pairs,
-    residual,
-    bias,
-    out,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    KIND: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    x, words, pairs, residual, bias, out,
+    N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    KIND: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """ROWS rows of the weight, all of one panel of 64."""
     if EARLY:
         gdc_launch_dependents()

@@ -14,27 +14,10 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def take(
-    q,
-    k,
-    v,
-    pages,
-    at,
-    end,
-    seen,
-    best,
-    total,
-    acc,
-    scale,
-    softcap,
-    stride,
-    SIZE: tl.constexpr,
-    PAGE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    KEYS: tl.constexpr,
-    DIMS: tl.constexpr,
-    MASKED: tl.constexpr,
-):
+    q, k, v, pages, at, end, seen, best, total, acc, scale, softcap, stride,
+    SIZE: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    KEYS: tl.constexpr, DIMS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
     """Take in KEYS keys from `at`: the online softmax of arXiv 1805.02867, in base 2.
 
     q [R, DIMS]; row r sees keys up to seen[r], and `end` ends what there is. Its state is best

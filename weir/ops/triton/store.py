@@ -14,36 +14,19 @@ def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     if tokens == 0:
         return
     _write(
-        (tokens, 1, 1),
-        kv,
-        k,
-        v,
-        slots,
-        K_STRIDE=k.stride(0),
-        V_STRIDE=v.stride(0),
-        HEADS=heads,
-        SIZE=size,
-        PAGE=kv.shape[3],
-        LINES=power_of_2(heads),
-        DIMS=power_of_2(size),
+        (tokens, 1, 1), kv, k, v, slots,
+        K_STRIDE=k.stride(0), V_STRIDE=v.stride(0), HEADS=heads, SIZE=size, PAGE=kv.shape[3],
+        LINES=power_of_2(heads), DIMS=power_of_2(size),
         warps=4,
-    )
+    )  # fmt: skip
 
 
 @kernel()
 def _write(
-    kv,
-    k,
-    v,
-    slots,
-    K_STRIDE: tl.constexpr,
-    V_STRIDE: tl.constexpr,
-    HEADS: tl.constexpr,
-    SIZE: tl.constexpr,
-    PAGE: tl.constexpr,
-    LINES: tl.constexpr,
-    DIMS: tl.constexpr,
-):
+    kv, k, v, slots,
+    K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr,
+    PAGE: tl.constexpr, LINES: tl.constexpr, DIMS: tl.constexpr,
+):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)
     head, dim = tl.arange(0, LINES)[:, None], tl.arange(0, DIMS)[None, :]

@@ -42,27 +42,10 @@ def shared_sums(
 
 @triton.jit
 def settle(
-    y,
-    square,
-    scales,
-    residual,
-    bias,
-    norm,
-    out,
-    parts,
-    tickets,
-    eps,
-    m,
-    tile,
-    split,
-    row,
-    token,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    TOKENS: tl.constexpr,
+    y, square, scales, residual, bias, norm, out, parts, tickets, eps, m, tile, split, row, token,
+    N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
     SPLITS: tl.constexpr,
-):
+):  # fmt: skip
     """Join the sums of a tile's splits, the last to come for all; finish and store them."""
     if SPLITS == 1:
         _finish(y, square, scales, residual, bias, norm, out, eps, row, token, m, N, K)

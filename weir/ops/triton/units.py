@@ -45,16 +45,10 @@ def queries_of(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED):
 
 @triton.jit
 def joined(
-    parts,
-    part_lse,
-    low,
-    high,
-    COUNT: tl.constexpr,
-    SIZE: tl.constexpr,
-    LINES: tl.constexpr,
-    DIMS: tl.constexpr,
+    parts, part_lse, low, high,
+    COUNT: tl.constexpr, SIZE: tl.constexpr, LINES: tl.constexpr, DIMS: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """What programs `low` to `high` found for a unit and kv head, joined by log-sum-exp."""
     line, dim = tl.arange(0, LINES), tl.arange(0, DIMS)
     best = tl.full([LINES], float("-inf"), tl.float32)
@@ -84,26 +78,10 @@ def joined(
 
 @triton.jit
 def put(
-    x,
-    sum_lse,
-    row,
-    unit,
-    head,
-    o,
-    lse,
-    q_start,
-    member,
-    skip,
-    common,
-    common_lse,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    SIZE: tl.constexpr,
-    MIXED: tl.constexpr,
-    SKIP: tl.constexpr,
-    MEMBERS: tl.constexpr,
-    DIMS: tl.constexpr,
-):
+    x, sum_lse, row, unit, head, o, lse, q_start, member, skip, common, common_lse,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr, MIXED: tl.constexpr,
+    SKIP: tl.constexpr, MEMBERS: tl.constexpr, DIMS: tl.constexpr,
+):  # fmt: skip
     """Write a unit's result x [R, DIMS] of a kv head, joined with that of the keys it skipped."""
     token, heads, real = queries_of(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED)
     dim = tl.arange(0, DIMS)

@@ -37,42 +37,19 @@ def vector_product(
     columns = power_of_2(k)
     rows = max(1, ELEMENTS // columns)
     _vector(
-        (-(-n // rows), 1, 1),
-        x,
-        weight,
-        residual,
-        norm,
-        out,
-        eps,
-        M=m,
-        X_STRIDE=x.stride(0),
-        N=n,
-        K=k,
-        ROWS=rows,
-        COLUMNS=columns,
-        ACT=act,
+        (-(-n // rows), 1, 1), x, weight, residual, norm, out, eps,
+        M=m, X_STRIDE=x.stride(0), N=n, K=k, ROWS=rows, COLUMNS=columns, ACT=act,
         warps=4,
-    )
+    )  # fmt: skip
     return out
 
 
 @kernel("eps")
 def _vector(
-    x,
-    weight,
-    residual,
-    norm,
-    out,
-    eps,
-    M: tl.constexpr,
-    X_STRIDE: tl.constexpr,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ACT: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    x, weight, residual, norm, out, eps,
+    M: tl.constexpr, X_STRIDE: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, ACT: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """ROWS rows of the weight by all rows of x."""
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     real, inside = row < N, column < K

@@ -20,26 +20,11 @@ LN2 = gl.constexpr(0.6931471805599453)
 
 @gluon.jit
 def bring(
-    lines,
-    pages,
-    keys,
-    values,
-    keys_full,
-    values_full,
-    keys_empty,
-    values_empty,
-    head,
-    begin,
-    end,
+    lines, pages, keys, values, keys_full, values_full, keys_empty, values_empty, head, begin, end,
     beyond,
-    KV_HEADS: gl.constexpr,
-    SIZE: gl.constexpr,
-    PAGE: gl.constexpr,
-    BOX: gl.constexpr,
-    KEYS: gl.constexpr,
-    HALF: gl.constexpr,
-    RING: gl.constexpr,
-):
+    KV_HEADS: gl.constexpr, SIZE: gl.constexpr, PAGE: gl.constexpr, BOX: gl.constexpr,
+    KEYS: gl.constexpr, HALF: gl.constexpr, RING: gl.constexpr,
+):  # fmt: skip
     """Copy the keys and values from `begin` to `end` into the ring as it empties. Boxes past the
     end lie beyond the store, where the copy engine reads zeros."""
     BOXES: gl.constexpr = KEYS // BOX
@@ -94,19 +79,9 @@ def _scores(queries, keys, slot, HALVES: gl.constexpr, ROWS: gl.constexpr, KEYS:
 
 @gluon.jit
 def _weights(
-    s,
-    at,
-    end,
-    lowest,
-    seen,
-    best,
-    total,
-    scale,
-    softcap,
-    WINDOW: gl.constexpr,
-    SOFTCAP: gl.constexpr,
-    KEYS: gl.constexpr,
-):
+    s, at, end, lowest, seen, best, total, scale, softcap,
+    WINDOW: gl.constexpr, SOFTCAP: gl.constexpr, KEYS: gl.constexpr,
+):  # fmt: skip
     """The online softmax (arXiv 1805.02867), in base 2: weights of the keys from `at` on, and what
     the sums so far are to be multiplied with."""
     if SOFTCAP:
@@ -132,38 +107,12 @@ def _weights(
 
 @gluon.jit
 def multiply(
-    q,
-    o,
-    lse,
-    queries,
-    keys,
-    values,
-    boxes,
-    keys_full,
-    values_full,
-    keys_empty,
-    values_empty,
-    head,
-    start,
-    token,
-    count,
-    position,
-    begin,
-    end,
-    scale,
-    softcap,
-    STRIDE: gl.constexpr,
-    KV_HEADS: gl.constexpr,
-    GROUP: gl.constexpr,
-    SIZE: gl.constexpr,
-    BOX: gl.constexpr,
-    WINDOW: gl.constexpr,
-    SOFTCAP: gl.constexpr,
-    ROWS: gl.constexpr,
-    KEYS: gl.constexpr,
-    HALF: gl.constexpr,
-    RING: gl.constexpr,
-):
+    q, o, lse, queries, keys, values, boxes, keys_full, values_full, keys_empty, values_empty, head,
+    start, token, count, position, begin, end, scale, softcap,
+    STRIDE: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, SIZE: gl.constexpr,
+    BOX: gl.constexpr, WINDOW: gl.constexpr, SOFTCAP: gl.constexpr, ROWS: gl.constexpr,
+    KEYS: gl.constexpr, HALF: gl.constexpr, RING: gl.constexpr,
+):  # fmt: skip
     """ROWS / GROUP tokens from `token` on, with the head's group of query heads."""
     HALVES: gl.constexpr = SIZE // HALF
     BOXES: gl.constexpr = KEYS // BOX
