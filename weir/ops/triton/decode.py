@@ -29,9 +29,9 @@ from weir.ops.triton.softmax import close, take
 from weir.ops.triton.units import joined, put, queries_of, span_of
 
 STAGES = 5  # two turns in flight: Triton counts the load of page numbers as stages, too
-PROGRAMS = 2  # of a multiprocessor at a time
+PROGRAMS = 4  # of a multiprocessor at a time, of two warps each; of prefixes two of four or eight
 PARTS = 64  # programs at most that share a sequence and kv head
-JOINED = 16384  # numbers that are joined at once: 128 registers of a thread, of more rows half
+JOINED = 4096  # numbers that are joined at once: 64 registers of a thread
 
 
 @cache
@@ -89,7 +89,8 @@ def _launch(
     group = heads // kv_heads
     members = 1 if member is None else member.shape[1]
     lines, dims = power_of_2(members * group), max(16, power_of_2(size))
-    programs = PROGRAMS * processors(q.device)
+    few = lines <= 16 and members == 1
+    programs = (PROGRAMS if few else 2) * processors(q.device)
     parts = q.new_empty(2 * programs, members * group, size, dtype=torch.float32)
     part_lse = q.new_empty(2 * programs, members * group, dtype=torch.float32)
     _decode(
@@ -127,10 +128,10 @@ def _launch(
         PARTS=PARTS,
         ROWS=max(16, lines),
         LINES=lines,
-        KEYS=max(16, min(64, 16384 // (dims * q.element_size()))),
+        KEYS=max(16, min(64, (8192 if few else 16384) // (dims * q.element_size()))),
         DIMS=dims,
-        BLOCK=max(1, (JOINED if members == 1 else JOINED // 2) // (lines * dims)),
-        warps=4 if lines <= 64 else 8,
+        BLOCK=max(1, (JOINED if few else 2 * JOINED) // (lines * dims)),
+        warps=2 if few else 4 if lines <= 64 else 8,
         stages=STAGES if members == 1 else 3,
     )
 
