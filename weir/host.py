@@ -118,17 +118,7 @@ def serve(boot: Boot, link: Link) -> None:
     pulse = Pulse(boot)
     pulse.start()
     engine = make_engine(boot)
-    capacity = engine.capacity
-    link.send(
-        Ready(
-            pages=capacity.pages[min(capacity.pages)],
-            page=capacity.page,
-            tokens=capacity.tokens,
-            requests=capacity.requests,
-            context=capacity.context,
-            info={**engine.info, "pid": os.getpid()},
-        )
-    )
+    link.send(Ready(engine.capacity.context, {**engine.info, "pid": os.getpid()}))
     pulse.loop = Loop(engine, tidily(link.receive), link.send)
     pulse.loop.run()
     engine.close()

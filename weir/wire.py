@@ -60,11 +60,7 @@ class Stop(Struct, tag=True):
 class Ready(Struct, tag=True):
     """First message of an engine process."""
 
-    pages: int  # of the hottest tier
-    page: int
-    tokens: int
-    requests: int
-    context: int
+    context: int  # longest sequence
     info: dict[str, Any]  # device, dtype, kernels, seconds of each start-up phase: for /server_info
 
 

@@ -18,17 +18,8 @@ from weir.sim.workload import Tokenizer, Words, Workload
 from weir.text import Text
 
 NAMES = (
-    "random",
-    "sharegpt",
-    "azure",
-    "mooncake",
-    "servegen",
-    "gsp",
-    "prefix_repetition",
-    "gsm8k",
-    "mt_bench",
-    "custom",
-    *named.RECORDED,
+    *("random", "sharegpt", "azure", "mooncake", "servegen", "gsp", "prefix_repetition"),
+    *("gsm8k", "mt_bench", "custom", *named.RECORDED),
 )
 FILES = {"sharegpt", "azure", "mooncake", "servegen", "gsm8k", "mt_bench", "custom"}
 
@@ -41,12 +32,9 @@ def add_arguments(parser: ArgumentParser, count: int) -> None:
         help=f"kind of workload: {', '.join(NAMES)} (random)",
     )  # fmt: skip
     add(
-        "--dataset-path",
-        "--trace-path",
-        type=Path,
-        metavar="PATH",
+        "--dataset-path", "--trace-path", type=Path, metavar="PATH",
         help="file of it; gsm8k: or folder",
-    )
+    )  # fmt: skip
     add("--num-prompts", type=positive, default=count, metavar="N", help=f"at most ({count})")
     add(
         "--output-len", "--sharegpt-output-len", "--custom-output-len",
@@ -95,12 +83,8 @@ def natural(text: str) -> int:
 
 def make(options: Namespace, tokenizer: Callable[[], Tokenizer], seed: int) -> Workload:
     """The workload that the flags describe; `tokenizer` is called only if it is needed."""
-    name, path, count, output = (
-        options.dataset_name,
-        options.dataset_path,
-        options.num_prompts,
-        options.output_len,
-    )
+    name, path = options.dataset_name, options.dataset_path
+    count, output = options.num_prompts, options.output_len
     if name in FILES and path is None:
         raise ConfigError(f"--dataset-name {name} needs --dataset-path")
     if not 0 <= options.random_range_ratio < 1 or math.isnan(options.random_range_ratio):
@@ -132,30 +116,16 @@ def synthetic(options: Namespace, words: Words) -> Workload:
         return servegen(options.dataset_path, words, count, kind, begin)
     if name == "gsp":
         return workload.shared(
-            words,
-            name,
-            options.gsp_num_groups,
-            options.gsp_prompts_per_group,
-            options.gsp_system_prompt_len,
-            options.gsp_question_len,
-            options.gsp_output_len,
+            *(words, name, options.gsp_num_groups, options.gsp_prompts_per_group),
+            *(options.gsp_system_prompt_len, options.gsp_question_len, options.gsp_output_len),
         )
     if name == "prefix_repetition":
         groups = min(options.prefix_repetition_num_prefixes, count)
         return workload.shared(
-            words,
-            name,
-            groups,
-            count // groups,
-            options.prefix_repetition_prefix_len,
-            options.prefix_repetition_suffix_len,
-            options.prefix_repetition_output_len,
+            *(words, name, groups, count // groups, options.prefix_repetition_prefix_len),
+            *(options.prefix_repetition_suffix_len, options.prefix_repetition_output_len),
         )
     return workload.random(
-        words,
-        count,
-        options.random_input_len,
-        options.random_output_len,
-        options.random_range_ratio,
-        options.random_prefix_len,
+        *(words, count, options.random_input_len, options.random_output_len),
+        *(options.random_range_ratio, options.random_prefix_len),
     )

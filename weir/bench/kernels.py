@@ -10,9 +10,7 @@ from __future__ import annotations
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from msgspec import Struct
@@ -20,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from weir.bench import reporting
 from weir.core import AttentionSpec
 from weir.errors import ConfigError
 from weir.ops import sample
@@ -124,14 +123,9 @@ class Report:
         table.title = torch.cuda.get_device_name()
         for row in self.rows:
             wrong = "" if row.error < TOLERANCE else " WRONG"
-            table.add_row(
-                row.op,
-                row.work,
-                f"{row.micros:.1f}",
-                f"{row.rate:.3g} {row.unit}",
-                f"{row.share:.0%}",
-                f"{row.error:.1e}{wrong}",
-            )
+            rate, share = f"{row.rate:.3g} {row.unit}", f"{row.share:.0%}"
+            error = f"{row.error:.1e}{wrong}"
+            table.add_row(row.op, row.work, f"{row.micros:.1f}", rate, share, error)
         Console(width=110).print(table)
 
 
@@ -297,15 +291,9 @@ def linears(report: Report) -> None:
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer repeats")
-    add(
-        "--only",
-        nargs="+",
-        choices=PARTS,
-        default=list(PARTS),
-        metavar="PART",
-        help=", ".join(PARTS),
-    )
-    add("--output-json", type=Path, metavar="FILE", help="write the result as JSON")
+    parts = list(PARTS)
+    add("--only", nargs="+", choices=parts, default=parts, metavar="PART", help=", ".join(parts))
+    reporting.add_output(parser)
 
 
 def run(options: Namespace) -> int:
@@ -317,9 +305,8 @@ def run(options: Namespace) -> int:
     for part in options.only:
         PARTS[part](report)
     report.show()
-    if options.output_json:
-        result = {"device": torch.cuda.get_device_name(), "rows": report.rows}
-        options.output_json.write_bytes(msgspec.json.encode(result) + b"\n")
+    result = {"device": torch.cuda.get_device_name(), "rows": report.rows}
+    reporting.write(options.output_json, result)
     return 0 if report.right else 1
 
 

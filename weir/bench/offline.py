@@ -14,11 +14,10 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
-from weir.bench import datasets, named
+from weir.bench import datasets, named, reporting
 from weir.errors import EngineDead
 from weir.llm import LLM, RequestOutput
 from weir.options import add_config, config
@@ -66,7 +65,7 @@ class Result(Struct):
 
 def add_arguments(parser: ArgumentParser) -> None:
     datasets.add_arguments(parser, 16)
-    parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the result as JSON")
+    reporting.add_output(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument(
         "--workload", nargs="+", default=[], metavar="NAME", help=", ".join(named.NAMES)
@@ -84,8 +83,7 @@ def run(options: Namespace) -> int:
         workload = datasets.make(options, lambda: llm.text, settings.seed)
         result = measure(llm, workload, cached, not options.quiet)
     print("\n".join(result.lines()))
-    if options.output_json:
-        options.output_json.write_bytes(msgspec.json.encode(result) + b"\n")
+    reporting.write(options.output_json, result)
     return 0
 
 
@@ -108,9 +106,8 @@ def compare(options: Namespace) -> int:
     print(f"{'workload':<16}" + "".join(f"{name:>{width}}" for name, width in columns))
     for row in rows:
         print(row.line(named.REACHED.get(stem, {}).get(row.name)))
-    if options.output_json:
-        result = {"model": stem, "start": started, "engine": llm.model.info, "runs": rows}
-        options.output_json.write_bytes(msgspec.json.encode(result) + b"\n")
+    result = {"model": stem, "start": started, "engine": llm.model.info, "runs": rows}
+    reporting.write(options.output_json, result)
     return 0
 
 
@@ -135,30 +132,19 @@ class Run(Struct):
 
 
 def _ask(llm: LLM, workload: Workload, limit: int | None, shown: bool) -> Run:
-    """Answer a workload of token ids, with no more text than its users would see."""
-    prompts = [item.prompt for item in workload.items if not isinstance(item.prompt, str)]
-    params = [
-        SamplingParams(
-            temperature=1.0, ignore_eos=True, detokenize=False, max_tokens=limit or item.output
-        )
-        for item in workload.items
-    ]
-    began = time.perf_counter()
-    outputs = _checked(llm.generate(prompts, params, progress=shown))
-    return Run(
-        workload.name,
-        time.perf_counter() - began,
-        sum(map(len, prompts)),
+    """Answer a named workload, with no more text than its users would see."""
+    asked: dict[str, Any] = {"temperature": 1.0, "detokenize": False}
+    seconds, outputs = generate(llm, workload, limit, shown, **asked)
+    return Run(workload.name, seconds, *_tokens(outputs))
+
+
+def _tokens(outputs: list[RequestOutput]) -> tuple[int, int, int]:
+    """Of the prompts, of the answers, and of the prompts those found in the cache."""
+    return (
+        sum(len(output.prompt_token_ids) for output in outputs),
         sum(len(output.outputs[0].token_ids) for output in outputs),
         sum(output.num_cached_tokens for output in outputs),
     )
-
-
-def _checked(outputs: list[RequestOutput]) -> list[RequestOutput]:
-    failed = [choice.error for output in outputs for choice in output.outputs if choice.error]
-    if failed:
-        raise EngineDead(f"{len(failed)} requests failed: {failed[0]}")
-    return outputs
 
 
 def measure(llm: LLM, workload: Workload, cached: bool, shown: bool) -> Result:
@@ -170,29 +156,29 @@ def measure(llm: LLM, workload: Workload, cached: bool, shown: bool) -> Result:
         generate(llm, workload, 1, False)  # touches every page of memory that the runs will use
         prefill = generate(llm, workload, 1, shown)[0]
     elapsed, outputs = generate(llm, workload, None, shown)
-    return Result(
-        requests=len(outputs),
-        prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
-        output_tokens=sum(len(output.outputs[0].token_ids) for output in outputs),
-        cached_tokens=sum(output.num_cached_tokens for output in outputs),
-        elapsed=elapsed,
-        prefill=prefill,
-        engine=llm.model.info,
-    )
+    return Result(len(outputs), *_tokens(outputs), elapsed, prefill, llm.model.info)
 
 
 def generate(
-    llm: LLM, workload: Workload, limit: int | None, shown: bool
+    llm: LLM,
+    workload: Workload,
+    limit: int | None,
+    shown: bool,
+    temperature: float = 0.0,
+    **more: Any,
 ) -> tuple[float, list[RequestOutput]]:
-    """Seconds and outputs of the workload, each answer cut at `limit` tokens."""
+    """Seconds and outputs of the workload, each answer cut at `limit` tokens. Raises `EngineDead`
+    if a request fails."""
     prompts = [
         llm.encode(item.prompt) if isinstance(item.prompt, str) else item.prompt
         for item in workload.items
     ]
-    params = [
-        SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=limit or item.output)
-        for item in workload.items
-    ]
+    asked = SamplingParams(temperature=temperature, ignore_eos=True, **more)
+    params = [replace(asked, max_tokens=limit or item.output) for item in workload.items]
     begin = time.perf_counter()
     outputs = llm.generate(prompts, params, progress=shown)
-    return time.perf_counter() - begin, _checked(outputs)
+    seconds = time.perf_counter() - begin
+    failed = [choice.error for output in outputs for choice in output.outputs if choice.error]
+    if failed:
+        raise EngineDead(f"{len(failed)} requests failed: {failed[0]}")
+    return seconds, outputs

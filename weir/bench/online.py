@@ -13,10 +13,9 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
-from weir.bench import datasets, named
+from weir.bench import datasets, named, reporting
 from weir.bench.client import Target
 from weir.bench.http import Http, HttpError
 from weir.bench.http import run as run_loop
@@ -56,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--repeat", type=datasets.positive, default=1, metavar="N", help="of each rate (1)")
     add("--seed", type=int, default=0, metavar="SEED", help="of the arrivals (0)")
     add("--serve-args", type=shlex.split, default=[], metavar="ARGS", help="more for weir serve")
-    add("--output-json", type=Path, metavar="FILE", help="write the result as JSON")
+    reporting.add_output(parser)
     add("--quiet", action="store_true", help="no progress bar")
 
 
@@ -77,9 +76,7 @@ def run(options: Namespace) -> int:
     print(f"{'req/s':<8}{'count':>6}{'out/s':>8}  " + "".join(f"{c:>9}{'':9}" for c in columns))
     for one in runs:
         print(one.line(named.REACHED_ONLINE.get(stem, {}).get(one.rate)).rstrip())
-    if options.output_json:
-        result = {"model": stem, "start": server.seconds, "runs": runs}
-        options.output_json.write_bytes(msgspec.json.encode(result) + b"\n")
+    reporting.write(options.output_json, {"model": stem, "start": server.seconds, "runs": runs})
     return 1 if any(one.failed for one in runs) else 0
 
 
@@ -105,8 +102,5 @@ async def measured(server: Private, workload: Workload, rate: float, options: Na
         report.failed,
         seconds,
         report.output_tokens / seconds,
-        named.Latency(
-            *map(first.percentile, (50, 99)),
-            *map(gaps.percentile, (50, 99, 100)),
-        ),
+        named.Latency(*map(first.percentile, (50, 99)), *map(gaps.percentile, (50, 99, 100))),
     )

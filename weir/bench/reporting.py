@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from weir.errors import ConfigError
 from weir.sim.report import METRICS
@@ -44,6 +47,22 @@ def add_report(parser: ArgumentParser) -> Any:
     add("--percentile-metrics", default="ttft,tpot,itl", metavar="M,M", help="(ttft,tpot,itl)")
     add("--metric-percentiles", default="99", metavar="P,P", help="(99)")
     return group
+
+
+def add_output(parser: Any) -> None:
+    """The flag that `write` is for."""
+    parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the result as JSON")
+
+
+def write(path: Path | None, result: Any) -> None:
+    """A result as JSON, where a file was given. Raises `ConfigError`."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.encode(result) + b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def read(options: Namespace) -> Wanted:

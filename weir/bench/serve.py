@@ -15,8 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from weir.bench import datasets, reporting
 from weir.bench.client import ENDPOINTS, Target
 from weir.bench.http import Http, HttpError, bearer
@@ -72,19 +70,10 @@ def run(options: Namespace) -> int:
     records, duration, model = run_loop(bench(options))
     report = measure(records, duration, wanted.limits)
     rate = math.inf if options.request_rate is None else options.request_rate
-    print(
-        block(
-            report,
-            rate=rate,
-            concurrency=options.max_concurrency,
-            metrics=wanted.metrics,
-            percentiles=wanted.percentiles,
-        )
-    )
+    metrics, percentiles, cap = wanted.metrics, wanted.percentiles, options.max_concurrency
+    print(block(report, rate=rate, concurrency=cap, metrics=metrics, percentiles=percentiles))
     if options.save_result or options.save_detailed:
-        result = summary(options, model, metadata) | flat(
-            report, wanted.metrics, wanted.percentiles
-        )
+        result = summary(options, model, metadata) | flat(report, metrics, percentiles)
         if options.save_detailed:
             result |= detail(records)
         print(f"saved to {save(options, model, result)}", file=sys.stderr)
@@ -99,15 +88,8 @@ async def bench(options: Namespace) -> tuple[list[Record], float, str]:
     headers = bearer(options.api_key)
     http = Http(base.rstrip("/"), headers, options.timeout)
     model = options.model or await first_model(http)
-    target = Target(
-        http,
-        options.backend,
-        model,
-        options.endpoint,
-        options.ignore_eos,
-        options.temperature,
-        options.extra_body,
-    )
+    sampled = options.ignore_eos, options.temperature, options.extra_body
+    target = Target(http, options.backend, model, options.endpoint, *sampled)
     workload = reporting.timed(options, prepared(options, model), options.seed)
     for _ in range(options.num_warmups):
         warm = await target.request(*opening(options.backend))
@@ -181,11 +163,7 @@ def save(options: Namespace, model: str, result: dict[str, Any]) -> Path:
     cap = f"-concurrency{options.max_concurrency}" if options.max_concurrency else ""
     name = f"{options.backend}-{result['request_rate']}qps{cap}-{Path(model).name}-{result['date']}"
     path: Path = options.result_dir / (options.result_filename or f"{name}.json")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.encode(result) + b"\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+    reporting.write(path, result)
     return path
 
 

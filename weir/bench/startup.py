@@ -16,9 +16,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from weir import hub
+from weir.bench import reporting
 from weir.bench.client import Target
 from weir.bench.datasets import positive
 from weir.bench.http import Http, HttpError
@@ -37,7 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("model", nargs="?", default="smollm2-135m", metavar="MODEL", help="(smollm2-135m)")
     add("--num-iters", type=positive, default=3, metavar="N", help="warm starts (3)")
     add("--no-cold", action="store_true", help="warm starts only")
-    add("--output-json", type=Path, metavar="FILE", help="write the result as JSON")
+    reporting.add_output(parser)
     add("--serve-args", type=shlex.split, default=[], metavar="ARGS", help="more for weir serve")
 
 
@@ -52,8 +51,7 @@ def run(options: Namespace) -> int:
         note(result, "warm", start(str(source.path), options.serve_args, {}))
     for name, seconds in result.items():
         print(f"{name.replace('_', ' ') + ' (s):':<32}{statistics.median(seconds):>8.2f}")
-    if options.output_json:
-        options.output_json.write_bytes(msgspec.json.encode(result) + b"\n")
+    reporting.write(options.output_json, result)
     return 0
 
 

@@ -11,9 +11,8 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from pathlib import Path
 
-from weir.bench import datasets
+from weir.bench import datasets, reporting
 from weir.bench.client import Target
 from weir.bench.http import Http, bearer
 from weir.bench.http import run as run_loop
@@ -43,7 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--precision", type=float, default=0.025, metavar="P", help="of the answer (0.025)")
     add("--burstiness", type=float, default=1.0, metavar="SHAPE", help="1 is Poisson (1)")
     add("--base-url", metavar="URL", help="a running Weir server, instead of the simulator")
-    add("--output-json", type=Path, metavar="FILE", help="write the result as JSON")
+    reporting.add_output(group)
     flags.add_arguments(parser)
     datasets.add_arguments(parser, 2048)
 
@@ -71,8 +70,7 @@ def run(options: Namespace) -> int:
 
     rate, trials = search(tried, options.first_rate, options.precision)
     print(f"capacity: {rate:.2f} requests/s")
-    if options.output_json:
-        simulate.write(options.output_json, {"capacity": rate, "trials": trials})
+    reporting.write(options.output_json, {"capacity": rate, "trials": trials})
     return 0 if rate else 1
 
 

@@ -12,12 +12,8 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from weir.bench import datasets, reporting
-from weir.errors import ConfigError
 from weir.sim import flags, plot
 from weir.sim.flags import Scene, Vocabulary
 from weir.sim.replay import replay
@@ -31,9 +27,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     flags.add_arguments(parser)
     datasets.add_arguments(parser, 1000)
     reporting.add_arrivals(parser)
-    add = reporting.add_report(parser).add_argument
-    add("--output-json", type=Path, metavar="FILE", help="write the result as JSON")
-    add("--plot", type=Path, metavar="FILE.png", help="draw latencies, load and steps")
+    group = reporting.add_report(parser)
+    reporting.add_output(group)
+    group.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw latencies, load and steps"
+    )
 
 
 def run(options: Namespace) -> int:
@@ -51,8 +49,7 @@ def run(options: Namespace) -> int:
         f"simulated {duration:.1f} s in {taken:.1f} s, {duration / taken:.0f} times as fast",
         file=sys.stderr,
     )
-    if options.output_json:
-        write(options.output_json, flat(report, wanted.metrics, wanted.percentiles))
+    reporting.write(options.output_json, flat(report, wanted.metrics, wanted.percentiles))
     if timeline is not None:
         plot.save(plot.overview(report, timeline), options.plot)
     for reason in sorted({record.error for record in records if record.error})[:5]:
@@ -83,10 +80,3 @@ def simulate(
     finally:
         gc.set_threshold(*thresholds)
         gc.unfreeze()
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    try:
-        path.write_bytes(msgspec.json.encode(result) + b"\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,17 +1,30 @@
-"""All that a frontend sees of the engine: no pages, no plans, and not where it runs."""
+"""All that a frontend sees of the engine: no pages, no plans, and not where it runs.
+
+`Client` checks, submits, aborts and delivers; how messages travel is for `Local` and `Remote`.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
+from weir.client.assemble import Assembly
 from weir.client.events import Finished, ModelInfo
+from weir.client.expect import Forecast, Ranker
+from weir.client.ledger import Event, Ledger, Limits
 from weir.client.stream import Stream
-from weir.core import Grammar
-from weir.errors import Overloaded
+from weir.core import Delta, Grammar
+from weir.errors import BadRequest, Overloaded
+from weir.grammar.compiler import Compiler
 from weir.params import SamplingParams
 from weir.text import Text
-from weir.wire import Stats
+from weir.wire import Abort, Flush, Stats, Unpin, Up
+
+CLOSED = "dead: this client was closed"
 
 
 class Details(TypedDict, total=False):
@@ -24,21 +37,61 @@ class Details(TypedDict, total=False):
     add_special_tokens: bool  # true without
 
 
-class Client(Protocol):
-    """All that a frontend sees of an engine. Used on one event loop, never from other threads."""
+class Client(ABC):
+    """All that a frontend sees of an engine. Used on one event loop, never from other threads.
 
-    model: ModelInfo  # `context` and `info` are known once started
-    text: Text
-    listeners: list[Callable[[Finished], None]]  # called once a request has ended
-    rejected: dict[str, int]  # requests turned away, by reason
+    `model` says what is served, `context` and `info` of it once started; `listeners` are called
+    once a request has ended; `rejected` counts requests turned away, by reason.
 
+    send: hands a message to the engine at once, or drops it when there is none."""
+
+    def __init__(
+        self,
+        text: Text,
+        names: list[str],
+        send: Callable[[Up], None],
+        limits: Limits | None,
+        seed: int | None,
+        compiler: Compiler | None,
+        ranker: Ranker | None,
+    ):
+        self._compiler = compiler or Compiler()
+        self.text = text
+        self.model = ModelInfo(names[0], names, context=0, vocab=text.vocab, eos=text.eos)
+        self._ledger = Ledger(text, self.model, limits, seed=seed)
+        self.listeners: list[Callable[[Finished], None]] = self._ledger.listeners
+        self.rejected: dict[str, int] = self._ledger.rejected
+        self._send = send
+        self._forecast = Forecast(ranker, text, send) if ranker is not None else None
+        self._streams: dict[str, Stream] = {}
+        self._stats = Stats()
+        self._health = "starting"
+        self._start_seconds = 5.0  # how long the engine takes to start, as last measured
+
+    @abstractmethod
     async def start(self) -> None:
         """Return when the engine is ready; raise `EngineDead` saying why when it cannot start."""
-        ...
 
+    @abstractmethod
     async def close(self, drain: float = 0) -> None:
         """Take no more requests, give those in hand `drain` seconds, abort the rest, end."""
-        ...
+
+    @property
+    def stats(self) -> Stats:
+        """The engine as it last reported itself."""
+        return self._stats
+
+    @property
+    def health(self) -> str:
+        """One of "ready", "starting", "restarting: why", "draining" and "dead: why"."""
+        return self._health
+
+    def unready(self) -> Overloaded:
+        """What to tell those who ask while no request is taken: why, and when to try again."""
+        seconds = max(1, math.ceil(self._start_seconds))
+        dead = self._health.startswith("dead")
+        advice = "restart the server" if dead else f"try again in {seconds} s"
+        return Overloaded(f"The engine is {self._health}; {advice}.", retry_after=seconds)
 
     async def compile(self, params: SamplingParams) -> Grammar | None:
         """The grammar that `params` ask for, which `submit` must be given; None: they ask for none.
@@ -46,7 +99,17 @@ class Client(Protocol):
         May take seconds, while nothing else waits. Raises `BadRequest` saying what cannot be held
         to.
         """
-        ...
+        asked = params.structured_outputs
+        if asked is None:
+            return None
+        try:
+            known = self._compiler.known(asked)
+            if known is not None:
+                return known
+            return await asyncio.wrap_future(self._compiler.submit(asked))
+        except BadRequest:
+            self._ledger.reject("grammar")
+            raise
 
     def submit(
         self,
@@ -62,30 +125,79 @@ class Client(Protocol):
         Raises `BadRequest` (too long, ids out of range, a request id in use) and `Overloaded`
         (queue full, engine starting, restarting, draining or dead).
         """
-        ...
+        if self._health != "ready":
+            self._ledger.reject("not_ready")
+            raise self.unready()
+        assembly = self._ledger.admit(
+            prompt, params, now=time.monotonic(), request_id=request_id, grammar=grammar, **details
+        )
+        stream = self._streams[assembly.id] = Stream(assembly, self._end)
+        try:
+            self._hand_over(assembly)
+        except (OverflowError, TypeError, ValueError) as error:  # it cannot be written as msgpack
+            self._end(assembly)
+            raise BadRequest(f"the request cannot be passed to the engine: {error}") from None
+        return stream
 
     def abort(self, request_id: str | None) -> int:
         """Abort one request, or all when None; returns how many were live."""
-        ...
+        live = self._ledger.live
+        found = list(live.values() if request_id is None else filter(None, [live.get(request_id)]))
+        for assembly in found:
+            self._end(assembly)
+        return len(found)
 
     def flush(self) -> None:
         """Drop every cached prefix that nobody is using."""
-        ...
+        self._send(Flush())
 
     def unpin(self, name: str) -> None:
         """Let the prefix be dropped that a request pinned under this name."""
-        ...
+        self._send(Unpin(name))
 
-    @property
-    def stats(self) -> Stats:
-        """The engine as it last reported itself."""
-        ...
+    async def _drain(self, seconds: float) -> None:
+        """Take no more requests, wait for those in hand, and abort what is left after `seconds`."""
+        if not self._health.startswith("dead"):
+            self._health = "draining"
+        deadline = time.monotonic() + seconds
+        while self._ledger.live and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        self.abort(None)
+        self._compiler.close()
+        if self._forecast is not None:
+            self._forecast.close()
 
-    @property
-    def health(self) -> str:
-        """One of "ready", "starting", "restarting: why", "draining" and "dead: why"."""
-        ...
+    def _hand_over(self, assembly: Assembly) -> None:
+        for submit in assembly.submits:
+            self._send(submit)
+        if self._forecast is not None:
+            self._forecast.add(assembly)
 
-    def unready(self) -> Overloaded:
-        """What to tell those who ask while no request is taken: why, and when to try again."""
-        ...
+    def _end(self, assembly: Assembly, reason: str = "abort", error: str = "") -> None:
+        self._publish(*self._ledger.end(assembly, reason, error))
+
+    def _deliver(self, deltas: list[Delta], stats: Stats) -> None:
+        """Take in what a step of the engine brought."""
+        self._stats = stats
+        self._ledger.running = stats.running
+        self._publish(*self._ledger.settle(deltas, time.monotonic()))
+
+    def _publish(self, events: list[Event], aborts: list[int]) -> None:
+        for assembly, output in events:
+            self._streams[assembly.id].put(output)
+        for assembly, _ in events:
+            if assembly.finished:
+                self._streams.pop(assembly.id, None)
+        if aborts:
+            self._send(Abort(aborts))
+
+    def _lose(self, assembly: Assembly, reason: str) -> None:
+        """End a request whose engine is gone."""
+        stream = self._streams.get(assembly.id)
+        if stream is not None:
+            stream.die(reason)
+        self._end(assembly, "error", reason)
+
+    def _lose_all(self, reason: str) -> None:
+        for assembly in list(self._ledger.live.values()):
+            self._lose(assembly, reason)

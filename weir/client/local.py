@@ -7,7 +7,7 @@ import queue
 import threading
 from typing import Any
 
-from weir.client.dispatch import CLOSED, Dispatcher
+from weir.client.base import CLOSED, Client
 from weir.client.drive import Engine, Loop
 from weir.client.expect import Ranker
 from weir.client.ledger import Limits
@@ -16,7 +16,7 @@ from weir.text import Text
 from weir.wire import Deltas, Stop, Up
 
 
-class Local(Dispatcher):
+class Local(Client):
     """A `Client` of an engine made here. The engine is this client's from now on: `close` ends it.
 
     A step that hangs cannot be ended, and an engine that is lost is not replaced: see `Remote`.
@@ -47,7 +47,6 @@ class Local(Dispatcher):
         self._health = "ready"
 
     async def close(self, drain: float = 0) -> None:
-        """See `Client.close`."""
         if self._health == CLOSED:
             return
         await self._drain(drain)

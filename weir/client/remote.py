@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from weir.client.assemble import Assembly
-from weir.client.dispatch import CLOSED, Dispatcher
+from weir.client.base import CLOSED, Client
 from weir.client.expect import Ranker
 from weir.client.ledger import Event, Limits
 from weir.client.process import EngineProcess
@@ -29,28 +29,14 @@ FAILURES, WINDOW = 5, 60.0
 """So many engines that died within so many seconds without completing a request: give up."""
 
 COUNTERS = (
-    "step",
-    "prompt_tokens",
-    "generated_tokens",
-    "hit_tokens",
-    "cpu_hit_tokens",
-    "disk_hit_tokens",
-    "loaded_tokens",
-    "saved_tokens",
-    "preemptions",
-    "recomputed_tokens",
-    "step_seconds",
-    "predicted_seconds",
-    "host_seconds",
-    "step_requests",
-    "step_tokens",
-    "step_prefill",
-    "step_decode",
-)
+    "step prompt_tokens generated_tokens hit_tokens cpu_hit_tokens disk_hit_tokens loaded_tokens "
+    "saved_tokens preemptions recomputed_tokens step_seconds predicted_seconds host_seconds "
+    "step_requests step_tokens step_prefill step_decode"
+).split()
 """Fields of `Stats` that only grow, and go on growing across engines."""
 
 
-class Remote(Dispatcher):
+class Remote(Client):
     """A `Client` of an engine process.
 
     When the process dies or hangs, another is started. Requests that have shown nothing yet are
@@ -97,7 +83,6 @@ class Remote(Dispatcher):
         self.restarts = 0
 
     async def start(self) -> None:
-        """See `Client.start`."""
         try:
             engine = await self._spawn()
         except EngineDead as error:
@@ -106,7 +91,6 @@ class Remote(Dispatcher):
         self._supervisor = asyncio.create_task(self._supervise(engine))
 
     async def close(self, drain: float = 0) -> None:
-        """See `Client.close`."""
         await self._drain(drain)
         self._health = CLOSED
         if self._supervisor is not None:

@@ -10,198 +10,106 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from weir.client import Client
+from weir.config import Config
 from weir.errors import WeirError
-from weir.server import logs, operations
-from weir.server.answers import (
-    ChatChunk,
-    ChatCompletion,
-    Completion,
-    Embeddings,
-    ModelCard,
-    ModelList,
-    Prompt,
-    TokenizerInfo,
-    Tokens,
-)
+from weir.server import answers, logs, native, openai, operations, tokens
 from weir.server.chat import chat
 from weir.server.completions import completions
 from weir.server.edge import Edge, explain
 from weir.server.embeddings import embeddings
 from weir.server.endpoint import Endpoint, Serving
 from weir.server.metrics import Metrics
-from weir.server.native import Generated, GenerateRequest, generate
-from weir.server.openai import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    EmbeddingRequest,
-    TokenizeRequest,
-)
-from weir.server.operations import (
-    Aborted,
-    AbortRequest,
-    Flushed,
-    HealthQuery,
-    Load,
-    ModelFacts,
-    Pinned,
-    PinPrefix,
-    ServerInfo,
-    Unpinned,
-    UnpinPrefix,
-    Version,
-)
 from weir.server.page import page
 from weir.server.programs import ProgramList
 from weir.server.schema import document
-from weir.server.service import Options, Service
-from weir.server.tokens import detokenize, tokenize, tokenizer_info
+from weir.server.service import Service
 from weir.server.tracing import Tracer
 
-GET, BOTH = ("GET",), ("GET", "POST")
+GET, POST, BOTH = ("GET",), ("POST",), ("GET", "POST")
 
 ENDPOINTS = (
     Endpoint(
-        "/v1/chat/completions",
-        chat,
-        "Answer a conversation.",
-        body=ChatRequest,
-        answer=ChatCompletion,
-        chunk=ChatChunk,
+        "/v1/chat/completions", chat, "Answer a conversation.", POST, openai.ChatRequest,
+        answers.ChatCompletion, chunk=answers.ChatChunk, generates=True,
+    ),
+    Endpoint(
+        "/v1/completions", completions, "Continue one or several prompts.", POST,
+        openai.CompletionRequest, answers.Completion, chunk=answers.Completion, generates=True,
+    ),
+    Endpoint(
+        "/v1/embeddings", embeddings, "Hidden states of texts, pooled to one vector each.", POST,
+        openai.EmbeddingRequest, answers.Embeddings, generates=True,
+    ),
+    Endpoint(
+        "/generate", native.generate, "Continue prompts, in SGLang's words.", POST,
+        native.GenerateRequest, native.Generated | list[native.Generated], chunk=native.Generated,
         generates=True,
     ),
+    Endpoint("/v1/models", operations.models, "The models served.", GET, answer=answers.ModelList),
     Endpoint(
-        "/v1/completions",
-        completions,
-        "Continue one or several prompts.",
-        body=CompletionRequest,
-        answer=Completion,
-        chunk=Completion,
-        generates=True,
+        "/v1/models/{model_id:path}", operations.model, "One of them.", GET,
+        answer=answers.ModelCard,
     ),
     Endpoint(
-        "/v1/embeddings",
-        embeddings,
-        "Hidden states of texts, pooled to one vector each.",
-        body=EmbeddingRequest,
-        answer=Embeddings,
-        generates=True,
+        "/tokenize", tokens.tokenize, "Text or a conversation as token ids.", POST,
+        openai.TokenizeRequest, answers.Tokens, aliases=("/v1/tokenize",),
     ),
     Endpoint(
-        "/generate",
-        generate,
-        "Continue prompts, in SGLang's words.",
-        body=GenerateRequest,
-        answer=Generated | list[Generated],
-        chunk=Generated,
-        generates=True,
-    ),
-    Endpoint("/v1/models", operations.models, "The models served.", GET, answer=ModelList),
-    Endpoint("/v1/models/{model_id:path}", operations.model, "One of them.", GET, answer=ModelCard),
-    Endpoint(
-        "/tokenize",
-        tokenize,
-        "Text or a conversation as token ids.",
-        body=TokenizeRequest,
-        answer=Tokens,
-        aliases=("/v1/tokenize",),
+        "/detokenize", tokens.detokenize, "Token ids as text.", POST,
+        openai.DetokenizeRequest, answers.Prompt, aliases=("/v1/detokenize",),
     ),
     Endpoint(
-        "/detokenize",
-        detokenize,
-        "Token ids as text.",
-        body=DetokenizeRequest,
-        answer=Prompt,
-        aliases=("/v1/detokenize",),
+        "/tokenizer_info", tokens.tokenizer_info, "Special tokens and the chat template.", GET,
+        answer=answers.TokenizerInfo,
     ),
     Endpoint(
-        "/tokenizer_info",
-        tokenizer_info,
-        "Special tokens and the chat template.",
-        GET,
-        answer=TokenizerInfo,
+        "/health", operations.health,
+        "200 while the engine lives; ?deep=1 makes it generate a token.", GET,
+        operations.HealthQuery, aliases=("/ping",), open=True,
     ),
     Endpoint(
-        "/health",
-        operations.health,
-        "200 while the engine lives; ?deep=1 makes it generate a token.",
-        GET,
-        body=HealthQuery,
-        aliases=("/ping",),
-        open=True,
-    ),
-    Endpoint(
-        "/ready",
-        operations.ready,
-        "200 while requests are taken.",
-        GET,
-        aliases=("/readyz",),
-        open=True,
+        "/ready", operations.ready, "200 while requests are taken.", GET,
+        aliases=("/readyz",), open=True,
     ),
     Endpoint("/livez", operations.live, "200 unless restarting helps.", GET, open=True),
     Endpoint("/metrics", operations.metrics, "Prometheus metrics.", GET, media="text/plain"),
-    Endpoint("/version", operations.version, "The version.", GET, answer=Version),
+    Endpoint("/version", operations.version, "The version.", GET, answer=operations.Version),
     Endpoint(
         "/programs", operations.programs, "What programs cost so far.", GET, answer=ProgramList
     ),
-    Endpoint("/load", operations.load, "Requests in hand.", GET, answer=Load),
+    Endpoint("/load", operations.load, "Requests in hand.", GET, answer=operations.Load),
     Endpoint(
-        "/model_info",
-        operations.model_info,
-        "What is served.",
-        GET,
-        answer=ModelFacts,
-        aliases=("/get_model_info",),
+        "/model_info", operations.model_info, "What is served.", GET,
+        answer=operations.ModelFacts, aliases=("/get_model_info",),
     ),
     Endpoint(
-        "/server_info",
-        operations.server_info,
-        "Settings and state.",
-        GET,
-        answer=ServerInfo,
-        aliases=("/get_server_info",),
+        "/server_info", operations.server_info, "Settings and state.", GET,
+        answer=operations.ServerInfo, aliases=("/get_server_info",),
     ),
     Endpoint(
-        "/flush_cache",
-        operations.flush_cache,
-        "Drop unused cached prefixes.",
-        BOTH,
-        answer=Flushed,
-        aliases=("/reset_prefix_cache",),
+        "/flush_cache", operations.flush_cache, "Drop unused cached prefixes.", BOTH,
+        answer=operations.Flushed, aliases=("/reset_prefix_cache",),
     ),
     Endpoint(
-        "/pin_prefix",
-        operations.pin_prefix,
-        "Keep a prompt cached.",
-        ("POST",),
-        body=PinPrefix,
-        answer=Pinned,
+        "/pin_prefix", operations.pin_prefix, "Keep a prompt cached.", POST,
+        operations.PinPrefix, operations.Pinned,
     ),
     Endpoint(
-        "/unpin_prefix",
-        operations.unpin_prefix,
-        "Let a pinned prompt be dropped.",
-        ("POST",),
-        body=UnpinPrefix,
-        answer=Unpinned,
+        "/unpin_prefix", operations.unpin_prefix, "Let a pinned prompt be dropped.", POST,
+        operations.UnpinPrefix, operations.Unpinned,
     ),
     Endpoint(
-        "/abort_request",
-        operations.abort_request,
-        "End requests early.",
-        BOTH,
-        body=AbortRequest,
-        answer=Aborted,
-        aliases=("/abort_requests",),
+        "/abort_request", operations.abort_request, "End requests early.", BOTH,
+        operations.AbortRequest, operations.Aborted, aliases=("/abort_requests",),
     ),
     Endpoint("/openapi.json", operations.openapi, "Requests and answers in full.", GET),
     Endpoint(
         "/docs", operations.docs, "The routes as a page.", GET, media="text/html", aliases=("/",)
     ),
-)
+)  # fmt: skip
 
 
-def create_app(client: Client, config: Options) -> Starlette:
+def create_app(client: Client, config: Config) -> Starlette:
     """The application around a client that its caller starts and closes.
 
     Raises `ConfigError` when tracing is asked for and its packages are missing.

@@ -119,10 +119,6 @@ def _piece(output: Output, delta: Delta, body: ChatRequest) -> ChatChunkChoice:
 def _params(body: ChatRequest, default: SamplingParams) -> SamplingParams:
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
-    if body.stream and body.prompt_logprobs is not None:
-        raise BadRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
-    if body.stream_options is not None and not body.stream:
-        raise BadRequest("stream_options needs stream to be true", param="stream_options")
     new, old = body.max_completion_tokens, body.max_tokens
     return body.params(
         default,

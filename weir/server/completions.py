@@ -134,10 +134,6 @@ class Writer:
 def _params(body: CompletionRequest, default: SamplingParams) -> SamplingParams:
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise BadRequest("best_of is not supported beyond n: leave it out", param="best_of")
-    if body.stream and body.prompt_logprobs is not None:
-        raise BadRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
-    if body.stream_options is not None and not body.stream:
-        raise BadRequest("stream_options needs stream to be true", param="stream_options")
     echoed = body.logprobs if body.echo else None
     wanted = [top for top in (echoed, body.prompt_logprobs) if top is not None]
     return body.params(default, logprobs=body.logprobs, prompt_logprobs=max(wanted, default=None))

@@ -76,7 +76,7 @@ class Edge:
         serving = scope.get("endpoint")
         route = serving.endpoint.path if isinstance(serving, Serving) else "other"
         self.service.metrics.answered(route, status)
-        if self.service.options.enable_log_requests:
+        if self.service.config.enable_log_requests:
             access.info(
                 "%s %s %d %.1f ms",
                 scope["method"],

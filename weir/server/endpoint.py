@@ -106,7 +106,7 @@ class Endpoint:
     path: str
     handler: Callable[[Call, Any], Awaitable[Reply]]
     summary: str
-    methods: tuple[str, ...] = ("POST",)
+    methods: tuple[str, ...]
     body: type[Struct] | None = None  # from the JSON body; where there is none, from the query
     answer: Any = None  # type of the JSON answer; None: an empty one
     chunk: Any = None  # type of the events, where the answer can be streamed
@@ -147,7 +147,7 @@ class Serving:
         raw = b""
         if request.method == "POST":
             length = request.headers.get("content-length", "")
-            raw = await read(receive, self.service.options.max_body_bytes, length)
+            raw = await read(receive, self.service.config.max_body_bytes, length)
         try:
             if "GET" in self.endpoint.methods and not raw:
                 return msgspec.convert(dict(request.query_params), kind, strict=False)

@@ -22,7 +22,7 @@ from weir.ranker.log import LengthLog
 from weir.server import logs
 from weir.server.app import create_app
 from weir.server.lengths import LengthListener
-from weir.server.service import Options, Service
+from weir.server.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         service.draining = True
-        limit = service.options.shutdown_timeout
+        limit = service.config.shutdown_timeout
         log.info("shutting down: %d requests get up to %g s", len(service.jobs), limit)
         self._drain_task = asyncio.create_task(self._drain(limit))
 
@@ -106,18 +106,18 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def run(client: Client, options: Options, listening: socket.socket) -> None:
+async def run(client: Client, config: Config, listening: socket.socket) -> None:
     """Serve a client that has not been started, and close it in the end.
 
     The port answers from the start: 503 until the engine is ready. Raises what `client.start` does.
     """
     began = time.monotonic()
-    app = create_app(client, options)
+    app = create_app(client, config)
     service: Service = app.state.service
     server = Server(
         uvicorn.Config(
             app,
-            root_path=options.root_path,
+            root_path=config.root_path,
             lifespan="off",
             ws="none",
             log_config=None,

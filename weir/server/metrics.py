@@ -34,30 +34,33 @@ WHOLE = (
 TOKENS = tuple(float(base * 10**power) for power in range(6) for base in (1, 2, 5))
 CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
-VLLM = {
+REQUESTS = {
+    "time_to_first_token_seconds": ("Arrival to first token", FIRST),
+    "inter_token_latency_seconds": ("Between tokens", SHORT),
+    "time_per_output_token_seconds": ("A request's mean time between tokens", SHORT),
+    "e2e_request_latency_seconds": ("Arrival to last token", WHOLE),
+    "request_queue_time_seconds": ("Arrival to admission", WHOLE),
+    "request_inference_time_seconds": ("Admission to last token", WHOLE),
+    "request_prefill_time_seconds": ("Admission to first token", WHOLE),
+    "request_decode_time_seconds": ("First to last token", WHOLE),
+    "request_prompt_tokens": ("Prompt tokens", TOKENS),
+    "request_generation_tokens": ("Output tokens", TOKENS),
+    "request_params_n": ("The parameter n", CHOICES),
+    "request_params_max_tokens": ("The parameter max_tokens, where given", TOKENS),
+    "request_preemptions": ("Times a request was preempted", (0.0, 1.0, 2.0, 5.0, 10.0)),
+}
+"""Histograms of requests that have ended: what they are of, and their buckets."""
+
+SAME = (*REQUESTS, "prompt_tokens", "generation_tokens", "request_success", "admission_rejections")
+VLLM = {f"weir_{name}": f"vllm:{name}" for name in SAME if name != "request_preemptions"} | {
     "weir_requests_running": "vllm:num_requests_running",
     "weir_requests_waiting": "vllm:num_requests_waiting",
     "weir_cache_usage_ratio": "vllm:kv_cache_usage_perc",
     "weir_prefix_cache_query_tokens": "vllm:prefix_cache_queries",
     "weir_prefix_cache_hit_tokens": "vllm:prefix_cache_hits",
-    "weir_prompt_tokens": "vllm:prompt_tokens",
-    "weir_generation_tokens": "vllm:generation_tokens",
     "weir_preemptions": "vllm:num_preemptions",
     "weir_step_tokens": "vllm:iteration_tokens_total",
-    "weir_request_success": "vllm:request_success",
-    "weir_admission_rejections": "vllm:admission_rejections",
-    "weir_time_to_first_token_seconds": "vllm:time_to_first_token_seconds",
-    "weir_inter_token_latency_seconds": "vllm:inter_token_latency_seconds",
     "weir_time_per_output_token_seconds": "vllm:request_time_per_output_token_seconds",
-    "weir_e2e_request_latency_seconds": "vllm:e2e_request_latency_seconds",
-    "weir_request_queue_time_seconds": "vllm:request_queue_time_seconds",
-    "weir_request_inference_time_seconds": "vllm:request_inference_time_seconds",
-    "weir_request_prefill_time_seconds": "vllm:request_prefill_time_seconds",
-    "weir_request_decode_time_seconds": "vllm:request_decode_time_seconds",
-    "weir_request_prompt_tokens": "vllm:request_prompt_tokens",
-    "weir_request_generation_tokens": "vllm:request_generation_tokens",
-    "weir_request_params_n": "vllm:request_params_n",
-    "weir_request_params_max_tokens": "vllm:request_params_max_tokens",
 }
 """Metric families that mean the same in vLLM."""
 
@@ -67,30 +70,13 @@ class Metrics:
 
     def __init__(self, client: Client, *, vllm_names: bool = False):
         self.registry = CollectorRegistry()
-        self._model = {"model_name": client.model.name}
-        self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token", FIRST)
-        self._itl = self._histogram("inter_token_latency_seconds", "Between tokens", SHORT)
-        self._tpot = self._histogram(
-            "time_per_output_token_seconds", "A request's mean time between tokens", SHORT
-        )
-        self._e2e = self._histogram("e2e_request_latency_seconds", "Arrival to last token", WHOLE)
-        self._queue = self._histogram("request_queue_time_seconds", "Arrival to admission", WHOLE)
-        self._inference = self._histogram(
-            "request_inference_time_seconds", "Admission to last token", WHOLE
-        )
-        self._prefill = self._histogram(
-            "request_prefill_time_seconds", "Admission to first token", WHOLE
-        )
-        self._decode = self._histogram("request_decode_time_seconds", "First to last token", WHOLE)
-        self._prompt = self._histogram("request_prompt_tokens", "Prompt tokens", TOKENS)
-        self._generation = self._histogram("request_generation_tokens", "Output tokens", TOKENS)
-        self._n = self._histogram("request_params_n", "The parameter n", CHOICES)
-        self._max_tokens = self._histogram(
-            "request_params_max_tokens", "The parameter max_tokens, where given", TOKENS
-        )
-        self._preempted = self._histogram(
-            "request_preemptions", "Times a request was preempted", (0.0, 1.0, 2.0, 5.0, 10.0)
-        )
+        self._model = client.model.name
+        self._histograms = {
+            name: Histogram(
+                f"weir_{name}", help, ["model_name"], buckets=buckets, registry=self.registry
+            )
+            for name, (help, buckets) in REQUESTS.items()
+        }
         self._success = self._counter(
             "request_success", "Choices that ended, by why", "finished_reason"
         )
@@ -103,43 +89,41 @@ class Metrics:
 
     def __call__(self, finished: Finished) -> None:
         """Observe a request that has ended. Times are seconds; -1 marks one that never came."""
-        name, timing = self._model["model_name"], finished.timing
+        timing, usage, gaps = finished.timing, finished.usage, finished.gaps
         for reason in finished.finish_reasons:
-            self._success.labels(name, reason).inc()
-        self._n.labels(name).observe(len(finished.finish_reasons))
-        self._prompt.labels(name).observe(finished.usage.prompt_tokens)
-        self._generation.labels(name).observe(finished.usage.completion_tokens)
-        self._preempted.labels(name).observe(finished.preempted)
-        if finished.max_tokens is not None:
-            self._max_tokens.labels(name).observe(finished.max_tokens)
+            self._success.labels(self._model, reason).inc()
         if finished.replays:
-            self._replays.labels(name).inc(finished.replays)
-        gap = self._itl.labels(name)
-        for seconds in finished.gaps:
-            gap.observe(seconds)
-        if finished.gaps:
-            self._tpot.labels(name).observe(sum(finished.gaps) / len(finished.gaps))
-        for histogram, start, end in (
-            (self._queue, timing.arrival, timing.started),
-            (self._ttft, timing.arrival, timing.first),
-            (self._e2e, timing.arrival, timing.last),
-            (self._prefill, timing.started, timing.first),
-            (self._inference, timing.started, timing.last),
-            (self._decode, timing.first, timing.last),
+            self._replays.labels(self._model).inc(finished.replays)
+        self._observe("request_params_n", len(finished.finish_reasons))
+        self._observe("request_prompt_tokens", usage.prompt_tokens)
+        self._observe("request_generation_tokens", usage.completion_tokens)
+        self._observe("request_preemptions", finished.preempted)
+        if finished.max_tokens is not None:
+            self._observe("request_params_max_tokens", finished.max_tokens)
+        if gaps:
+            self._observe("inter_token_latency_seconds", *gaps)
+            self._observe("time_per_output_token_seconds", sum(gaps) / len(gaps))
+        for name, start, end in (
+            ("request_queue_time_seconds", timing.arrival, timing.started),
+            ("time_to_first_token_seconds", timing.arrival, timing.first),
+            ("e2e_request_latency_seconds", timing.arrival, timing.last),
+            ("request_prefill_time_seconds", timing.started, timing.first),
+            ("request_inference_time_seconds", timing.started, timing.last),
+            ("request_decode_time_seconds", timing.first, timing.last),
         ):
             if start >= 0 and end >= 0:
-                histogram.labels(name).observe(max(0.0, end - start))
+                self._observe(name, max(0.0, end - start))
+
+    def _observe(self, name: str, *values: float) -> None:
+        histogram = self._histograms[name].labels(self._model)
+        for value in values:
+            histogram.observe(value)
 
     def answered(self, route: str, status: int) -> None:
-        self._http.labels(self._model["model_name"], route, str(status)).inc()
+        self._http.labels(self._model, route, str(status)).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry) + generate_latest(self._mirror)
-
-    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(
-            f"weir_{name}", help, ["model_name"], buckets=buckets, registry=self.registry
-        )
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"weir_{name}", help, ["model_name", *labels], registry=self.registry)

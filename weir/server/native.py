@@ -63,32 +63,20 @@ class NativeSampling(Struct, kw_only=True, forbid_unknown_fields=True):
     custom_params: Unserved = None
 
     def params(self, **logprobs: Any) -> SamplingParams:
-        return SamplingParams(
-            max_tokens=self.max_new_tokens,
-            min_tokens=self.min_new_tokens,
-            n=self.n,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
-            repetition_penalty=self.repetition_penalty,
-            stop=self.stop or [],
-            stop_token_ids=self.stop_token_ids or [],
-            include_stop_str_in_output=self.no_stop_trim,
-            ignore_eos=self.ignore_eos,
-            skip_special_tokens=self.skip_special_tokens,
-            logit_bias=self.logit_bias or {},
-            seed=self.sampling_seed,
-            structured_outputs=self.structured,
-            **logprobs,
-        )
+        given = {name: getattr(self, name) for name in SHARED}
+        given |= {"min_tokens": self.min_new_tokens, "seed": self.sampling_seed}
+        given["include_stop_str_in_output"] = self.no_stop_trim
+        given["structured_outputs"] = self.structured
+        asked = {name: value for name, value in given.items() if value is not None}
+        return SamplingParams(max_tokens=self.max_new_tokens, **asked, **logprobs)
 
     @property
     def structured(self) -> StructuredOutputs | None:
         asked = StructuredOutputs(json=self.json_schema, regex=self.regex, grammar=self.ebnf)
         return asked if asked != StructuredOutputs() else None
+
+
+SHARED = sorted({*NativeSampling.__struct_fields__} & {*SamplingParams.__struct_fields__})
 
 
 class GenerateRequest(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -200,16 +188,14 @@ def _params(body: GenerateRequest, prompts: int) -> list[SamplingParams]:
 
 def _generated(job: Job, body: GenerateRequest, text: Text, whole: Completion) -> Generated:
     stream = job.streams[whole.index // job.choices]
-    latency = (
-        stream.timing.last if whole.finish_reason else time.monotonic()
-    ) - stream.timing.arrival
+    latest = stream.timing.last if whole.finish_reason else time.monotonic()
     meta = MetaInfo(
         id=stream.id,
         finish_reason=_finish(whole),
         prompt_tokens=stream.usage.prompt_tokens,
         completion_tokens=len(whole.token_ids),
         cached_tokens=stream.usage.cached_tokens,
-        e2e_latency=max(0.0, latency),
+        e2e_latency=max(0.0, latest - stream.timing.arrival),
     )
     if body.return_logprob:
         named = body.return_text_in_logprobs

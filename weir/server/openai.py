@@ -156,6 +156,10 @@ class Generation(OpenAIRequest, kw_only=True):
     def params(self, default: SamplingParams, **changes: Any) -> SamplingParams:
         """The sampling parameters asked for, `default` where none are; `changes` are those that a
         route words differently."""
+        if self.stream and self.prompt_logprobs is not None:
+            raise BadRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
+        if self.stream_options is not None and not self.stream:
+            raise BadRequest("stream_options needs stream to be true", param="stream_options")
         given = {name: getattr(self, name) for name in SHARED}
         given["structured_outputs"] = self.structured[1]
         asked = {name: value for name, value in given.items() if value is not None}

@@ -179,7 +179,7 @@ async def load(call: Call, _: None) -> Reply:
 
 
 async def model_info(call: Call, _: None) -> Reply:
-    served, config = call.service.client.model, call.service.options.public()
+    served, config = call.service.client.model, call.service.config.public()
     path = str(config.get("model", served.name))
     tokenizer = str(config.get("tokenizer") or path)
     return ModelFacts(path, tokenizer, True, served.context, served.vocab, served.eos)
@@ -195,7 +195,7 @@ async def server_info(call: Call, _: None) -> Reply:
         names=served.names,
         max_model_len=served.context,
         max_total_num_tokens=int(served.info.get("kv_tokens", 0)),
-        config=call.service.options.public(),
+        config=call.service.config.public(),
         sampling=served.sampling,
         engine=served.info,
         stats=msgspec.to_builtins(client.stats),

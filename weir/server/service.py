@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol, Unpack
+from typing import Unpack
 
 from weir.client import Client
 from weir.client.base import Details
+from weir.config import Config
 from weir.errors import BadRequest, Overloaded
 from weir.params import SamplingParams
 from weir.server.jobs import Job
@@ -21,34 +22,10 @@ LONG = 16384  # characters from which a prompt is encoded on a thread, so that s
 YIELD = 16  # prompts of one job that are submitted before others get a turn
 
 
-class Options(Protocol):
-    """The settings the server reads; `weir.config.Config` has them."""
-
-    @property
-    def api_key(self) -> list[str]: ...
-    @property
-    def tenants(self) -> dict[str, str]: ...
-    @property
-    def allowed_origins(self) -> list[str]: ...
-    @property
-    def root_path(self) -> str: ...
-    @property
-    def max_body_bytes(self) -> int: ...
-    @property
-    def shutdown_timeout(self) -> float: ...
-    @property
-    def enable_log_requests(self) -> bool: ...
-    @property
-    def vllm_metric_names(self) -> bool: ...
-    @property
-    def otlp_traces_endpoint(self) -> str | None: ...
-    def public(self) -> dict[str, Any]: ...
-
-
 class Service:
-    def __init__(self, client: Client, options: Options, metrics: Metrics, tracer: Tracer | None):
+    def __init__(self, client: Client, config: Config, metrics: Metrics, tracer: Tracer | None):
         self.client = client
-        self.options = options
+        self.config = config
         self.metrics = metrics
         self.programs = Programs()
         self.tracer = tracer
@@ -57,7 +34,7 @@ class Service:
         self.draining = False
         self.probe: asyncio.Task[None] | None = None  # the latest deep health check
         self.created = int(time.time())
-        self.keys = Keys(options.api_key, options.tenants)
+        self.keys = Keys(config.api_key, config.tenants)
 
     def model(self, name: str | None) -> str:
         """The model's name to answer with; 404 for one that is not served."""
