@@ -132,7 +132,7 @@ def _launch(
         DIMS=dims,
         BLOCK=max(1, (JOINED if few else 2 * JOINED) // (lines * dims)),
         warps=2 if few else 4 if lines <= 64 else 8,
-        stages=STAGES if members == 1 else 3,
+        stages=STAGES,
     )
 
 

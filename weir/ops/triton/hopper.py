@@ -85,15 +85,13 @@ def prefill(
 @gluon.jit
 def _owner(q_start, sequences, tile, SPAN: gl.constexpr):
     """As that of weir.ops.triton.prefill."""
-    low = 0
-    high = sequences
-    while high - low > 1:
-        middle = (low + high) // 2
-        if gl.load(q_start + middle) // SPAN + middle <= tile:
-            low = middle
-        else:
-            high = middle
-    return low
+    BLOCK: gl.constexpr = 1024
+    before = 0
+    for at in range(0, sequences, BLOCK):
+        each = at + gl.arange(0, BLOCK, layout=gl.BlockedLayout([4], [32], [4], [0]))
+        start = gl.load(q_start + each, mask=each < sequences, other=1 << 30)
+        before += gl.sum((start // SPAN + each <= tile).to(gl.int32), 0)
+    return before - 1
 
 
 def _kernel(
@@ -112,13 +110,13 @@ def _kernel(
     sequence = _owner(q_start, sequences, tile, SPAN)
     start = gl.load(q_start + sequence)
     count = gl.load(q_start + sequence + 1) - start
+    length = gl.load(kv_len + sequence)
     token = (tile - start // SPAN - sequence) * SPAN
     if token >= count:
         return
     if MIXED:
         if count == 1:
             return
-    length = gl.load(kv_len + sequence)
     if FIRST:
         position = gl.load(first + sequence)
     else:

@@ -92,12 +92,12 @@ def _prefill(
     sequence = _owner(q_start, sequences, tile, SPAN)
     start = tl.load(q_start + sequence)
     count = tl.load(q_start + sequence + 1) - start
+    length = tl.load(kv_len + sequence)
     token = (tile - start // SPAN - sequence) * SPAN
     if token >= count:
         return
     if MIXED and count == 1:
         return
-    length = tl.load(kv_len + sequence)
     position = tl.load(first + sequence) if FIRST else length - count
     lowest = position + token
     highest = position + tl.minimum(token + SPAN, count) - 1
@@ -145,13 +145,12 @@ def _prefill(
 @triton.jit
 def _owner(q_start, sequences, tile, SPAN: tl.constexpr):
     """The sequence of a tile. That of number s has its tiles from q_start[s] // SPAN + s on, which
-    leaves room for one more tile than whole ones, so no two sequences meet."""
-    low = 0
-    high = sequences
-    while high - low > 1:
-        middle = (low + high) // 2
-        if tl.load(q_start + middle) // SPAN + middle <= tile:
-            low = middle
-        else:
-            high = middle
-    return low
+    leaves room for one more tile than whole ones, so no two sequences meet. One load finds it: a
+    search waits for one after another."""
+    BLOCK: tl.constexpr = 1024
+    before = 0
+    for at in range(0, sequences, BLOCK):
+        each = at + tl.arange(0, BLOCK)
+        start = tl.load(q_start + each, mask=each < sequences, other=1 << 30)
+        before += tl.sum((start // SPAN + each <= tile).to(tl.int32), 0)
+    return before - 1
