@@ -25,7 +25,10 @@ EOS = 256
 VOCAB = 257
 
 
-def text() -> Text:
+CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+
+
+def text(template: str = CHAT) -> Text:
     """A byte-level tokenizer: token i is byte i, 256 ends."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
@@ -48,7 +51,7 @@ def text() -> Text:
     }
     settings = {
         "eos_token": "<end>",
-        "chat_template": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+        "chat_template": template,
     }
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "tokenizer.json").write_text(json.dumps(tokenizer))

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 from msgspec import UNSET
 
+from tests import fakes
 from weir.errors import BadRequest
 from weir.grammar.compile import _bytes, guidance
+from weir.params import StructuredOutputs
+from weir.server.openai import ChatRequest
+from weir.server.prompts import render
 from weir.server.tools import (
     BEGIN,
     END,
+    Allowed,
+    AllowedTools,
     Calls,
     ChosenFunction,
     ChosenTool,
@@ -33,6 +40,7 @@ PARAMETERS = {
     "$defs": {"city": {"type": "string"}},
 }
 TOOLS = [Tool("function", Function("weather", "…", PARAMETERS)), Tool("function", Function("now"))]
+NOW_ONLY, LATER = ChosenTool(ChosenFunction("now")), ChosenTool(ChosenFunction("later"))
 
 
 def call(name: str, arguments: object) -> str:
@@ -42,10 +50,11 @@ def call(name: str, arguments: object) -> str:
 WEATHER, NOW = call("weather", {"city": 'Zürich "}\n</tool_call>'}), call("now", {})
 
 
-def fits(toolbox: Toolbox, text: str) -> bool:
+def fits(toolbox: Toolbox, text: str, form: StructuredOutputs | None = None) -> bool:
     """Whether a whole answer may be `text`."""
-    assert toolbox.structured is not None
-    matcher = LLMatcher(_bytes(), guidance(toolbox.structured), log_level=0)
+    asked = toolbox.structured(form)
+    assert asked is not None
+    matcher = LLMatcher(_bytes(), guidance(asked), log_level=0)
     data = list(text.encode())
     return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
 
@@ -64,16 +73,45 @@ def test_a_call_that_must_be_made():
     toolbox = Toolbox(TOOLS, "required", several=True)
     assert fits(toolbox, WEATHER) and fits(toolbox, NOW + "\n" + BEGIN + WEATHER)
     assert not fits(toolbox, "text")
-    toolbox = Toolbox(TOOLS, ChosenTool("function", ChosenFunction("now")), several=False)
+    toolbox = Toolbox(TOOLS, NOW_ONLY, several=False)
     assert fits(toolbox, NOW) and not fits(toolbox, WEATHER)
+    assert not fits(toolbox, call("now", {"zone": "x"}))  # it has no parameters
+    tree = {"$ref": "#/$defs/t", "$defs": {"t": {"properties": {"t": {"$ref": "#/$defs/t"}}}}}
+    toolbox = Toolbox([Tool("function", Function("f", None, tree))], "required", several=False)
+    assert fits(toolbox, call("f", {"t": {"t": {}}})) and not fits(toolbox, call("f", "x"))
+
+
+def test_some_of_the_tools_may_be_called():
+    toolbox = Toolbox(TOOLS, AllowedTools(Allowed("auto", [NOW_ONLY])), several=False)
+    assert len(toolbox.plain() or ()) == 2 and not toolbox.must
+    assert fits(toolbox, "text") and fits(toolbox, BEGIN + NOW)
+    assert not fits(toolbox, BEGIN + WEATHER)
+    toolbox = Toolbox(TOOLS, AllowedTools(Allowed("required", [NOW_ONLY])), several=False)
+    assert toolbox.must and fits(toolbox, NOW) and not fits(toolbox, WEATHER)
+
+
+def test_an_answer_of_a_form_or_calls():
+    form = StructuredOutputs(json={"type": "object", "required": ["sum"]})
+    for several in (True, False):
+        toolbox = Toolbox(TOOLS, "auto", several=several)
+        assert fits(toolbox, '{"sum": 3}', form) and fits(toolbox, BEGIN + WEATHER, form)
+        assert not fits(toolbox, "text", form) and not fits(toolbox, '{"sum": 3}' + WEATHER, form)
+    assert fits(Toolbox(TOOLS, "required", several=False), NOW, form)
+    assert Toolbox(TOOLS, "none", several=False).structured(form) is form
 
 
 def test_choices_that_are_not_there():
     with pytest.raises(BadRequest, match="needs tools"):
         Toolbox([], "required", several=True)
     with pytest.raises(BadRequest, match="'later'"):
-        Toolbox(TOOLS, ChosenTool("function", ChosenFunction("later")), several=True)
-    assert Toolbox(TOOLS, "none", several=True).structured is None
+        Toolbox(TOOLS, LATER, several=True)
+    with pytest.raises(BadRequest, match="needs tools"):
+        Toolbox(TOOLS, AllowedTools(Allowed("required", [])), several=True)
+    with pytest.raises(BadRequest, match="same name"):
+        Toolbox([*TOOLS, *TOOLS], None, several=True)
+    with pytest.raises(BadRequest, match="'f' must be an object's"):
+        Toolbox([Tool("function", Function("f", None, {"type": "string"}))], None, several=True)
+    assert Toolbox(TOOLS, "none", several=True).structured() is None
 
 
 TEXTS = st.lists(st.sampled_from(["so", " <", "<tool_call", "\n", "}", WEATHER[:5]]), max_size=4)
@@ -96,11 +134,55 @@ def test_a_stream_reads_as_the_whole_does(text: str, made: list[str], data: st.D
         wanted = json.loads(expected.removesuffix(END))
         assert begun[index].function.name == wanted["name"]
         assert json.loads(arguments) == wanted["arguments"]
-    shown, together = whole(answer, inside=False)
+    shown, together, complete = whole(answer, inside=False)
     assert (shown or "") == text and len(together) == len(made)
+    assert complete == bool(made) == calls.complete
 
 
 def test_an_answer_that_was_cut_short():
-    content, calls = whole(BEGIN.join(["", WEATHER[:40]]), inside=False)
-    assert content is None and calls[0].function.arguments == WEATHER[WEATHER.index(": {") + 2 : 40]
-    assert whole('{"name": "wea', inside=True) == ("", [])
+    content, calls, complete = whole(BEGIN.join(["", WEATHER[:40]]), inside=False)
+    assert (
+        content is None
+        and not complete
+        and calls[0].function.arguments == WEATHER[WEATHER.index(": {") + 2 : 40]
+    )
+    assert whole('{"name": "wea', inside=True) == ("", [], False)
+
+
+SHOWS_TOOLS = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for c in m.tool_calls or () %}{{ c.function.arguments.city }}{% endfor %}{{ '\n' }}"
+    "{% endfor %}"
+    "{% if tools %}{{ tools[0].function.name }}{{ '\n' }}{% endif %}"
+)
+
+
+def conversation(**fields: object) -> ChatRequest:
+    asked = {"id": "c", "type": "function"}
+    asked["function"] = {"name": "weather", "arguments": '{"city": "Rome"}'}
+    messages = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": "Well?"},
+        {"role": "assistant", "content": None, "tool_calls": [asked]},
+        {"role": "tool", "content": "dry", "tool_call_id": "c"},
+    ]
+    return msgspec.convert({"messages": messages, "tools": TOOLS} | fields, ChatRequest)
+
+
+def test_a_template_that_says_nothing_of_tools_loses_nothing():
+    """Calls of earlier answers stand in their content, and the tools in the system's turn."""
+    text, body = fakes.text(), conversation()
+    prompt = render(text, body)
+    begin, system, rest = prompt.partition("\n\nBe brief.\n")
+    assert begin.startswith("system: You may call") and '"name": "weather"' in begin and system
+    assert rest == "user: Well?\nassistant: " + BEGIN + call("weather", {"city": "Rome"}) + (
+        "\ntool: dry\n"
+    )
+    assert render(text, conversation(tools=None)).startswith("system: Be brief.\nuser: Well?\n")
+
+
+def test_a_template_that_knows_tools_is_told_as_it_is():
+    text = fakes.text(SHOWS_TOOLS)
+    assert render(text, conversation(tool_choice="required")) == (
+        "system: Be brief.\nuser: Well?\nassistant: Rome\ntool: dry\nweather\n" + BEGIN
+    )

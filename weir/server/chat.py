@@ -52,10 +52,9 @@ def _choice(one: Output, body: ChatRequest) -> ChatChoice:
     """A whole answer."""
     message, reason = AssistantMessage(one.text), one.finish_reason
     if body.toolbox.tools:
-        message.content, calls = whole(one.text, body.toolbox.must)
-        if calls:
-            message.tool_calls = calls
-            reason = "tool_calls" if reason == "stop" else reason
+        message.content, calls, complete = whole(one.text, body.toolbox.must)
+        message.tool_calls = calls or UNSET
+        reason = "tool_calls" if reason == "stop" and complete else reason
     return ChatChoice(
         index=one.index,
         message=message,
@@ -100,7 +99,7 @@ def _delta(output: Output, calls: Calls | None) -> Delta:
     if calls is None:
         return Delta(output.text)
     content, found = calls.push(output.text, last=output.finish_reason is not None)
-    if output.finish_reason == "stop" and calls.count:
+    if output.finish_reason == "stop" and calls.complete:
         output.finish_reason = "tool_calls"
     return Delta(content or UNSET, found or UNSET)
 

@@ -168,12 +168,13 @@ class Generation(OpenAIRequest, kw_only=True):
     @property
     def structured(self) -> tuple[str, StructuredOutputs | None]:
         """What the answer must follow, and the field that says so."""
-        asked = {"structured_outputs": self.structured_outputs, "tools": self.toolbox.structured}
+        form = None if self.response_format is None else self.response_format.structured
+        called = self.toolbox.structured(form) if self.toolbox.tools else None
+        asked = {"structured_outputs": self.structured_outputs, "tools": called}
         for name in ("json", "regex", "choice", "grammar"):
             value = getattr(self, f"guided_{name}")
             asked[f"guided_{name}"] = None if value is None else StructuredOutputs(**{name: value})
-        if self.response_format is not None:
-            asked["response_format"] = self.response_format.structured
+        asked["response_format"] = None if called else form
         found = [(name, value) for name, value in asked.items() if value is not None]
         if len(found) > 1:
             raise BadRequest(

@@ -9,7 +9,7 @@ import msgspec
 
 from weir.errors import BadRequest
 from weir.server.openai import MAX_PROMPTS, ChatRequest, Message, TokenizeRequest
-from weir.server.tools import BEGIN
+from weir.server.tools import BEGIN, written
 from weir.text import Text
 
 RESERVED = frozenset(
@@ -49,6 +49,7 @@ def render(text: Text, body: ChatRequest | TokenizeRequest) -> str:
             param="continue_final_message",
         )
     messages = [_plain(message) for message in body.messages or []]
+    without = [{k: v for k, v in message.items() if k != "tool_calls"} for message in messages]
 
     def chat(tools: list[dict[str, Any]] | None, messages: list[dict[str, Any]]) -> str:
         return text.chat(
@@ -60,16 +61,38 @@ def render(text: Text, body: ChatRequest | TokenizeRequest) -> str:
         )
 
     toolbox = body.toolbox if isinstance(body, ChatRequest) else None
+    if messages != without and chat(None, messages) == chat(None, without):
+        messages = [_spelled(message) for message in messages]
     if toolbox is None or not toolbox.tools:
         return chat(None, messages)
     prompt = chat(toolbox.plain(), messages)
     if prompt == chat(None, messages):  # the template says nothing of tools
-        prompt = chat(None, [{"role": "system", "content": toolbox.instructions()}, *messages])
+        prompt = chat(None, _instructed(messages, toolbox.instructions()))
     return prompt + (BEGIN if toolbox.must else "")
 
 
+def _spelled(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose template says nothing of calls: they stand in its content."""
+    calls = message.get("tool_calls")
+    said = [message["content"], written(calls) if calls else ""]
+    return message | {"content": "\n".join(part for part in said if part)}
+
+
+def _instructed(messages: list[dict[str, Any]], instructions: str) -> list[dict[str, Any]]:
+    """Messages that begin with instructions, in the system's turn if there is one."""
+    first, *others = messages
+    if first["role"] != "system":
+        return [{"role": "system", "content": instructions}, *messages]
+    return [first | {"content": f"{instructions}\n\n{first['content']}"}, *others]
+
+
 def _plain(message: Message) -> dict[str, Any]:
-    """As templates expect it: absent fields are missing, not null; content is always there."""
+    """As templates expect it: absent fields are missing, not null; content is always a text; the
+    developer, whom they do not know, is the system."""
     fields = msgspec.to_builtins(message)
     fields.pop("annotations", None)
+    if isinstance(message.content, list):
+        fields["content"] = "\n".join(part.text for part in message.content)
+    if message.role == "developer":
+        fields["role"] = "system"
     return {"content": ""} | {name: value for name, value in fields.items() if value is not None}

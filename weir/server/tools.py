@@ -36,8 +36,11 @@ To call one, answer with its name and arguments as JSON between tags:
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
+NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
 class Function(Struct, forbid_unknown_fields=True):
-    """`strict` or not, calls follow the schema of the parameters."""
+    """`strict` or not, calls follow the schema of the parameters; without one they have none."""
 
     name: Name
     description: str | None = None
@@ -54,12 +57,22 @@ class ChosenFunction(Struct, forbid_unknown_fields=True):
     name: str
 
 
-class ChosenTool(Struct, forbid_unknown_fields=True):
-    type: Literal["function"]
+class ChosenTool(Struct, forbid_unknown_fields=True, tag_field="type", tag="function"):
     function: ChosenFunction
 
 
-ToolChoice = Literal["none", "auto", "required"] | ChosenTool
+class Allowed(Struct, forbid_unknown_fields=True):
+    mode: Literal["auto", "required"]
+    tools: list[ChosenTool]
+
+
+class AllowedTools(Struct, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
+    """Some of the tools; the prompt, and so what is cached of it, shows all."""
+
+    allowed_tools: Allowed
+
+
+ToolChoice = Literal["none", "auto", "required"] | ChosenTool | AllowedTools
 
 
 class Toolbox:
@@ -69,25 +82,36 @@ class Toolbox:
     def __init__(self, tools: Sequence[Tool] | None, choice: ToolChoice | None, several: bool):
         """Raises `BadRequest` for a choice that is not there."""
         self.tools = [] if choice == "none" else list(tools or ())
-        self.must = isinstance(choice, ChosenTool) or choice == "required"
+        chosen = [choice] if isinstance(choice, ChosenTool) else None
+        self.must = chosen is not None or choice == "required"
+        if isinstance(choice, AllowedTools):
+            chosen = choice.allowed_tools.tools
+            self.must = choice.allowed_tools.mode == "required"
         self.several = several
-        if self.must and not self.tools:
-            raise BadRequest("tool_choice needs tools to choose from", param="tool_choice")
-        self._callable = [tool.function for tool in self.tools]
-        if isinstance(choice, ChosenTool):
-            name = choice.function.name
-            self._callable = [one for one in self._callable if one.name == name]
-            if not self._callable:
+        known = {tool.function.name: tool.function for tool in self.tools}
+        if len(known) < len(self.tools):
+            raise BadRequest("two tools have the same name", param="tools")
+        for name, function in known.items():
+            if (function.parameters or {}).get("type", "object") != "object":
+                raise BadRequest(f"the parameters of {name!r} must be an object's", param="tools")
+        names = list(known) if chosen is None else [one.function.name for one in chosen]
+        for name in names:
+            if name not in known:
                 raise BadRequest(f"tool_choice names {name!r}, no tool", param="tool_choice")
+        self._callable = [known[name] for name in names]
+        if self.must and not self._callable:
+            raise BadRequest("tool_choice needs tools to choose from", param="tool_choice")
 
-    @property
-    def structured(self) -> StructuredOutputs | None:
-        """What an answer must follow: any text, and calls as their schemas have it."""
-        if not self.tools:
-            return None
+    def structured(self, form: StructuredOutputs | None = None) -> StructuredOutputs | None:
+        """What an answer must follow: calls as their schemas have it, and any text, or instead of
+        calls one of the JSON `form`."""
+        if not self._callable:
+            return form
         again = '("\\n" tag body end)*' if self.several else ""
         if self.must:
             start = f"start: body end {again}"
+        elif form is not None:
+            start = f"start: form | tag body end {again}"
         elif self.several:
             start = "start: (trigger body end)* TEXT"
         else:
@@ -101,6 +125,9 @@ class Toolbox:
             f"end: {json.dumps(END)}",
             f"body: %json {json.dumps(self._schema())}",
         ]
+        if form is not None:
+            schema = {"x-guidance": STYLE} | (form.schema if isinstance(form.schema, dict) else {})
+            rules.append(f"form: %json {json.dumps(schema)}")
         return StructuredOutputs(grammar="\n".join(rules) + "\n")
 
     def _schema(self) -> dict[str, Any]:
@@ -109,7 +136,9 @@ class Toolbox:
         calls = []
         for index, function in enumerate(self._callable):
             at = f"#/$defs/{index}"
-            definitions[str(index)] = _moved(function.parameters or {"type": "object"}, at)
+            definitions[str(index)] = _moved(
+                {"type": "object"} | (function.parameters or NO_PARAMETERS), at
+            )
             calls.append(
                 {
                     "type": "object",
@@ -134,6 +163,21 @@ class Toolbox:
         return INSTRUCTIONS.format(tools=tools)
 
 
+def written(calls: Sequence[dict[str, Any]]) -> str:
+    """Calls of an earlier answer as the model made them. Raises `BadRequest`."""
+    try:
+        made = [
+            {"name": one["function"]["name"], "arguments": json.loads(one["function"]["arguments"])}
+            for one in calls
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise BadRequest(
+            "a tool call needs a function with a name, and arguments that are JSON",
+            param="messages",
+        ) from None
+    return "\n".join(BEGIN + json.dumps(one, ensure_ascii=False) + END for one in made)
+
+
 def _moved(schema: Any, root: str) -> Any:
     """A schema whose references are to itself, put at `root` of another."""
     if isinstance(schema, list):
@@ -154,6 +198,11 @@ class Calls:
         self._mode = "head" if inside else "text"
         self._held = ""
         self.count = 0  # calls begun
+
+    @property
+    def complete(self) -> bool:
+        """Whether there was a call, and the last one has come to its end."""
+        return self.count > 0 and self._mode == "text"
 
     def push(self, text: str, last: bool) -> tuple[str, list[ToolCall]]:
         """What is new: text, and calls or what there is more of the arguments of one."""
@@ -199,13 +248,16 @@ class Calls:
         return shown, False
 
 
-def whole(text: str, inside: bool) -> tuple[str | None, list[ToolCall]]:
-    """A complete answer: its text, None where there are calls alone, and its calls."""
-    content, parts = Calls(inside).push(text, last=True)
+def whole(text: str, inside: bool) -> tuple[str | None, list[ToolCall], bool]:
+    """A whole answer: its text, None where there are calls alone, its calls, and whether they are
+    complete."""
+    reader = Calls(inside)
+    content, parts = reader.push(text, last=True)
     calls: dict[int, ToolCall] = {}
     for part in parts:
         if isinstance(part.id, str):
             calls[part.index] = part
         else:
             calls[part.index].function.arguments += part.function.arguments
-    return (content if content or not calls else None), list(calls.values())
+    shown = content if content or not calls else None
+    return shown, list(calls.values()), reader.complete
