@@ -452,6 +452,10 @@ def test_bad_programs_are_refused_with_a_sentence(backend):
         weir.function(lambda: None)
     with pytest.raises(TypeError, match="int cannot be appended"):
         weir.function(lambda s: s.extend(3)).run(backend=backend)
+    with pytest.raises(BadRequest, match="not valid JSON"):
+        weir.gen("x", json_schema='{"type":')
+    text = weir.gen("x", json_schema='{"type": "integer"}')
+    assert text.settings == weir.gen("x", json_schema={"type": "integer"}).settings
     with pytest.raises(BadRequest, match="a list of at least one choice"):
         weir.select("x", "yes")
     with pytest.raises(TypeError, match="'ab'"):

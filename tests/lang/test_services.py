@@ -104,20 +104,21 @@ def test_logprobs_come_from_every_endpoint(server, kept):
         assert all(len(one.top) == 2 and one.top[1].logprob < -0.5 for one in entries)
 
 
-def test_choices_are_scored_by_a_weir_server_in_one_call(server, kept):
-    backend = kept.RuntimeEndpoint(server.url)
-    state = weir.function(lambda s: s.extend("pick " + weir.select("x", ["one", "three"]))).run(
-        backend=backend
-    )
-    assert state.get_meta_info("x")["logprobs"] == {"one": [-0.5] * 3, "three": [-0.5] * 5}
+def test_choices_are_scored_by_a_server_and_by_a_service_that_echoes(server, kept):
+    @weir.function
+    def program(s):
+        s += "pick " + weir.select("x", ["one", "three"])
+        way = "unconditional_likelihood_normalized"
+        s += weir.select("y", ["a", "bc"], choices_method=way)
 
-
-def test_an_openai_service_that_echoes_scores_choices(server, kept):
-    backend = kept.OpenAI("fake", base_url=f"{server.url}/v1", is_chat_model=False)
-    state = weir.function(lambda s: s.extend("pick " + weir.select("x", ["one", "three"]))).run(
-        backend=backend
-    )
-    assert state.get_meta_info("x")["logprobs"] == {"one": [-0.5] * 3, "three": [-0.5] * 5}
+    for backend in (
+        kept.RuntimeEndpoint(server.url),
+        kept.OpenAI("fake", base_url=f"{server.url}/v1", is_chat_model=False),
+    ):
+        state = program.run(backend=backend)
+        told = state.get_meta_info("x")["logprobs"]
+        assert told == {"one": [-0.5] * 3, "three": [-0.5] * 5}
+        assert state.get_meta_info("y")["scores"] == {"a": 0.0, "bc": 0.0}
 
 
 def test_completions_and_chat(server, kept):

@@ -7,6 +7,7 @@ from typing import Any
 
 from weir.errors import BadRequest
 from weir.lang import ir
+from weir.params import StructuredOutputs
 
 _PATTERNS = {
     int: r"[-+]?[0-9]+[ \n]*",
@@ -47,13 +48,13 @@ def gen(
     choices: Sequence[str] | None = None,
     choices_method: str = token_length_normalized,
     regex: str | None = None,
-    json_schema: str | dict[str, Any] | None = None,
+    json_schema: str | dict[str, Any] | bool | None = None,
 ) -> ir.Node:
     """Text the model writes, kept as the variable `name`.
 
     What is None is as the program was started with. `dtype` (int, float, bool or str), `regex` and
     `json_schema` shape the text; `choices` makes it a `select`. Raises BadRequest if more than one
-    of these is given.
+    of these is given, and for a schema that is no JSON.
     """
     shapes = {"dtype": dtype, "choices": choices, "regex": regex, "json_schema": json_schema}
     given = [shape for shape, value in shapes.items() if value is not None]
@@ -63,6 +64,8 @@ def gen(
         return select(name, choices, choices_method=choices_method)
     if return_logprob and logprobs is None:
         logprobs = top_logprobs_num or 0
+    if isinstance(json_schema, str):
+        json_schema = StructuredOutputs(json=json_schema).schema
     if dtype is not None:
         regex = pattern(dtype)
         if dtype in (int, float, "int", "float"):

@@ -46,11 +46,13 @@ class Completions(Hosted):
 
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
         """One call that echoes the prompt's logprobs; a token that began in the prompt and ends in
-        the choice counts for the choice."""
+        the choice counts for the choice. An empty prompt is a line's end, because the very first
+        token has no logprob."""
         text_only(prompt)
+        said = prompt.text or "\n"
         body = {
             "model": self.model,
-            "prompt": [prompt.text + choice for choice in choices],
+            "prompt": [said + choice for choice in choices],
             "max_tokens": 0,
             "echo": True,
             "logprobs": 1,
@@ -61,8 +63,8 @@ class Completions(Hosted):
         for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
             echoed = choice["logprobs"]
             ends = [*echoed["text_offset"][1:], len(choice["text"])]
-            first = next(i for i, end in enumerate(ends) if end > len(prompt.text))
-            first = max(first, 1) if len(ends) > 1 else first  # the very first has no logprob
+            first = next(i for i, end in enumerate(ends) if end > len(said))
+            first = max(first, 1) if len(ends) > 1 else first
             logprobs = [value or 0.0 for value in echoed["token_logprobs"][first:]]
             found.append(Score([hash(token) for token in echoed["tokens"][first:]], logprobs))
         return found
