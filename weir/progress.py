@@ -24,6 +24,7 @@ class Bar:
         self._written += written
         seconds = max(time.perf_counter() - self._begin, 1e-6)
         rate = f"in {self._read / seconds:,.0f}, out {self._written / seconds:,.0f} tok/s"
+        rate = rate if self._read or self._written else ""
         self._drawn.update(self._task, advance=done, rate=rate)
 
 

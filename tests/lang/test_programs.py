@@ -450,6 +450,8 @@ def test_bad_programs_are_refused_with_a_sentence(backend):
         weir.select("x", ["a"], choices_method="best")
     with pytest.raises(TypeError, match="must take the state"):
         weir.function(lambda: None)
+    with pytest.raises(TypeError, match="must not yield"):
+        weir.function(lambda s: (yield s))
     with pytest.raises(TypeError, match="int cannot be appended"):
         weir.function(lambda s: s.extend(3)).run(backend=backend)
     with pytest.raises(BadRequest, match="not valid JSON"):

@@ -46,6 +46,8 @@ class Program:
         self.names = list(inspect.signature(body).parameters)[1:]
         if not inspect.signature(body).parameters:
             raise TypeError(f"{body.__name__} must take the state as its first argument")
+        if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
+            raise TypeError(f"{body.__name__} must not yield: a program appends to its state")
         self.body = body
         self.bound = dict(bound or {})
         self.num_api_spec_tokens = num_api_spec_tokens
