@@ -128,9 +128,17 @@ def test_one_at_a_time_gives_the_same_tokens(smollm, expected) -> None:
 def test_preempted_requests_give_the_same_tokens(smollm) -> None:
     prompts = [[*range(50 * n, 50 * n + 40)] for n in range(1, 11)]
     want, _ = generate(prompts, 90, model=smollm)
-    got, ends = generate(prompts, 90, model=smollm, kv_cache_memory="16MiB")
+    got, ends = generate(prompts, 90, model=smollm, kv_cache_memory=room(smollm, 650))
     assert got == want
     assert any(delta.preempted for delta in ends)
+
+
+def room(model: str, tokens: int) -> int:
+    """Bytes of the KV of so many tokens."""
+    given = {"model": model, "device": "cuda", "dtype": "float32", "kv_cache_memory": 2**30}
+    engine = build.engine(config(given, {}))
+    engine.close()
+    return 2**30 * tokens // engine.info["kv_tokens"]
 
 
 @pytest.mark.parametrize("attention", ["auto", "all"])
@@ -140,7 +148,8 @@ def test_decodes_attended_to_in_main_memory_give_the_same_tokens(
 ) -> None:
     prompts = [[*range(50 * n, 50 * n + 40)] for n in range(1, 11)]
     want, _ = generate(prompts, 90, model=smollm)
-    memory = {"kv_cache_memory": "30MiB", "cpu_cache": "200MiB", "cpu_attention": attention}
+    given = {"kv_cache_memory": room(smollm, 650), "cpu_cache": room(smollm, 4000)}
+    memory = given | {"cpu_attention": attention}
     got, ends = generate(prompts, 90, model=smollm, overlap=overlap, **memory)
     assert got == want
     assert attention == "auto" or not any(delta.preempted for delta in ends[:2])

@@ -18,7 +18,7 @@ from weir.ops.triton.bits import KINDS, SHRUNK, numbers
 from weir.ops.triton.fastest import fastest
 from weir.ops.triton.launch import kernel, shared_memory
 from weir.ops.triton.linear import FEW, ROOM, SOME, Tile, share, taken
-from weir.ops.triton.rows import ready, rms_norm
+from weir.ops.triton.rows import ready
 from weir.ops.triton.single import WIDEST, single_of_codes
 from weir.ops.triton.sums import prepared, settle, shared_sums
 
@@ -59,8 +59,9 @@ def few_rows_of_codes(
         return None
     if tile.tokens > SOME and shared_memory(x.device) < ROOM:  # before Hopper
         return None
-    if norm is not None and x.dtype == torch.float16:  # x times the norm's weight would overflow
-        x, norm = rms_norm(x, norm, eps), None
+    # every program would norm and gate all rows; and float16 times the norm's weight may overflow
+    if len(x) > FEW or (norm is not None and x.dtype == torch.float16):
+        x, norm, act = ready(x, norm, eps, act), None, None
 
     def tiles() -> Tensor:
         return product_of_codes(x, codes, pairs, n, residual, tile, norm, eps, act, bias=bias)
