@@ -48,10 +48,6 @@ def uniform(seed: NDArray[np.uint64], position: NDArray[np.int64]) -> NDArray[np
 def greedy(logits: Tensor) -> Tensor:
     """logits [B, V] → int64 [B]: the most likely token, the lowest id among equals; -1 where the
     row holds NaN or +inf, or nothing but -inf."""
-    gpu = gpu_kernels(logits)
-    if gpu is not None:
-        zeros = torch.zeros(len(logits), dtype=torch.float32, device=logits.device)
-        return gpu.choose(logits, zeros, zeros.double())
     size = next((n for n in (64, 32) if logits.shape[-1] % n == 0), None)
     if size is None:
         best, token = logits.max(dim=-1)
@@ -106,9 +102,6 @@ def draw(logits: Tensor, temperature: Tensor, u: Tensor) -> Tensor:
     logits [B, V], temperature float32 [B], u float64 [B] in [0, 1) → int64 [B]; -1 where the row
     cannot be sampled (see `greedy`).
     """
-    gpu = gpu_kernels(logits)
-    if gpu is not None:
-        return gpu.choose(logits, temperature, u)
     tokens = []
     for rows in _slices(logits):
         cumulative = weights(logits[rows], temperature[rows]).cumsum(dim=-1)
@@ -135,9 +128,6 @@ class Filters:
 
 def draw_filtered(logits: Tensor, temperature: Tensor, filters: Filters, u: Tensor) -> Tensor:
     """As `draw`, by inverse CDF over what the filters keep, most likely first."""
-    gpu = gpu_kernels(logits)
-    if gpu is not None:
-        return gpu.choose(logits, temperature, u, (filters.top_k, filters.top_p, filters.min_p))
     tokens = [
         _draw_rows(logits[rows], temperature[rows], filters[rows], u[rows])
         for rows in _slices(logits)
@@ -151,19 +141,28 @@ def choose(
     """Each row as `draw`, or as `draw_filtered` where filters cut it, or as `greedy` where its
     temperature is 0.
 
-    Nothing is looked at on the host, so a CUDA graph may hold it. A row that filters cut costs
-    many times what others do."""
+    With kernels for GPUs nothing is looked at on the host, so a CUDA graph may hold it. A row that
+    filters cut costs many times what others do."""
     gpu = gpu_kernels(logits)
     if gpu is not None:
         cut = None if filters is None else (filters.top_k, filters.top_p, filters.min_p)
         return gpu.choose(logits, temperature, u, cut)
-    warm = temperature > 0
-    heat = torch.where(warm, temperature, 1.0)
-    drawn = draw(logits, heat, u)
+    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    cold, cut = temperature <= 0, torch.zeros_like(temperature, dtype=torch.bool)
     if filters is not None:
-        cut = (filters.top_k > 0) | (filters.top_p < 1) | (filters.min_p > 0)
-        drawn = torch.where(cut, draw_filtered(logits, heat, filters, u), drawn)
-    return torch.where(warm, drawn, greedy(logits))
+        cut = ~cold & ((filters.top_k > 0) | (filters.top_p < 1) | (filters.min_p > 0))
+    for some in (cold, cut, ~(cold | cut)):
+        if not some.any():
+            continue
+        rows = slice(None) if some.all() else some
+        x, heat = logits[rows], temperature[rows]
+        if some is cold:
+            tokens[rows] = greedy(x)
+        elif some is cut:
+            tokens[rows] = draw_filtered(x, heat, filters[rows], u[rows])
+        else:
+            tokens[rows] = draw(x, heat, u[rows])
+    return tokens
 
 
 def _draw_rows(logits: Tensor, temperature: Tensor, filters: Filters, u: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from weir.ops import sample
 from weir.runtime.penalties import Penalties
 from weir.runtime.stage import Stage, upload
 
-GREEDY, PLAIN, FILTERED = range(3)
 COLDEST = 1e-5
 """A temperature below this is greedy: dividing by it would overflow."""
 
@@ -29,8 +28,8 @@ WISHES = np.dtype(
         ("known", np.bool_),
         ("edited", np.bool_),  # has an `Edit`
         ("simple", np.bool_),  # a `Choice` says all
-        ("kind", np.int8),
-        ("temperature", np.float32),
+        ("filtered", np.bool_),  # a filter cuts its row
+        ("temperature", np.float32),  # 0: greedy
         ("top_k", np.int64),
         ("top_p", np.float64),
         ("min_p", np.float64),
@@ -62,23 +61,14 @@ class Edit:
 
 
 @dataclass(slots=True, eq=False)
-class Group:
-    """Rows chosen by one call."""
-
-    rows: Tensor | None  # int64 [B]; None: all
-    u: Tensor  # float64 [B]
-    temperature: Tensor  # float32 [B]
-    filters: sample.Filters | None
-
-
-@dataclass(slots=True, eq=False)
 class Draw:
     """What it takes to choose one token for each of B chunks."""
 
     chunks: list[Chunk]
     target: Tensor  # int64 [B]: rows of Tables that take the tokens
-    greedy: bool  # whether any row is
-    groups: list[Group]  # the others
+    temperature: Tensor  # float32 [B]; 0: greedy
+    u: Tensor  # float64 [B]
+    filters: sample.Filters | None  # None: none cuts any row
     late: bool  # some masks are to come: see `Sampler.mask`
     masked: tuple[Tensor, Tensor] | None  # rows int64 [R], what grammars allow uint8 [R, N]
     edits: list[tuple[int, int, Edit]]  # row, position, edit
@@ -133,8 +123,9 @@ class Sampler:
         return Draw(
             chunks=list(chunks),
             target=stage.put(rows),
-            greedy=bool((wishes["kind"] == GREEDY).any()),
-            groups=_groups(wishes, sample.uniform(wishes["seed"], position), stage),
+            temperature=stage.put(wishes["temperature"]),
+            u=stage.put(sample.uniform(wishes["seed"], position)),
+            filters=_filters(wishes, stage) if wishes["filtered"].any() else None,
             late=late,
             masked=None if late else _masked(chunks, {}, stage.put),
             edits=[
@@ -172,13 +163,12 @@ class Sampler:
             u[at] = sample.uniform(asked["seed"][at], position)
         free = all(c.mask is None and not c.late for c in chunks)
         enough = free and bool(asked["simple"][at].all())
-        cut = asked["kind"] == FILTERED
         return Choice(
             target=stage.put(target),
-            temperature=stage.put(np.where(asked["kind"] == GREEDY, 0, asked["temperature"])),
+            temperature=stage.put(asked["temperature"]),
             u=stage.put(u),
-            filters=sample.Filters(*(stage.put(asked[n]) for n in ("top_k", "top_p", "min_p"))),
-            plain=not cut.any(),
+            filters=_filters(asked, stage),
+            plain=not asked["filtered"].any(),
             enough=enough,
         )
 
@@ -214,10 +204,7 @@ class Sampler:
             rows, slots, penalties = draw.penalised
             seen, counts = self.penalties.seen[slots], self.penalties.counts[slots]
             logits[rows] = sample.penalise(logits[rows], seen, counts, *penalties)
-        tokens = sample.greedy(logits) if draw.greedy else torch.empty_like(draw.target)
-        for group in draw.groups:
-            rows = slice(None) if group.rows is None else group.rows
-            tokens[rows] = _choose(logits[rows], group)
+        tokens = sample.choose(logits, draw.temperature, draw.u, draw.filters)
         if draw.scored is None:
             return Drawn(tokens, None)
         chosen = tokens[draw.scored[0]].clamp(min=0)
@@ -227,12 +214,10 @@ class Sampler:
         s = chunk.sample
         assert s is not None
         wish = self.wishes[row]
-        filtered = s.top_k > 0 or s.top_p < 1.0 or s.min_p > 0.0
-        wish["kind"] = FILTERED if filtered else PLAIN
-        if not s.temperature >= COLDEST:
-            wish["kind"] = GREEDY
-        for name in ("temperature", "top_p", "min_p"):
-            wish[name] = getattr(s, name)
+        warm = s.temperature >= COLDEST
+        wish["filtered"] = warm and (s.top_k > 0 or s.top_p < 1.0 or s.min_p > 0.0)
+        wish["temperature"] = s.temperature if warm else 0.0
+        wish["top_p"], wish["min_p"] = s.top_p, s.min_p
         wish["top_k"] = min(s.top_k, self.vocab)
         wish["seed"] = s.seed & (2**64 - 1)
         wish["logprobs"] = -1 if s.logprobs is None else min(s.logprobs, self.vocab)
@@ -289,31 +274,8 @@ class Sampler:
         return stage.put(np.array(rows, np.int64)), stage.put(np.array(slots, np.int64)), values
 
 
-def _groups(wishes: NDArray[np.void], u: NDArray[np.float64], stage: Stage) -> list[Group]:
-    groups = []
-    for kind in (PLAIN, FILTERED):
-        rows = np.flatnonzero(wishes["kind"] == kind)
-        if len(rows) == 0:
-            continue
-        mine = wishes[rows]
-        filters = None
-        if kind == FILTERED:
-            filters = sample.Filters(*(stage.put(mine[n]) for n in ("top_k", "top_p", "min_p")))
-        groups.append(
-            Group(
-                rows=None if len(rows) == len(wishes) else stage.put(rows),
-                u=stage.put(u[rows]),
-                temperature=stage.put(mine["temperature"]),
-                filters=filters,
-            )
-        )
-    return groups
-
-
-def _choose(logits: Tensor, group: Group) -> Tensor:
-    if group.filters is None:
-        return sample.draw(logits, group.temperature, group.u)
-    return sample.draw_filtered(logits, group.temperature, group.filters, group.u)
+def _filters(wishes: NDArray[np.void], stage: Stage) -> sample.Filters:
+    return sample.Filters(*(stage.put(wishes[name]) for name in ("top_k", "top_p", "min_p")))
 
 
 def _masked(
