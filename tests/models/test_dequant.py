@@ -9,7 +9,7 @@ import torch
 
 from weir.errors import ConfigError
 from weir.gguf import FORMATS
-from weir.models.dequant import BLOCKS, CHUNK, PLAIN, dequantize
+from weir.models.dequant import CHUNK, PLAIN, SPLITS, dequantize
 
 READABLE = [kind for kind in gguf.quants._type_traits if int(kind) not in PLAIN]
 
@@ -36,7 +36,7 @@ def test_bit_exact(kind):
 
 def test_the_common_types_are_our_own():
     common = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K".split()
-    assert {FORMATS[kind].name for kind in BLOCKS} == set(common)
+    assert {FORMATS[kind].name for kind in SPLITS} == set(common)
 
 
 @pytest.mark.parametrize("kind", PLAIN)

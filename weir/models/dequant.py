@@ -1,7 +1,8 @@
 """Unpacks GGML's quantised blocks to float32, bit for bit as llama.cpp's reference does.
 
-Common types are written out in torch; the rest goes through the `gguf` package, which is slower.
-Layouts: ggml-common.h of llama.cpp. A block is a row of bytes; its first values come first.
+Common types are split into codes, scales and offsets in torch, as which a CPU may multiply them
+(codes.py); the rest goes through the `gguf` package, which is slower. Layouts: ggml-common.h of
+llama.cpp. A block is a row of bytes; its first values come first.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from weir.gguf import FORMATS
 
 CHUNK = 32768  # values at a time: they stay in L2, and torch starts no threads of its own for them
 
-Unpack = Callable[[Tensor], Tensor]
-"""uint8 [blocks, bytes] → float32 [blocks, values], or a shape that flattens to it"""
+Parts = tuple[Tensor, Tensor, Tensor | int]
+"""Of some blocks: codes uint8, in a shape that flattens to the values; scales float32 [blocks,
+groups] of as many neighbours each; and the offsets, likewise, in scale * code + offset, or the
+zero in scale * (code - zero)."""
 
 
 def dequantize(kind: int, data: Tensor, out: Tensor) -> None:
@@ -28,7 +31,7 @@ def dequantize(kind: int, data: Tensor, out: Tensor) -> None:
     if kind in PLAIN:
         flat.copy_(data.view(PLAIN[kind]))
         return
-    unpack = BLOCKS.get(kind) or _package(kind)
+    unpack = _floats(kind) if kind in SPLITS else _package(kind)
     blocks = data.view(-1, form.size)
     step = CHUNK // form.block
     for i in range(0, len(blocks), step):
@@ -36,97 +39,105 @@ def dequantize(kind: int, data: Tensor, out: Tensor) -> None:
         flat[i * form.block : i * form.block + values.numel()].copy_(values.view(-1))
 
 
-def halves(bytes: Tensor) -> Tensor:
+def _floats(kind: int) -> Callable[[Tensor], Tensor]:
+    def unpack(blocks: Tensor) -> Tensor:
+        codes, scale, low = SPLITS[kind](blocks)
+        values, scale = codes.reshape(*scale.shape, -1).float(), scale.unsqueeze(-1)
+        if isinstance(low, int):
+            return values.sub_(low).mul_(scale)
+        return values.mul_(scale).add_(low.unsqueeze(-1))
+
+    def signed(blocks: Tensor) -> Tensor:  # less work: as signed bytes its codes have no zero
+        return blocks[:, 2:].view(torch.int8).float().mul_(_halves(blocks[:, :2]))
+
+    return signed if FORMATS[kind].name == "Q8_0" else unpack
+
+
+def _halves(bytes: Tensor) -> Tensor:
     """Little-endian float16 pairs of bytes [n, 2m] as float32 [n, m]."""
     return bytes.contiguous().view(torch.float16).float()
 
 
-def nibbles(packed: Tensor) -> Tensor:
+def _nibbles(packed: Tensor) -> Tensor:
     """uint8 [..., m] → uint8 [..., 2, m]: the low four bits, then the high four."""
     return torch.stack((packed & 15, packed >> 4), dim=-2)
 
 
-def spread(packed: Tensor, bits: int) -> Tensor:
+def _spread(packed: Tensor, bits: int) -> Tensor:
     """uint8 [..., m] → uint8 [..., 8 / bits, m]: fields of `bits` bits, lowest first."""
     mask = (1 << bits) - 1
     return torch.stack([packed >> shift & mask for shift in range(0, 8, bits)], dim=-2)
 
 
-def _q4_0(b: Tensor) -> Tensor:
-    return (nibbles(b[:, 2:]).float().sub_(8)).mul_(halves(b[:, :2]).unsqueeze(-1))
-
-
-def _q4_1(b: Tensor) -> Tensor:
-    scale, low = halves(b[:, :4])[..., None, None].unbind(1)
-    return nibbles(b[:, 4:]).float().mul_(scale).add_(low)
-
-
-def fives(high: Tensor, low: Tensor) -> Tensor:
+def _fives(high: Tensor, low: Tensor) -> Tensor:
     """Five-bit numbers [n, 32] from one high bit each [n, 4] and nibbles [n, 16]."""
-    bits = spread(high.unsqueeze(-1), 1).view(-1, 2, 16)
-    return nibbles(low) | bits << 4
+    bits = _spread(high.unsqueeze(-1), 1).view(-1, 2, 16)
+    return _nibbles(low) | bits << 4
 
 
-def _q5_0(b: Tensor) -> Tensor:
-    return fives(b[:, 2:6], b[:, 6:]).float().sub_(16).mul_(halves(b[:, :2]).unsqueeze(-1))
-
-
-def _q5_1(b: Tensor) -> Tensor:
-    scale, low = halves(b[:, :4])[..., None, None].unbind(1)
-    return fives(b[:, 4:8], b[:, 8:]).float().mul_(scale).add_(low)
-
-
-def _q8_0(b: Tensor) -> Tensor:
-    return b[:, 2:].view(torch.int8).float().mul_(halves(b[:, :2]))
-
-
-def _q2_k(b: Tensor) -> Tensor:
-    scales, packed = b[:, :16], b[:, 16:80].view(-1, 2, 32)
-    scale, low = halves(b[:, 80:]).unsqueeze(-1).unbind(1)
-    scale, low = scale * (scales & 15), low * (scales >> 4)
-    values = spread(packed, 2).reshape(-1, 16, 16).float()
-    return values.mul_(scale.unsqueeze(-1)).sub_(low.unsqueeze(-1))
-
-
-def _q3_k(b: Tensor) -> Tensor:
-    high, packed, scales = b[:, :32], b[:, 32:96].view(-1, 2, 32), b[:, 96:108]
-    sixes = nibbles(scales[:, :8]).view(-1, 16) | spread(scales[:, 8:], 2).view(-1, 16) << 4
-    scale = halves(b[:, 108:]) * sixes.float().sub_(32)
-    four = spread(high, 1).view(-1, 2, 4, 32) << 2  # a bit that is set: do not subtract four
-    values = (spread(packed, 2) | four).view(-1, 16, 16).float().sub_(4)
-    return values.mul_(scale.unsqueeze(-1))
-
-
-def k_scales(b: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and minimum of eight sub-blocks, float32 [n, 8] each, from six-bit fields."""
+def _k_scales(b: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and offset of eight sub-blocks, float32 [n, 8] each, from six-bit fields."""
     first, second, rest = b[:, 4:8], b[:, 8:12], b[:, 12:16]
     scales = torch.cat((first & 63, rest & 15 | first >> 2 & 48), dim=-1)
     lows = torch.cat((second & 63, rest >> 4 | second >> 2 & 48), dim=-1)
-    scale, low = halves(b[:, :4]).unsqueeze(-1).unbind(1)
-    return scale * scales, low * lows
+    scale, low = _halves(b[:, :4]).unsqueeze(-1).unbind(1)
+    return scale * scales, low * -lows.float()
 
 
-def _q4_k(b: Tensor) -> Tensor:
-    scale, low = k_scales(b)
-    values = nibbles(b[:, 16:].view(-1, 4, 32)).view(-1, 8, 32).float()
-    return values.mul_(scale.unsqueeze(-1)).sub_(low.unsqueeze(-1))
+def _q4_0(b: Tensor) -> Parts:
+    return _nibbles(b[:, 2:]), _halves(b[:, :2]), 8
 
 
-def _q5_k(b: Tensor) -> Tensor:
-    scale, low = k_scales(b)
-    high = spread(b[:, 16:48], 1) << 4
-    values = (nibbles(b[:, 48:].view(-1, 4, 32)).view(-1, 8, 32) | high).float()
-    return values.mul_(scale.unsqueeze(-1)).sub_(low.unsqueeze(-1))
+def _q4_1(b: Tensor) -> Parts:
+    scale, low = _halves(b[:, :4]).split(1, dim=1)
+    return _nibbles(b[:, 4:]), scale, low
 
 
-def _q6_k(b: Tensor) -> Tensor:
-    low = nibbles(b[:, :128].view(-1, 2, 64)).view(-1, 8, 32)
-    high = spread(b[:, 128:192].view(-1, 2, 32), 2).view(-1, 8, 32) << 4
-    scale = halves(b[:, 208:]) * b[:, 192:208].view(torch.int8)
-    return (low | high).view(-1, 16, 16).float().sub_(32).mul_(scale.unsqueeze(-1))
+def _q5_0(b: Tensor) -> Parts:
+    return _fives(b[:, 2:6], b[:, 6:]), _halves(b[:, :2]), 16
 
 
-def _package(kind: int) -> Unpack:
+def _q5_1(b: Tensor) -> Parts:
+    scale, low = _halves(b[:, :4]).split(1, dim=1)
+    return _fives(b[:, 4:8], b[:, 8:]), scale, low
+
+
+def _q8_0(b: Tensor) -> Parts:
+    return b[:, 2:] ^ 128, _halves(b[:, :2]), 128  # flipping the sign bit adds 128
+
+
+def _q2_k(b: Tensor) -> Parts:
+    scales = b[:, :16]
+    scale, low = _halves(b[:, 80:]).split(1, dim=1)
+    codes = _spread(b[:, 16:80].view(-1, 2, 32), 2)
+    return codes, scale * (scales & 15), low * -(scales >> 4).float()
+
+
+def _q3_k(b: Tensor) -> Parts:
+    high, packed, scales = b[:, :32], b[:, 32:96].view(-1, 2, 32), b[:, 96:108]
+    sixes = _nibbles(scales[:, :8]).view(-1, 16) | _spread(scales[:, 8:], 2).view(-1, 16) << 4
+    scale = _halves(b[:, 108:]) * sixes.float().sub_(32)
+    four = _spread(high, 1).view(-1, 2, 4, 32) << 2  # a bit that is set: do not subtract four
+    return _spread(packed, 2) | four, scale, 4
+
+
+def _q4_k(b: Tensor) -> Parts:
+    return _nibbles(b[:, 16:].view(-1, 4, 32)), *_k_scales(b)
+
+
+def _q5_k(b: Tensor) -> Parts:
+    high = _spread(b[:, 16:48], 1) << 4
+    return _nibbles(b[:, 48:].view(-1, 4, 32)).view(-1, 8, 32) | high, *_k_scales(b)
+
+
+def _q6_k(b: Tensor) -> Parts:
+    low = _nibbles(b[:, :128].view(-1, 2, 64)).view(-1, 8, 32)
+    high = _spread(b[:, 128:192].view(-1, 2, 32), 2).view(-1, 8, 32) << 4
+    scale = _halves(b[:, 208:]) * b[:, 192:208].view(torch.int8)
+    return low | high, scale, 32
+
+
+def _package(kind: int) -> Callable[[Tensor], Tensor]:
     """The `gguf` package's own routine for a type."""
     try:
         from gguf import GGMLQuantizationType, quants
@@ -153,7 +164,7 @@ PLAIN: dict[int, torch.dtype] = {
     28: torch.float64,
     30: torch.bfloat16,
 }
-BLOCKS: dict[int, Unpack] = {
+SPLITS: dict[int, Callable[[Tensor], Parts]] = {
     2: _q4_0,
     3: _q4_1,
     6: _q5_0,
