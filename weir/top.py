@@ -18,7 +18,7 @@ import msgspec
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from weir.bench.http import Http, HttpError, bearer
@@ -77,97 +77,64 @@ def percentile(before: Mapping[float, float], after: Mapping[float, float], shar
     return low
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class View:
-    """Everything a frame shows. Latencies are seconds, NaN where nothing finished."""
+    """What happened between two looks. Counters that fell (a restart) count from zero; what cannot
+    be said, as nothing happened, is NaN."""
 
-    running: float
-    waiting: float
-    tokens_in: float  # a second
-    tokens_out: float
-    ttft: tuple[float, float]  # p50, p99
-    itl: tuple[float, float]
-    cache: float  # share of the pages that requests hold
-    cached: float  # share that only the prefix cache holds
-    hit_rate: float  # of the interval; NaN without prompts
-    preemptions: float  # in all
-    rejections: float
-    step: tuple[float, float]  # p50, p99 of the device's time for a step
-    host: float  # p50 of the scheduler's
-    step_requests: float  # mean a step; NaN without steps
-    step_prefill: float
-    step_decode: float
+    before: Scrape
+    after: Scrape
 
+    def grown(self, name: str) -> float:
+        change = self.after[name] - self.before[name]
+        return change if change >= 0 else self.after[name]
 
-def view(before: Scrape, after: Scrape) -> View:
-    """What happened between two looks. Counters that fell (a restart) count from zero."""
-    seconds = max(after.when - before.when, 1e-9)
+    def rate(self, name: str) -> float:
+        """A second."""
+        return self.grown(name) / max(self.after.when - self.before.when, 1e-9)
 
-    def grown(name: str) -> float:
-        change = after[name] - before[name]
-        return change if change >= 0 else after[name]
+    def ratio(self, name: str, whole: str) -> float:
+        return self.grown(name) / grown if (grown := self.grown(whole)) else math.nan
 
-    def quantiles(name: str) -> tuple[float, float]:
-        old, new = before.buckets.get(name, {}), after.buckets.get(name, {})
+    def quantile(self, name: str, share: float) -> float:
+        """Of a histogram of seconds."""
+        old, new = (look.buckets.get(f"weir_{name}", {}) for look in (self.before, self.after))
         if any(new.get(bound, 0.0) < count for bound, count in old.items()):
             old = {}
-        return percentile(old, new, 0.5), percentile(old, new, 0.99)
-
-    def mean(name: str) -> float:
-        count = grown(f"{name}_count")
-        return grown(f"{name}_sum") / count if count else math.nan
-
-    asked = grown("prefix_cache_query_tokens")
-    return View(
-        running=after["requests_running"],
-        waiting=after["requests_waiting"],
-        tokens_in=grown("prompt_tokens") / seconds,
-        tokens_out=grown("generation_tokens") / seconds,
-        ttft=quantiles("weir_time_to_first_token_seconds"),
-        itl=quantiles("weir_inter_token_latency_seconds"),
-        cache=after["cache_usage_ratio"],
-        cached=after["cache_cached_ratio"],
-        hit_rate=grown("prefix_cache_hit_tokens") / asked if asked else math.nan,
-        preemptions=after["preemptions"],
-        rejections=after["admission_rejections"],
-        step=quantiles("weir_step_seconds"),
-        host=quantiles("weir_step_host_seconds")[0],
-        step_requests=mean("step_requests"),
-        step_prefill=mean("step_prefill_tokens"),
-        step_decode=mean("step_decode_tokens"),
-    )
+        return percentile(old, new, share)
 
 
 def frame(now: View, title: str, history: list[float]) -> Panel:
     """One frame, for any width of terminal."""
-    table = Table.grid(padding=(0, 2))
-    for _ in range(4):
-        table.add_column(no_wrap=True)
+
+    def seconds(name: str, share: float) -> str:
+        found = now.quantile(name, share)
+        return said(found, f"{1000 * found:.1f} ms" if found < 1 else f"{found:.2f} s")
+
+    def both(name: str) -> tuple[str, str]:
+        return f"p50 {seconds(name, 0.5)}", f"p99 {seconds(name, 0.99)}"
+
+    def mean(name: str) -> str:
+        return said(found := now.ratio(f"{name}_sum", f"{name}_count"), f"{found:.1f}")
+
+    hits = now.ratio("prefix_cache_hit_tokens", "prefix_cache_query_tokens")
+    after, hit_rate = now.after, said(hits, f"{hits:.0%}")
     rows = [
-        ("requests", f"{now.running:.0f} running", f"{now.waiting:.0f} waiting", ""),
-        ("tokens/s", f"{now.tokens_in:,.0f} in", f"{now.tokens_out:,.0f} out", ""),
-        ("first token", f"p50 {duration(now.ttft[0])}", f"p99 {duration(now.ttft[1])}", ""),
-        ("next token", f"p50 {duration(now.itl[0])}", f"p99 {duration(now.itl[1])}", ""),
-        (
-            "KV pages",
-            f"{now.cache:.0%} in use",
-            f"{now.cached:.0%} cached",
-            f"hit rate {share(now.hit_rate)}",
-        ),
-        (
-            "step",
-            f"p50 {duration(now.step[0])}",
-            f"p99 {duration(now.step[1])}",
-            f"host {duration(now.host)}",
-        ),
-        (
-            "mean step",
-            f"{number(now.step_requests)} requests",
-            f"{number(now.step_prefill)} prompt",
-            f"{number(now.step_decode)} output",
-        ),
-        ("since start", f"{now.preemptions:.0f} preempted", f"{now.rejections:.0f} rejected", ""),
-    ]
+        ("requests", f"{after['requests_running']:.0f} running",
+         f"{after['requests_waiting']:.0f} waiting"),
+        ("tokens/s", f"{now.rate('prompt_tokens'):,.0f} in",
+         f"{now.rate('generation_tokens'):,.0f} out"),
+        ("first token", *both("time_to_first_token_seconds")),
+        ("next token", *both("inter_token_latency_seconds")),
+        ("KV pages", f"{after['cache_usage_ratio']:.0%} in use",
+         f"{after['cache_cached_ratio']:.0%} cached", f"hit rate {hit_rate}"),
+        ("step", *both("step_seconds"), f"host {seconds('step_host_seconds', 0.5)}"),
+        ("mean step", f"{mean('step_requests')} requests", f"{mean('step_prefill_tokens')} prompt",
+         f"{mean('step_decode_tokens')} output"),
+        ("since start", f"{after['preemptions']:.0f} preempted",
+         f"{after['admission_rejections']:.0f} rejected"),
+    ]  # fmt: skip
+    table = Table.grid(*(Column(no_wrap=True) for _ in range(4)), padding=(0, 2))
     for name, *cells in rows:
         table.add_row(Text(name, style="dim"), *cells)
     return Panel(Group(table, Text(graph(history), style="green")), title=title, title_align="left")
@@ -179,18 +146,8 @@ def graph(history: list[float]) -> str:
     return "".join(BLOCKS[math.ceil(value / top * (len(BLOCKS) - 1))] for value in history)
 
 
-def duration(seconds: float) -> str:
-    if math.isnan(seconds):
-        return "-"
-    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def number(count: float) -> str:
-    return "-" if math.isnan(count) else f"{count:.1f}"
-
-
-def share(part: float) -> str:
-    return "-" if math.isnan(part) else f"{part:.0%}"
+def said(value: float, text: str) -> str:
+    return "-" if math.isnan(value) else text
 
 
 async def look(http: Http) -> Scrape:
@@ -223,13 +180,13 @@ async def _watch(http: Http, interval: float, once: bool) -> None:
     await asyncio.sleep(interval)
     after = await look(http)
     if once:
-        now = view(before, after)
-        console.print(frame(now, title, [now.tokens_out]))
+        now = View(before, after)
+        console.print(frame(now, title, [now.rate("generation_tokens")]))
         return
     with Live(console=console, screen=False, auto_refresh=False) as live:
         while True:
-            now = view(before, after)
-            history = [*history, now.tokens_out][-REMEMBERED:]
+            now = View(before, after)
+            history = [*history, now.rate("generation_tokens")][-REMEMBERED:]
             live.update(frame(now, title, history), refresh=True)
             before = after
             await asyncio.sleep(interval)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tests.bench.fake_server import Fake
 from weir.cli import main
-from weir.top import frame, graph, parse, percentile, view
+from weir.top import View, frame, graph, parse, percentile
 
 BUCKETS = (0.1, 0.2, 0.5, 1.0)
 
@@ -68,35 +68,36 @@ def metrics(scale: float) -> str:
 
 
 def test_a_view_is_what_happened_in_between() -> None:
-    now = view(parse(metrics(1.0), 100.0), parse(metrics(3.0), 102.0))
-    assert (now.running, now.waiting, now.cache) == (7, 3, 0.25)
-    assert (now.tokens_in, now.tokens_out) == (4000, 1000)
-    assert now.hit_rate == 0.75
-    assert now.preemptions == 2
-    assert 0.1 < now.ttft[0] < now.ttft[1] <= 0.2
-    assert math.isnan(now.itl[0])
-    assert (now.step_prefill, now.step_decode) == (100, 7)
-    assert 0.1 < now.step[0] < now.step[1] <= 0.2
-    assert math.isnan(now.host) and math.isnan(now.step_requests)
+    now = View(parse(metrics(1.0), 100.0), parse(metrics(3.0), 102.0))
+    assert (now.rate("prompt_tokens"), now.rate("generation_tokens")) == (4000, 1000)
+    assert now.ratio("prefix_cache_hit_tokens", "prefix_cache_query_tokens") == 0.75
+    assert now.after["preemptions"] == 2
+    for name in ("time_to_first_token_seconds", "step_seconds"):
+        assert 0.1 < now.quantile(name, 0.5) < now.quantile(name, 0.99) <= 0.2
+    assert math.isnan(now.quantile("inter_token_latency_seconds", 0.5))
+    assert now.ratio("step_prefill_tokens_sum", "step_prefill_tokens_count") == 100
+    assert math.isnan(now.ratio("step_requests_sum", "step_requests_count"))
 
 
 def test_a_frame_shows_the_mean_step() -> None:
     console = Console(width=80, record=True)
-    now = view(parse(metrics(1.0), 100.0), parse(metrics(3.0), 102.0))
+    now = View(parse(metrics(1.0), 100.0), parse(metrics(3.0), 102.0))
     console.print(frame(now, "t", []))
     shown = console.export_text()
     assert "100.0 prompt" in shown and "7.0 output" in shown and "150.0 ms" in shown
+    assert "7 running" in shown and "3 waiting" in shown and "25% in use" in shown
+    assert "hit rate 75%" in shown and "host -" in shown and "2 preempted" in shown
 
 
 def test_a_restarted_server_counts_from_zero() -> None:
-    now = view(parse(metrics(9.0), 0.0), parse(metrics(1.0), 1.0))
-    assert now.tokens_out == 1000
-    assert 0.1 < now.ttft[0] <= 0.2
+    now = View(parse(metrics(9.0), 0.0), parse(metrics(1.0), 1.0))
+    assert now.rate("generation_tokens") == 1000
+    assert 0.1 < now.quantile("time_to_first_token_seconds", 0.5) <= 0.2
 
 
 def test_a_server_that_publishes_nothing_is_shown_as_idle() -> None:
     console = Console(width=60, record=True)
-    console.print(frame(view(parse("", 0.0), parse("# x\nrubbish\n", 1.0)), "t", [0.0, 1.0]))
+    console.print(frame(View(parse("", 0.0), parse("# x\nrubbish\n", 1.0)), "t", [0.0, 1.0]))
     assert "0 running" in console.export_text()
     assert graph([0, 1, 2]) == " ▄█"
 
