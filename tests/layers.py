@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent.parent / "weir"
 # package or module → its level; a module may import only lower levels, or its own package
 LEVEL = {
     "core": 0, "errors": 0, "peers": 0,
-    "config": 1, "cost": 1, "gguf": 1, "params": 1, "progress": 1, "rows": 1, "wire": 1,
-    "kv": 2, "ops": 2, "text": 2, "hub": 2, "options": 2,
-    "grammar": 3, "sched": 3, "models": 3,
+    "cost": 1, "fields": 1, "gguf": 1, "params": 1, "progress": 1, "rows": 1, "wire": 1,
+    "config": 2, "kv": 2, "ops": 2, "text": 2, "hub": 2,
+    "grammar": 3, "sched": 3, "models": 3, "options": 3,
     "ranker": 4, "runtime": 4,
     "executor": 5,
     "engine": 6,

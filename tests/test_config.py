@@ -11,17 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weir.config import (
-    FIELDS,
-    SECTIONS,
-    Config,
-    default,
-    describe,
-    load,
-    parse_size,
-    plain,
-)
+from weir.config import FIELDS, SECTIONS, Config, load
 from weir.errors import ConfigError
+from weir.fields import default, describe, parse_size, plain
 from weir.peers import ALIASES, NEUTRAL, OPPOSITES
 
 

@@ -10,16 +10,8 @@ import os
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from typing import Any, Literal, get_args, get_origin
 
-from weir.config import (
-    FIELDS,
-    SECTIONS,
-    Config,
-    default,
-    describe,
-    load,
-    plain,
-    unit,
-)
+from weir.config import FIELDS, SECTIONS, Config, load
+from weir.fields import default, describe, plain, unit
 from weir.peers import ALIASES, NEUTRAL, OPPOSITES
 
 REFERENCE = """\
@@ -75,7 +67,7 @@ def flags(name: str) -> list[str]:
 
 
 def shape(name: str) -> dict[str, Any]:
-    """How argparse reads a field; values stay text, `weir.config` alone converts them."""
+    """How argparse reads a field; values stay text, `weir.fields` alone converts them."""
     kind, known = plain(FIELDS[name].type), start(name)
     text = describe(FIELDS[name]) + (f" (default: {known})" if known else "")
     text = text.replace("%", "%%")

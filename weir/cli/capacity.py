@@ -19,8 +19,8 @@ from weir.bench.http import run as run_loop
 from weir.bench.load import load
 from weir.bench.talk import first_model
 from weir.cli import simulate
-from weir.config import parse_duration
 from weir.errors import ConfigError
+from weir.fields import parse_duration
 from weir.options import config
 from weir.sim import flags
 from weir.sim.flags import Vocabulary

@@ -15,11 +15,11 @@ import msgspec
 from msgspec.structs import replace
 
 from weir.bench.datasets import positive
-from weir.config import parse_size
 from weir.cost import machine
 from weir.cost.offload import Job
 from weir.cost.search import Planned, Report, naive, runnable, search
 from weir.errors import ConfigError
+from weir.fields import parse_size
 from weir.sim.shapes import shape
 
 USAGE = "weir plan MODEL [--hardware NAME] [--gpu-memory 16GiB] [OPTIONS]"
