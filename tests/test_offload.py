@@ -153,7 +153,7 @@ def on_gpu(monkeypatch, machine: Machine, **given: object) -> offload.Placed:
     """What is arranged for OPT-30B on another machine's GPU."""
     monkeypatch.setattr(offload.rates, "room", lambda *_: machine.gpu_memory)
     monkeypatch.setattr(offload, "this_machine", lambda *_: machine)
-    monkeypatch.setattr(offload, "spec_of", lambda _: OPT)
+    monkeypatch.setattr(offload, "read_spec", lambda _: OPT)
     return offload.arrange(settings(**given), Path(), torch.device("cuda"), torch.bfloat16)
 
 

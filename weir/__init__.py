@@ -8,32 +8,11 @@ __version__ = "0.1.0"
 _HOMES = {"LLM": "weir.llm", "AsyncLLM": "weir.llm", "SamplingParams": "weir.params"}
 _HOMES |= dict.fromkeys(
     (
-        "Anthropic",
-        "OpenAI",
-        "ProgramError",
-        "Runtime",
-        "RuntimeEndpoint",
-        "assistant",
-        "assistant_begin",
-        "assistant_end",
-        "flush_cache",
-        "function",
-        "gen",
-        "gen_int",
-        "gen_string",
-        "greedy_token_selection",
-        "image",
-        "select",
-        "set_default_backend",
-        "system",
-        "system_begin",
-        "system_end",
-        "token_length_normalized",
-        "unconditional_likelihood_normalized",
-        "user",
-        "user_begin",
-        "user_end",
-    ),
+        "Anthropic OpenAI ProgramError Runtime RuntimeEndpoint assistant assistant_begin "
+        "assistant_end flush_cache function gen gen_int gen_string greedy_token_selection image "
+        "select set_default_backend system system_begin system_end token_length_normalized "
+        "unconditional_likelihood_normalized user user_begin user_end"
+    ).split(),
     "weir.lang",
 )
 __all__ = ["__version__", *_HOMES]

@@ -18,7 +18,7 @@ from weir.models.shape import RECOMMENDED, recommended
 from weir.params import SamplingParams
 from weir.text import Text
 from weir.text.folder import lacks_tokenizer, read_vocab
-from weir.text.numbered import numbered
+from weir.text.vocabulary import numbered
 
 log = logging.getLogger(__name__)
 

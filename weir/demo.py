@@ -58,7 +58,7 @@ def main() -> int:
 
 def demonstrate(console: Console) -> None:
     """Raises `WeirError` at the first thing that does not work."""
-    source = hub.pull(MODEL, progress=True)
+    source = hub.resolve(MODEL, progress=True)
     console.print(f"[bold]1. Model[/] {MODEL}, licence {source.licence}")
     console.print(f"   {source.path}", soft_wrap=True)
     workload = fewshot(PROMPTS, COUNT, ANSWER)

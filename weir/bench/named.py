@@ -38,10 +38,7 @@ REACHED = {
         "fixed:1": Reached(1.68, 1.27, 1.34),
         "gsp": Reached(14.1, 6.7, 7.5),
     },
-    "qwen3-0.6b": {
-        "nano_256": Reached(7.89, 5.4, 5.8),
-        "fixed:1": Reached(0.63, 0.11, 0.12),
-    },
+    "qwen3-0.6b": {"nano_256": Reached(7.89, 5.4, 5.8), "fixed:1": Reached(0.63, 0.11, 0.12)},
 }
 """By the name of the model's file or folder, then by workload."""
 

@@ -41,7 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    source = hub.pull(options.model, progress=sys.stderr.isatty())
+    source = hub.resolve(options.model, progress=sys.stderr.isatty())
     result: dict[str, list[float]] = {}
     if not options.no_cold:
         forget(Path(source.path))

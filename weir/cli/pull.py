@@ -14,6 +14,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    source = hub.pull(options.name, progress=True)
+    source = hub.resolve(options.name, progress=True)
     print(f"{source.name}\n  path     {source.path}\n  licence  {source.licence or 'not stated'}")
     return 0

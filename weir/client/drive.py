@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from weir.core import Capacity, Delta, Request
 from weir.wire import Abort, Deltas, Flush, Lengths, Stats, Stop, Submit, Unpin, Up
@@ -33,16 +33,7 @@ class Engine(Protocol):
 def request(submit: Submit) -> Request:
     """What the engine is given. The tokens are copied: a request's list grows, and choices of one
     prompt share theirs."""
-    return Request(
-        uid=submit.uid,
-        tokens=list(submit.tokens),
-        sampling=submit.sampling,
-        arrival=submit.arrival,
-        priority=submit.priority,
-        user=submit.user,
-        program=submit.program,
-        grammar=submit.grammar,
-    )
+    return Request(**asdict(replace(submit, tokens=list(submit.tokens))))
 
 
 class Loop:
@@ -53,10 +44,7 @@ class Loop:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        receive: Callable[[bool], list[Up]],
-        send: Callable[[Deltas], None],
+        self, engine: Engine, receive: Callable[[bool], list[Up]], send: Callable[[Deltas], None]
     ):
         self._engine = engine
         self._receive = receive

@@ -43,12 +43,7 @@ class Ledger:
     seed: of the seeds given to requests that bring none; None: from the system."""
 
     def __init__(
-        self,
-        text: Text,
-        model: ModelInfo,
-        limits: Limits | None = None,
-        *,
-        seed: int | None = None,
+        self, text: Text, model: ModelInfo, limits: Limits | None = None, *, seed: int | None = None
     ):
         self.text = text
         self.model = model

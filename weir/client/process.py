@@ -116,9 +116,7 @@ class EngineProcess:
         exited = asyncio.create_task(self._process.wait())
         waits: set[asyncio.Future[Any]] = {self._ready, exited}
         await asyncio.wait(
-            waits,
-            timeout=self._start_timeout or None,
-            return_when=asyncio.FIRST_COMPLETED,
+            waits, timeout=self._start_timeout or None, return_when=asyncio.FIRST_COMPLETED
         )
         if self._ready.done():
             exited.cancel()

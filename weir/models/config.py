@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from weir.core import AttentionSpec, Spec
 from weir.errors import ConfigError
@@ -152,7 +153,7 @@ def from_config(config: dict[str, Any], generation: dict[str, Any] | None = None
     eos = (generation or {}).get("eos_token_id")
     eos = parsed.eos_token_id if eos is None else eos
     eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return checked(msgspec.structs.replace(spec, bos=parsed.bos_token_id, eos=eos))
+    return checked(replace(spec, bos=parsed.bos_token_id, eos=eos))
 
 
 def _llama(architecture: str, c: Llama) -> Spec:
@@ -160,17 +161,10 @@ def _llama(architecture: str, c: Llama) -> Spec:
     head_dim = c.head_dim or _head_size(c)
     kv_heads = c.num_key_value_heads or c.num_attention_heads
     attention = AttentionSpec(c.num_attention_heads, kv_heads, head_dim, head_dim**-0.5)
-    windowed = msgspec.structs.replace(attention, window=c.sliding_window)
+    windowed = replace(attention, window=c.sliding_window)
     parameters = c.rope_parameters or c.rope_scaling or {}
-    rope = rope_spec(
-        {
-            "rope_theta": c.rope_theta,
-            "partial_rotary_factor": c.partial_rotary_factor,
-            **parameters,
-        },
-        head_dim,
-        c.max_position_embeddings,
-    )
+    known = {"rope_theta": c.rope_theta, "partial_rotary_factor": c.partial_rotary_factor}
+    rope = rope_spec(known | parameters, head_dim, c.max_position_embeddings)
     return Spec(
         architecture=architecture,
         vocab=c.vocab_size,
@@ -207,14 +201,12 @@ def _gemma3(c: Gemma3) -> Spec:
     spec = _llama("gemma3", c)
     near = {"rope_theta": c.rope_local_base_freq, **(nested.get("sliding_attention") or {})}
     local = rope_spec(near, spec.head_dim, c.max_position_embeddings)
-    return msgspec.structs.replace(
+    return replace(
         spec,
         context=c.max_position_embeddings,  # already stretched in the published files
         activation=_activation(c.hidden_activation),
         attention=[
-            msgspec.structs.replace(
-                a, scale=c.query_pre_attn_scalar**-0.5, softcap=c.attn_logit_softcapping
-            )
+            replace(a, scale=c.query_pre_attn_scalar**-0.5, softcap=c.attn_logit_softcapping)
             for a in spec.attention
         ],
         rope=[local if near else far for near, far in zip(_local(c), spec.rope, strict=True)],

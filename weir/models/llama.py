@@ -101,10 +101,7 @@ def layer_tensors(spec: Spec, at: str) -> Shapes:
     """The tensors of one layer, their names beginning with `at`."""
     h, d, f = spec.hidden, spec.head_dim, spec.ffn
     q, kv = spec.heads * d, spec.kv_heads * d
-    shapes: Shapes = {
-        f"{at}input_layernorm.weight": (h,),
-        f"{at}{MLP_NORM}": (h,),
-    }
+    shapes: Shapes = {f"{at}input_layernorm.weight": (h,), f"{at}{MLP_NORM}": (h,)}
     if spec.qk_norm:
         shapes |= {f"{at}self_attn.{part}_norm.weight": (d,) for part in "qk"}
     return (

@@ -72,7 +72,7 @@ def load(
     _check(quantization, device, dtype)
     checkpoint: Checkpoint
     if format == "dummy":
-        spec = spec_of(path)
+        spec = read_spec(path)
         checkpoint = Dummy(MODELS[spec.architecture].tensors(spec), device, seed)
     elif format != "auto" and (format == "gguf") != gguf:
         raise ConfigError(f"{path} is not of format {format}; leave the load format at auto")
@@ -92,12 +92,6 @@ def load(
     made = dtype or torch.bfloat16
     with Weights(checkpoint, made, device, threads, quantization, kept) as weights:
         return kind(_shortened(spec, context), weights)
-
-
-def spec_of(path: str | Path) -> Spec:
-    """The shape of the model at `path`. Raises ConfigError."""
-    path = Path(path)
-    return from_gguf(GGUF.open(path)) if path.suffix == ".gguf" else read_spec(path)
 
 
 def opened(path: Path) -> tuple[Spec, Checkpoint]:

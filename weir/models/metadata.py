@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from weir.core import AttentionSpec, RopeSpec, Spec
 from weir.errors import ConfigError
 from weir.gguf import GGUF
@@ -63,10 +65,7 @@ def from_gguf(gguf: GGUF) -> Spec:
             eps=_read(gguf, "attention.layer_norm_rms_epsilon", float),
             tied="output.weight" not in gguf.tensors,
             activation="gelu_tanh" if gemma else "silu",
-            attention=[
-                AttentionSpec(heads, attention.kv_heads, head_dim, attention.scale, w)
-                for w in windows
-            ],
+            attention=[replace(attention, window=w) for w in windows],
             rope=[far if w is None else near for w in windows],
             qkv_bias="blk.0.attn_q.bias" in gguf.tensors,
             out_bias="blk.0.attn_output.bias" in gguf.tensors,

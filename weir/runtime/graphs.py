@@ -88,10 +88,7 @@ class Graphs:
     """
 
     def __init__(
-        self,
-        decodes: Iterable[int] = (),
-        mixed: Iterable[Shape] = (),
-        shared: Iterable[int] = (),
+        self, decodes: Iterable[int] = (), mixed: Iterable[Shape] = (), shared: Iterable[int] = ()
     ):
         self.decodes = sorted(decodes)
         self.mixed = sorted(mixed)

@@ -12,14 +12,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from weir.errors import BadRequest
-from weir.params import (
-    MAX_BIAS,
-    MAX_LOGPROBS,
-    MAX_N,
-    MAX_STOPS,
-    SamplingParams,
-    StructuredOutputs,
-)
+from weir.params import MAX_BIAS, MAX_LOGPROBS, MAX_N, MAX_STOPS, SamplingParams, StructuredOutputs
 from weir.server.tools import Tool, Toolbox, ToolChoice
 
 MAX_PROMPTS = 2048

@@ -53,11 +53,7 @@ def render(text: Text, body: ChatRequest | TokenizeRequest) -> str:
 
     def chat(tools: list[dict[str, Any]] | None, messages: list[dict[str, Any]]) -> str:
         return text.chat(
-            messages,
-            tools,
-            add_generation_prompt=start,
-            continue_final_message=go_on,
-            **extra,
+            messages, tools, add_generation_prompt=start, continue_final_message=go_on, **extra
         )
 
     toolbox = body.toolbox if isinstance(body, ChatRequest) else None

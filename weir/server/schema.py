@@ -53,11 +53,7 @@ def document(endpoints: Sequence[Endpoint], *, secured: bool) -> dict[str, Any]:
 
 
 def _operation(
-    endpoint: Endpoint,
-    path: str,
-    method: str,
-    schema: dict[Any, Any],
-    components: dict[str, Any],
+    endpoint: Endpoint, path: str, method: str, schema: dict[Any, Any], components: dict[str, Any]
 ) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if endpoint.answer is not None:
@@ -117,11 +113,7 @@ def _error(code: int) -> dict[str, Any]:
     if code == 503:
         headers["Retry-After"] = {"schema": {"type": "string"}, "description": "Seconds."}
     body = {"schema": {"$ref": REF.format(name=ErrorBody.__name__)}}
-    return {
-        "description": ERRORS[code],
-        "headers": headers,
-        "content": {"application/json": body},
-    }
+    return {"description": ERRORS[code], "headers": headers, "content": {"application/json": body}}
 
 
 def _headers() -> dict[str, Any]:

@@ -56,12 +56,7 @@ class Attend(ctypes.Structure):
 class Job(ctypes.Structure):
     """`Job` of relay.cpp."""
 
-    _fields_ = (
-        ("call", Attend),
-        ("ready", c_void_p),
-        ("done", c_void_p),
-        ("ticket", c_uint32),
-    )
+    _fields_ = (("call", Attend), ("ready", c_void_p), ("done", c_void_p), ("ticket", c_uint32))
 
 
 class Walk(ctypes.Structure):
