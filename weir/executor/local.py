@@ -54,15 +54,8 @@ class Direct:
         self.depth = depth
         self.chains = True
         store = runner.store
-        self.capacity = Capacity(
-            store.page,
-            dict(store.pages),
-            tokens,
-            requests,
-            context,
-            loads(store.record, store.pages),
-            lane,
-        )
+        most, moved = (tokens, requests, context), loads(store.record, store.pages)
+        self.capacity = Capacity(store.page, dict(store.pages), *most, moved, lane)
         self.error: Exception | None = None  # once set, nothing runs any more
         self.closed = False
 

@@ -63,18 +63,9 @@ def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     k, v, slots = packed_heads(k), packed_heads(v), slots.long()
     heads, size = k.shape[1:]
     lib.write(
-        kv.data_ptr(),
-        TYPES.index(type_of(kv, size)),
-        k.data_ptr(),
-        k.stride(0),
-        v.data_ptr(),
-        v.stride(0),
-        slots.data_ptr(),
-        k.shape[0],
-        heads,
-        size,
-        kv.shape[3],
-    )
+        kv.data_ptr(), TYPES.index(type_of(kv, size)), k.data_ptr(), k.stride(0), v.data_ptr(),
+        v.stride(0), slots.data_ptr(), k.shape[0], heads, size, kv.shape[3],
+    )  # fmt: skip
 
 
 def attend(q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
@@ -85,18 +76,9 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec) -> tuple[Te
     gpu = gpu_kernels(q)
     if gpu is not None:
         return gpu.attend(
-            packed_heads(q),
-            kv,
-            batch.q_start,
-            batch.kv_len,
-            batch.first,
-            batch.table,
-            batch.lengths,
-            spec.scale,
-            spec.window,
-            spec.softcap,
-            batch.shared,
-        )
+            packed_heads(q), kv, batch.q_start, batch.kv_len, batch.first, batch.table,
+            batch.lengths, spec.scale, spec.window, spec.softcap, batch.shared,
+        )  # fmt: skip
     lib = native.library() if q.is_cpu and q.dtype in QUERIES else None
     if lib is None:
         return reference_attend(q, kv, batch, spec)
@@ -114,27 +96,13 @@ def native_call(
     q, o [T, Hq, D] of one type, a token's heads side by side; o and lse contiguous."""
     _, heads, size = q.shape
     return native.Attend(
-        q.data_ptr(),
-        kv.data_ptr(),
-        batch.q_start.data_ptr(),
-        batch.kv_len.data_ptr(),
-        batch.first.data_ptr() if batch.first is not None else None,
-        batch.table.data_ptr(),
-        o.data_ptr(),
-        lse.data_ptr(),
-        q.stride(0),
-        batch.kv_len.shape[0],
-        batch.table.stride(0),
-        heads,
-        kv.shape[2],
-        size,
-        kv.shape[3],
-        spec.window or 0,
-        spec.scale,
-        spec.softcap or 0.0,
-        TYPES.index(type_of(kv, size)),
-        QUERIES.index(q.dtype),
-    )
+        q.data_ptr(), kv.data_ptr(), batch.q_start.data_ptr(), batch.kv_len.data_ptr(),
+        batch.first.data_ptr() if batch.first is not None else None, batch.table.data_ptr(),
+        o.data_ptr(), lse.data_ptr(),
+        q.stride(0), len(batch.kv_len), batch.table.stride(0), heads,
+        kv.shape[2], size, kv.shape[3], spec.window or 0,
+        spec.scale, spec.softcap or 0.0, TYPES.index(type_of(kv, size)), QUERIES.index(q.dtype),
+    )  # fmt: skip
 
 
 def reference_write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:

@@ -264,15 +264,10 @@ def _multiply(
     if norm is not None:
         norm = floats(norm)
     lib.linear(
-        addressof(w.record),
-        x.data_ptr(),
-        x.shape[0],
-        norm.data_ptr() if norm is not None else None,
-        eps,
-        -1 if act is None else ACTIVATIONS.index(act),
-        residual.data_ptr() if residual is not None else None,
-        out.data_ptr(),
-    )
+        addressof(w.record), x.data_ptr(), len(x), norm.data_ptr() if norm is not None else None,
+        eps, -1 if act is None else ACTIVATIONS.index(act),
+        residual.data_ptr() if residual is not None else None, out.data_ptr(),
+    )  # fmt: skip
     return out
 
 

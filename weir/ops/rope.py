@@ -146,10 +146,9 @@ def _rotate_(x: Tensor, pos: Tensor, cos_sin: Tensor, norm: Tensor | None, eps: 
     pos, (tokens, heads, size) = pos.long(), x.shape
     norm = floats(norm) if norm is not None else None
     lib.rope(
-        *(x.data_ptr(), tokens, x.stride(0), heads, size),
-        *(pos.data_ptr(), cos_sin.data_ptr(), cos_sin.shape[1]),
-        *(norm.data_ptr() if norm is not None else None, eps),
-    )
+        x.data_ptr(), tokens, x.stride(0), heads, size, pos.data_ptr(), cos_sin.data_ptr(),
+        cos_sin.shape[1], norm.data_ptr() if norm is not None else None, eps,
+    )  # fmt: skip
 
 
 def reference_rotate_(

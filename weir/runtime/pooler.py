@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from weir.core import Chunk
+from weir.runtime.outputs import Landing
 
 
 class Pooler:
@@ -20,9 +21,21 @@ class Pooler:
         for uid in uids:
             self.sums.pop(uid, None)
 
-    def add(self, chunk: Chunk, hidden: Tensor) -> Tensor | None:
-        """hidden [n, H] after the final norm: all of a "mean" chunk's rows, the last of a "last"
-        one. → the vector float32 [H] if the chunk is final. ValueError if positions are missing."""
+    def pool(self, chunks: Sequence[Chunk], hidden: Tensor, landing: Landing) -> None:
+        """hidden [N, H] after the final norm: all of each "mean" chunk's rows, the last of each
+        "last" one's. Vectors float32 [H] of chunks that are final go to `landing`, and so do those
+        that fail as positions are missing."""
+        lengths = [chunk.length if chunk.pool == "mean" else 1 for chunk in chunks]
+        for chunk, states in zip(chunks, hidden.split(lengths), strict=True):
+            try:
+                vector = self._add(chunk, states)
+            except ValueError as error:
+                landing.failed[chunk.uid] = str(error)
+                continue
+            if vector is not None:
+                landing.add_vector(chunk.uid, vector)
+
+    def _add(self, chunk: Chunk, hidden: Tensor) -> Tensor | None:
         total, count = hidden.float().sum(dim=0), len(hidden)
         if chunk.pool == "mean":
             before, counted = self.sums.pop(chunk.uid, (torch.zeros_like(total), 0))

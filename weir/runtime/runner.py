@@ -207,17 +207,9 @@ class Runner:
         prefixes: Prefixes | None,
         seat: int = 0,
     ) -> Lane:
-        lane = inputs.build(
-            chunks,
-            self.tables,
-            self.store,
-            self.vocab,
-            self.stage,
-            shape,
-            prefixes,
-            None if self.relay is None else self.relay.tier,
-            seat,
-        )
+        away = None if self.relay is None else self.relay.tier
+        place = self.tables, self.store, self.vocab, self.stage
+        lane = inputs.build(chunks, *place, shape, prefixes, away, seat)
         landing.failed |= lane.failed
         return lane
 
@@ -301,7 +293,7 @@ class Runner:
         if lane.scored:
             self._score(lane.scored, lane.targets, scoring, landing)
         if lane.pooled:
-            self._pool(lane.pooled, pooling, landing)
+            self.pooler.pool(lane.pooled, self.model.hidden(pooling), landing)
 
     def _draw(self, draws: list[Draw], x: Tensor, landing: Landing) -> None:
         """x [B, H]: the rows of all draws."""
@@ -327,15 +319,3 @@ class Runner:
         ]
         columns = tuple(torch.cat(column) for column in zip(*slices, strict=True))
         landing.add_scores(chunks, columns)
-
-    def _pool(self, chunks: list[Chunk], x: Tensor, landing: Landing) -> None:
-        lengths = [chunk.length if chunk.pool == "mean" else 1 for chunk in chunks]
-        hidden = self.model.hidden(x).split(lengths)
-        for chunk, states in zip(chunks, hidden, strict=True):
-            try:
-                vector = self.pooler.add(chunk, states)
-            except ValueError as error:
-                landing.failed[chunk.uid] = str(error)
-                continue
-            if vector is not None:
-                landing.add_vector(chunk.uid, vector)
