@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weir.core import AttentionSpec, RopeSpec
 from weir.ops import attention, linear, mlp, native, norm, rope
 from weir.ops.coded import BYTES, encode
+from weir.spec import AttentionSpec, RopeSpec
 
 GROUPS = (1, 4, 7, 8, 16)  # queries a KV head
 KV_TYPES = (torch.bfloat16, torch.float16, torch.float32, *BYTES)

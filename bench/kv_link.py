@@ -15,10 +15,11 @@ from collections.abc import Callable
 
 import torch
 
-from weir.core import AttentionSpec, Tier
+from weir.core import Tier
 from weir.cost.transfer import SLOTS
 from weir.runtime import link as module
 from weir.runtime.store import Store
+from weir.spec import AttentionSpec
 
 LAYERS = [AttentionSpec(32, 8, 128, scale=1.0)] * 32
 PAGES, REPEATS = 4096, 5

@@ -12,12 +12,12 @@ import statistics
 
 from msgspec.structs import replace
 
-from weir.core import Spec
 from weir.cost.hardware import GB, TB, TERA, scaled
 from weir.cost.machine import MACHINES, T4, Machine, hosted
 from weir.cost.offload import Job, Offload, Shares, predict
 from weir.cost.search import ANYWHERE, CPU, DISK, GPU, runnable, search
 from weir.sim.shapes import shape
+from weir.spec import Spec
 
 
 def placed(

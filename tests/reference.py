@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, rms_norm, silu
 
-from weir.core import AttentionSpec, Spec
+from weir.spec import AttentionSpec, Spec
 
 
 @dataclass(slots=True)

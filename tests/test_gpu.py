@@ -14,13 +14,14 @@ import torch
 from tests.runtime.drive import CPU, Drive
 from weir import build
 from weir.config import load as config
-from weir.core import AttentionSpec, Delta, Move, Page, Request, Sampling, Score
+from weir.core import Delta, Move, Page, Request, Sampling, Score
 from weir.models.load import load
 from weir.runtime import pinned
 from weir.runtime.graphs import Graphs
 from weir.runtime.pinned import host_zeros
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store
+from weir.spec import AttentionSpec
 
 pytestmark = [
     pytest.mark.gpu,

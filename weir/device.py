@@ -15,7 +15,7 @@ import torch
 
 from weir import __version__, policies
 from weir.config import Config
-from weir.core import Spec, Tier
+from weir.core import Tier
 from weir.cost.machine import free_memory
 from weir.cost.transfer import slot_bytes
 from weir.errors import ConfigError
@@ -32,6 +32,7 @@ from weir.runtime.relay import Relay
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
 from weir.runtime.warmup import pages_needed, warm_up_away
+from weir.spec import Spec
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ import msgspec
 from msgspec.structs import replace
 
 from weir.config import Config
-from weir.core import Spec
 from weir.cost.hardware import this_gpu
 from weir.cost.machine import Machine, free_memory, hosted, measured, processor
 from weir.cost.offload import MARGIN, Job, Offload, Prediction, Shares, predict
@@ -27,6 +26,7 @@ from weir.models.shape import read_spec
 from weir.ops import native
 from weir.runtime import rates
 from weir.runtime.streamed import Streamed
+from weir.spec import Spec
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from weir.core import AttentionSpec, Spec
 from weir.cost.machine import ENDLESS, MACHINES, T4, Machine, disk_rates, find
 from weir.cost.offload import Costs, Job, Offload, predict
 from weir.cost.search import ANYWHERE, CPU, DISK, GPU, naive, runnable, search, solve
 from weir.errors import ConfigError
+from weir.spec import AttentionSpec, Spec
 
 
 def spec(hidden: int = 1024, layers: int = 8, heads: int = 16, kv_heads: int = 16) -> Spec:

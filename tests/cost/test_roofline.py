@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from weir.core import AttentionSpec, Chunk, Plan, Sampling, Spec
+from weir.core import Chunk, Plan, Sampling
 from weir.cost.hardware import H100, PRESETS, find, this_gpu
 from weir.cost.roofline import Roofline
 from weir.cost.work import Work, activations, cache_bytes, layer_weights, weights
 from weir.errors import ConfigError
+from weir.spec import AttentionSpec, Spec
 
 ATTENTION = AttentionSpec(32, 8, 128, 128**-0.5)
 LLAMA = Spec(

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from tests.models.families import FAMILIES, LLAMA3, SIZES
 from tests.models.write_gguf import write_gguf
-from weir.core import Spec
 from weir.errors import ConfigError
 from weir.gguf import GGUF
 from weir.models.config import CONFIGS, from_config
 from weir.models.metadata import from_gguf
 from weir.models.shape import read_spec, recommended
 from weir.params import SamplingParams
+from weir.spec import Spec
 
 LLAMA = SIZES | {"model_type": "llama"}
 QWEN = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.ops.test_attention import RAGGED, Case, dense, make
-from weir.core import RopeSpec
 from weir.ops import mlp, norm, rope
 from weir.ops.attention import Batch, reference_attend, reference_write
 from weir.ops.attention import attend as triton_attend
 from weir.ops.merge import merge
 from weir.ops.prefix import Shared
+from weir.spec import RopeSpec
 
 pytest.importorskip("triton", minversion=None if torch.cuda.is_available() else "3.9")
 # older interpreters do not work with NumPy 2.4

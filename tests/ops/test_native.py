@@ -17,7 +17,7 @@ needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.statu
 
 COMPUTE = """
 import torch
-from weir.core import AttentionSpec
+from weir.spec import AttentionSpec
 from weir.ops import attention, linear, mlp, native, norm
 print(native.status())
 torch.manual_seed(0)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from weir.core import RopeSpec
 from weir.ops import mlp, norm, rope
+from weir.spec import RopeSpec
 
 SHAPES = [(1, 8), (3, 33), (7, 576), (2, 1), (70, 640)]
 

@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.drive import CPU
-from weir.core import AttentionSpec, Move, Page
+from weir.core import Move, Page
 from weir.errors import ConfigError
 from weir.runtime import disk as module
 from weir.runtime.disk import Disk, identity
 from weir.runtime.store import Store, page_bytes
+from weir.spec import AttentionSpec
 
 PAGES, RECORD = 16, 96
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.runtime.drive import CPU
-from weir.core import AttentionSpec, Move, Page
+from weir.core import Move, Page
 from weir.errors import ConfigError
 from weir.runtime import pinned
 from weir.runtime.store import Store, page_bytes
+from weir.spec import AttentionSpec
 
 LAYERS = [
     AttentionSpec(4, 2, 8, scale=1.0),

@@ -19,7 +19,6 @@ from rich.table import Table
 from torch import Tensor
 
 from weir.bench import reporting
-from weir.core import AttentionSpec
 from weir.errors import ConfigError
 from weir.ops import sample
 from weir.ops.attention import Batch, Place, attend, reference_attend, write
@@ -28,6 +27,7 @@ from weir.ops.mlp import gated, reference_gated
 from weir.ops.norm import reference_rms_norm, rms_norm
 from weir.ops.prefix import Shared, find
 from weir.ops.rope import reference_rotate_, rope_
+from weir.spec import AttentionSpec
 
 DTYPE = torch.bfloat16
 TOLERANCE = 0.02  # of bfloat16

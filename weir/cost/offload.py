@@ -17,10 +17,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from weir.core import Spec
 from weir.cost.machine import Machine
 from weir.cost.transfer import slot_bytes
 from weir.cost.work import cache_bytes, head_weights, layer_weights
+from weir.spec import Spec
 
 Row = NDArray[np.float64]
 """Coefficients of the nine shares (weights, cache, hidden, each GPU, CPU, disk) and a constant."""

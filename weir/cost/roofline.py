@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from weir.core import AttentionSpec, Spec
 from weir.cost.hardware import Hardware
 from weir.cost.work import Work, activations, cache_bytes, head_weights, layer_weights
+from weir.spec import AttentionSpec, Spec
 
 
 class Roofline:

@@ -11,10 +11,10 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from weir.core import Spec
 from weir.cost.machine import Machine
 from weir.cost.offload import Costs, Job, Offload, Prediction, Shares, predict
 from weir.errors import ConfigError
+from weir.spec import Spec
 
 Target = Literal["throughput", "latency"]
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from weir.core import Chunk, Plan, Spec
+from weir.core import Chunk, Plan
+from weir.spec import Spec
 
 
 @dataclass(slots=True)

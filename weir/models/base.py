@@ -17,10 +17,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from weir.core import Spec
 from weir.ops import rope
 from weir.ops.attention import Place
 from weir.ops.linear import Linear
+from weir.spec import Spec
 
 Shapes = dict[str, tuple[int, ...]]
 T = TypeVar("T")

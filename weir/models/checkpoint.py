@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from weir.core import Spec
 from weir.errors import ConfigError
 from weir.gguf import GGUF
 from weir.models import codes
@@ -25,6 +24,7 @@ from weir.models.base import Shapes
 from weir.models.dequant import PLAIN, dequantize
 from weir.ops.linear import NATIVE_GROUP
 from weir.ops.quantize import Codes, Scaled
+from weir.spec import Spec
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 PREFIX = re.compile(r"^(model\.|language_model\.|decoder\.)+")

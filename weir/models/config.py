@@ -13,10 +13,10 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from weir.core import AttentionSpec, Spec
 from weir.errors import ConfigError
 from weir.models.scaling import rope_spec, stretched
 from weir.models.scheme import read_scheme
+from weir.spec import AttentionSpec, Spec
 
 Positive = Annotated[int, Meta(gt=0)]
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from weir.core import Spec
 from weir.models import llama
 from weir.models.base import Shapes
 from weir.models.weights import Weights
 from weir.ops.linear import gated_linear, linear, normed_linear
 from weir.ops.norm import rms_norm
+from weir.spec import Spec
 
 OUT_NORM = llama.MLP_NORM  # Gemma means what it says: it follows attention
 MLP_NORM, DOWN_NORM = (f"{when}_feedforward_layernorm.weight" for when in ("pre", "post"))

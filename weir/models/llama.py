@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from weir.core import Spec
 from weir.models.base import Ropes, Shapes, shape, split_heads
 from weir.models.weights import Weights
 from weir.ops.attention import Place
 from weir.ops.linear import Linear, gated_linear, linear, normed_linear, rows
 from weir.ops.norm import rms_norm
 from weir.ops.rope import rope_
+from weir.spec import Spec
 
 MLP_NORM = "post_attention_layernorm.weight"
 

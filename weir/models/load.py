@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import torch
 
-from weir.core import Spec
 from weir.errors import ConfigError
 from weir.gguf import GGUF
 from weir.models.base import Model
@@ -23,6 +22,7 @@ from weir.models.shape import read_spec, scheme_of
 from weir.models.weights import Checkpoint, Shelf, Weights, verify
 from weir.ops.linear import takes_codes, takes_fp8
 from weir.ops.quantize import GROUP
+from weir.spec import Spec
 
 MODELS: dict[str, type[Llama] | type[Gemma3] | type[OPT]] = {
     "llama": Llama,

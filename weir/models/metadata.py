@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from weir.core import AttentionSpec, RopeSpec, Spec
 from weir.errors import ConfigError
 from weir.gguf import GGUF
 from weir.models.config import checked, unsupported
 from weir.models.scaling import rope_spec, stretched
+from weir.spec import AttentionSpec, RopeSpec, Spec
 
 ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3")
 GEMMA3_27B = 62  # layers; the one size whose scale is not that of its head size

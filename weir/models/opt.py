@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weir.core import Spec
 from weir.models.base import Shapes, shape, split_heads
 from weir.models.weights import Weights
 from weir.ops.attention import Place
 from weir.ops.linear import Linear, linear, rows
 from weir.ops.mlp import activate_
 from weir.ops.norm import layer_norm
+from weir.spec import Spec
 
 FIRST_POSITION = 2  # rows of the position table before that of position 0
 EPS = 1e-5

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weir.core import Spec
 from weir.errors import ConfigError
 from weir.models.checkpoint import FLOATS, Safetensors
 from weir.models.scheme import Scheme
 from weir.ops.quantize import Codes, Scaled
+from weir.spec import Spec
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where AWQ keeps each of eight columns in its int32."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from weir.core import RopeSpec
 from weir.errors import ConfigError
+from weir.spec import RopeSpec
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "default": (),

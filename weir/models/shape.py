@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from weir.core import Spec
 from weir.errors import BadRequest, ConfigError
 from weir.gguf import GGUF
 from weir.models.config import from_config
 from weir.models.metadata import from_gguf
 from weir.models.scheme import Scheme, read_scheme
 from weir.params import SamplingParams, convert
+from weir.spec import Spec
 
 RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What is taken from a `generation_config.json`, beside the tokens that end an answer."""

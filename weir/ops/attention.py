@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weir.core import AttentionSpec
 from weir.ops import native
 from weir.ops.coded import BYTES, decode, encode, type_of
 from weir.ops.dispatch import gpu_kernels, kernels, packed_heads
 from weir.ops.prefix import Shared
+from weir.spec import AttentionSpec
 
 QUERIES = (torch.float32, torch.bfloat16, torch.float16)
 TYPES = (*QUERIES, *BYTES)  # of kv, in the order of the kernel's enum

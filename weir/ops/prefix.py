@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weir.core import AttentionSpec
+from weir.spec import AttentionSpec
 
 MEMBERS = 16  # decodes of a tile
 ROWS = 128  # query heads of a tile at most, those of one kv head of every member

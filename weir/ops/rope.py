@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weir.core import RopeSpec
 from weir.ops.attention import Place, write
 from weir.ops.dispatch import floats, gpu_kernels, kernels, packed_heads
+from weir.spec import RopeSpec
 
 
 def tables(

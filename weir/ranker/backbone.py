@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weir.core import Spec
 from weir.errors import ConfigError
 from weir.models.weights import Checkpoint
 from weir.ops import rope
+from weir.spec import Spec
 
 PADDED = 1 << 14
 """Tokens computed at once, those that pad among them."""

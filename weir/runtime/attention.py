@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weir.core import AttentionSpec
 from weir.ops.attention import Place, attend, write
 from weir.ops.merge import merge
 from weir.runtime.inputs import Lane, Part
 from weir.runtime.relay import Relay
 from weir.runtime.store import Store
+from weir.spec import AttentionSpec
 
 
 @dataclass(slots=True, eq=False)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from weir.core import Chunk, Spec
+from weir.core import Chunk
 from weir.runtime.inputs import Lane, Shape
+from weir.spec import Spec
 
 
 def decode_sizes(most: int) -> list[int]:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from weir.core import AttentionSpec
 from weir.ops.attention import Batch, attend
 from weir.runtime.pinned import host_zeros
+from weir.spec import AttentionSpec
 
 SIDE = 6144
 """Of the square matrices, each larger than a cache: 72 MiB in bfloat16."""

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weir.core import AttentionSpec
 from weir.ops import native
 from weir.ops.attention import native_call, write
 from weir.runtime.parts import Part
+from weir.spec import AttentionSpec
 
 SEATS = 64
 """Lanes that may have attention on the host under way."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from weir.core import AttentionSpec, Move, Tier
+from weir.core import Move, Tier
 from weir.cost.transfer import DISK
 from weir.ops.coded import BYTES, row_bytes
 from weir.ops.dispatch import gpu_kernels
@@ -19,6 +19,7 @@ from weir.runtime.disk import Disk
 from weir.runtime.link import Link
 from weir.runtime.pinned import host_zeros
 from weir.runtime.stage import upload
+from weir.spec import AttentionSpec
 
 
 def page_bytes(layers: Sequence[AttentionSpec], page: int, dtype: torch.dtype) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from weir import hub, policies
 from weir.config import Config
-from weir.core import Capacity, Spec, Tier
+from weir.core import Capacity, Tier
 from weir.cost.fetch import Fetch
 from weir.cost.hardware import PRESETS, Hardware, find
 from weir.cost.lanes import Host, Lanes
@@ -21,6 +21,7 @@ from weir.sim.fleet import capacity, defaults_of, replica
 from weir.sim.replay import Replica
 from weir.sim.router import ROUTERS, Router
 from weir.sim.shapes import SHAPES, shape
+from weir.spec import Spec
 
 
 @dataclass(slots=True, frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weir import policies
 from weir.config import Config
-from weir.core import Capacity, Plan, Spec, Tier
+from weir.core import Capacity, Plan, Tier
 from weir.cost.fetch import Fetch
 from weir.cost.hardware import Hardware
 from weir.cost.lanes import Lanes
@@ -16,6 +16,7 @@ from weir.errors import ConfigError
 from weir.executor.sim import Sim, VirtualClock
 from weir.sched.scheduler import Scheduler
 from weir.sim.replay import Replica
+from weir.spec import Spec
 
 GB = 10**9
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from weir import hub
-from weir.core import Spec
 from weir.models.config import from_config
 from weir.models.shape import read_spec
+from weir.spec import Spec
 
 
 def _llama(hidden: int, layers: int, heads: int, cache: int, ffn: int, **more: Any) -> Any:
