@@ -122,7 +122,7 @@ def measure(flags: dict[str, str], plans: list[str], job: Job, repeats: int, fol
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = offload.this_machine(config, config.gpu_memory, device, torch.bfloat16)
     bits = offload.weight_bits(config, path, spec, torch.bfloat16)
-    bases = runnable(machine, weight_bits=bits)
+    bases = runnable(machine, weight_bits=bits, cache_bits=offload.cache_bits(config))
     print(machine, flush=True)
     print(
         f"{'plan':24}{'requests':>9}{'prompts, s':>14}{'answers, s':>14}{'tok/s':>15}{'start':>7}"

@@ -15,11 +15,12 @@ from msgspec.structs import replace
 from tests.shadow import Shadow
 from weir import build, offload, policies
 from weir.config import Config, load
-from weir.core import Capacity, Request, Sampling
+from weir.core import Capacity, Request, Sampling, Tier
 from weir.cost.machine import MACHINES, Machine
-from weir.cost.offload import Job, predict
+from weir.cost.offload import BYTES, Job, predict
 from weir.cost.search import Planned, Report, runnable, search
 from weir.cost.work import cache_bytes, weights
+from weir.device import Platform, homed
 from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.sim import VirtualClock
@@ -209,6 +210,51 @@ def test_mixed_kv_becomes_two_tiers_and_lanes_one_step(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(native.library() is None, reason=native.status())
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_kv_in_main_memory_may_be_codes(monkeypatch, tmp_path, share):
+    """As the plan says, or a flag in its place; room is for codes there, and for none on a GPU."""
+    sizes = {"batch": 8, "cache": (share, 1 - share, 0.0), "cpu_attention": share < 1}
+    large = replace(H100, gpu_memory=200 * GB)
+    file = plan(tmp_path, (0.1, 0.9, 0.0), cache_bits=4, **sizes)
+    for flag, kind, bits in (("auto", "int4", 4), ("int8", "int8", 8), ("float32", "float32", 16)):
+        placed = on_gpu(monkeypatch, large, offload=file, kv_cache_dtype=flag)
+        config, held = placed.config, 512 + 32 + offload.PAGE
+        wide, cold = (int(held * cache_bytes(OPT, size)) for size in (2, BYTES[bits]))
+        if share == 1:
+            kind = flag if bits == 16 else "auto"
+            assert (config.cpu_cache, config.kv_cache_memory) == (0, 0)
+        elif share == 0:
+            assert placed.hosted and config.kv_cache_memory == pytest.approx(8 * cold, abs=8)
+        else:
+            assert config.kv_cache_memory == pytest.approx(2 * wide, abs=8)
+            assert config.cpu_cache == pytest.approx(7 * cold, abs=8)
+        assert config.kv_cache_dtype == kind
+        assert (f"in {bits} bits" in placed.about) == (bits < 16 and share < 1)
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.status())
+def test_the_best_plan_with_codes_is_run_with_them(monkeypatch):
+    machine = replace(MACHINES["h200"], gpu_memory=16 * 2**30, disk=0)
+    placed = on_gpu(monkeypatch, machine, offload="auto", kv_cache_dtype="int4")
+    bases = runnable(machine, cache_bits=4)
+    best, wide = (search(OPT, Job(), machine, some) for some in (bases, runnable(machine)))
+    assert best.predicted.throughput > 1.2 * wide.predicted.throughput
+    assert placed.config.kv_cache_dtype == "int4" and "in 4 bits" in placed.about
+    assert placed.config.max_num_seqs == best.offload.block > wide.offload.block
+
+
+def test_a_gpu_that_keeps_all_kv_takes_no_codes():
+    gpu = Platform(torch.device("cuda"), Tier.GPU, 1, False, torch.bfloat16, *[torch.bfloat16] * 2)
+    codes = settings(kv_cache_dtype="int8")
+    with pytest.raises(ConfigError, match="keep all KV: add --cpu-cache"):
+        homed(gpu, codes, hosted=False)
+    hosted = homed(gpu, codes, hosted=True)
+    assert (hosted.tier, hosted.kv_dtype, hosted.cold) == (Tier.CPU, torch.int8, torch.int8)
+    below = homed(gpu, settings(kv_cache_dtype="int8", cpu_cache="1GiB"), hosted=False)
+    assert (below.tier, below.kv_dtype, below.cold) == (Tier.GPU, torch.bfloat16, torch.int8)
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.status())
 @pytest.mark.parametrize(("batches", "share"), [(8, 0.25), (8, 0.3)])
 def test_requests_lie_where_the_plan_says(monkeypatch, tmp_path, batches, share):
     """As the scheduler places them, nobody moved or evicted."""
@@ -258,7 +304,7 @@ def test_a_plan_given_needs_no_solver(monkeypatch, tmp_path):
     [
         ((0.9, 0.1, 0.0), {}, r"does not fit: it needs 5\d\.\d GB of GPU memory, where 14\.4"),
         ((0.1, 0.9, 0.0), {"hidden": (0.5, 0.5, 0.0)}, "plan again"),
-        ((0.1, 0.9, 0.0), {"cache_bits": 4}, "in 16 bits"),
+        ((0.1, 0.9, 0.0), {"cache": (0.5, 0.0, 0.5)}, "there in 16, 8 or 4 bits"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_one_sentence(monkeypatch, tmp_path, weights, more, said):

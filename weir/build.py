@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from weir.cost.hardware import this_gpu
 from weir.cost.lanes import Host, Lanes
 from weir.cost.roofline import Roofline
 from weir.cost.target import Cost, Target
-from weir.device import GIB, Phases, Platform, executor_over, open_disk, platform_of
+from weir.device import GIB, Phases, Platform, executor_over, homed, open_disk, platform_of
 from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.local import Direct
@@ -28,6 +27,7 @@ from weir.kv import snapshot
 from weir.models.base import Model
 from weir.models.load import load
 from weir.ops import dispatch, native
+from weir.ops.coded import BYTES
 from weir.runtime import rates
 from weir.runtime.disk import Disk
 from weir.runtime.store import Store
@@ -62,8 +62,7 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     as_kept = platform.native and config.dtype == "auto"  # quantised weights stay so
     placed = offload.arrange(config, source.path, platform.device, platform.dtype)
     config = placed.config
-    if placed.hosted:
-        platform = replace(platform, tier=Tier.CPU)
+    platform = homed(platform, config, placed.hosted)
     if placed.hosted or (config.cpu_attention != "off" and platform.device.type == "cuda"):
         native.set_threads(max(1, platform.threads - 1))  # one is for who drives the GPU
     phases.done("placement")
@@ -104,6 +103,7 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
         info["offload"] = placed.about
     if config.cpu_cache:
         info["cpu_cache_tokens"] = capacity.pages[Tier.CPU] * capacity.page
+        info["cpu_cache_dtype"] = str(platform.cold).removeprefix("torch.")
     if disk is not None:
         info["disk_tokens"] = capacity.pages[Tier.DISK] * capacity.page
         info["disk_restored_tokens"] = _restore(scheduler, disk)
@@ -167,7 +167,8 @@ def _cost(
 def _roofline(platform: Platform, model: Model) -> Roofline:
     memory = torch.cuda.get_device_properties(platform.device).total_memory
     device = this_gpu(memory, *rates.rates(platform.device, platform.dtype))
-    return Roofline(model.spec, device, platform.dtype.itemsize, platform.kv_dtype.itemsize)
+    number = platform.dtype if platform.kv_dtype in BYTES else platform.kv_dtype
+    return Roofline(model.spec, device, platform.dtype.itemsize, number.itemsize)
 
 
 def _lanes(config: Config, platform: Platform, model: Model, store: Store) -> Lanes | None:

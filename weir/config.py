@@ -75,7 +75,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     threads: Annotated[Count, about("CPU compute threads; 0: every core allowed")] = 0
     block_size: Annotated[Count, about("tokens a KV page; 0: best for the device")] = 0
     kv_cache_dtype: Annotated[
-        KV, about("type of the KV cache; int8 and int4 are for a CPU and lose precision")
+        KV, about("type of the KV cache; int8 and int4 are for main memory and lose precision")
     ] = "auto"
     kv_cache_memory: Annotated[
         Bytes, about("size of the KV cache, such as 8GiB; 0: a share of the memory")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from weir.executor.local import Direct, Local
 from weir.models.base import Model
 from weir.ops import dispatch, native
 from weir.ops.coded import BYTES, GROUP
+from weir.ops.pages import coding_bytes
 from weir.ops.prefix import shares
 from weir.runtime.codec import Codec
 from weir.runtime.disk import Disk, identity
@@ -63,7 +64,8 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What computes, in which types, and where new KV goes: main memory may be a GPU's as well."""
+    """What computes, in which types, and where new KV goes (`homed`): main memory may be a GPU's as
+    well."""
 
     device: torch.device
     tier: Tier
@@ -71,6 +73,7 @@ class Platform:
     native: bool  # our kernels for CPUs
     dtype: torch.dtype
     kv_dtype: torch.dtype
+    cold: torch.dtype  # of KV in main memory and on disk below a GPU's
 
 
 def platform_of(config: Config) -> Platform:
@@ -92,10 +95,22 @@ def platform_of(config: Config) -> Platform:
     best = torch.bfloat16 if kernels or name == "cuda" else torch.float32
     dtype = DTYPES.get(config.dtype, best)
     tier = Tier.GPU if name == "cuda" else Tier.CPU
-    kv_dtype = (DTYPES | CODED).get(config.kv_cache_dtype, dtype)
-    if kv_dtype in BYTES and name != "cpu":
-        raise ConfigError("--kv-cache-dtype int8 and int4 are for a CPU")
-    return Platform(torch.device(name), tier, threads, kernels, dtype, kv_dtype)
+    return Platform(torch.device(name), tier, threads, kernels, dtype, dtype, dtype)
+
+
+def homed(platform: Platform, config: Config, hosted: bool) -> Platform:
+    """The platform with the types of KV, and the tier where it goes first: if `hosted`, it is all
+    in main memory. A GPU keeps no codes. Raises `ConfigError` where nothing would be coded."""
+    tier = Tier.CPU if hosted else platform.tier
+    kind = (DTYPES | CODED).get(config.kv_cache_dtype, platform.dtype)
+    if tier == Tier.CPU or kind not in BYTES:
+        return replace(platform, tier=tier, kv_dtype=kind, cold=kind)
+    if not config.cpu_cache:
+        raise ConfigError(
+            f"--kv-cache-dtype {config.kv_cache_dtype} is for main memory, and this GPU would keep"
+            " all KV: add --cpu-cache 64GiB, or leave it out"
+        )
+    return replace(platform, cold=kind)
 
 
 def open_disk(config: Config, platform: Platform, model: Model, weights: Path) -> Disk:
@@ -103,11 +118,11 @@ def open_disk(config: Config, platform: Platform, model: Model, weights: Path) -
     same."""
     spec = model.spec
     page = config.block_size or policies.DEFAULTS[platform.device.type].page
-    record = page_bytes(spec.attention, page, platform.kv_dtype)
+    record = page_bytes(spec.attention, page, platform.cold)
     kind = config.cold_kv_dtype
-    if kind != "auto" and platform.kv_dtype in BYTES:
+    if kind != "auto" and platform.cold in BYTES:
         raise ConfigError("KV of --kv-cache-dtype goes to disk as it is: leave out --cold-kv-dtype")
-    codec = None if kind == "auto" else Codec(CODED[kind], record, platform.kv_dtype)
+    codec = None if kind == "auto" else Codec(CODED[kind], record, platform.cold)
     pages = config.disk_cache_size // (record if codec is None else codec.size)
     if not pages:
         raise ConfigError(
@@ -116,7 +131,8 @@ def open_disk(config: Config, platform: Platform, model: Model, weights: Path) -
     same = identity(
         weights,
         *(__version__, spec, page, config.load_format, config.seed, model.stored),
-        *(platform.device.type, platform.native, platform.dtype, platform.kv_dtype, kind),
+        *(platform.device.type, platform.native, platform.dtype, platform.kv_dtype),
+        *(platform.cold, kind),
     )
     return Disk(Path(config.disk_cache), same, pages, record, codec)
 
@@ -128,7 +144,7 @@ def executor_over(
     for them, and the lanes of fixed shapes are recorded after."""
     device, spec = platform.device, model.spec
     sizes = {layer.head_dim for layer in spec.attention}
-    if platform.kv_dtype in BYTES and any(size % GROUP for size in sizes):
+    if platform.cold in BYTES and any(size % GROUP for size in sizes):
         raise ConfigError(
             f"--kv-cache-dtype {config.kv_cache_dtype} is of groups of {GROUP} numbers, which heads"
             f" of {max(sizes)} are not a multiple of"
@@ -146,7 +162,8 @@ def executor_over(
             sizes[Tier.CPU], devices[Tier.CPU] = below, torch.device("cpu")
         if disk is not None:
             sizes[Tier.DISK] = disk.pages
-        store = Store(spec.attention, page, sizes, devices, platform.kv_dtype, disk, pinned=hosted)
+        kinds = platform.kv_dtype, disk, hosted, platform.cold
+        store = Store(spec.attention, page, sizes, devices, *kinds)
         relayed = hosted or (below and config.cpu_attention != "off")
         relay = _relay(store, device) if relayed else None
         return Runner(model, store, context, device, requests, graphs, relay)
@@ -160,10 +177,10 @@ def executor_over(
         probe = runner(pages_needed(tokens, requests, page), spec.context, graphs)
         reserve = rehearse(probe, tokens, requests, lane)
         if below := _cpu_pages(config, spec, page, platform):
-            reserve += slot_bytes(probe.store.record, below)
+            reserve += slot_bytes(probe.store.record, below) + coding_bytes(probe.store.paged[0])
             if config.cpu_attention != "off":  # copies of pages that prompts go on from, a layer's
-                token = probe.store.record // page // spec.layers
-                reserve += BORROWED * token * (min(tokens, lane) + spec.context)
+                layer = page_bytes(spec.attention, page, platform.kv_dtype) // spec.layers
+                reserve += BORROWED * layer * (min(tokens, lane) + spec.context) // page
         room = _gpu_room(config, device, reserve)
         if probe.relay is not None:
             probe.relay.close()
@@ -237,7 +254,7 @@ def _cpu_pages(config: Config, spec: Spec, page: int, platform: Platform) -> int
     """Pages of a tier in main memory below the GPU's."""
     if not config.cpu_cache:
         return 0
-    pages = config.cpu_cache // page_bytes(spec.attention, page, platform.kv_dtype) - 1
+    pages = config.cpu_cache // page_bytes(spec.attention, page, platform.cold) - 1
     if pages < 1:
         raise ConfigError(f"--cpu-cache {config.cpu_cache}: that is less than two pages of KV")
     free = free_memory()

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from weir.config import Config
 from weir.cost.hardware import this_gpu
 from weir.cost.machine import Machine, free_memory, hosted, measured, processor
-from weir.cost.offload import MARGIN, Job, Offload, Prediction, Shares, predict
+from weir.cost.offload import BYTES, MARGIN, Job, Offload, Prediction, Shares, predict
 from weir.cost.search import GPU, Planned, Report, runnable, search
 from weir.cost.work import cache_bytes, weights
 from weir.errors import ConfigError
@@ -38,6 +38,8 @@ EAGER = 200e-6
 """Seconds in which the host launches a layer's kernels one by one."""
 BITS = {"fp8": 8, "int4": 4}
 """Of a weight quantised so."""
+CODES = {8: "int8", 4: "int4"}
+"""KV of so many bits."""
 ROOMY = 0.8
 """The share of a memory that weights may take without a thought of offloading."""
 
@@ -70,14 +72,17 @@ def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
         return Placed(config)
     machine = this_machine(config, room, device, dtype)
     job = given.job if given is not None else _job(config.max_model_len or spec.context, spec)
-    bases = runnable(machine, native.library() is not None, weight_bits=bits)
+    kinds = {"weight_bits": bits, "cache_bits": cache_bits(config)}
+    bases = runnable(machine, native.library() is not None, **kinds)
     best = partial(search, spec, job, machine, bases)
-    found = best() if given is None else _checked(given, spec, machine, bits, best)
-    log.info("offloading: %s", describe(found, machine))
+    found = best() if given is None else _checked(config, given, spec, machine, bits, best)
     placed = found.offload
+    if not (machine.alone or placed.cache[1]):  # a GPU keeps no codes
+        placed = replace(placed, cache_bits=16)
+    log.info("offloading: %s", describe(found, machine))
     shelf = _shelf(config, placed.weights, device) if placed.weights[0] < 1 else None
     apart = placed.cache[0] * placed.block < 1  # the GPU has no room for one request's KV
-    settings = _settings(config, placed, apart, job, cache_bytes(spec, dtype.itemsize))
+    settings = _settings(config, placed, apart, job, _tokens(spec, placed, dtype.itemsize))
     return Placed(settings, shelf, apart, describe(found, machine))
 
 
@@ -102,6 +107,11 @@ def weight_bits(config: Config, path: Path, spec: Spec, dtype: Any) -> int:
     return next((bits for bits in (4, 8) if stored < 1.5 * bits), 8 * int(dtype.itemsize))
 
 
+def cache_bits(config: Config) -> int:
+    """Bits that a number of KV in main memory takes."""
+    return next((bits for bits, kind in CODES.items() if kind == config.kv_cache_dtype), 16)
+
+
 def this_machine(config: Config, room: int, device: Any, dtype: Any) -> Machine:
     """What may be used here, timed in about a second. Raises `ConfigError` for a folder that cannot
     be written."""
@@ -122,23 +132,34 @@ def _shelf(config: Config, shares: Shares, device: Any) -> Callable[[int], Strea
     return lambda count: Streamed(count, shares, device, folder, room)
 
 
-def _settings(config: Config, placed: Offload, apart: bool, job: Job, token: float) -> Config:
+def _tokens(spec: Spec, placed: Offload, size: int) -> tuple[float, float]:
+    """Bytes of a token's KV on the GPU, `size` each number, and in main memory."""
+    there = size if placed.cache_bits == 16 else BYTES[placed.cache_bits]
+    return cache_bytes(spec, size), cache_bytes(spec, there)
+
+
+def _settings(
+    config: Config, placed: Offload, apart: bool, job: Job, token: tuple[float, float]
+) -> Config:
     """`config` for such a placement: steps large enough to hide what they bring, in lanes as large
-    as a batch of prompts, and room for the KV of as many requests, `token` bytes each token, where
-    the memory of the device does not decide. apart: all KV is in main memory."""
+    as a batch of prompts, and room for the KV of as many requests, each token so many bytes on
+    the GPU and in main memory, where the memory of the device does not decide. apart: all KV is in
+    main memory."""
     prompts, (here, away, _) = placed.batch * job.prompt, placed.cache
     tokens = config.max_num_batched_tokens or max(prompts * placed.lanes, placed.block)
-    one, room = token * (job.prompt + job.output + PAGE), 0.0
-    more: dict[str, Any] = {}
+    one, cold = (size * (job.prompt + job.output + PAGE) for size in token)
+    wide = "auto" if cache_bits(config) < 16 else config.kv_cache_dtype
+    more: dict[str, Any] = {"kv_cache_dtype": CODES.get(placed.cache_bits, wide)}
+    room = 0.0
     if away and config.cpu_cache:
         raise ConfigError("--offload: KV is in main memory already: leave out --cpu-cache")
     if apart:
-        room = one * placed.block
+        room = cold * placed.block
     elif away:
         if not config.memory_policy.startswith("on-demand"):
             raise ConfigError("--offload: KV in two memories needs --memory-policy on-demand")
         room = one * here * placed.block
-        more = {"cpu_cache": int(one * (away * placed.block + 1)), "cpu_attention": "all"}
+        more |= {"cpu_cache": int(cold * (away * placed.block + 1)), "cpu_attention": "all"}
         if config.memory_policy == "on-demand":  # nobody starts where he could not end
             grown = (job.output + PAGE) / (job.prompt + job.output + PAGE)
             more["memory_policy"] = f"on-demand(spare={grown:.3f})"
@@ -173,19 +194,26 @@ def _read(path: Path) -> Report:
 
 
 def _checked(
-    given: Report, spec: Spec, machine: Machine, bits: int, find_best: Callable[[], Planned]
+    config: Config,
+    given: Report,
+    spec: Spec,
+    machine: Machine,
+    bits: int,
+    find_best: Callable[[], Planned],
 ) -> Planned:
     """The plan given, priced here as it will run, and beside the best if there is a solver to find
     that."""
     placed = replace(given.planned.offload, weight_bits=bits, overlap="copies", decode_lanes=1)
+    if config.kv_cache_dtype != "auto":
+        placed = replace(placed, cache_bits=cache_bits(config))
     if machine.alone:  # main memory is where it computes
         here, there, disk = placed.weights
         placed = replace(placed, weights=(here + there, 0.0, disk), cache=GPU)
     away = placed.cache[1] > 0
-    if placed.cache[2] or placed.cache_bits != 16 or placed.hidden != GPU:
+    if placed.cache[2] or placed.cache_bits not in BYTES or placed.hidden != GPU:
         raise ConfigError(
-            "--offload: the engine keeps KV on the GPU and in main memory, in 16 bits, and "
-            "activations on the GPU: plan again"
+            "--offload: the engine keeps KV on the GPU and in main memory, there in 16, 8 or 4 "
+            "bits, and activations on the GPU: plan again"
         )
     if away and not (placed.cpu_attention and native.library() is not None):
         raise ConfigError(f"--offload: attention on the CPU needs its kernels: {native.status()}")
@@ -227,6 +255,8 @@ def describe(found: Planned, machine: Machine) -> str:
         for share, where in zip(parts, places, strict=True)
         if share
     ]
+    if placed.cache_bits < 16 and (placed.cache[1] or machine.alone):
+        shares[-1] += f" in {placed.cache_bits} bits"
     return (
         f"{', '.join(shares)}; {placed.block} requests, {said.throughput:.2f} tokens/s predicted, "
         f"waiting for {said.decode_limit}"

@@ -145,6 +145,20 @@ def test_sizes_are_those_of_the_model() -> None:
     codes = Costs(spec(), JOB, T4, replace(BASE, weight_bits=4, cache_bits=4))
     plain = Costs(spec(), JOB, T4, BASE)
     assert plain.layer / codes.layer == plain.kv / codes.kv == pytest.approx(3.56, abs=0.01)
+    bytes_ = Costs(spec(), JOB, T4, replace(BASE, cache_bits=8))
+    assert plain.kv / bytes_.kv == pytest.approx(1.94, abs=0.01)
+
+
+def test_a_gpu_keeps_sixteen_bits_of_kv() -> None:
+    """So codes change nothing there; they do where the CPU stands for it."""
+    here = replace(BASE, batch=16, cache=GPU, weights=GPU, cpu_attention=False)
+    for alone in (False, True):
+        wide, codes = (
+            predict(spec(), JOB, replace(T4, alone=alone), replace(here, cache_bits=bits))
+            for bits in (16, 4)
+        )
+        assert (codes == wide) == (not alone)
+        assert max(codes.memory.values()) <= max(wide.memory.values())
 
 
 def test_attention_on_the_cpu_saves_the_copies_of_the_cache() -> None:

@@ -18,8 +18,8 @@ TARGET = GPUTarget("cuda", 90, 32)
 SHARED = 232448  # bytes that a program may have
 NAMES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-    torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1", torch.uint8: "*u8",
-    FP8: "*fp8e4nv",
+    torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
+    torch.uint8: "*u8", FP8: "*fp8e4nv",
 }  # fmt: skip
 
 
@@ -63,6 +63,13 @@ def rows_and_heads() -> None:
         gpu.rope_(q, k, v, at, table, *norms, 1e-5, kv, at)
         gpu.rope_(q, k, None, at, table[:, :64], *norms, 1e-5, None, None)
     gpu.write(kv, k, v, at)
+    for bits, row in ((4, 72), (8, 132)):
+        coded = torch.zeros(3, 8, row, dtype=torch.uint8)
+        gpu.encode_groups(k, coded, bits)
+        gpu.decode_groups(coded, half(3, 8, 128), bits)
+        words = [torch.zeros(4, 2, 8, 16, row // 4, dtype=torch.int32)]
+        words += [coded.view(torch.int32)] * 2
+        gpu.write(*words, at)
     memory = torch.zeros(35 << 14, dtype=torch.uint8)
     paged = Paged(memory, [1 << 16, 3 << 14], 5, torch.device("cpu"))
     for packs in (True, False):

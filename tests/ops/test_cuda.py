@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tests.ops.test_attention import RAGGED, Case, dense, make
 from weir.ops import mlp, norm, rope
-from weir.ops.attention import Batch, reference_attend, reference_write
+from weir.ops.attention import Batch, reference_attend, reference_write, write
 from weir.ops.attention import attend as triton_attend
+from weir.ops.coded import BITS, BYTES, decode, encode, row_bytes
 from weir.ops.merge import merge
 from weir.ops.prefix import Shared
 from weir.spec import RopeSpec
@@ -22,7 +23,8 @@ pytest.importorskip("triton", minversion=None if torch.cuda.is_available() else 
 # older interpreters do not work with NumPy 2.4
 
 from weir.ops import triton as gpu
-from weir.ops.triton import decode, hopper
+from weir.ops.triton import decode as decodes
+from weir.ops.triton import hopper
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: exp of -inf
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,16 +93,16 @@ def test_softcap(window: int | None) -> None:
 
 @pytest.mark.parametrize("programs, parts", [(1, 64), (7, 64), (7, 2), (40, 64)])
 def test_programs_share_the_keys_of_decodes(monkeypatch, programs: int, parts: int) -> None:
-    monkeypatch.setattr(decode, "PROGRAMS", programs)
-    monkeypatch.setattr(decode, "PARTS", parts)
-    monkeypatch.setattr(decode, "processors", lambda device: 1)
-    monkeypatch.setattr(decode, "JOINED", 512)  # 8 parts at a time
+    monkeypatch.setattr(decodes, "PROGRAMS", programs)
+    monkeypatch.setattr(decodes, "PARTS", parts)
+    monkeypatch.setattr(decodes, "processors", lambda device: 1)
+    monkeypatch.setattr(decodes, "JOINED", 512)  # 8 parts at a time
     case = make([(2000, 1), (1, 1), (64, 1), (65, 1), (129, 1), (900, 2)], 4, 2, 16)
     for lengths in ((1, 2), None):
         case.batch.lengths = lengths
         check(case)
     there = case.q.to(DEVICE).device  # with its number
-    assert decode.arrived(there, programs).eq(0).all()
+    assert decodes.arrived(there, programs).eq(0).all()
 
 
 def test_a_batch_padded_with_sequences_of_no_key() -> None:
@@ -145,7 +147,7 @@ def sharing(sequences: list[tuple[int, int]], groups: list[tuple[list[int], int]
 @pytest.mark.parametrize("programs", [2, 9])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_a_shared_prefix_is_read_once(monkeypatch, programs: int, softcap: float | None) -> None:
-    monkeypatch.setattr(decode, "PROGRAMS", programs)
+    monkeypatch.setattr(decodes, "PROGRAMS", programs)
     sequences = [(300, 1), (64, 1), (400, 30), (301, 1), (70, 1), (320, 1), (1, 1), (333, 1)]
     groups = [([3, 0, 5, 7], 18), ([1, 4], 3)]
     case = sharing(sequences, groups, heads=6, kv_heads=2, size=16, softcap=softcap)
@@ -296,6 +298,42 @@ def test_write_rounds_as_pytorch_does(size: int, page: int, dtype: torch.dtype) 
     reference_write(want, k, v, slots)
     got, fused, slots = got.to(DEVICE), fused.to(DEVICE), slots.to(DEVICE)
     gpu.write(got, fused[:, 4:7], fused[:, 8:11], slots)
+    assert torch.equal(got.cpu(), want)
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+def test_codes_are_those_of_the_definition(dtype: torch.dtype) -> None:
+    """Of rows that lie apart, some of zeros, of equal numbers, and of what is not finite."""
+    torch.manual_seed(1)
+    fused = torch.randn(37, 5, 128) * torch.logspace(-6, 4, 37).view(37, 1, 1)
+    fused[:, :, 64:] += 10
+    fused[3], fused[4], fused[5, 1, 7], fused[6, 2, 70] = 0.0, 0.3, torch.inf, torch.nan
+    x = fused[:, 1:4]
+    want = encode(x, dtype)
+    coded = torch.empty(want.shape, dtype=torch.uint8, device=DEVICE)
+    gpu.encode_groups(fused.to(DEVICE)[:, 1:4], coded, BITS[dtype])
+    back = torch.empty(x.shape, device=DEVICE)
+    gpu.decode_groups(coded, back, BITS[dtype])
+    assert torch.equal(back.cpu().nan_to_num(-1.0), decode(want, dtype).nan_to_num(-1.0))
+    assert back.isnan().sum() == 2 * 64
+    fine = ~decode(want, dtype).isnan().any(2)
+    assert torch.equal(coded.cpu()[fine], want[fine])
+    gpu.decode_groups(coded, half := back.half(), BITS[dtype])
+    assert torch.equal(half.cpu().nan_to_num(-1.0), back.cpu().half().nan_to_num(-1.0))
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("size, page", [(64, 16), (128, 1)])
+def test_write_codes_what_it_stores(monkeypatch, size: int, page: int, dtype) -> None:
+    torch.manual_seed(0)
+    fused, slots = torch.randn(50, 12, size), torch.randperm(64)[:50]
+    k, v = fused[:, 4:7], fused[:, 8:11]
+    got, want = (torch.zeros(64 // page, 2, 3, page, row_bytes(dtype, size)).byte() for _ in "ab")
+    reference_write(want, k, v, slots)
+    monkeypatch.setattr("weir.ops.attention.gpu_kernels", lambda x: gpu)
+    monkeypatch.setattr("weir.ops.coded.gpu_kernels", lambda x: gpu)
+    got = got.to(DEVICE)
+    write(got, k.to(DEVICE), v.to(DEVICE), slots.to(DEVICE))
     assert torch.equal(got.cpu(), want)
 
 

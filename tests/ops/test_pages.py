@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from weir.ops import dispatch
+from weir.ops import dispatch, pages
+from weir.ops.coded import BYTES, decode, encode
 from weir.ops.pages import Paged, pack, unpack
 
 CPU = torch.device("cpu")
@@ -46,6 +47,30 @@ def test_what_was_packed_is_unpacked_elsewhere(programs: int) -> None:
         assert torch.equal(layer[[1, 3, 0]], source[[6, 2, 2]])
         assert torch.equal(layer[2], old[2])
     unpack(there, torch.tensor([], dtype=torch.int64), records[:0])
+
+
+@pytest.mark.parametrize("kind", BYTES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_records_may_be_of_fewer_bits(monkeypatch, programs: int, kind, dtype) -> None:
+    """They are the codes of a page of each layer; and the codes of what they become again."""
+    counts = [64, 192, 128]  # numbers
+    numbers = torch.randn(5 * sum(counts), generator=torch.Generator().manual_seed(3)).to(dtype)
+    sizes = [count * dtype.itemsize for count in counts]
+    here = Paged(numbers.view(torch.uint8), sizes, 5, CPU, dtype, kind)
+    there = Paged(torch.zeros(4 * sum(sizes), dtype=torch.uint8), sizes, 4, CPU, dtype, kind)
+    at, others = torch.tensor([3, 0, 4]), torch.tensor([1, 3, 0])
+    want = [encode(layer.view(dtype)[at], kind) for layer in here.layers]
+    back = [decode(codes, kind, dtype) for codes in want]
+    monkeypatch.setattr("weir.ops.coded.gpu_kernels", pages.gpu_kernels)
+    monkeypatch.setattr(pages, "WIDE", 1)  # a page at a time
+    records = torch.empty(3, here.record, dtype=torch.uint8)
+    pack(here, at, records, programs=programs)
+    assert torch.equal(records, torch.cat(want, 1))
+    unpack(there, others, records, programs=programs)
+    for layer, x in zip(there.layers, back, strict=True):
+        assert torch.equal(layer.view(dtype)[others], x)
+    pack(there, others, again := torch.empty_like(records))
+    assert torch.equal(again, records)
 
 
 def test_blocks_divide_the_pages_of_every_layer() -> None:

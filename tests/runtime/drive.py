@@ -27,12 +27,15 @@ def runner(
     graphs: Graphs | None = None,
     relayed: bool = False,
     dtype: torch.dtype = torch.float32,
+    cold: torch.dtype | None = None,
 ) -> Runner:
-    """Tier 0 is where the model is, the others are on the CPU, attended through a relay if they are
-    to be. Lanes of `graphs` are recorded."""
+    """Tier 0 is where the model is, the others are on the CPU, of type `cold`, attended through a
+    relay if they are to be. Lanes of `graphs` are recorded."""
     pages = pages or {1: 256}
     devices = {tier: CPU if tier else device for tier in pages}
-    store = Store(model.spec.attention, page, pages, devices, dtype)
+    if 0 not in pages:
+        dtype, cold = cold or dtype, None
+    store = Store(model.spec.attention, page, pages, devices, dtype, cold=cold)
     if relayed and device.type == "cuda":
         store.kv[1] = [kv.pin_memory() for kv in store.kv[1]]
     relay = Relay(1, store.kv[1], device) if relayed else None

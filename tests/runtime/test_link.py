@@ -14,12 +14,14 @@ import torch
 
 from weir.cost import transfer
 from weir.ops import pages
+from weir.ops.coded import decode, encode, row_bytes
 from weir.ops.pages import Paged
 from weir.runtime import link as module
 from weir.runtime.link import Link, Slot
 
 CPU = torch.device("cpu")
-SIZES = [16, 48]
+COUNTS = [64, 128]
+"""Numbers of a page in each layer."""
 
 
 class Machine:
@@ -114,7 +116,7 @@ def machine(request, monkeypatch) -> Machine:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: made.current)
     monkeypatch.setattr(torch.cuda, "stream", made.stream)
     monkeypatch.setattr(Slot, "begin", begin)
-    monkeypatch.setattr(transfer, "SLOT", 3 * sum(SIZES))
+    monkeypatch.setattr(transfer, "SLOT", 3 * host_pages().record)
     monkeypatch.setattr(module, "SLOTS", made.rng.choice([1, 2, 4]))
     for name in ("pack", "unpack"):
         function = getattr(pages, name)
@@ -128,26 +130,38 @@ def machine(request, monkeypatch) -> Machine:
     return made
 
 
-def paged(count: int) -> Paged:
-    return Paged(torch.zeros(count * sum(SIZES), dtype=torch.uint8), SIZES, count, CPU)
+def gpu_pages(coded: torch.dtype | None) -> Paged:
+    memory = torch.zeros(12 * 4 * sum(COUNTS), dtype=torch.uint8)
+    return Paged(memory, [4 * count for count in COUNTS], 12, CPU, torch.float32, coded)
 
 
-def content(paged: Paged, page: int) -> set[int]:
-    return {int(value) for layer in paged.layers for value in layer[page]}
+def host_pages(coded: torch.dtype | None = None) -> Paged:
+    sizes = [row_bytes(coded or torch.float32, count) for count in COUNTS]
+    return Paged(torch.zeros(64 * sum(sizes), dtype=torch.uint8), sizes, 64, CPU)
 
 
-def test_pages_hold_what_they_would_if_nothing_ran_beside_anything(machine: Machine) -> None:
-    rng, gpu, host = machine.rng, paged(12), paged(64)
+def numbers(paged: Paged, page: int, coded: torch.dtype | None) -> torch.Tensor:
+    layers = [layer[page] for layer in paged.layers]
+    return torch.cat([decode(x, coded) if coded else x.view(torch.float32) for x in layers])
+
+
+def fill(paged: Paged, page: int, mark: int, coded: torch.dtype | None) -> None:
+    for layer, count in zip(paged.layers, COUNTS, strict=True):
+        x = torch.full((count,), float(mark))
+        layer[page] = encode(x, coded) if coded else x.view(torch.uint8)
+
+
+@pytest.mark.parametrize("coded", [None, torch.int4])  # whose groups of equal numbers are exact
+def test_pages_hold_what_they_would_if_nothing_ran_beside_anything(
+    machine: Machine, coded: torch.dtype | None
+) -> None:
+    rng, gpu, host = machine.rng, gpu_pages(coded), host_pages(coded)
     link = Link(gpu, host)
     want = {"gpu": [0] * 12, "host": [0] * 64}
     compute = machine.current
 
-    def fill(page: int, mark: int) -> None:
-        for layer in gpu.layers:
-            layer[page] = mark
-
     def check(side: Paged, page: int, mark: int) -> None:
-        assert content(side, page) == {mark}
+        assert numbers(side, page, coded if side is host else None).eq(mark).all()
 
     for step in range(1, 120):
         for _ in range(rng.randrange(3)):
@@ -166,14 +180,14 @@ def test_pages_hold_what_they_would_if_nothing_ran_beside_anything(machine: Mach
             compute.put(lambda page=page, mark=mark: check(gpu, page, mark))
         for page in rng.sample(range(12), 3):
             want["gpu"][page] = step
-            compute.put(lambda page=page, mark=step: fill(page, mark))
+            compute.put(lambda page=page, mark=step: fill(gpu, page, mark, None))
         if rng.random() < 0.2:  # the host reads and writes
             some = rng.sample(range(20), 5)
             link.settle(some)
             for page in some:
                 check(host, page, want["host"][page])
-                for layer in host.layers:
-                    layer[page] = want["host"][page] = 200 + page
+                want["host"][page] = 200 + page
+                fill(host, page, 200 + page, coded)
     while machine.run(1):
         pass
     assert not any(stream.work for stream in machine.streams)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.runtime.drive import CPU
 from weir.core import Move, Page
 from weir.errors import ConfigError
+from weir.ops.coded import BYTES, decode, row_bytes
 from weir.runtime import pinned
 from weir.runtime.store import Store, page_bytes
 from weir.spec import AttentionSpec
@@ -55,6 +56,34 @@ def test_moves_follow_one_another(pairs):
     made.move([Move(src, dst) for src, dst in pairs])
     for page, mark in want.items():
         assert all((kv[page.index] == mark).all() for kv in made.kv[page.tier])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cold", BYTES)
+def test_pages_are_coded_once_however_often_they_move(cold, dtype):
+    """To colder tiers and back: as far off as one coding is, and exact on a tier of their own."""
+    layers = [AttentionSpec(4, 2, 64, scale=1.0), AttentionSpec(4, 1, 128, scale=1.0)]
+    made = Store(layers, 4, SIZES, dict.fromkeys(SIZES, CPU), dtype, cold=cold)
+    assert made.record == page_bytes(layers, 4, cold) < page_bytes(layers, 4, dtype)
+    for tier, count in ((1, 5), (2, 3)):
+        assert made.kv[tier][0].shape == (count, 2, 2, 4, row_bytes(cold, 64))
+    generator = torch.Generator().manual_seed(4)
+    first = [torch.randn(kv[0].shape, generator=generator).to(dtype) for kv in made.kv[0]]
+    for kv, x in zip(made.kv[0], first, strict=True):
+        kv[2] = x
+    made.move([Move(Page(0, 2), Page(0, 1))])
+    assert all(torch.equal(kv[1], x) for kv, x in zip(made.kv[0], first, strict=True))
+    seen = []
+    for _ in range(4):
+        made.move([Move(Page(0, 1), Page(1, 3)), Move(Page(1, 3), Page(1, 0))])
+        seen.append([kv[0].clone() for kv in made.kv[1]])
+        made.move([Move(Page(1, 0), Page(2, 1)), Move(Page(2, 1), Page(0, 1))])
+        for kv, coded, x in zip(made.kv[0], seen[-1], first, strict=True):
+            assert torch.equal(kv[1], decode(coded, cold, dtype))
+            error = (kv[1].float() - x.float()).norm() / x.float().norm()
+            assert error < {torch.int8: 0.0065, torch.int4: 0.095}[cold]
+    for codes in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(codes, seen[0], strict=True))
 
 
 @pytest.mark.parametrize("refused", [False, True])

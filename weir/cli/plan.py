@@ -42,7 +42,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--output", type=positive, default=32, metavar="N", help="tokens of an answer (32)")
     add("--target", choices=("throughput", "latency"), default="throughput", help="(throughput)")
     add("--weight-bits", type=int, choices=(16, 4), default=16, help="of a weight (16)")
-    add("--cache-bits", type=int, choices=(16, 4), default=16, help="of a number of KV (16)")
+    add(
+        "--cache-bits", type=int, choices=(16, 8, 4), default=16,
+        help="of a number of KV off the GPU (16)",
+    )  # fmt: skip
     add(
         "--overlap", choices=("none", "copies", "lanes"), default="copies",
         help="what runs beside what: nothing, copies, or attention on the CPU too (copies)",

@@ -36,8 +36,8 @@ SLOTS, RELAYS = 3, 2
 """Layers that are on the GPU as they arrive, and of what is on disk in CPU memory as it passes."""
 PAGE = 16
 """Tokens of KV that move at once between GPU and CPU."""
-CODE_BYTES = 4.5 / 8
-"""Of a number in 4 bits, with scale and least value of its group of 64 in 16 bits each."""
+BYTES = {16: 2.0, 8: 66 / 64, 4: 36 / 64}
+"""Of a number of so many bits; a group of 64 has a scale in 16 bits, of 4 a least value too."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -60,7 +60,7 @@ class Offload(Struct, frozen=True, kw_only=True):
     hidden: Shares
     cpu_attention: bool = True  # of decodes, for KV that is not on the GPU
     weight_bits: int = 16
-    cache_bits: int = 16
+    cache_bits: int = 16  # of KV off the GPU, which keeps 16
     overlap: Overlap = "copies"
 
     @property
@@ -100,11 +100,11 @@ class Costs:
 
     def __init__(self, spec: Spec, job: Job, machine: Machine, choice: Offload):
         self.spec, self.job, self.machine, self.choice = spec, job, machine, choice
-        compressed = choice.cache_bits == 4
-        size = CODE_BYTES if choice.weight_bits == 4 else choice.weight_bits / 8
+        size = BYTES[4] if choice.weight_bits == 4 else choice.weight_bits / 8
         self.layer = layer_weights(spec) * size
-        self.kv = cache_bytes(spec, CODE_BYTES if compressed else 2.0) / spec.layers  # a token
+        self.kv = cache_bytes(spec, BYTES[choice.cache_bits]) / spec.layers  # a token
         self.wide_kv = cache_bytes(spec, 2.0) / spec.layers
+        self.here = self.kv if machine.alone else self.wide_kv  # on the GPU, or what stands for it
         self.state = 2.0 * spec.hidden  # a token's activations between layers
         self.head = 2.0 * head_weights(spec) * (1 if spec.tied else 2)
         self.prompt = self._prompt()
@@ -137,18 +137,19 @@ class Costs:
         """One layer over one token of each request, at the mean length. KV away from the GPU is
         attended to where it lies, and queries and outputs travel, or travels itself."""
         m, job, spec, block = self.machine, self.job, self.spec, self.choice.block
-        kv, new = self.kv * block * (job.prompt + job.output / 2), self.kv * block
+        tokens, new = block * (job.prompt + job.output / 2), self.kv * block
+        kv, wide, here = self.kv * tokens, self.wide_kv * tokens, self.here * tokens
         state = self.state * block
         inner = 2.0 * spec.heads * spec.head_dim * block  # queries, or outputs
         there = self.choice.cpu_attention
         sent = inner if there else kv
         back = inner + new if there else new
-        wide = kv * self.wide_kv / self.kv
-        codes = self.choice.cache_bits == 4
-        on_gpu = max(kv / m.gpu_cache, wide / m.gpu_codes if codes else 0.0)
+        codes = self.choice.cache_bits < 16
+        on_gpu = here / m.gpu_cache
+        brought = max(kv / m.gpu_cache, wide / m.gpu_codes if codes else 0.0)
         on_cpu = max(kv / m.cpu_cache, wide / m.cpu_codes if codes else 0.0)
         gpu = row(
-            cache=(on_gpu, 0, 0) if there else (on_gpu, on_gpu, on_gpu),
+            cache=(on_gpu, 0, 0) if there else (on_gpu, brought, brought),
             fixed=self._linears(block, self.choice.decode_lanes, m.decode_matrix)
             + self._head_seconds() / spec.layers,
         )
@@ -217,7 +218,8 @@ class Costs:
         """Peaks in bytes, which each phase may reach, and what there is of each memory."""
         m, spec, job, choice = self.machine, self.spec, self.job, self.choice
         layers, block, batch = spec.layers, choice.block, choice.batch
-        held, kv = self.layer * layers, self.kv * (job.prompt + job.output) * block * layers
+        held, tokens = self.layer * layers, (job.prompt + job.output) * block * layers
+        kv, here = self.kv * tokens, self.here * tokens
         one = self.kv * (job.prompt + job.output) * batch  # KV of a batch in a layer
         inner = 2.0 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim
         wide = 2.0 * spec.ffn * (1 if spec.architecture == "opt" else 2)
@@ -232,7 +234,7 @@ class Costs:
             away = 2 * self.state * computed
             return row(
                 (held, SLOTS * self.layer, SLOTS * self.layer),
-                (kv, cached, cached),
+                (here, cached, cached),
                 (self.state * waiting, away, away),
                 self.head + working * computed + slots,
             )

@@ -53,10 +53,15 @@ class Place:
 def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     """Store k, v [T, Hkv, D] at `slots` [T] of kv [pages, 2, Hkv, page, D], in its type.
 
-    On a CPU kv may be coded (ops/coded.py), here and in `attend`: its rows are then of bytes."""
+    kv may be coded (ops/coded.py), and on a CPU also in `attend`: its rows are then of bytes."""
     gpu = gpu_kernels(k)
     if gpu is not None:
-        return gpu.write(kv, packed_heads(k), packed_heads(v), slots)
+        k, v = packed_heads(k), packed_heads(v)
+        if kv.dtype == torch.uint8:
+            dtype = type_of(kv, k.shape[2])
+            word = torch.int16 if kv.shape[4] % 4 else torch.int32
+            kv, k, v = (x.view(word) for x in (kv, encode(k, dtype), encode(v, dtype)))
+        return gpu.write(kv, k, v, slots)
     lib = kernels(k)
     if lib is None:
         return reference_write(kv, k, v, slots)

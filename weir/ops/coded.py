@@ -1,7 +1,8 @@
 """Keys and values in 8 or 4 bits: groups of 64 numbers of a head that share a scale.
 
-The definition of the format, in PyTorch; the kernels for CPUs (ops/native/coded.h) read and write
-the same bytes. A type of numbers in memory is a `torch.dtype`, where int8 and int4 mean these.
+The definition of the format, in PyTorch; the kernels for CPUs (ops/native/coded.h) and for GPUs
+(ops/triton/coded.py) read and write the same bytes. A type of numbers in memory is a `torch.dtype`,
+where int8 and int4 mean these.
 
 int8: a scale, bfloat16, and 64 bytes of the nearest multiple of it. int4: the least number and a
 scale, bfloat16 both, and 16 words of 16 bits: the nibbles of word j are the steps above the least
@@ -13,9 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weir.ops.dispatch import gpu_kernels
+
 GROUP = 64
 BYTES = {torch.int8: 2 + GROUP, torch.int4: 4 + GROUP // 2}
 """Of a group, by type."""
+BITS = {torch.int8: 8, torch.int4: 4}
+"""Of a code."""
 
 
 def row_bytes(dtype: torch.dtype, size: int) -> int:
@@ -32,6 +37,10 @@ def type_of(x: Tensor, size: int) -> torch.dtype:
 
 def encode(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x [..., 64 n] → uint8 [..., bytes]. What is not finite makes its group not a number."""
+    if (gpu := gpu_kernels(x)) is not None:
+        coded = x.new_empty((*x.shape[:-1], row_bytes(dtype, x.shape[-1])), dtype=torch.uint8)
+        gpu.encode_groups(x, coded, BITS[dtype])
+        return coded
     groups = x.float().unflatten(-1, (-1, GROUP))
     spoilt = (groups * 0).sum(-1, keepdim=True)  # 0 or NaN
     if dtype == torch.int8:
@@ -48,14 +57,21 @@ def encode(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([part.contiguous().view(torch.uint8) for part in parts], -1).flatten(-2)
 
 
-def decode(coded: Tensor, dtype: torch.dtype) -> Tensor:
-    """The reverse, but for the error: uint8 [..., bytes] → float32 [..., 64 n]."""
+def decode(coded: Tensor, dtype: torch.dtype, to: torch.dtype = torch.float32) -> Tensor:
+    """The reverse, but for the error: uint8 [..., bytes] → `to` [..., 64 n]."""
+    if (gpu := gpu_kernels(coded)) is not None:
+        size = coded.shape[-1] // BYTES[dtype] * GROUP
+        x = coded.new_empty((*coded.shape[:-1], size), dtype=to)
+        gpu.decode_groups(coded, x, BITS[dtype])
+        return x
     groups = coded.unflatten(-1, (-1, BYTES[dtype]))
     if dtype == torch.int8:
-        return (groups[..., 2:].view(torch.int8) * _column(groups[..., :2])).flatten(-2)
-    words = groups[..., 4:].contiguous().view(torch.int16).int().unsqueeze(-2)
-    steps = words >> torch.arange(0, 16, 4, device=coded.device)[:, None] & 15
-    return (steps.flatten(-2) * _column(groups[..., 2:4]) + _column(groups[..., :2])).flatten(-2)
+        x = groups[..., 2:].view(torch.int8) * _column(groups[..., :2])
+    else:
+        words = groups[..., 4:].contiguous().view(torch.int16).int().unsqueeze(-2)
+        steps = words >> torch.arange(0, 16, 4, device=coded.device)[:, None] & 15
+        x = steps.flatten(-2) * _column(groups[..., 2:4]) + _column(groups[..., :2])
+    return x.flatten(-2).to(to)
 
 
 def _steps(x: Tensor, scale: Tensor) -> Tensor:

@@ -1,32 +1,39 @@
 """Whole pages of all layers, packed into records and back.
 
-A record is a page of the first layer, then of the second, and so on; it is how pages travel. Who
-owns a page, and where to, is the caller's.
+A record is a page of the first layer, then of the second, and so on; it is how pages travel, and
+may be of fewer bits than they. Who owns a page, and where to, is the caller's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from weir.ops.coded import decode, encode, row_bytes
 from weir.ops.dispatch import gpu_kernels
+
+WIDE = 32 << 20
+"""Bytes of pages that are coded or decoded at once; those of one page, if it has more."""
 
 
 @dataclass(slots=True, eq=False)
 class Paged:
     """Memory that holds `count` pages of each layer, one layer after another.
 
-    memory: uint8 [count * record], contiguous. sizes: bytes of a page in each layer. device: what
-    copies, which may be another one than the memory's."""
+    memory: uint8 [count * sum(sizes)], contiguous. sizes: bytes of a page in each layer. device:
+    what copies, which may be another one than the memory's. dtype, coded: of the numbers in pages
+    and, where they differ, of those in records (ops/coded.py)."""
 
     memory: Tensor
     sizes: Sequence[int]
     count: int
     device: torch.device
+    dtype: torch.dtype = torch.uint8
+    coded: torch.dtype | None = None
     layers: list[Tensor] = field(init=False)  # uint8 [count, size] of each layer
     block: int = field(init=False)  # bytes, a power of two, that every layer's page is so many of
     blocks: Tensor = field(init=False)  # int64 [n, 2] on the device: see `_blocks`
@@ -39,8 +46,9 @@ class Paged:
 
     @property
     def record(self) -> int:
-        """Bytes of a page of all layers."""
-        return sum(self.sizes)
+        """Bytes of a page of all layers on its way."""
+        size = sum(self.sizes)
+        return size if self.coded is None else row_bytes(self.coded, size // self.dtype.itemsize)
 
     def _blocks(self) -> list[tuple[int, int]]:
         """In blocks, in the order of a record: where each block of page 0 lies in `memory`, and how
@@ -53,19 +61,48 @@ class Paged:
         ]
 
 
+def coding_bytes(paged: Paged) -> int:
+    """What coding takes beside pages and records, at most."""
+    return 0 if paged.coded is None else 2 * max(WIDE, sum(paged.sizes))
+
+
 def pack(paged: Paged, pages: Tensor, records: Tensor, *, programs: int = 0) -> None:
     """Copy pages, int64 [n] on the device, to records, uint8 [n, record].
 
-    On a GPU `paged.memory` or `records` may be pinned host memory. `programs`: as many as may be
-    busy with it; 0: all there are."""
-    if (gpu := gpu_kernels(pages)) is not None:
-        return gpu.copy_pages(paged, pages, records, True, programs)
-    torch.cat([layer.index_select(0, pages) for layer in paged.layers], 1, out=records)
+    On a GPU `paged.memory` or `records` may be pinned host memory, but where records are coded.
+    `programs`: as many as may be busy with it; 0: all there are."""
+    if paged.coded is None:
+        return gather(paged, pages, records, programs)
+    for some, rows in _few(paged, pages, records):
+        wide = records.new_empty(len(some), sum(paged.sizes))
+        gather(paged, some, wide)
+        rows.copy_(encode(wide.view(paged.dtype), paged.coded))
 
 
 def unpack(paged: Paged, pages: Tensor, records: Tensor, *, programs: int = 0) -> None:
     """The reverse of `pack`; no page may be named twice."""
+    if paged.coded is None:
+        return scatter(paged, pages, records, programs)
+    for some, rows in _few(paged, pages, records):
+        scatter(paged, some, decode(rows, paged.coded, paged.dtype).view(torch.uint8))
+
+
+def gather(paged: Paged, pages: Tensor, wide: Tensor, programs: int = 0) -> None:
+    """As `pack`, of pages as they are, uint8 [n, bytes]."""
     if (gpu := gpu_kernels(pages)) is not None:
-        return gpu.copy_pages(paged, pages, records, False, programs)
-    for layer, part in zip(paged.layers, records.split(list(paged.sizes), 1), strict=True):
+        return gpu.copy_pages(paged, pages, wide, True, programs)
+    torch.cat([layer.index_select(0, pages) for layer in paged.layers], 1, out=wide)
+
+
+def scatter(paged: Paged, pages: Tensor, wide: Tensor, programs: int = 0) -> None:
+    """The reverse of `gather`."""
+    if (gpu := gpu_kernels(pages)) is not None:
+        return gpu.copy_pages(paged, pages, wide, False, programs)
+    for layer, part in zip(paged.layers, wide.split(list(paged.sizes), 1), strict=True):
         layer.index_copy_(0, pages, part)
+
+
+def _few(paged: Paged, pages: Tensor, records: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pages and their records, so many at once that the pages take little room beside."""
+    rows = max(1, WIDE // sum(paged.sizes))
+    return zip(pages.split(rows), records.split(rows), strict=True)

@@ -75,7 +75,7 @@ class Tiered:
         pages that another one of the lane, or of an earlier lane, fills in this very layer.
         """
         spec, parts = self.layers[layer], []
-        stores = [self._pages(layer, part) for part in lane.parts]
+        stores = [self._pages(layer, part, k) for part in lane.parts]
         for part, kv in zip(lane.parts, stores, strict=True):
             if part.away:
                 assert self.relay is not None, "no relay for a tier that is away"
@@ -91,11 +91,11 @@ class Tiered:
                 parts.append((part, lambda result=result: result))
         return Pending(q, parts)
 
-    def _pages(self, layer: int, part: Part) -> Tensor:
+    def _pages(self, layer: int, part: Part, k: Tensor | None) -> Tensor:
         if part.borrowed is None:
             return self.store.kv[part.tier][layer]
-        assert self.relay is not None, "no relay lends pages"
-        return self.relay.borrow(layer, part.borrowed, part.lent)
+        assert self.relay is not None and k is not None, "no relay lends pages"
+        return self.relay.borrow(layer, part.borrowed, part.lent, k)
 
 
 def _take(x: Tensor, rows: Tensor | None, kv: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from weir.ops import native
 from weir.ops.attention import native_call, write
+from weir.ops.coded import decode, type_of
 from weir.runtime.parts import Part
 from weir.spec import AttentionSpec
 
@@ -113,7 +114,8 @@ class Answer:
 
 
 class Relay:
-    """kv: the pages of `tier`, one tensor a layer, pinned. device: where queries come from.
+    """kv: the pages of `tier`, one tensor a layer, pinned, perhaps coded. device: where queries
+    come from.
 
     Raises `RuntimeError` where there are no native kernels, or the device does not know its host's
     memory."""
@@ -158,17 +160,20 @@ class Relay:
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
 
-    def borrow(self, layer: int, pages: Tensor, count: int) -> Tensor:
+    def borrow(self, layer: int, pages: Tensor, count: int, k: Tensor) -> Tensor:
         """`count` pages on the device, the first of them copies: int64 [n] → [count, 2, Hkv, page,
-        D]."""
+        D]. Coded ones come as numbers of the type and size of those in k [T, Hkv, D]."""
         kv = self.kv[layer]
         copies = torch.empty((count, *kv.shape[1:]), dtype=kv.dtype, device=kv.device)
         if len(pages):
-            words, into = kv.flatten(1).view(torch.int64), copies.flatten(1).view(torch.int64)
+            word = torch.int64 if kv[0].nbytes % 8 == 0 else torch.int32
+            words, into = kv.flatten(1).view(word), copies.flatten(1).view(word)
             with self.aside(copies):
                 torch.index_select(words, 0, pages, out=into[: len(pages)])
             self.join()
-        return copies
+        if kv.dtype != torch.uint8:
+            return copies
+        return decode(copies, type_of(kv, k.shape[2]), k.dtype)
 
     def start(
         self,

@@ -14,7 +14,7 @@ from weir.core import Move, Tier
 from weir.cost.transfer import DISK
 from weir.ops.coded import BYTES, row_bytes
 from weir.ops.dispatch import gpu_kernels
-from weir.ops.pages import Paged, pack, unpack
+from weir.ops.pages import Paged, gather, pack, scatter, unpack
 from weir.runtime.disk import Disk
 from weir.runtime.link import Link
 from weir.runtime.pinned import host_zeros
@@ -34,7 +34,8 @@ class Store:
     layers: the attention of each layer. page: tokens a page. pages: how many each tier holds.
     devices: the device of each tier; the one without is on `disk`. A tier in main memory beside one
     on a GPU, or where a GPU computes (`pinned`), is pinned, if that can be had. dtype: of keys and
-    values; int8 and int4 are those of ops/coded.py, whose rows are bytes here.
+    values; int8 and int4 are those of ops/coded.py, whose rows are bytes here. cold: the same of
+    main memory and disk below a hotter tier; pages are coded as they leave that.
     """
 
     def __init__(
@@ -46,31 +47,33 @@ class Store:
         dtype: torch.dtype,
         disk: Disk | None = None,
         pinned: bool = False,
+        cold: torch.dtype | None = None,
     ):
         self.page = page
         self.pinned = pinned
         self.pages = {tier: pages[tier] for tier in sorted(pages)}  # hottest first
         self.devices = {tier: devices[tier] for tier in self.pages if tier in devices}
         self.disk = disk
-        self.dtype = dtype
         self.kv: dict[int, list[Tensor]] = {}  # tier → one a layer: [pages, 2, Hkv, page, D or row]
         self.paged: dict[int, Paged] = {}  # tier → the same as bytes
-        sizes = [page_bytes([layer], page, dtype) for layer in layers]
-        for tier, device in self.devices.items():
+        kinds = [dtype, *[cold or dtype] * len(self.pages)]
+        for (tier, device), kind in zip(self.devices.items(), kinds, strict=False):
             count = self.pages[tier] + 1
             mover = self._gpu or device
-            paged = Paged(self._memory(count * sum(sizes), device), sizes, count, mover)
+            sizes = [page_bytes([layer], page, kind) for layer in layers]
+            memory = self._memory(count * sum(sizes), device)
+            coded = kinds[-1] if kinds[-1] != kind else None
+            self.paged[tier] = paged = Paged(memory, sizes, count, mover, kind, coded)
             shapes = [(count, 2, layer.kv_heads, page, -1) for layer in layers]
-            self.paged[tier] = paged
             self.kv[tier] = [
-                part.view(torch.uint8 if dtype in BYTES else dtype).view(shape)
+                part.view(torch.uint8 if kind in BYTES else kind).view(shape)
                 for part, shape in zip(paged.layers, shapes, strict=True)
             ]
         self.link = self._linked()
 
     @property
     def record(self) -> int:
-        """Bytes of a page of all layers."""
+        """Bytes of a page of all layers on its way between tiers."""
         return self.paged[min(self.paged)].record
 
     @property
@@ -121,26 +124,28 @@ class Store:
 
     def _copy(self, source: int, target: int, here: list[int], there: list[int]) -> None:
         """Copy pages and wait for it, but for writes to a disk, where a page is one record."""
-        most = max(1, DISK // self.record)
+        most, stays = max(1, DISK // self.record), source == target
         for first in range(0, len(here), most):
-            rows = self._read(source, here[first : first + most])
-            self._write(target, there[first : first + most], rows)
+            rows = self._read(source, here[first : first + most], stays)
+            self._write(target, there[first : first + most], rows, stays)
 
-    def _read(self, tier: int, pages: list[int]) -> Tensor:
-        """→ uint8 [n, record], on the tier's device."""
+    def _read(self, tier: int, pages: list[int], stays: bool) -> Tensor:
+        """→ uint8 [n, record], on the tier's device; what stays on its tier is taken as it lies."""
         if tier not in self.paged:
             return torch.from_numpy(self._disk.read(pages))
         paged = self.paged[tier]
-        records = paged.memory.new_empty(len(pages), paged.record)
-        pack(paged, upload(torch.tensor(pages), paged.memory.device), records)
-        return records
+        size, take = (sum(paged.sizes), gather) if stays else (paged.record, pack)
+        rows = paged.memory.new_empty(len(pages), size)
+        take(paged, upload(torch.tensor(pages), paged.memory.device), rows)
+        return rows
 
-    def _write(self, tier: int, pages: list[int], records: Tensor) -> None:
+    def _write(self, tier: int, pages: list[int], rows: Tensor, stays: bool) -> None:
         if tier not in self.paged:
-            return self._disk.write(pages, records.cpu().numpy())
+            return self._disk.write(pages, rows.cpu().numpy())
         paged = self.paged[tier]
         device = paged.memory.device
-        unpack(paged, upload(torch.tensor(pages), device), records.to(device))
+        put = scatter if stays else unpack
+        put(paged, upload(torch.tensor(pages), device), rows.to(device))
 
     @property
     def _disk(self) -> Disk:

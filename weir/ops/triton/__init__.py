@@ -5,6 +5,7 @@ weir.ops, which check and document the arguments; nothing else may import it.
 """
 
 from weir.ops.triton.attention import attend
+from weir.ops.triton.coded import decode_groups, encode_groups
 from weir.ops.triton.codes import few_rows_of_codes, unpacked
 from weir.ops.triton.linear import few_rows
 from weir.ops.triton.pages import copy_pages
@@ -17,6 +18,8 @@ __all__ = [
     "attend",
     "choose",
     "copy_pages",
+    "decode_groups",
+    "encode_groups",
     "few_rows",
     "few_rows_of_codes",
     "gated",

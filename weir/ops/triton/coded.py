@@ -1,0 +1,129 @@
+"""Keys and values in 8 or 4 bits, made and undone on a GPU; the format is weir.ops.coded's.
+
+A group is words of 16 bits behind its header of one or two: number `n * STEP + j * NEXT` of the
+group is part n of word j. Knows groups; no head, no page.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from weir.ops.triton.launch import kernel
+
+GROUPS = 16
+"""Of a program."""
+LAYOUT = {
+    4: {"BITS": 4, "PARTS": 4, "WORDS": 16, "STEP": 16, "NEXT": 1},
+    8: {"BITS": 8, "PARTS": 2, "WORDS": 32, "STEP": 1, "NEXT": 2},
+}
+"""By bits of a code."""
+
+
+def encode_groups(x: Tensor, coded: Tensor, bits: int) -> None:
+    """As weir.ops.coded.encode, of rows x [T, ...] that may lie apart, to contiguous bytes."""
+    rows = x.flatten(1)
+    _launch(_encode, rows, coded, bits, rows.stride(0), rows.shape[1] // 64)
+
+
+def decode_groups(coded: Tensor, x: Tensor, bits: int) -> None:
+    """The reverse, but for the error, to contiguous x."""
+    rows = x.flatten(1)
+    _launch(_decode, rows, coded, bits, rows.stride(0), rows.shape[1] // 64)
+
+
+def _launch(run, rows: Tensor, coded: Tensor, bits: int, stride: int, each: int) -> None:
+    groups = len(rows) * each
+    if groups:
+        grid = (triton.cdiv(groups, GROUPS), 1, 1)
+        words = coded.view(torch.int16)
+        run(grid, rows, words, groups, stride, each, **LAYOUT[bits], TILE=GROUPS, warps=4)
+
+
+@triton.jit
+def bfloat16_bits(x):
+    """Of the nearest bfloat16, by hand: an interpreter has other ways to round."""
+    bits = x.to(tl.int32, bitcast=True)
+    near = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where(x == x, near & 0xFFFF, 0x7FC0)
+
+
+@triton.jit
+def float_of(bits):
+    return (bits << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def nearest(x, scale, least: tl.constexpr, most: tl.constexpr):
+    """x in steps of a scale, rounded half to even; 0 for what is no number."""
+    steps = tl.div_rn(x, tl.where(scale == 0, 1.0, scale) + tl.zeros_like(x))
+    steps = tl.minimum(tl.maximum(tl.where(steps == steps, steps, 0.0), least), most)
+    return (steps + 12582912.0 - 12582912.0).to(tl.int32)
+
+
+@triton.jit
+def places(
+    rows, words, groups, stride, each,
+    BITS: tl.constexpr, PARTS: tl.constexpr, WORDS: tl.constexpr, STEP: tl.constexpr,
+    NEXT: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Of the program's groups: their numbers [TILE, PARTS, WORDS], headers [TILE, 1, 1] and words
+    [TILE, 1, WORDS], and which of them there are [TILE, 1, 1]."""
+    group = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)[:, None, None]
+    part, word = tl.arange(0, PARTS)[None, :, None], tl.arange(0, WORDS)[None, None, :]
+    numbers = rows + group // each * stride + group % each * 64 + part * STEP + word * NEXT
+    header = words + group * (WORDS + 8 // BITS)
+    return numbers, header, header + 8 // BITS + word, group < groups
+
+
+@kernel("groups", "stride", "each")
+def _encode(
+    rows, words, groups, stride, each,
+    BITS: tl.constexpr, PARTS: tl.constexpr, WORDS: tl.constexpr, STEP: tl.constexpr,
+    NEXT: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    numbers, header, there, mine = places(
+        rows, words, groups, stride, each, BITS, PARTS, WORDS, STEP, NEXT, TILE
+    )
+    x = tl.load(numbers, mask=mine, other=0.0).to(tl.float32)
+    spoilt = tl.sum(tl.sum(x * 0, 2), 1)[:, None, None]  # 0 or NaN
+    if BITS == 4:
+        low = bfloat16_bits(tl.min(tl.min(x, 2), 1)[:, None, None] + spoilt)
+        tl.store(header, low.to(tl.int16), mask=mine)
+        least = float_of(low)
+        span = tl.max(tl.max(x, 2), 1)[:, None, None] - least
+        scale = bfloat16_bits(tl.div_rn(span, tl.full(span.shape, 15.0, tl.float32)))
+        tl.store(header + 1, scale.to(tl.int16), mask=mine)
+        codes = nearest(x - least, float_of(scale), 0.0, 15.0)
+    else:
+        most = tl.max(tl.max(tl.abs(x), 2), 1)[:, None, None]
+        tall = tl.div_rn(most, tl.full(most.shape, 127.0, tl.float32))
+        scale = bfloat16_bits(tall + spoilt)
+        tl.store(header, scale.to(tl.int16), mask=mine)
+        codes = nearest(x, float_of(scale), -127.0, 127.0)
+    part = tl.arange(0, PARTS)[None, :, None]
+    packed = tl.sum((codes & ((1 << BITS) - 1)) << part * BITS, 1)[:, None, :]
+    tl.store(there, packed.to(tl.int16), mask=mine)
+
+
+@kernel("groups", "stride", "each")
+def _decode(
+    rows, words, groups, stride, each,
+    BITS: tl.constexpr, PARTS: tl.constexpr, WORDS: tl.constexpr, STEP: tl.constexpr,
+    NEXT: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    numbers, header, there, mine = places(
+        rows, words, groups, stride, each, BITS, PARTS, WORDS, STEP, NEXT, TILE
+    )
+    part = tl.arange(0, PARTS)[None, :, None]
+    first = float_of(tl.load(header, mask=mine, other=0).to(tl.int32))
+    packed = tl.load(there, mask=mine, other=0).to(tl.int32)
+    codes = packed >> part * BITS & ((1 << BITS) - 1)
+    if BITS == 4:
+        scale = float_of(tl.load(header + 1, mask=mine, other=0).to(tl.int32))
+        x = codes.to(tl.float32) * scale + first
+    else:
+        x = ((codes ^ 128) - 128).to(tl.float32) * first
+    tl.store(numbers, x.to(rows.dtype.element_ty), mask=mine)
