@@ -1,15 +1,16 @@
 """What a GPU's link to pinned memory carries of KV pages, and what a step pays for it.
 
-    python bench/kv_link.py
+    python bench/kv_link.py [int8 | int4]
 
 Pages of the Llama-3.1-8B shape (2 MiB each, 64 KiB a layer), by the engine's own `Link`, for some
-numbers of programs that read or write the host's memory.
+numbers of programs that read or write the host's memory; in codes there, if these are named.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -43,7 +44,8 @@ def main() -> None:
     sizes = {int(Tier.GPU): PAGES, int(Tier.CPU): PAGES}
     devices = {int(Tier.GPU): cuda, int(Tier.CPU): torch.device("cpu")}
     began = time.perf_counter()
-    store = Store(LAYERS, 16, sizes, devices, torch.bfloat16)
+    cold = getattr(torch, sys.argv[1]) if sys.argv[1:] else None
+    store = Store(LAYERS, 16, sizes, devices, torch.bfloat16, cold=cold)
     gigabytes = store.record * PAGES / 1e9
     print(f"{gigabytes:.1f} GB pinned in {time.perf_counter() - began:.1f} s")
     link = store.link

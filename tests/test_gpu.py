@@ -16,6 +16,7 @@ from weir import build
 from weir.config import load as config
 from weir.core import Delta, Move, Page, Request, Sampling, Score
 from weir.models.load import load
+from weir.ops.coded import BYTES, decode, encode
 from weir.runtime import pinned
 from weir.runtime.graphs import Graphs
 from weir.runtime.pinned import host_zeros
@@ -154,6 +155,18 @@ def test_decodes_attended_to_in_main_memory_give_the_same_tokens(
     got, ends = generate(prompts, 90, model=smollm, overlap=overlap, **memory)
     assert got == want
     assert attention == "auto" or not any(delta.preempted for delta in ends[:2])
+
+
+@pytest.mark.parametrize(("kind", "same"), [("int8", 0.5), ("int4", 0.1)])
+def test_decodes_over_codes_in_main_memory_are_near(smollm, kind, same) -> None:
+    """As near as they are on a CPU; first tokens are exact, as prompts meet their own keys."""
+    prompts = [[*range(50 * n, 50 * n + 40)] for n in range(1, 11)]
+    want, _ = generate(prompts, 30, model=smollm)
+    memory = {"kv_cache_memory": "2MiB", "cpu_cache": "200MiB", "cpu_attention": "all"}
+    got, _ = generate(prompts, 30, model=smollm, **memory, kv_cache_dtype=kind)
+    assert [tokens[0] for tokens in got] == [tokens[0] for tokens in want]
+    equal = [a == b for x, y in zip(got, want, strict=True) for a, b in zip(x, y, strict=True)]
+    assert sum(equal) >= same * len(equal), sum(equal) / len(equal)
 
 
 def test_bfloat16_agrees_with_float32_for_a_while(smollm, expected) -> None:
@@ -298,6 +311,27 @@ def test_pages_keep_their_content_between_gpu_and_cpu() -> None:
     store.settle(range(60))
     for place, mark in want.items():
         assert all((kv[place.index] == mark).all() for kv in store.kv[place.tier])
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_pages_become_codes_on_their_way_to_main_memory(kind) -> None:
+    """Those of the definition, and what they say on their way back; while the GPU is at work."""
+    layers = [AttentionSpec(4, 2, 64, scale=1.0), AttentionSpec(4, 1, 128, scale=1.0)]
+    store = Store(layers, 16, {0: 40, 1: 60}, {0: CUDA, 1: CPU}, torch.bfloat16, cold=kind)
+    assert store.link is not None
+    first = [torch.randn(kv[:40].shape).bfloat16() for kv in store.kv[0]]
+    for kv, x in zip(store.kv[0], first, strict=True):
+        kv[:40] = x.to(CUDA)
+    torch.cuda._sleep(2_000_000)
+    store.move([Move(Page(0, n), Page(1, 59 - n)) for n in range(40)])
+    for kv in store.kv[0]:
+        kv.zero_()
+    store.move([Move(Page(1, 59 - n), Page(0, 39 - n)) for n in range(40)])
+    store.settle(range(60))
+    for home, away, x in zip(*store.kv.values(), first, strict=True):
+        codes = encode(x, kind)
+        assert torch.equal(away[20:60].flip(0), codes)
+        assert torch.equal(home[:40].cpu().flip(0), decode(codes, kind, torch.bfloat16))
 
 
 def test_memory_that_the_driver_will_not_lock_is_used_unlocked(monkeypatch, caplog) -> None:

@@ -100,6 +100,12 @@ def test_tokens_are_those_of_a_model_in_one_place(tmp_path, device):
         assert generate(**made, offload=file) == whole
         file = plan(tmp_path, (0.5, 0.5, 0.0), cache=(0.5, 0.5, 0.0), cpu_attention=True)
         assert generate(**made, offload=file, kv_cache_memory="1MiB", **lanes) == whole
+        for share in (0.0, 0.5):
+            cache = {"cache": (share, 1 - share, 0.0), "cpu_attention": True, "cache_bits": 8}
+            file = plan(tmp_path, (0.5, 0.5, 0.0), **cache)
+            found = generate(**made, offload=file, kv_cache_dtype="auto")
+            assert [tokens[0] for tokens in found] == [tokens[0] for tokens in whole]
+            assert [*map(len, found)] == [*map(len, whole)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
