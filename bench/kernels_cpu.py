@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from weir.ops import attention, linear, mlp, native, norm, rope
+from weir.ops.batch import Batch
 from weir.ops.coded import BYTES, encode
 from weir.spec import AttentionSpec, RopeSpec
 
@@ -102,7 +103,7 @@ def bench_attention(shape: Shape, repeats: int, page: int = 16) -> None:
     for sequences, context, chunk in ((1, 256, 1), (16, 256, 1), (1, 2048, 1), (1, 512, 512)):
         pages = -(-context // page)
         kv = torch.randn(sequences * pages, 2, kv_heads, page, size).bfloat16()
-        batch = attention.Batch(
+        batch = Batch(
             torch.arange(0, sequences * chunk + 1, chunk, dtype=torch.int32),
             torch.full((sequences,), context, dtype=torch.int32),
             torch.randperm(sequences * pages).to(torch.int32).view(sequences, pages),
@@ -136,7 +137,7 @@ def bench_decodes(
     for group in groups:
         spec = AttentionSpec(group * kv_heads, kv_heads, size, size**-0.5)
         pages = context // page
-        batch = attention.Batch(
+        batch = Batch(
             torch.arange(sequences + 1, dtype=torch.int32),
             torch.full((sequences,), context, dtype=torch.int32),
             torch.randperm(sequences * pages).to(torch.int32).view(sequences, pages),

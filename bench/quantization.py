@@ -31,7 +31,8 @@ from weir.models import load as loading
 from weir.models.base import Model
 from weir.models.checkpoint import Quantised
 from weir.ops import linear as linears
-from weir.ops.attention import Batch, attend, write
+from weir.ops.attention import attend, write
+from weir.ops.batch import Batch
 from weir.ops.coded import BYTES, row_bytes
 from weir.ops.linear import Codec, Linear, gated_linear, linear, normed_linear, pack
 from weir.ops.quantize import to_codes, to_fp8

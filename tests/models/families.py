@@ -11,7 +11,8 @@ import transformers
 from torch import Tensor
 
 from weir.models.base import Model
-from weir.ops.attention import Batch, Place, attend, write
+from weir.ops.attention import attend, write
+from weir.ops.batch import Batch, Place
 
 PAGE = 4
 SIZES = {

@@ -10,9 +10,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from weir.ops import triton as gpu
+from weir.ops.batch import Batch
 from weir.ops.pages import Paged
 from weir.ops.quantize import FP8, Codes, to_tiles
 from weir.ops.triton import codes, launch, linear, single, vector
+from weir.spec import AttentionSpec
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED = 232448  # bytes that a program may have
@@ -80,8 +82,9 @@ def attention() -> None:
     q, kv, one = half(3, 32, 128), half(9, 2, 8, 16, 128), torch.ones(3, dtype=torch.int32)
     table, start = torch.zeros(3, 99, dtype=torch.int32), torch.arange(4, dtype=torch.int32)
     for window, softcap in ((None, None), (100, 5.0)):
+        spec = AttentionSpec(32, 8, 128, 0.1, window, softcap)
         for lengths in ((1, 1), (1, 2), (2, 2)):
-            gpu.attend(q, kv, start, one, None, table, lengths, 0.1, window, softcap)
+            gpu.attend(q, kv, Batch(start, one, table, one.long(), lengths=lengths), spec)
 
 
 def linears() -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tests.ops.test_attention import RAGGED, Case, dense, make
 from weir.ops import mlp, norm, rope
-from weir.ops.attention import Batch, reference_attend, reference_write, write
 from weir.ops.attention import attend as triton_attend
+from weir.ops.attention import reference_attend, reference_write, write
+from weir.ops.batch import Batch
 from weir.ops.coded import BITS, BYTES, decode, encode, row_bytes
 from weir.ops.merge import merge
 from weir.ops.prefix import Shared
@@ -36,17 +37,15 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}  # 
 
 def attend(case: Case, batch: Batch | None = None, dtype=torch.float32) -> tuple[Tensor, Tensor]:
     b, spec = batch or case.batch, case.spec
-    tensors = [b.q_start, b.kv_len, b.first, b.table]
-    fields = [None if x is None else x.to(DEVICE) for x in tensors]
+    tensors = [b.q_start, b.kv_len, b.table, b.slots, b.first]
+    there = [None if x is None else x.to(DEVICE) for x in tensors]
     q, kv = case.q.to(DEVICE, dtype), case.kv.to(DEVICE)
     shared = b.shared
     if shared is not None:
         shared = Shared(*(x.to(DEVICE) for x in (shared.member, shared.keys, shared.skip)))
     torch.use_deterministic_algorithms(True)  # so that new memory holds NaN
     try:
-        o, lse = gpu.attend(
-            q, kv, *fields, b.lengths, spec.scale, spec.window, spec.softcap, shared
-        )
+        o, lse = gpu.attend(q, kv, Batch(*there, b.lengths, shared), spec)
     finally:
         torch.use_deterministic_algorithms(False)
     assert o.dtype == dtype and lse.dtype == torch.float32

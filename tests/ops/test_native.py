@@ -19,13 +19,14 @@ COMPUTE = """
 import torch
 from weir.spec import AttentionSpec
 from weir.ops import attention, linear, mlp, native, norm
+from weir.ops.batch import Batch
 print(native.status())
 torch.manual_seed(0)
 x, w = torch.randn(40, 96), torch.randn(70, 96).bfloat16()
 y = norm.rms_norm(linear.linear(x, linear.pack(w)), torch.ones(70), 1e-5)
 assert torch.allclose(y, norm.reference_rms_norm(x @ w.float().T, torch.ones(70), 1e-5), atol=3e-2)
 q, kv = torch.randn(3, 4, 24), torch.randn(5, 2, 2, 16, 24)
-batch = attention.Batch(
+batch = Batch(
     torch.tensor([0, 1, 3]).int(), torch.tensor([40, 2]).int(),
     torch.tensor([[3, 1, 4], [0, 0, 0]]).int(), torch.tensor([0, 1, 2]),
 )

@@ -21,7 +21,8 @@ from torch import Tensor
 from weir.bench import reporting
 from weir.errors import ConfigError
 from weir.ops import sample
-from weir.ops.attention import Batch, Place, attend, reference_attend, write
+from weir.ops.attention import attend, reference_attend, write
+from weir.ops.batch import Batch, Place
 from weir.ops.linear import linear, pack
 from weir.ops.mlp import gated, reference_gated
 from weir.ops.norm import reference_rms_norm, rms_norm

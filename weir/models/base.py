@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from weir.ops import rope
-from weir.ops.attention import Place
+from weir.ops.batch import Place
 from weir.ops.linear import Linear
 from weir.spec import Spec
 

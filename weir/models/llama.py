@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weir.models.base import Ropes, Shapes, shape, split_heads
 from weir.models.weights import Weights
-from weir.ops.attention import Place
+from weir.ops.batch import Place
 from weir.ops.linear import Linear, gated_linear, linear, normed_linear, rows
 from weir.ops.norm import rms_norm
 from weir.ops.rope import rope_

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weir.models.base import Shapes, shape, split_heads
 from weir.models.weights import Weights
-from weir.ops.attention import Place
+from weir.ops.batch import Place
 from weir.ops.linear import Linear, linear, rows
 from weir.ops.mlp import activate_
 from weir.ops.norm import layer_norm

@@ -7,47 +7,18 @@ how tiers are joined is the caller's.
 from __future__ import annotations
 
 from ctypes import byref
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from weir.ops import native
+from weir.ops.batch import Batch
 from weir.ops.coded import BYTES, decode, encode, type_of
 from weir.ops.dispatch import gpu_kernels, kernels, packed_heads
-from weir.ops.prefix import Shared
 from weir.spec import AttentionSpec
 
 QUERIES = (torch.float32, torch.bfloat16, torch.float16)
 TYPES = (*QUERIES, *BYTES)  # of kv, in the order of the kernel's enum
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """The sequences of one call, S of them with T query tokens in all; contiguous, on the device.
-
-    Query i of a chunk of length n sits at position kv_len - n + i and sees keys 0 to its own
-    position. `first` says otherwise where a tier holds only part of the context: the position of
-    each chunk's first query, counted from the first key that this tier holds. `lengths` spares a
-    GPU what it need not look for: it says no more than q_start does. Nor does `shared` say more
-    than the table: it lets a GPU read what several decodes have in common once.
-    """
-
-    q_start: Tensor  # int32 [S + 1]: row of q where each chunk starts, and T
-    kv_len: Tensor  # int32 [S]: keys to attend to, those of this chunk included
-    table: Tensor  # int32 [S, P]: page index in the store
-    slots: Tensor  # int64 [T]: page * page_size + offset where each token's k, v go
-    first: Tensor | None = None  # int32 [S]
-    lengths: tuple[int, int] | None = None  # tokens of the shortest and of the longest chunk
-    shared: Shared | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Place:
-    """Where the keys and values of T tokens go in one layer."""
-
-    kv: Tensor  # [pages, 2, Hkv, page, D]
-    slots: Tensor  # int64 [T], as those of a Batch
 
 
 def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
@@ -80,10 +51,7 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec) -> tuple[Te
     """
     gpu = gpu_kernels(q)
     if gpu is not None:
-        return gpu.attend(
-            packed_heads(q), kv, batch.q_start, batch.kv_len, batch.first, batch.table,
-            batch.lengths, spec.scale, spec.window, spec.softcap, batch.shared,
-        )  # fmt: skip
+        return gpu.attend(packed_heads(q), kv, batch, spec)
     lib = native.library() if q.is_cpu and q.dtype in QUERIES else None
     if lib is None:
         return reference_attend(q, kv, batch, spec)

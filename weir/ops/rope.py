@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weir.ops.attention import Place, write
+from weir.ops.attention import write
+from weir.ops.batch import Place
 from weir.ops.dispatch import floats, gpu_kernels, kernels, packed_heads
 from weir.spec import RopeSpec
 

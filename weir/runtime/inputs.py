@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weir.core import PENDING, Chunk
-from weir.ops.attention import Batch
+from weir.ops.batch import Batch
 from weir.ops.prefix import Prefixes, Shared
 from weir.runtime.parts import Part, split
 from weir.runtime.spans import Shape, Spans

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weir.ops.attention import Batch
+from weir.ops.batch import Batch
 from weir.runtime.spans import Spans
 from weir.runtime.stage import Stage
 from weir.runtime.store import Store

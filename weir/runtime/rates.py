@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from weir.ops.attention import Batch, attend
+from weir.ops.attention import attend
+from weir.ops.batch import Batch
 from weir.runtime.pinned import host_zeros
 from weir.spec import AttentionSpec
 

@@ -10,41 +10,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weir.ops.prefix import Shared, fits
+from weir.ops.batch import Batch
+from weir.ops.prefix import fits
 from weir.ops.triton import hopper
 from weir.ops.triton.decode import decode
 from weir.ops.triton.prefill import prefill
+from weir.spec import AttentionSpec
 
 
-def attend(
-    q: Tensor,
-    kv: Tensor,
-    q_start: Tensor,
-    kv_len: Tensor,
-    first: Tensor | None,
-    table: Tensor,
-    lengths: tuple[int, int] | None,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    shared: Shared | None = None,
-) -> tuple[Tensor, Tensor]:
-    """As weir.ops.attention.attend, on the fields of its Batch. Products are of the type of q, to
-    which keys and values are converted; sums are float32."""
+def attend(q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
+    """As weir.ops.attention.attend. Products are of the type of q, to which keys and values are
+    converted; sums are float32."""
     o = q.new_empty(q.shape)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32)
     if len(q) == 0:
         return o, lse
-    shortest, longest = lengths or (1, len(q))
+    shortest, longest = batch.lengths or (1, len(q))
     mixed = shortest == 1 and longest > 1
     if longest > 1:
         run = hopper.prefill if hopper.takes(q, kv) else prefill
-        run(q, kv, o, lse, q_start, kv_len, first, table, scale, window, softcap, mixed)
+        run(q, kv, o, lse, batch, spec, mixed)
     if shortest == 1:
-        starts = q_start if mixed else None
+        shared = batch.shared
         if shared is not None:
             members = shared.member.shape[1]
-            if first is not None or not fits(q.shape[1], kv.shape[2], window, members):
+            if batch.first is not None or not fits(q.shape[1], kv.shape[2], spec.window, members):
                 shared = None  # which says no more than the table
-        decode(q, kv, o, lse, starts, kv_len, first, table, scale, window, softcap, shared)
+        decode(q, kv, o, lse, batch, spec, mixed, shared)
     return o, lse

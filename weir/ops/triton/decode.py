@@ -23,10 +23,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from weir.ops.batch import Batch
 from weir.ops.prefix import Shared
 from weir.ops.triton.launch import kernel, power_of_2, processors
 from weir.ops.triton.softmax import close, take
 from weir.ops.triton.units import joined, put, queries_of, span_of
+from weir.spec import AttentionSpec
 
 STAGES = 5  # two turns in flight: Triton counts the load of page numbers as stages, too
 PROGRAMS = 4  # of a multiprocessor at a time, of two warps each; of prefixes two of four or eight
@@ -46,37 +48,28 @@ def decode(
     kv: Tensor,
     o: Tensor,
     lse: Tensor,
-    q_start: Tensor | None,
-    kv_len: Tensor,
-    first: Tensor | None,
-    table: Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    shared: Shared | None = None,
+    batch: Batch,
+    spec: AttentionSpec,
+    mixed: bool,
+    shared: Shared | None,
 ) -> None:
-    """Fill the rows of o [T, Hq, D] and lse [T, Hq] that belong to chunks of one token.
-
-    The rest as weir.ops.attention.attend; q_start None says that every chunk is of one token.
-    """
-    place = (q, kv, q_start, first, table, scale, window, softcap)
+    """Fill the rows of o [T, Hq, D] and lse [T, Hq] that belong to chunks of one token; if `mixed`,
+    there are others. `shared`: what is to be read once. The rest as weir.ops.attention.attend."""
+    place = (q, kv, batch, spec, mixed)
     if shared is None:
-        return _launch(*place, o, lse, kv_len)
+        return _launch(*place, o, lse, batch.kv_len)
     common = q.new_empty(q.shape, dtype=torch.float32)
     common_lse = torch.empty_like(lse)
     _launch(*place, common, common_lse, shared.keys, member=shared.member)
-    _launch(*place, o, lse, kv_len, skip=shared.skip, common=(common, common_lse))
+    _launch(*place, o, lse, batch.kv_len, skip=shared.skip, common=(common, common_lse))
 
 
 def _launch(
     q: Tensor,
     kv: Tensor,
-    q_start: Tensor | None,
-    first: Tensor | None,
-    table: Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    batch: Batch,
+    spec: AttentionSpec,
+    mixed: bool,
     o: Tensor,
     lse: Tensor,
     length: Tensor,
@@ -94,12 +87,12 @@ def _launch(
     parts = q.new_empty(2 * programs, members * group, size, dtype=torch.float32)
     part_lse = q.new_empty(2 * programs, members * group, dtype=torch.float32)
     _decode(
-        (programs, 1, 1), q, kv, o, lse, parts, part_lse, arrived(q.device, programs), q_start,
-        length, first, table, member, skip, *common, len(length), table.stride(0), scale,
-        softcap or 0.0,
+        (programs, 1, 1), q, kv, o, lse, parts, part_lse, arrived(q.device, programs),
+        batch.q_start if mixed else None, length, batch.first, batch.table, member, skip, *common,
+        len(length), batch.table.stride(0), spec.scale, spec.softcap or 0.0,
         STRIDE=q.stride(0), KV_HEADS=kv_heads, GROUP=group, SIZE=size, PAGE=page,
-        WINDOW=window or 0, SOFTCAP=softcap is not None, FIRST=first is not None,
-        MIXED=q_start is not None, SKIP=skip is not None, MEMBERS=members,
+        WINDOW=spec.window or 0, SOFTCAP=spec.softcap is not None, FIRST=batch.first is not None,
+        MIXED=mixed, SKIP=skip is not None, MEMBERS=members,
         UNITS=_at_least(len(length)), PARTS=PARTS, ROWS=max(16, lines), LINES=lines,
         KEYS=max(16, min(64, (8192 if few else 16384) // (dims * q.element_size()))), DIMS=dims,
         BLOCK=max(1, (JOINED if few else 2 * JOINED) // (lines * dims)),

@@ -18,8 +18,10 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from weir.ops.batch import Batch
 from weir.ops.triton.launch import Kernel
 from weir.ops.triton.warps import bring, multiply
+from weir.spec import AttentionSpec
 
 ROWS = 64  # of a group of warps: what one instruction multiplies
 GROUPS = 2
@@ -55,29 +57,25 @@ def prefill(
     kv: Tensor,
     o: Tensor,
     lse: Tensor,
-    q_start: Tensor,
-    kv_len: Tensor,
-    first: Tensor | None,
-    table: Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    batch: Batch,
+    spec: AttentionSpec,
     mixed: bool,
 ) -> None:
     """As weir.ops.triton.prefill.prefill."""
     tokens, heads, size = q.shape
-    sequences, kv_heads, page = len(kv_len), *kv.shape[2:4]
+    sequences, kv_heads, page = len(batch.kv_len), *kv.shape[2:4]
     group = heads // kv_heads
     span = GROUPS * ROWS // group
     box = min(page, KEYS)
     swizzled = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     lines = TensorDescriptor(kv, [kv.numel() // size, size], [size, 1], [box, HALF], swizzled)
     _prefill(
-        (kv_heads, tokens // span + sequences, 1), q, lines, o, lse, q_start, kv_len, first, table,
-        sequences, table.stride(0), kv.numel() // size, scale, softcap or 0.0,
+        (kv_heads, tokens // span + sequences, 1), q, lines, o, lse, batch.q_start, batch.kv_len,
+        batch.first, batch.table, sequences, batch.table.stride(0), kv.numel() // size, spec.scale,
+        spec.softcap or 0.0,
         STRIDE=q.stride(0), KV_HEADS=kv_heads, GROUP=group, SIZE=size, PAGE=page, BOX=box,
-        WINDOW=window or 0, SOFTCAP=softcap is not None, FIRST=first is not None, MIXED=mixed,
-        ROWS=ROWS, SPAN=span, KEYS=KEYS, HALF=HALF, RING=RING,
+        WINDOW=spec.window or 0, SOFTCAP=spec.softcap is not None, FIRST=batch.first is not None,
+        MIXED=mixed, ROWS=ROWS, SPAN=span, KEYS=KEYS, HALF=HALF, RING=RING,
         warps=4,
     )  # fmt: skip
 

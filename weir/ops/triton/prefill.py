@@ -16,8 +16,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from weir.ops.batch import Batch
 from weir.ops.triton.launch import kernel, power_of_2, shared_memory
 from weir.ops.triton.softmax import LN2, close, take
+from weir.spec import AttentionSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,8 @@ def prefill(
     kv: Tensor,
     o: Tensor,
     lse: Tensor,
-    q_start: Tensor,
-    kv_len: Tensor,
-    first: Tensor | None,
-    table: Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    batch: Batch,
+    spec: AttentionSpec,
     mixed: bool,
 ) -> None:
     """Fill the rows of o [T, Hq, D] and lse [T, Hq]; if `mixed`, of chunks of several tokens alone.
@@ -60,16 +57,16 @@ def prefill(
     The rest as weir.ops.attention.attend.
     """
     tokens, heads, size = q.shape
-    sequences, kv_heads = len(kv_len), kv.shape[2]
+    sequences, kv_heads = len(batch.kv_len), kv.shape[2]
     group = heads // kv_heads
     tile = tile_of(group, size, q.element_size(), q.device)
     span = tile.rows // group
     _prefill(
-        (kv_heads, tokens // span + sequences, 1), q, kv, o, lse, q_start, kv_len, first, table,
-        sequences, table.stride(0), scale, softcap or 0.0,
+        (kv_heads, tokens // span + sequences, 1), q, kv, o, lse, batch.q_start, batch.kv_len,
+        batch.first, batch.table, sequences, batch.table.stride(0), spec.scale, spec.softcap or 0.0,
         STRIDE=q.stride(0), KV_HEADS=kv_heads, GROUP=group, SIZE=size, PAGE=kv.shape[3],
-        WINDOW=window or 0, SOFTCAP=softcap is not None, FIRST=first is not None, MIXED=mixed,
-        ROWS=tile.rows, SPAN=span, KEYS=tile.keys, DIMS=max(16, power_of_2(size)),
+        WINDOW=spec.window or 0, SOFTCAP=spec.softcap is not None, FIRST=batch.first is not None,
+        MIXED=mixed, ROWS=tile.rows, SPAN=span, KEYS=tile.keys, DIMS=max(16, power_of_2(size)),
         warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
 
