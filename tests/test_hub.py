@@ -17,6 +17,7 @@ import pytest
 
 from weir import hub
 from weir.errors import ConfigError
+from weir.folders import cache_folder
 
 CONTENT = bytes(range(256)) * 40
 HALVES = {"alpha": CONTENT[:6000], "beta": CONTENT[6000:]}
@@ -178,11 +179,11 @@ def test_a_cache_that_cannot_be_written(index: Path, tmp_path: Path, monkeypatch
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WEIR_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert hub.cache_folder() == Path("/x/weir/models")
+    assert cache_folder("models") == Path("/x/weir/models")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert hub.cache_folder() == Path.home() / ".cache/weir/models"
+    assert cache_folder("models") == Path.home() / ".cache/weir/models"
     monkeypatch.setenv("WEIR_CACHE", "/w")
-    assert hub.cache_folder() == Path("/w/models")
+    assert cache_folder("models") == Path("/w/models")
 
 
 def test_local_folders_and_files(tmp_path: Path):

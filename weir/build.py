@@ -22,6 +22,7 @@ from weir.device import GIB, Phases, Platform, executor_over, homed, open_disk, 
 from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.local import Direct
+from weir.folders import cache_folder
 from weir.grammar.library import Library, Tokens
 from weir.kv import snapshot
 from weir.models.base import Model
@@ -155,7 +156,7 @@ def _cost(
     if not (config.target_tbt or config.target_ttft):
         return _roofline(platform, model)
     key = profile.identity(info, config.model, __version__)
-    file = profile.path(hub.cache_folder().parent / "profiles", key)
+    file = profile.path(cache_folder("profiles"), key)
     with contextlib.suppress(ConfigError):  # none yet, or damaged
         return profile.load(file, key)
     table, _ = profile.profile(executor, key, repeats=1)

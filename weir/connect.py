@@ -12,6 +12,7 @@ from weir.client import Limits, Remote
 from weir.client.expect import Ranker
 from weir.config import Config
 from weir.errors import ConfigError
+from weir.folders import cache_folder
 from weir.gguf import GGUF
 from weir.grammar.compiler import Compiler
 from weir.models.shape import RECOMMENDED, recommended
@@ -62,7 +63,7 @@ def limits(config: Config) -> Limits:
 
 def compiler(config: Config) -> Compiler:
     """Compiles the grammars that requests ask for; starts nothing before the first."""
-    folder = hub.cache_folder("grammars")
+    folder = cache_folder("grammars")
     return Compiler(config.grammar_backend, config.grammar_timeout, folder)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from weir import hub
+from weir.folders import cache_folder
 from weir.ops import native
 
 GIB = 2**30
@@ -208,7 +208,7 @@ def ranker() -> list[Finding]:
 
 
 def cache() -> list[Finding]:
-    root = hub.cache_folder().parent
+    root = cache_folder("")
     if not root.is_dir():
         return [Finding("folder", f"{root} (not made yet)")]
     parts = sorted(path for path in root.iterdir() if path.is_dir())

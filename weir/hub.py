@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from weir.errors import ConfigError
+from weir.folders import cache_folder
 
 _BLOCK = 1 << 20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -81,15 +82,6 @@ EMBEDDED = {
         ),
     ),
 }
-
-
-def cache_folder(kind: str = "models") -> Path:
-    """Where this user's fetched models lie, or things of another kind: WEIR_CACHE/models, else
-    XDG_CACHE_HOME/weir/models."""
-    if own := os.environ.get("WEIR_CACHE"):
-        return Path(own).expanduser() / kind
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(shared).expanduser() / "weir" / kind
 
 
 def resolve(
@@ -159,7 +151,7 @@ def _embedded(name: str, progress: bool) -> Source:
     The file appears under its name only when it is whole and its checksum is right.
     """
     model = EMBEDDED[name]
-    folder = cache_folder() / name
+    folder = cache_folder("models") / name
     source = Source("gguf", folder / model.file, name, model.licence)
     if _whole(source.path, model):
         return source

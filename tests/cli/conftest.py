@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.fake_server import Fake, fake_server
-from weir import hub
+from weir.folders import cache_folder
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def server() -> Iterator[Fake]:
 @pytest.fixture
 def model() -> Path:
     """The embedded model, where it has been fetched before: tests fetch nothing."""
-    folders = [Path(os.environ.get("WEIR_MODELS", "/nonexistent")), hub.cache_folder()]
+    folders = [Path(os.environ.get("WEIR_MODELS", "/nonexistent")), cache_folder("models")]
     for folder in folders:
         for path in (folder / "smollm2-135m").glob("*.gguf"):
             return path

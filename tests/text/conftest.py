@@ -12,7 +12,7 @@ import gguf
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from weir import hub
+from weir.folders import cache_folder
 from weir.gguf import GGUF
 from weir.text import Text
 
@@ -147,7 +147,7 @@ def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Text:
 
 def real(name: str) -> GGUF:
     """A real model's file, from WEIR_MODELS or the cache. Skips the test where it is not here."""
-    folders = [Path(os.environ.get("WEIR_MODELS", "/nonexistent")), hub.cache_folder()]
+    folders = [Path(os.environ.get("WEIR_MODELS", "/nonexistent")), cache_folder("models")]
     path = next(
         (path for folder in folders for path in sorted((folder / name).glob("*.gguf"))), None
     )

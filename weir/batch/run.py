@@ -19,18 +19,8 @@ import httpx
 import msgspec
 
 from weir import connect
-from weir.batch.files import (
-    Answer,
-    Line,
-    Response,
-    Trouble,
-    answered,
-    check_resumable,
-    identities,
-    identity,
-    numbered,
-    opened,
-)
+from weir.batch import files
+from weir.batch.files import Answer, Response, Trouble
 from weir.config import Config
 from weir.errors import ConfigError, EngineDead
 from weir.progress import Bar, progress
@@ -73,37 +63,32 @@ def run_batch(
     """
     if (config is None) == (base_url is None):
         raise ConfigError("a batch needs either a model or the URL of a server")
-    return asyncio.run(_run(source, target, config, base_url, api_key, concurrency, hidden))
+    files.identities(source)  # before a model is loaded for what cannot be read
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key and config is None else {}
 
-
-async def _run(
-    source: Path,
-    target: Path,
-    config: Config | None,
-    base_url: str | None,
-    api_key: str | None,
-    concurrency: int,
-    hidden: bool,
-) -> Summary:
-    identities(source)  # before a model is loaded for what cannot be read
-    async with contextlib.AsyncExitStack() as stack:
-        if config is not None:
-            transport: httpx.AsyncBaseTransport = await stack.enter_async_context(_serve(config))
-            base_url, api_key = "http://weir", None
-        else:
-            transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=concurrency))
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        http = await stack.enter_async_context(
+    async def run() -> Summary:
+        async with (
+            _transport(config, concurrency) as transport,
             httpx.AsyncClient(
-                transport=transport, base_url=base_url or "", headers=headers, timeout=None
-            )
-        )
-        return await process(source, target, http, concurrency=concurrency, hidden=hidden)
+                transport=transport,
+                base_url=base_url or "http://weir",
+                headers=headers,
+                timeout=None,
+            ) as http,
+        ):
+            return await process(source, target, http, concurrency=concurrency, hidden=hidden)
+
+    return asyncio.run(run())
 
 
 @contextlib.asynccontextmanager
-async def _serve(config: Config) -> AsyncGenerator[httpx.AsyncBaseTransport, None]:
-    """The HTTP application of a model, without a network."""
+async def _transport(
+    config: Config | None, concurrency: int
+) -> AsyncGenerator[httpx.AsyncBaseTransport, None]:
+    """The way to a server elsewhere or, without a network, to the HTTP application of a model."""
+    if config is None:
+        yield httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=concurrency))
+        return
     client = connect.remote(config)
     app = create_app(client, msgspec.structs.replace(config, api_key=[], tenant_keys=[]))
     await client.start()
@@ -122,10 +107,10 @@ async def process(
     hidden: bool = False,
 ) -> Summary:
     """See `run_batch`."""
-    ids = identities(source)
-    with opened(target) as output:
-        done = answered(output, target)
-        check_resumable(target, ids, done)
+    ids = files.identities(source)
+    with files.opened(target) as output:
+        done = files.answered(output, target)
+        files.check_resumable(target, ids, done)
         first: dict[str, int] = {}
         for number, custom_id in ids.items():
             if custom_id is not None:
@@ -135,7 +120,7 @@ async def process(
             progress(len(ids), "answering", done=len(done), hidden=hidden) as bar,
             open(source, "rb") as lines,
         ):
-            todo = ((n, line) for n, line in numbered(lines) if n not in done)
+            todo = ((n, line) for n, line in files.numbered(lines) if n not in done)
             workers = _Workers(http, output, first, summary, bar)
             try:
                 async with asyncio.TaskGroup() as group:
@@ -182,9 +167,9 @@ class _Workers:
         self._bar.advance(1, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
 
     async def _answer(self, number: int, raw: bytes) -> Answer:
-        answer = Answer(id=f"line-{number}", custom_id=identity(raw))
+        answer = Answer(id=f"line-{number}", custom_id=files.identity(raw))
         try:
-            line = msgspec.json.decode(raw, type=Line)
+            line = msgspec.json.decode(raw, type=files.Line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             answer.error = Trouble("invalid_line", f"line {number}: {error}")
             return answer
@@ -205,7 +190,7 @@ class _Workers:
             answer.response = await self._request(line)
         return answer
 
-    async def _request(self, line: Line) -> Response:
+    async def _request(self, line: files.Line) -> Response:
         """Send one request until there is an answer that will not change by asking again."""
         waited, failures = 0.0, 0
         while True:

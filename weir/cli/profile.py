@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import weir
-from weir import build, hub
+from weir import build
 from weir.bench.datasets import natural, positive
 from weir.cost import profile
 from weir.cost.hardware import find
@@ -20,6 +20,7 @@ from weir.cost.roofline import Roofline
 from weir.cost.table import Grid, Table
 from weir.cost.target import best_budget
 from weir.cost.work import Work
+from weir.folders import cache_folder
 from weir.options import add_config, config
 from weir.progress import progress
 from weir.sim.flags import weight_bytes
@@ -55,7 +56,7 @@ def run(options: Namespace) -> int:
             )
     finally:
         engine.close()
-    file = options.output or profile.path(hub.cache_folder().parent / "profiles", key)
+    file = options.output or profile.path(cache_folder("profiles"), key)
     profile.save(table, file)
     print("\n".join(["chunks of prompts: tokens by start, ms", *lines(table.prompts)]))
     print("\n".join(["decodes: sequences by context, ms", *lines(table.decodes)]))

@@ -34,7 +34,9 @@ async def chat(call: Call, body: ChatRequest) -> Reply:
     params = _params(body, call.service.client.model.sampling)
     prompt = render(call.service.client.text, body)
     special = bool(body.add_special_tokens)
-    job = await call.submit([prompt], params, body, field="messages", add_special_tokens=special)
+    job = await call.submit(
+        [prompt], params, field="messages", add_special_tokens=special, **body.details
+    )
     identity, created = f"chatcmpl-{job.id}", int(time.time())
     if body.stream:
         return _chunks(job, body, identity, created, model)

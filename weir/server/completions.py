@@ -31,7 +31,7 @@ async def completions(call: Call, body: CompletionRequest) -> Reply:
     params = _params(body, service.client.model.sampling)
     prompts = split(body.prompt, "prompt")
     special = body.add_special_tokens is not False
-    job = await call.submit(prompts, params, body, add_special_tokens=special)
+    job = await call.submit(prompts, params, add_special_tokens=special, **body.details)
     identity, created = f"cmpl-{job.id}", int(time.time())
     writer = Writer(job, body, prompts, service.client.text)
     if body.stream:

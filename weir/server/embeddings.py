@@ -18,10 +18,10 @@ async def embeddings(call: Call, body: EmbeddingRequest) -> Reply:
     job = await call.submit(
         split(body.input, "input"),
         SamplingParams(max_tokens=0),
-        body,
         field="input",
         pool=body.pooling or "mean",
         add_special_tokens=body.add_special_tokens is not False,
+        **body.details,
     )
     await job.collect()
     data = []

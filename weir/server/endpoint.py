@@ -24,7 +24,6 @@ from starlette.types import Receive, Scope, Send
 from weir.errors import BadRequest
 from weir.params import SamplingParams
 from weir.server.jobs import Job
-from weir.server.openai import Generation, OpenAIRequest
 from weir.server.problems import invalid, problem
 from weir.server.service import Service
 from weir.server.sse import START, frame
@@ -53,33 +52,14 @@ class Call:
         self,
         prompts: Sequence[str | list[int]],
         params: SamplingParams | Sequence[SamplingParams],
-        body: OpenAIRequest,
-        **options: Any,
-    ) -> Job:
-        """`Service.submit` with what the request says of itself; the call may do this once."""
-        return await self.start(
-            prompts,
-            params,
-            request_id=body.request_id,
-            priority=body.priority or 0,
-            user=body.user or "",
-            program=body.program or "",
-            truncate=body.truncate_prompt_tokens,
-            structured=body.structured[0] if isinstance(body, Generation) else "",
-            **options,
-        )
-
-    async def start(
-        self,
-        prompts: Sequence[str | list[int]],
-        params: SamplingParams | Sequence[SamplingParams],
         *,
         request_id: str | None = None,
         user: str = "",
         structured: str = "",
         **options: Any,
     ) -> Job:
-        """structured: what the client calls the grammar, for errors about it.
+        """`Service.submit`, which the call may do once. structured: what the client calls the
+        grammar, for errors about it.
 
         An X-Request-Id names a job too, but proxies repeat them: a second one gets a suffix."""
         if request_id is None:

@@ -130,7 +130,7 @@ async def generate(call: Call, body: GenerateRequest) -> Reply:
         raise BadRequest("hidden states are not returned here", param="return_hidden_states")
     given: Any = body.input_ids if body.text is None else body.text
     prompts = split(given, "text" if body.input_ids is None else "input_ids")
-    job = await call.start(
+    job = await call.submit(
         prompts,
         _params(body, len(prompts)),
         request_id=body.rid,

@@ -60,6 +60,13 @@ class OpenAIRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     prompt_cache_retention: Ignored = None
     cache_salt: Unserved = None
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """What a request says beside its prompt and sampling, as `Call.submit` takes it."""
+        said = {"user": self.user, "program": self.program, "priority": self.priority}
+        said |= {"request_id": self.request_id, "truncate": self.truncate_prompt_tokens}
+        return {name: value for name, value in said.items() if value is not None}
+
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
@@ -157,6 +164,10 @@ class Generation(OpenAIRequest, kw_only=True):
         given["structured_outputs"] = self.structured[1]
         asked = {name: value for name, value in given.items() if value is not None}
         return replace(default, **(asked | changes))
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return super().details | {"structured": self.structured[0]}
 
     @property
     def structured(self) -> tuple[str, StructuredOutputs | None]:

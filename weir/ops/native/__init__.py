@@ -19,6 +19,8 @@ import time
 from ctypes import c_float, c_int32, c_int64, c_uint32, c_void_p
 from pathlib import Path
 
+from weir.folders import cache_folder
+
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
 COMPILERS = ("c++", "g++", "clang++")
@@ -205,7 +207,7 @@ def build(compiler: str, target: tuple[str, ...]) -> Path:
         key.update(part.encode() + b"\0")
     for source in (*sources, *sorted(SOURCES.glob("*.h"))):
         key.update(source.read_bytes())
-    folder = _cache_folder()
+    folder = cache_folder("native")
     path = folder / f"ops-{key.hexdigest()[:16]}.so"
     if path.exists() and _loads(path):
         return path
@@ -239,14 +241,6 @@ def _cpu_flags() -> str:
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
-def _cache_folder() -> Path:
-    home = os.environ.get("WEIR_CACHE")
-    if home:
-        return Path(home) / "native"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "weir" / "native"
 
 
 def _first_line(error: Exception) -> str:
