@@ -15,10 +15,10 @@ from weir.errors import ConfigError
 from weir.folders import cache_folder
 from weir.gguf import GGUF
 from weir.grammar.compiler import Compiler
-from weir.models.shape import RECOMMENDED, recommended
+from weir.models.shape import RECOMMENDED, read_spec, recommended
 from weir.params import SamplingParams
 from weir.text import Text
-from weir.text.folder import lacks_tokenizer, read_vocab
+from weir.text.folder import lacks_tokenizer
 from weir.text.vocabulary import numbered
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def text(config: Config) -> Text:
     if source.kind == "gguf":
         return Text.from_gguf(GGUF.open(source.path), config.chat_template)
     if config.load_format == "dummy" and not config.tokenizer and lacks_tokenizer(source.path):
-        return Text(numbered(read_vocab(source.path)), config.chat_template)
+        return Text(numbered(read_spec(source.path).vocab), config.chat_template)
     return Text.from_folder(source.path, config.chat_template)
 
 

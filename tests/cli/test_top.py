@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tests.bench.fake_server import Fake
 from weir.cli import main
-from weir.top import View, frame, graph, parse, percentile
+from weir.cli.top import View, frame, graph, parse, percentile
 
 BUCKETS = (0.1, 0.2, 0.5, 1.0)
 

@@ -19,6 +19,7 @@ from weir.bench.http import run as run_loop
 from weir.bench.load import load
 from weir.bench.talk import first_model
 from weir.cli import simulate
+from weir.cli.top import Scrape, parse, percentile
 from weir.errors import ConfigError
 from weir.fields import parse_duration
 from weir.options import config
@@ -27,7 +28,6 @@ from weir.sim.flags import Vocabulary
 from weir.sim.report import Report, measure
 from weir.sim.search import Limits, Trial, search
 from weir.sim.workload import Workload, poisson
-from weir.top import Scrape, parse, percentile
 
 USAGE = "weir capacity [MODEL] --target-tbt-p99 50ms [OPTIONS]"
 QUEUE = "weir_request_queue_time_seconds"

@@ -45,16 +45,6 @@ def lacks_tokenizer(path: Path) -> bool:
     return path.is_file() or not any((path / name).is_file() for name in names)
 
 
-def read_vocab(path: Path) -> int:
-    """How many tokens the config.json at `path` speaks of. Raises `ConfigError`."""
-    file = path / "config.json" if path.is_dir() else path
-    config = _json(file)
-    size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
-    if not isinstance(size, int) or size < 1:
-        raise ConfigError(f"{file} has no vocab_size")
-    return size
-
-
 def _json(path: Path) -> dict[str, Any]:
     """The object in a file; empty where there is no such file."""
     try:
