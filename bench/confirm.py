@@ -49,7 +49,7 @@ class Wall:
     def time(self) -> float:
         return time.monotonic() - self.began
 
-    def now(self) -> float:
+    def __call__(self) -> float:
         return self.time
 
     def advance(self, to: float) -> None:

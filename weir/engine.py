@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -24,17 +25,6 @@ from weir.sched.shortest import Told
 from weir.wire import Lengths, Stats
 
 log = logging.getLogger(__name__)
-
-
-class Clock(Protocol):
-    def now(self) -> float: ...
-
-
-class MonotonicClock:
-    """Seconds of this machine, the same in every process."""
-
-    def now(self) -> float:
-        return time.monotonic()
 
 
 class Keeper(Protocol):
@@ -73,7 +63,7 @@ class Engine:
         self,
         scheduler: Scheduler,
         executor: Executor,
-        clock: Clock | None = None,
+        clock: Callable[[], float] = time.monotonic,  # the same in every process
         info: dict[str, Any] | None = None,
         target: Target | None = None,
         library: Library | None = None,
@@ -91,7 +81,7 @@ class Engine:
         self.scheduler = scheduler
         self.executor = executor
         self.target = target
-        self.clock = clock or MonotonicClock()
+        self.clock = clock
         self.capacity: Capacity = executor.capacity
         self.flying: deque[tuple[Plan, Handle]] = deque()
         self._stats = Stats(pages_total=self.capacity.pages[scheduler.cache.hot])
@@ -190,7 +180,7 @@ class Engine:
         if self.keeper is not None and self.keeper.failed:
             self._forsake(self.keeper)
         if len(self.flying) < self.executor.depth:
-            plan = self.scheduler.plan(self.clock.now())
+            plan = self.scheduler.plan(self.clock())
             if plan is not None:
                 self.flying.append((plan, self.executor.submit(plan)))
                 if len(self.flying) < self.executor.depth:

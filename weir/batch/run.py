@@ -131,22 +131,15 @@ async def process(
     return summary
 
 
+@dataclass(slots=True)
 class _Workers:
     """Tasks that share one iterator of lines and one output file."""
 
-    def __init__(
-        self,
-        http: httpx.AsyncClient,
-        output: IO[bytes],
-        first: dict[str, int],
-        summary: Summary,
-        bar: Bar,
-    ):
-        self._http = http
-        self._output = output
-        self._first = first
-        self._summary = summary
-        self._bar = bar
+    http: httpx.AsyncClient
+    output: IO[bytes]
+    first: dict[str, int]  # custom_id → its first line
+    summary: Summary
+    bar: Bar
 
     async def work(self, todo: Iterator[tuple[int, bytes]]) -> None:
         for number, line in todo:
@@ -154,9 +147,9 @@ class _Workers:
 
     def _write(self, answer: Answer) -> None:
         """One whole line at a time: a run that is killed tears at most the last one."""
-        self._output.write(msgspec.json.encode(answer) + b"\n")
-        self._output.flush()
-        response, summary = answer.response, self._summary
+        self.output.write(msgspec.json.encode(answer) + b"\n")
+        self.output.flush()
+        response, summary = answer.response, self.summary
         if response is not None and response.status_code < 400:
             summary.succeeded += 1
         else:
@@ -164,7 +157,7 @@ class _Workers:
             summary.problems[answer.error.code if answer.error else _code(response)] += 1
         usage = response.body.get("usage") if response and isinstance(response.body, dict) else None
         usage = usage or {}
-        self._bar.advance(1, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+        self.bar.advance(1, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
 
     async def _answer(self, number: int, raw: bytes) -> Answer:
         answer = Answer(id=f"line-{number}", custom_id=files.identity(raw))
@@ -173,7 +166,7 @@ class _Workers:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             answer.error = Trouble("invalid_line", f"line {number}: {error}")
             return answer
-        first = self._first[line.custom_id]
+        first = self.first[line.custom_id]
         if first != number:
             answer.error = Trouble(
                 "duplicate_custom_id",
@@ -196,7 +189,7 @@ class _Workers:
         while True:
             pause, why = 1.0, ""
             try:
-                reply = await self._http.post(line.url, json=line.body)
+                reply = await self.http.post(line.url, json=line.body)
             except httpx.TransportError as error:
                 why = f"the server cannot be reached: {error!r}"
             else:

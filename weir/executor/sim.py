@@ -6,59 +6,51 @@ Time is an argument everywhere, so the scheduler that a simulation runs is the r
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from weir.core import Capacity, Plan, Result
 from weir.cost.transfer import Transfers
 
 
 class VirtualClock:
-    def __init__(self, now: float = 0.0):
-        self.time = now
+    """Seconds that somebody moves. Called, it says them."""
 
-    def now(self) -> float:
+    time = 0.0
+
+    def __call__(self) -> float:
         return self.time
 
     def advance(self, to: float) -> None:
         self.time = max(self.time, to)
 
 
+@dataclass(slots=True)
 class SimHandle:
-    def __init__(self, clock: VirtualClock, landed: float, result: Result):
-        self.clock = clock
-        self.landed = landed
-        self._result = result
+    clock: VirtualClock
+    landed: float
+    outcome: Result
 
     def result(self) -> Result:
         self.clock.advance(self.landed)
-        return self._result
+        return self.outcome
 
 
+@dataclass(slots=True, eq=False)
 class Sim:
     """seconds: what a plan costs. token: the token that a request samples at a position. transfers:
     the ways between tiers; without them moves take no time."""
 
-    def __init__(
-        self,
-        capacity: Capacity,
-        clock: VirtualClock,
-        seconds: Callable[[Plan], float],
-        token: Callable[[int, int], int],
-        *,
-        depth: int = 2,
-        chains: bool = True,
-        transfers: Transfers | None = None,
-    ):
-        self.transfers = transfers
-        self.capacity = capacity
-        self.clock = clock
-        self.seconds = seconds
-        self.token = token
-        self.depth = depth
-        self.chains = chains
-        self.free_at = 0.0  # when the device will have finished every plan submitted
+    capacity: Capacity
+    clock: VirtualClock
+    seconds: Callable[[Plan], float]
+    token: Callable[[int, int], int]
+    depth: int = 2
+    transfers: Transfers | None = None
+    chains: bool = True
+    free_at: float = 0.0  # when the device will have finished every plan submitted
 
     def submit(self, plan: Plan) -> SimHandle:
-        now = self.clock.now()
+        now = self.clock()
         free = begin = max(self.free_at, now)
         if self.transfers is not None and plan.moves:
             begin = self.transfers.begin(plan.moves, now, free)
