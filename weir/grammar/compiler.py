@@ -9,10 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import select
-import struct
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,6 +23,7 @@ import msgspec
 from weir.core import Grammar
 from weir.errors import BadRequest, Overloaded
 from weir.grammar.job import Answer, Job
+from weir.grammar.process import Process
 from weir.params import StructuredOutputs
 
 MEMORY = 4 << 30
@@ -42,57 +39,32 @@ class Worker:
     """A worker process, or none yet."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     def run(self, job: Job, seconds: float) -> Answer:
         """Raises TimeoutError and, if the process died of it, OSError; it is gone in both cases."""
-        message = msgspec.json.encode(job)
         try:
-            process = self._process or self._start()
-            assert process.stdin is not None
-            deadline = time.monotonic() + seconds
-            process.stdin.write(struct.pack("<I", len(message)) + message)
-            process.stdin.flush()
-            (length,) = struct.unpack("<I", self._read(4, deadline))
-            return msgspec.msgpack.decode(self._read(length, deadline), type=Answer)
+            if self._process is None:
+                self._process = Process("weir.grammar.worker")
+                self._answer(self._process, START)  # an empty one: it is ready
+            self._process.send(msgspec.json.encode(job))
+            return msgspec.msgpack.decode(self._answer(self._process, seconds), type=Answer)
         except BaseException:
             self.stop()
             raise
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-        self._process = subprocess.Popen(
-            (sys.executable, "-P", "-m", "weir.grammar.worker"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},  # the very modules that this process has
-            start_new_session=True,
-        )
-        self._read(4, time.monotonic() + START)  # an empty message: it is ready
-        return self._process
-
-    def _read(self, count: int, deadline: float) -> bytes:
-        assert self._process is not None and self._process.stdout is not None
-        descriptor, data = self._process.stdout.fileno(), b""
-        while len(data) < count:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            part = os.read(descriptor, count - len(data))
-            if not part:
-                raise OSError("the worker ended")
-            data += part
-        return data
+    @staticmethod
+    def _answer(process: Process, seconds: float) -> bytes:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if messages := process.receive(left):
+                return messages[0]
+        raise TimeoutError
 
     def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
+            process.stop()
 
 
 class Compiler:

@@ -1,37 +1,25 @@
 """The process that compiles grammars: `python -m weir.grammar.worker`, started by a `Compiler`.
 
-One job after the other from standard input, each answered on standard output; an empty answer
-before the first says that it is ready. It limits its own memory; its parent limits its time.
+One job after the other, each answered; an empty answer before the first says that it is ready.
+It limits its own memory; its parent limits its time.
 """
 
 from __future__ import annotations
 
 import os
 import resource
-import struct
 import sys
 import threading
-from typing import BinaryIO
 
 import msgspec
 
 from weir.errors import BadRequest
 from weir.grammar.compile import compile
 from weir.grammar.job import Answer, Job
+from weir.grammar.process import parent, read, write
 
 STACK = 256 << 20
 RECURSION = 50_000
-
-
-def read(stream: BinaryIO) -> bytes:
-    """One message; empty at the end of the stream."""
-    head = stream.read(4)
-    return stream.read(struct.unpack("<I", head)[0]) if len(head) == 4 else b""
-
-
-def write(stream: BinaryIO, message: bytes) -> None:
-    stream.write(struct.pack("<I", len(message)) + message)
-    stream.flush()
 
 
 def answer(job: Job) -> Answer:
@@ -47,12 +35,11 @@ def answer(job: Job) -> Answer:
 
 
 def serve() -> None:
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not look like an answer
-    write(output, b"")
-    while message := read(sys.stdin.buffer):
+    compiler = parent()
+    write(compiler, b"")
+    while message := read(compiler):
         job = msgspec.json.decode(message, type=Job)
-        write(output, msgspec.msgpack.encode(answer(job)))
+        write(compiler, msgspec.msgpack.encode(answer(job)))
 
 
 def main() -> None:
