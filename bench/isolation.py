@@ -1,21 +1,29 @@
-"""What grammars do to the steps of others: python bench/isolation.py [--steps 2000]
+"""What grammars do to the steps of others: python bench/isolation.py [--steps 2000] [ARM ...]
 
 The real engine, scheduler and library, with the vocabulary of a real model; an executor that takes
 5 ms a step and draws any token that is allowed stands in for the model. Eight free requests decode
-all the time. Arms: beside 24 free ones; beside 24 with grammars as people write them; beside 24
-with hostile ones. Who ends is replaced by another, whose grammar is opened as if it were new; more
-are being compiled meanwhile. Prints the time that a step takes beyond the executor's, percentiles.
+all the time. Arms: beside 24 free ones; the same with as many busy processes of low priority as
+there are cores; beside 24 with grammars as people write them; beside 24 with hostile ones. Who
+ends is replaced by another, whose grammar is opened as if it were new; another process asks for
+more to be compiled meanwhile, as a server would.
+
+Prints percentiles of the time from when the device has a step's tokens to when the engine tells
+them, and that the device then stands idle; and of its parts: until the operating system has the
+engine's thread run again, what that thread computes, and what else it waits for.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -29,7 +37,7 @@ from weir.core import Capacity, Chunk, Grammar, Plan, Request, Result, Sampling,
 from weir.engine import Engine
 from weir.errors import BadRequest
 from weir.grammar.compiler import Compiler
-from weir.grammar.library import Library, Tokens
+from weir.grammar.library import Library
 from weir.kv.cache import Cache
 from weir.params import StructuredOutputs
 from weir.sched.composer import Chunked
@@ -57,17 +65,19 @@ class Drawing:
         self.words = [token for token, piece in enumerate(pieces) if piece]
         self.random = random.Random(0)
         self.lands = 0.0
-        self.waited = 0.0  # seconds, by whoever asked for results
-        self.drawing = 0.0  # seconds of its own
+        self.drawing = 0.0  # seconds of its own since a plan landed
+        self.landed: Handle | None = None
         self.late: list[Chunk] = []
 
     def submit(self, plan: Plan) -> Handle:
-        self.result = Result({})
+        now = time.perf_counter()
+        idle = max(0.0, now - self.lands) if self.lands else 0.0
+        self.lands = max(self.lands, now) + SECONDS
+        self.result = Result({}, seconds=SECONDS)
         chunks = [chunk for lane in plan.lanes for chunk in lane if chunk.sample is not None]
         self._draw([chunk for chunk in chunks if not chunk.late], {c.uid: c.mask for c in chunks})
         self.late = [chunk for chunk in chunks if chunk.late]
-        self.lands = max(self.lands, time.perf_counter()) + SECONDS
-        return Handle(self, self.result, self.lands)
+        return Handle(self, self.result, self.lands, idle)
 
     def choose(self, masks: dict[int, bytes]) -> None:
         self._draw(self.late, masks)
@@ -93,19 +103,21 @@ class Drawing:
 
 
 class Handle:
-    def __init__(self, executor: Drawing, result: Result, lands: float):
-        self.executor, self._result, self.lands = executor, result, lands
+    def __init__(self, executor: Drawing, result: Result, lands: float, idle: float):
+        self.executor, self._result, self.lands, self.idle = executor, result, lands, idle
 
     def result(self) -> Result:
-        left = max(0.0, self.lands - time.perf_counter())
-        time.sleep(left)
-        self.executor.waited += left  # waking up late is a delay
+        time.sleep(max(0.0, self.lands - time.perf_counter()))
+        executor = self.executor
+        executor.landed = self
+        executor.drawing = 0.0
+        self.woken, self.computed = time.perf_counter(), time.thread_time()
         return self._result
 
 
 def asked(kind: str) -> Iterator[StructuredOutputs]:
     number = 0
-    while kind != "free":
+    while kind in ("usual", "hostile"):
         number += 1
         if kind == "usual":
             yield USUAL[number % len(USUAL)]
@@ -116,14 +128,42 @@ def asked(kind: str) -> Iterator[StructuredOutputs]:
 def compiled(kind: str, compiler: Compiler) -> list[Grammar]:
     """Grammars of a kind, as many as are followed at once."""
     found: list[Grammar] = []
-    wanted = asked(kind)
-    while kind != "free" and len(found) < BESIDE:
+    for one in asked(kind):
+        if len(found) == BESIDE:
+            break
         with contextlib.suppress(BadRequest):
-            found.append(compiler.compile(next(wanted)))
+            found.append(compiler.compile(one))
     return found
 
 
-def run(kind: str, steps: int, compiler: Compiler, library: Library, pieces: list[bytes]) -> str:
+def compile_for_ever(kind: str) -> None:
+    """As a server does in whose place this process stands."""
+    compiler = Compiler(seconds=2.0)
+    compiling: list[Future[Grammar]] = []
+    for one in asked(kind):
+        compiling.append(compiler.submit(one))
+        while len(compiling) == 32:
+            time.sleep(0.05)
+            compiling = [one for one in compiling if not one.done()]
+
+
+@contextlib.contextmanager
+def company(kind: str) -> Iterator[None]:
+    """Processes that compute beside the engine."""
+    busy = "import os\nos.nice(19)\nwhile True: pass"
+    own = (__file__, "--compile", kind)
+    commands = {"free": [], "busy": [("-c", busy)] * len(os.sched_getaffinity(0))}
+    started = [
+        subprocess.Popen((sys.executable, *command), start_new_session=True)
+        for command in commands.get(kind, [own])
+    ]
+    yield
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def run(kind: str, steps: int, compiler: Compiler, library: Library, pieces: list[bytes]) -> None:
     """Serve for so many steps, and say what they took."""
     executor = Drawing(pieces)
     cache = Cache(PAGE, {Tier.CPU: PAGES})
@@ -131,45 +171,60 @@ def run(kind: str, steps: int, compiler: Compiler, library: Library, pieces: lis
     engine = Engine(scheduler, executor, library=library)
     for uid in range(FREE):
         engine.add(Request(uid, [1, 2, 3], Sampling(max_tokens=4000), 0.0))
-    grammars, wanted = compiled(kind, compiler), asked(kind)
-    compiling: list[Future[Grammar]] = []
+    grammars = compiled(kind, compiler)
     uid, took = 100, []
-    for step in range(steps):
-        compiling = [one for one in compiling if not one.done()]
-        if step % 10 == 0 and len(compiling) < 32 and (one := next(wanted, None)) is not None:
-            compiling.append(compiler.submit(one))
+    while len(took) < steps:
         while len(scheduler.live) + len(engine.opening) < FREE + BESIDE:
             uid += 1
             request = Request(uid, [5, 6, 7], Sampling(max_tokens=64), 0.0)
             if grammars:
                 request.grammar = msgspec.structs.replace(grammars[uid % BESIDE], key=str(uid))
             engine.add(request)
-        began, waited, drawn = time.perf_counter(), executor.waited, executor.drawing
+        executor.landed = None
         engine.step()
-        whole = time.perf_counter() - began
-        took.append(whole - (executor.waited - waited) - (executor.drawing - drawn))
+        if (one := executor.landed) is not None:
+            told, computed = time.perf_counter() - executor.drawing, time.thread_time()
+            computed -= one.computed + executor.drawing
+            late = told - one.woken
+            took.append((late, one.woken - one.lands, computed, late - computed, one.idle))
     for uid in list(scheduler.live):
         engine.abort(uid)
-    shown = np.percentile(np.array(took[20:]) * 1e3, [50, 90, 99, 99.9, 100])
+    late, woken, computed, waited, idle = np.array(took[20:]).T * 1e3
     masked = engine.stats().generated_tokens - FREE * steps
-    row = " ".join(f"{one:7.2f}" for one in shown)
-    return f"{kind:8} {row}   {uid - 100:4} others, {masked:6} tokens of theirs"
+    rows = {
+        kind: late + woken + idle, "  woken": woken, "  computed": computed, "  waited": waited,
+        "  idle": idle,
+    }  # fmt: skip
+    told = f"   {uid - 100:4} others, {masked:6} tokens of theirs"
+    for name, values in rows.items():
+        shown = " ".join(f"{v:7.2f}" for v in np.percentile(values, [50, 90, 99, 99.9, 100]))
+        print(f"{name:10} {shown}{told}", flush=True)
+        told = ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--compile", choices=("usual", "hostile"), help=argparse.SUPPRESS)
+    parser.add_argument("arms", nargs="*", metavar="ARM")
     options = parser.parse_args()
-    text = connect.text(load({"model": options.model}, {}))
+    if options.compile:
+        return compile_for_ever(options.compile)
+    config = load({"model": options.model}, {})
+    text = connect.text(config)
     pieces = text.pieces(True)
-    tokens = Tokens(pieces, text.eos, lambda one: text.encode(one, False))
-    library = Library(lambda: tokens, text.vocab)
+    library = Library(partial(connect.tokens, config), text.vocab)
     compiler = Compiler(seconds=2.0)
-    library.open(compiler.compile(USUAL[0]), [], 0, True).result()  # the vocabulary is read
-    print("ms       " + " ".join(f"{name:>7}" for name in ("p50", "p90", "p99", "p99.9", "most")))
-    for kind in ("free", "usual", "hostile"):
-        print(run(kind, options.steps, compiler, library, pieces), flush=True)
+    for first in USUAL[:2]:  # the vocabulary is read
+        opened = library.open(compiler.compile(first), [], 0, True)
+        while not opened.done():
+            library.renew()
+            time.sleep(1e-3)
+    print(f"{'ms':10} " + " ".join(f"{n:>7}" for n in ("p50", "p90", "p99", "p99.9", "most")))
+    for kind in options.arms or ("free", "busy", "usual", "hostile"):
+        with company(kind):
+            run(kind, options.steps, compiler, library, pieces)
     compiler.close()
     library.close()
 

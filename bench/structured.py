@@ -1,4 +1,4 @@
-"""What JSON answers cost: python bench/structured.py [--prompts N] [--batch B] [--rounds R]
+"""What JSON answers cost: python bench/structured.py [--batch B] [--backend guidance]
 
 Arms, in turn: free text of the same length, masks alone, masks with jumps, and jumps with a grammar
 that is compiled and opened anew for every request. Greedy; tokens a second are those of the answer.
@@ -80,13 +80,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--backend", default="auto", help="auto, automaton or guidance")
     options = parser.parse_args()
     prompts = [
         [{"role": "user", "content": f"Describe {NAMES[n % len(NAMES)]} ({n}) as JSON."}]
         for n in range(options.prompts)
     ]
     with weir.LLM(options.model) as llm:
-        llm._compiler = Compiler()  # nothing on disk
+        llm._compiler = Compiler(options.backend)  # nothing on disk
         _, lengths, _ = run(llm, "mask", prompts, options.batch, [])
         seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
         made, steps = {}, {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from weir.engine import Engine
 from weir.errors import ConfigError
 from weir.executor.local import Direct
 from weir.folders import cache_folder
-from weir.grammar.library import Library, Tokens
+from weir.grammar.library import Library
 from weir.kv import snapshot
 from weir.models.base import Model
 from weir.models.load import load
@@ -140,12 +141,7 @@ def _library(config: Config, vocab: int) -> Library | None:
     """Grammars for this model; reads its tokenizer on a thread, which nobody waits for."""
     if config.grammar_backend == "none":
         return None
-
-    def tokens() -> Tokens:
-        text = connect.text(config)
-        return Tokens(text.pieces(True), text.eos, lambda one: text.encode(one, False))
-
-    return Library(tokens, vocab)
+    return Library(partial(connect.tokens, config), vocab, config.grammar_timeout)
 
 
 def _cost(

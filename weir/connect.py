@@ -15,6 +15,7 @@ from weir.errors import ConfigError
 from weir.folders import cache_folder
 from weir.gguf import GGUF
 from weir.grammar.compiler import Compiler
+from weir.grammar.vocabulary import Tokens
 from weir.models.shape import RECOMMENDED, read_spec, recommended
 from weir.params import SamplingParams
 from weir.text import Text
@@ -33,6 +34,12 @@ def text(config: Config) -> Text:
     if config.load_format == "dummy" and not config.tokenizer and lacks_tokenizer(source.path):
         return Text(numbered(read_spec(source.path).vocab), config.chat_template)
     return Text.from_folder(source.path, config.chat_template)
+
+
+def tokens(config: Config) -> Tokens:
+    """What grammars need of the tokenizer. Raises `ConfigError`."""
+    read = text(config)
+    return Tokens(read.pieces(True), read.eos, lambda one: read.encode(one, False))
 
 
 def sampling(config: Config) -> SamplingParams:

@@ -84,6 +84,9 @@ class Engine:
         self.clock = clock
         self.capacity: Capacity = executor.capacity
         self.flying: deque[tuple[Plan, Handle]] = deque()
+        self.unmasked: Plan | None = None  # of these, the oldest: it waits for masks
+        self.spent = 0.0  # seconds of the host for the plan that lands next
+        self.shadow = 0.0  # seconds for which the host can wait, and the device has work
         self._stats = Stats(pages_total=self.capacity.pages[scheduler.cache.hot])
 
     def add(self, request: Request) -> None:
@@ -174,20 +177,23 @@ class Engine:
         began = time.perf_counter()
         plan = None
         if self.library is not None:
-            self.library.renew()
+            self.library.renew(self.shadow)
         if self.opening:
             self._open()
         if self.keeper is not None and self.keeper.failed:
             self._forsake(self.keeper)
+        self._choose()
         if len(self.flying) < self.executor.depth:
             plan = self.scheduler.plan(self.clock())
             if plan is not None:
                 self.flying.append((plan, self.executor.submit(plan)))
-                if len(self.flying) < self.executor.depth:
-                    return []
-        planned = time.perf_counter()
+                known = any(delta.tokens for delta in self.scheduler.ended)  # of owed tokens
+                if known or len(self.flying) < self.executor.depth:
+                    self.spent += time.perf_counter() - began
+                    return self._ended()
+        self.spent += time.perf_counter() - began
         if not self.flying:
-            deltas, self.scheduler.ended = self.scheduler.ended, []
+            deltas = self._ended()
             if plan is None and not deltas:
                 time.sleep(PAUSE)  # every request waits for its mask
             return deltas
@@ -196,15 +202,32 @@ class Engine:
         landed = time.perf_counter()
         deltas = self._settle(plan, result)
         self._count(plan, result.seconds, deltas)
-        self._stats.host_seconds.add(planned - began + time.perf_counter() - landed)
+        self._stats.host_seconds.add(self.spent + time.perf_counter() - landed)
+        self.spent = 0.0
+        return deltas
+
+    def _ended(self) -> list[Delta]:
+        """What no plan brings."""
+        deltas, self.scheduler.ended = self.scheduler.ended, []
+        self._stats.generated_tokens += sum(len(delta.tokens) for delta in deltas)
         return deltas
 
     def _settle(self, plan: Plan, result: Result) -> list[Delta]:
         """Commit a plan that landed; the one after it may wait for what it brought."""
         deltas = self.scheduler.commit(plan, result)
-        if self.flying and self.flying[0][0].late:
-            self.executor.choose(self.scheduler.masks(self.flying[0][0]))
+        self.shadow = 0.0
+        if self.flying:
+            running = self.flying[0][0]
+            self.unmasked = running if running.late else None
+            share = min(1.0, running.tokens / max(1, plan.tokens))  # of what `plan` took, at least
+            self.shadow = share * result.seconds / 2
         return deltas
+
+    def _choose(self) -> None:
+        """Give the plan that the device is at work on the masks that it lacked."""
+        if self.unmasked is not None:
+            plan, self.unmasked = self.unmasked, None
+            self.executor.choose(self.scheduler.masks(plan))
 
     def _forsake(self, keeper: Keeper) -> None:
         """Go on without the coldest tier. Plans in flight read only what it had ready for them."""
@@ -275,6 +298,7 @@ class Engine:
     def _save(self, keeper: Keeper) -> None:
         s = self.scheduler
         while self.flying:
+            self._choose()
             plan, handle = self.flying.popleft()
             self._settle(plan, handle.result())
         for uid in list(s.live):

@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
+from tests.grammar import words
 from weir.core import Grammar
 from weir.errors import BadRequest
 from weir.grammar.compiler import Compiler
-from weir.grammar.library import Library, Tokens
+from weir.grammar.library import Library
 from weir.params import StructuredOutputs
 
 FRAGMENTS = (
@@ -156,11 +158,10 @@ def drawn(seed: int, count: int) -> Iterator[tuple[str, StructuredOutputs]]:
 
 
 def library() -> Library:
-    """A vocabulary of bytes and a few words, enough for masks."""
-    pieces = [bytes([byte]) for byte in range(256)] + [b""]
-    pieces += [a + b for a in (b"a", b'"', b" ", b"{", b"1") for b in (b"b", b'"', b":", b"22")]
-    encode = lambda text: list(text.encode())  # noqa: E731
-    return Library(lambda: Tokens(pieces, [256], encode), len(pieces))
+    return Library(words.tokens, words.SIZE)
+
+
+OPENING = Lock()  # a library is one thread's
 
 
 def tried(compiler: Compiler, opener: Library, asked: StructuredOutputs, limit: float) -> str:
@@ -173,13 +174,20 @@ def tried(compiler: Compiler, opener: Library, asked: StructuredOutputs, limit: 
         took = time.monotonic() - began
         assert took < 2 * (compiler.seconds + limit), f"refused after {took:.1f} s"
         return "too long" if "takes more than" in str(error) else "refused"
-    return opened(opener, compiled, limit)
+    with OPENING:
+        return opened(opener, compiled, limit)
 
 
 def opened(opener: Library, compiled: Grammar, limit: float) -> str:
     """Open it and follow it for a few tokens."""
+    deadline = time.monotonic() + limit
+    opening = opener.open(compiled, [], 8, True)
+    while not opening.done():
+        assert time.monotonic() < deadline, "not opened"
+        opener.renew()
+        time.sleep(1e-4)
     try:
-        matcher = opener.open(compiled, [], 8, True).result(limit)
+        matcher = opening.result()
         matcher.begin()
         for _ in range(3):
             deadline = time.monotonic() + limit
@@ -192,6 +200,7 @@ def opened(opener: Library, compiled: Grammar, limit: float) -> str:
                 break
             while matcher.advance(first) is None:
                 assert time.monotonic() < deadline, "a token is not taken in"
+                opener.renew()
     except AssertionError:
         raise
     except Exception as error:

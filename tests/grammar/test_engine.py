@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.grammar.words import CRASH, END, HANG, PANIC, PIECES, SIZE, encode, tokens
 from weir.core import (
     Capacity,
     Chunk,
@@ -26,46 +27,14 @@ from weir.core import (
 )
 from weir.engine import Engine
 from weir.grammar.compile import compile
-from weir.grammar.guidance import GuidedMatcher
-from weir.grammar.library import Library, Tokens
+from weir.grammar.library import Library
+from weir.grammar.vocabulary import Tokens
 from weir.kv.cache import Cache
 from weir.params import StructuredOutputs
 from weir.sched.composer import Chunked
 from weir.sched.placement import OnDemand
 from weir.sched.ranking import FCFS
 from weir.sched.scheduler import Scheduler
-
-WORDS = [
-    '{"',
-    '":',
-    '": ',
-    ', "',
-    '"}',
-    "na",
-    "name",
-    "age",
-    "me",
-    "ag",
-    " [",
-    "é",
-    "12",
-    "true",
-    "  ",
-]
-PIECES = [bytes([byte]) for byte in range(256)] + [b""] + [word.encode() for word in WORDS]
-END = 256
-SIZE = len(PIECES) + 3
-BY_LENGTH = sorted(range(257, len(PIECES)), key=lambda token: -len(PIECES[token]))
-
-
-def encode(text: str) -> list[int]:
-    """The longest piece that fits, again and again."""
-    data, tokens = text.encode(), []
-    while data:
-        token = next((t for t in BY_LENGTH if data.startswith(PIECES[t])), data[0])
-        tokens.append(token)
-        data = data[len(PIECES[token]) :]
-    return tokens
 
 
 class Drawing:
@@ -124,7 +93,7 @@ class _Handle:
 
 @pytest.fixture(scope="module")
 def library():
-    made = Library(lambda: Tokens(PIECES, [END], encode), SIZE)
+    made = Library(tokens, SIZE)
     yield made
     made.close()
 
@@ -145,7 +114,7 @@ def request(uid: int, grammar: Grammar | None, most: int = 120, **sampling) -> R
 
 def run(engine: Engine, requests: list[Request]) -> dict[int, Delta]:
     """All that deltas told of each request, as one."""
-    whole = {r.uid: Delta(r.uid) for r in requests}
+    whole = {r.uid: Delta(r.uid) for r in [*engine.scheduler.live.values(), *requests]}
     for r in requests:
         engine.add(r)
     while engine.busy:
@@ -262,14 +231,78 @@ def test_a_grammar_that_cannot_be_opened_ends_its_request_alone(library):
     assert whole[3].done == "length"
 
 
-def test_a_panic_beside_the_engine_ends_its_request_alone(library, monkeypatch):
-    class Panic(BaseException):
-        pass
+def guided(regex: str) -> Grammar:
+    return compile(StructuredOutputs(regex=regex), "guidance", regex)
 
-    def panic(self, token: int) -> list[int]:
-        raise Panic("in another language")
 
-    monkeypatch.setattr(GuidedMatcher, "_place", panic)
-    whole = run(engine(library), [request(1, compiled(json=SCHEMA)), request(2, None, most=5)])
+def steps(made: Engine, requests: list[Request], count: int) -> dict[int, list[int]]:
+    """The tokens that some steps bring."""
+    for r in requests:
+        made.add(r)
+    found: dict[int, list[int]] = {r.uid: [] for r in requests}
+    while sum(map(len, found.values())) < count:
+        for delta in made.step():
+            assert not delta.error
+            found[delta.uid] += delta.tokens
+    return found
+
+
+def test_a_panic_beside_the_engine_ends_its_request_alone(library):
+    requests = [request(1, guided(f"[xy]{PANIC}[xy]")), request(2, None, most=5)]
+    whole = run(engine(library), [*requests, request(3, compiled(json=SCHEMA))])
     assert whole[1].done == "error" and "in another language" in whole[1].error
+    assert whole[2].done == "length" and not whole[3].error
+
+
+def test_who_takes_too_long_is_ended_alone():
+    own = Library(tokens, SIZE)
+    own._guidance._following.seconds = 0.1
+    made = engine(own)
+    whole = run(made, [request(1, guided(f"[xy]{HANG}[xy]")), request(2, None, most=5)])
+    assert whole[1].done == "error" and "more than 0.1 s" in whole[1].error
     assert whole[2].done == "length"
+    own._guidance._following.seconds = 60.0
+    assert text(run(made, [request(3, guided("abc?"))])[3]).startswith("ab")
+    own.close()
+
+
+def test_who_brings_the_process_down_ends_and_the_others_go_on(library):
+    wanted = [request(uid, guided("[xy]{30}"), logprobs=0) for uid in (2, 3)]
+    whole = run(engine(library), [request(1, guided(f"[xy]{CRASH}[xy]")), *wanted])
+    assert whole[1].done == "error" and "has died" in whole[1].error
+    for uid in (2, 3):
+        assert re.fullmatch("[xy]{30}", text(whole[uid])), whole[uid]
+
+
+def test_a_process_that_is_killed_loses_nothing(library):
+    made = engine(library)
+    wanted = [request(uid, guided(r"([a-f]|é|name: ){40}")) for uid in (1, 2)]
+    begun = steps(made, wanted, 10)
+    library._guidance._process._process.kill()
+    whole = run(made, [request(3, guided("[xy]{5}"))])
+    for uid in (1, 2):
+        assert whole[uid].done == "stop"
+        said = begun[uid] + whole[uid].tokens
+        assert re.fullmatch(r"([a-f]|é|name: ){40}", text(Delta(uid, tokens=said)))
+    assert re.fullmatch("[xy]{5}", text(whole[3]))
+
+
+def nothing() -> Tokens:
+    raise ValueError("no tokenizer")
+
+
+def test_a_process_that_cannot_start_refuses_and_hangs_nobody():
+    own = Library(nothing, SIZE)
+    whole = run(engine(own), [request(1, guided("a")), request(2, None, most=5)])
+    assert whole[1].done == "error" and "has died" in whole[1].error
+    assert whole[2].done == "length"
+    own.close()
+
+
+def test_masks_of_those_that_ended_make_room_for_others(library):
+    rows, made = library._guidance._rows, []
+    for _ in range(4):
+        run(engine(library), [request(uid, guided("[xy]{3}")) for uid in range(8)])
+        library.renew()
+        made.append(rows._made)
+    assert made[0] == made[-1] >= 8

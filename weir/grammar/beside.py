@@ -37,17 +37,22 @@ class Beside:
     def start(self, job: Callable[[], T]) -> Future[T]:
         return self._pool.submit(job)
 
-    def renew(self) -> None:
-        """A step begins, and may wait again."""
-        self._left = QUICK
+    def renew(self, seconds: float) -> None:
+        """A step begins, and may wait again: so long, if that is more than `QUICK`."""
+        self._left = max(QUICK, seconds)
 
-    def take(self, made: Future[T], alone: bool) -> T | None:
+    def take(
+        self,
+        made: Future[T],
+        alone: bool,
+        await_: Callable[[Future[T], float], object] = lambda made, seconds: wait([made], seconds),
+    ) -> T | None:
         """What a job makes, waited for while this step may, or `PATIENT` if `alone`; None: ask
         again in a later step. Once one took longer nobody waits before it is done: however many are
-        slow, a step loses that time once."""
+        slow, a step loses that time once. await_: waits for it so many seconds at most."""
         if not made.done() and (alone or self._left > 0) and not self._waited():
             began = time.perf_counter()
-            wait([made], PATIENT if alone else self._left)
+            await_(made, PATIENT if alone else self._left)
             self._left -= time.perf_counter() - began
             if not made.done():
                 self._slow.append(made)

@@ -1,155 +1,254 @@
-"""llguidance behind the matcher: for grammars that no finite automaton holds.
+"""llguidance, in a process of its own, for grammars that no finite automaton holds.
 
-It is called beside the engine's thread alone: what takes long makes its own request wait. Compiling
-and masks release the interpreter's lock; taking a token in holds it (docs/structured.md).
+The engine's thread sends a token there and goes on; a later step finds what came of it. What takes
+too long is killed, what dies is started again, and matchers are opened anew where they were: only
+the request whose grammar did it ends. Nothing here calls llguidance.
 """
 
 from __future__ import annotations
 
+import pickle
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import partial
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+from weakref import WeakValueDictionary, finalize
 
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+import msgspec
 
+from weir.core import Grammar, Matcher
 from weir.errors import GrammarError
 from weir.grammar.beside import Beside
-from weir.grammar.matcher import JUMP, Cutter, trim
-from weir.grammar.vocabulary import Vocabulary
+from weir.grammar.job import Close, Follow, Followed, Open
+from weir.grammar.matcher import CONTEXT
+from weir.grammar.process import Process
+from weir.grammar.shared import Row, Rows
+from weir.grammar.vocabulary import Tokens
 
+START = 60.0
+"""Seconds that the process may take to start; they do not count as a grammar's."""
+FOLLOWING = 5.0
+"""Seconds that taking a token in may take: a thousand times what the slowest was seen to take."""
+DEATHS = 2
+"""Deaths of the process with a matcher in hand, until the matcher is believed to be the cause."""
 
-class _Tokens:
-    """The vocabulary as llguidance reads it."""
-
-    bos_token_id = None
-
-    def __init__(self, vocabulary: Vocabulary, encode: Callable[[str], Sequence[int]]):
-        size, pieces = vocabulary.size, vocabulary.pieces
-        known = [pieces[t] if t < len(pieces) else b"" for t in range(size)]
-        ends = set(vocabulary.ends)
-        self.eos_token_id = vocabulary.ends[0] if vocabulary.ends else size - 1
-        self.special_token_ids = [t for t in range(size) if not known[t] or t in ends]
-        special = set(self.special_token_ids)
-        self.tokens = [b"\xff<%d>" % t if t in special else known[t] for t in range(size)]
-        self._encode = encode
-
-    def __call__(self, text: str) -> list[int]:
-        return list(self._encode(text))
-
-
-class Guidance:
-    """llguidance for one vocabulary."""
-
-    def __init__(self, vocabulary: Vocabulary, cutter: Cutter):
-        self.vocabulary = vocabulary
-        self.cutter = cutter
-        wrapper = TokenizerWrapper(_Tokens(vocabulary, cutter.encode))
-        ends = vocabulary.ends or None
-        self._tokenizer = LLTokenizer(wrapper, n_vocab=vocabulary.size, eos_token=ends)
-
-    def compile(self, grammar: str) -> LLMatcher:
-        """Raises `GrammarError` saying why it cannot."""
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            raise GrammarError(matcher.get_error())
-        return matcher
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Followed).decode
 
 
 class GuidedMatcher:
-    """matcher: at its start, and this request's own. cutter: None: never jump. most: tokens with
-    which it may begin. May take long to make.
+    """opened: how the process makes it, or makes it again. row: where its masks come."""
 
-    One job at a time has the matcher: after each token it is taken in, what must follow is looked
-    up, and the next mask is made."""
-
-    def __init__(
-        self,
-        matcher: LLMatcher,
-        vocabulary: Vocabulary,
-        beside: Beside,
-        cutter: Cutter | None,
-        before: bytes,
-        most: int,
-    ):
-        self._matcher = matcher
-        self._pieces = vocabulary.pieces
-        self._size = vocabulary.mask_bytes
-        self._beside = beside
-        self._cutter = cutter
-        self._before = before
+    def __init__(self, guidance: Guidance, opened: Open, row: Row):
+        self._guidance = guidance
+        self.opened = opened
+        self._row = row
+        self.deaths = 0  # of processes that had it in hand
+        self.error = ""  # why it cannot go on
         self.complete = False
-        start = self._forced(b"")
-        self._start = start if len(start) <= most else []
-        if self._start:
-            self._consume(self._start)
-        self._note(self._start)
-        self._mask = self._compute()
-        self._job: Future[tuple[list[int], bytes]] | None = None
+        self._mask = b""
+        self._call: Future[Any] | None = None
 
     def begin(self) -> list[int]:
-        return self._start
+        return list(self.opened.taken or [])
 
     def mask(self, alone: bool = False) -> bytes:
         return self._mask
 
     def advance(self, token: int, alone: bool = False) -> list[int] | None:
-        if self._job is None:
-            self._job = self._beside.start(partial(self._follow, token))
+        if self._call is None and not self.error:
+            self._call = self._guidance.follow(self, token)
             return None
-        followed = self._beside.take(self._job, alone)
-        if followed is None:
-            return None
-        self._job = None
-        tokens, self._mask = followed
+        tokens = self._guidance.take(self._call, alone) if self._call is not None else None
+        if self.error:
+            raise GrammarError(self.error)
+        if tokens is not None:
+            self._call = None
         return tokens
 
-    def _follow(self, token: int) -> tuple[list[int], bytes]:
-        """What stands in place of a token, and the mask after it."""
+    def note(self, followed: Followed) -> None:
+        """Go on from what the process has found."""
+        self.opened.taken = [*(self.opened.taken or []), *followed.tokens]
+        self.complete = followed.complete
+        self._mask = b"" if followed.complete else self._row.read()
+
+
+@dataclass(slots=True)
+class Call:
+    """Something asked of the process. token: None: to open the matcher."""
+
+    matcher: GuidedMatcher
+    token: int | None = None
+    since: float = field(default_factory=time.monotonic)
+    made: Future[Any] = field(default_factory=Future)  # the tokens; the matcher if it was opened
+
+
+@dataclass(slots=True)
+class Lane:
+    """Calls that the process takes in hand one after the other."""
+
+    seconds: float  # that one may take
+    calls: dict[int, Call] = field(default_factory=dict)  # by matcher, the oldest first
+    heard: float = 0.0  # when it last answered one, or was there to do so
+
+    @property
+    def hand(self) -> Call | None:
+        return next(iter(self.calls.values()), None)
+
+
+class Guidance:
+    """Used from one thread. tokens: reads the tokenizer; called in the process, so it must be one
+    that can be pickled. size: ids the model has. seconds: that opening a grammar may take."""
+
+    def __init__(self, tokens: Callable[[], Tokens], size: int, beside: Beside, seconds: float):
+        self._size = size
+        self._beside = beside
+        self._rows = Rows(size)
+        self._orders = pickle.dumps((tokens, size, self._rows.memory))
+        self._opening, self._following = self._lanes = Lane(seconds), Lane(FOLLOWING)
+        self._process: Process | None = None
+        self._numbers = count()
+        self._matchers: WeakValueDictionary[int, GuidedMatcher] = WeakValueDictionary()
+        self._anew: set[int] = set()  # matchers that a new process has yet to open
+        self._held: list[Call] = []  # what is asked of it then: if it dies, the cause is known
+        self._gone: deque[tuple[int, int]] = deque()  # numbers and rows of matchers nobody has
+
+    def open(
+        self, grammar: Grammar, prompt: Sequence[int], most: int, jumps: bool
+    ) -> Future[Matcher]:
+        """See `Library.open`."""
+        row, number = self._rows.take(), next(self._numbers)
+        end = list(prompt[-CONTEXT:])
+        text = grammar.data.decode()
+        opened = Open(number, row.number, grammar.key, text, end, most, jumps)
+        matcher = GuidedMatcher(self, opened, row)
+        finalize(matcher, self._gone.append, (number, row.number)).atexit = False
+        process = self._started()
+        self._matchers[number] = matcher
+        return self._open(process, Call(matcher))
+
+    def follow(self, matcher: GuidedMatcher, token: int) -> Future[list[int]]:
+        """Take a token in, and find what stands in its place."""
+        call, process = Call(matcher, token), self._started()
+        if self._anew:
+            self._held.append(call)
+        else:
+            self._follow(process, call)
+        return call.made
+
+    def take(self, made: Future[list[int]], alone: bool) -> list[int] | None:
+        """As `Beside.take`."""
+        return self._beside.take(made, alone, self._wait)
+
+    def receive(self, seconds: float = 0.0) -> None:
+        """Take in what the process has sent; waits so long for something. Ends what takes too long
+        there, and starts it again if it has died."""
+        process = self._process
+        while self._gone:
+            number, row = self._gone.popleft()
+            self._rows.give_back(row)
+            if process is not None:
+                process.send(_encode(Close(number)))
+        if process is None:
+            return
         try:
-            return self._place(token), self._compute()
-        except GrammarError:
-            raise
-        except BaseException as error:  # a panic of llguidance's too ends its request alone
-            raise GrammarError(f"the grammar cannot go on: {error!r}") from None
+            messages = process.receive(seconds)
+        except OSError:
+            return self._died()
+        now = time.monotonic()
+        for message in messages:
+            self._answered(process, message, now)
+        for lane in self._lanes:
+            call = lane.hand
+            if call is not None and now - max(call.since, lane.heard) > lane.seconds:
+                del lane.calls[call.matcher.opened.number]
+                self._fail(call, f"it takes more than {lane.seconds:g} s")
+                return self._replace()
 
-    def _place(self, token: int) -> list[int]:
-        tokens, piece = [token], self._pieces[token]
-        self._consume(tokens)
-        kept = self._forced(piece)
-        if kept and kept != tokens and self._matcher.rollback(1):
-            tokens = kept
-            self._consume(tokens)
-        self._note(tokens)
-        return tokens
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop()
+        self._rows.close()
 
-    def _consume(self, tokens: list[int]) -> None:
-        if not self._matcher.consume_tokens(tokens):
-            raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
+    def _started(self) -> Process:
+        """The process. A new one is told to open what the one before it had."""
+        if self._process is None:
+            self._process = Process("weir.grammar.guide", [self._rows.memory])
+            self._process.send(self._orders)
+            opening = self._opening.calls
+            self._held += self._following.calls.values()
+            for lane in self._lanes:
+                lane.calls, lane.heard = {}, time.monotonic() + START
+            for number, matcher in list(self._matchers.items()):
+                self._open(self._process, opening.get(number) or Call(matcher))
+            self._anew = set(self._opening.calls)
+        return self._process
 
-    def _forced(self, piece: bytes) -> list[int]:
-        """Tokens of `piece`, which has been taken in, and what must follow it, without the last
-        one, which the model might choose longer; empty if that says no more than `piece`."""
-        if self._cutter is None:
-            return []
-        forced = self._matcher.compute_ff_bytes()
-        if not forced:
-            return []
-        tokens = self._cutter.cut(self._before, piece + forced[:JUMP])[:-1]
-        told = sum(len(self._pieces[token]) for token in tokens)
-        return tokens if told >= len(piece) else []
+    def _open(self, process: Process, call: Call) -> Future[Any]:
+        self._opening.calls[call.matcher.opened.number] = call
+        process.send(_encode(call.matcher.opened))
+        return call.made
 
-    def _note(self, tokens: list[int]) -> None:
-        self._before = trim(self._before + b"".join(self._pieces[t] for t in tokens))
-        self._check()
-        self.complete = self._matcher.is_stopped()
+    def _follow(self, process: Process, call: Call) -> None:
+        assert call.token is not None
+        number, call.since = call.matcher.opened.number, time.monotonic()
+        self._following.calls[number] = call
+        process.send(_encode(Follow(number, call.token)))
 
-    def _compute(self) -> bytes:
-        if self.complete:
-            return b""
-        mask = bytes(self._matcher.compute_bitmask()[: self._size])
-        self._check()
-        return mask
+    def _wait(self, made: Future[list[int]], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not made.done() and (left := deadline - time.monotonic()) > 0:
+            self.receive(left)
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise GrammarError(f"the grammar cannot go on: {self._matcher.get_error()}")
+    def _answered(self, process: Process, message: bytes, now: float) -> None:
+        if not message:  # it is ready
+            self._opening.heard = self._following.heard = now
+            return
+        followed = _decode(message)
+        lane = self._opening if followed.number in self._opening.calls else self._following
+        call, lane.heard = lane.calls.pop(followed.number), now
+        if followed.error:
+            self._fail(call, followed.error)
+        else:
+            call.matcher.note(followed)
+            call.made.set_result(call.matcher if call.token is None else followed.tokens)
+        self._anew.discard(followed.number)
+        if self._held and not self._anew:
+            for call in self._held:
+                self._follow(process, call)
+            self._held = []
+
+    def _fail(self, call: Call, why: str) -> None:
+        """End a matcher."""
+        matcher = call.matcher
+        matcher.error = why if call.token is None else f"the grammar cannot go on: {why}"
+        self._matchers.pop(matcher.opened.number, None)
+        self._held = [held for held in self._held if held.matcher is not matcher]
+        if call.token is None:
+            call.made.set_exception(GrammarError(why))
+        else:
+            call.made.set_result([])
+
+    def _died(self) -> None:
+        """It ended by itself. Who was in hand too often ends; all, if it has never been ready."""
+        ready = self._opening.heard <= time.monotonic()
+        for lane in self._lanes:
+            if (call := lane.hand) is not None:
+                call.matcher.deaths += 1
+            for number, call in list(lane.calls.items()):
+                if not ready or call.matcher.deaths >= DEATHS:
+                    del lane.calls[number]
+                    self._fail(call, "the process that follows it has died")
+        self._replace()
+
+    def _replace(self) -> None:
+        """Put another in the place of the process, if somebody needs it now."""
+        assert self._process is not None
+        self._process.stop()
+        self._process = None
+        if self._opening.calls or self._following.calls or self._held:
+            self._started()

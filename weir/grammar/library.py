@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from threading import Thread
 
 from weir.core import Grammar, Matcher
 from weir.grammar.automaton import Automaton
 from weir.grammar.beside import Beside, threads
-from weir.grammar.guidance import Guidance, GuidedMatcher
+from weir.grammar.guidance import Guidance
 from weir.grammar.matcher import AutomatonMatcher, Cutter, context
-from weir.grammar.vocabulary import Masks, Vocabulary
+from weir.grammar.vocabulary import Masks, Tokens, Vocabulary
 from weir.ops import native
 
 KEPT = 256
@@ -29,41 +28,35 @@ SWITCH = 1e-4
 every call that let it go."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What a tokenizer says. ends: ids that end an answer."""
-
-    pieces: Sequence[bytes]
-    ends: Iterable[int]
-    encode: Callable[[str], Sequence[int]]
-
-
 class Library:
-    """tokens: reads the tokenizer; called on a thread of the library's. size: ids the model has."""
+    """tokens: reads the tokenizer; called on a thread of the library's, and by a process, for which
+    it can be pickled. size: ids the model has. seconds: that opening a grammar may take."""
 
-    def __init__(self, tokens: Callable[[], Tokens], size: int):
+    def __init__(self, tokens: Callable[[], Tokens], size: int, seconds: float = 10.0):
         sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
         self._pool = ThreadPoolExecutor(threads(), "weir-grammar")  # a job waits for earlier ones
         self._beside = Beside()
         self.jumps = True  # for measuring what jumps are worth
         self._size = size
-        self._known: OrderedDict[str, Future[Masks | str]] = OrderedDict()
+        self._known: OrderedDict[str, Future[Masks]] = OrderedDict()
         self._vocabulary = self._pool.submit(self._read, tokens)
         Thread(target=native.library, daemon=True).start()  # walks faster, once it is compiled
-        self._guidance = self._pool.submit(self._guide)  # now, as it holds the interpreter's lock
+        self._guidance = Guidance(tokens, size, self._beside, seconds)
 
     def open(
         self, grammar: Grammar, prompt: Sequence[int], most: int, jumps: bool
     ) -> Future[Matcher]:
         """A matcher for one request; done at once if the grammar is known. most: tokens with which
         it may begin. jumps: whether forced tokens may be taken without being sampled."""
+        if grammar.kind == "guidance":
+            return self._guidance.open(grammar, prompt, most, jumps and self.jumps)
         if grammar.key not in self._known:
             self._known[grammar.key] = self._pool.submit(self._compile, grammar)
             if len(self._known) > KEPT:
                 self._known.popitem(last=False)
         compiled = self._known[grammar.key]
         self._known.move_to_end(grammar.key)
-        if grammar.kind == "automaton" and compiled.done():
+        if compiled.done():
             opened: Future[Matcher] = Future()
             try:
                 opened.set_result(self._open(compiled, prompt, most, jumps))
@@ -72,9 +65,10 @@ class Library:
             return opened
         return self._pool.submit(self._open, compiled, prompt, most, jumps)
 
-    def renew(self) -> None:
-        """A step begins."""
-        self._beside.renew()
+    def renew(self, seconds: float = 0.0) -> None:
+        """A step begins, which may wait so long for masks."""
+        self._beside.renew(seconds)
+        self._guidance.receive()
 
     def forget(self) -> None:
         """Open every grammar anew from now on."""
@@ -83,6 +77,7 @@ class Library:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._beside.close()
+        self._guidance.close()
 
     # -- on threads ----------------------------------------------------------------------------
 
@@ -90,24 +85,15 @@ class Library:
         read = tokens()
         return Vocabulary(read.pieces, self._size, read.ends), Cutter(read.encode, read.pieces)
 
-    def _guide(self) -> Guidance:
-        return Guidance(*self._vocabulary.result())
-
-    def _compile(self, grammar: Grammar) -> Masks | str:
-        if grammar.kind != "automaton":
-            return grammar.data.decode()
+    def _compile(self, grammar: Grammar) -> Masks:
         masks = Masks(Automaton.decode(grammar.data), self._vocabulary.result()[0])
         masks.mask(masks.automaton.start)
         return masks
 
     def _open(
-        self, compiled: Future[Masks | str], prompt: Sequence[int], most: int, jumps: bool
+        self, compiled: Future[Masks], prompt: Sequence[int], most: int, jumps: bool
     ) -> Matcher:
         vocabulary, cutter = self._vocabulary.result()
         before = context(vocabulary.pieces, prompt)
         cuts = cutter if jumps and self.jumps else None
-        found = compiled.result()
-        if isinstance(found, Masks):
-            return AutomatonMatcher(found, self._beside, cuts, before, most)
-        matcher = self._guidance.result().compile(found)
-        return GuidedMatcher(matcher, vocabulary, self._beside, cuts, before, most)
+        return AutomatonMatcher(compiled.result(), self._beside, cuts, before, most)

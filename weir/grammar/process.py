@@ -14,24 +14,24 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection
-from typing import BinaryIO
+from io import BufferedIOBase
 
 LENGTH = struct.Struct("<I")
 PART = 1 << 16
 
 
-def read(stream: BinaryIO) -> bytes:
+def read(stream: BufferedIOBase) -> bytes:
     """One message; empty at the end of the stream."""
     head = stream.read(LENGTH.size)
     return stream.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
 
 
-def write(stream: BinaryIO, message: bytes) -> None:
+def write(stream: BufferedIOBase, message: bytes) -> None:
     stream.write(LENGTH.pack(len(message)) + message)
     stream.flush()
 
 
-def parent() -> BinaryIO:
+def parent() -> BufferedIOBase:
     """In such a process: the stream to the one that started it."""
     os.dup2(2, 1)  # what a library prints belongs there
     return socket.socket(fileno=os.dup(0)).makefile("rwb")

@@ -6,6 +6,7 @@ It limits its own memory; its parent limits its time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -36,10 +37,11 @@ def answer(job: Job) -> Answer:
 
 def serve() -> None:
     compiler = parent()
-    write(compiler, b"")
-    while message := read(compiler):
-        job = msgspec.json.decode(message, type=Job)
-        write(compiler, msgspec.msgpack.encode(answer(job)))
+    with contextlib.suppress(OSError):  # it has gone
+        write(compiler, b"")
+        while message := read(compiler):
+            job = msgspec.json.decode(message, type=Job)
+            write(compiler, msgspec.msgpack.encode(answer(job)))
 
 
 def main() -> None:

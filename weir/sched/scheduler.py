@@ -93,7 +93,7 @@ class Scheduler:
     def plan(self, now: float) -> Plan | None:
         """The next iteration, or None if nothing can be computed until a plan lands."""
         if self.owing:
-            self.ended += self._pay()
+            self._pay()
         self.waiting.renew(self.ranking.before(self.step, self.waiting))
         running = list(self.running.values())
         it = Iteration(sorted(zip(order(self.ranking, running), running, strict=True)))
@@ -319,26 +319,25 @@ class Scheduler:
                         self.waiting.renew((r,))
                 if r.done is not None:
                     self._retire(r)
-        return deltas + self._pay() if self.owing else deltas
+        return deltas
 
-    def _pay(self) -> list[Delta]:
+    def _pay(self) -> None:
         """Settle the sampled tokens whose matchers have said meanwhile what stands there."""
-        deltas: list[Delta] = []
         for r in list(self.owing.values()):
             if r.done is not None:  # aborted meanwhile
                 del self.owing[r.uid]
             elif (delta := pay(r, alone=len(self.live) == 1)) is not None:
                 del self.owing[r.uid]
-                deltas.append(delta)
+                self.ended.append(delta)
                 if r.lease is None:
                     self.waiting.renew((r,))
                 if r.done is not None:
                     self._retire(r)
-        return deltas
 
     def masks(self, plan: Plan) -> dict[int, bytes]:
         """By uid, the masks that `plan`, the oldest in flight, lacked: of tokens that follow those
         settled meanwhile. Who has none yet is taken back, and waits for it alone."""
+        self._pay()
         found, chunks = {}, [chunk for lane in plan.lanes for chunk in lane]
         for chunk in (chunk for chunk in chunks if chunk.late):
             r = self.live[chunk.uid]

@@ -1,0 +1,197 @@
+"""The process that follows grammars with llguidance: `python -m weir.grammar.guide`, started by a
+`Guidance`, which kills it if it takes too long.
+
+llguidance may hold the interpreter's lock for milliseconds: here no step waits for it. One thread
+opens grammars, the other takes tokens in, so that a grammar that is slow to open holds up nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import resource
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from io import BufferedIOBase
+from threading import Lock
+
+import msgspec
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from weir.errors import GrammarError
+from weir.grammar.job import Close, Follow, Followed, Open
+from weir.grammar.matcher import JUMP, Cutter, context, trim
+from weir.grammar.process import parent, read, write
+from weir.grammar.shared import Row
+from weir.grammar.vocabulary import Tokens
+
+NICE = 5
+MEMORY = 8 << 30
+"""Bytes this process may take."""
+COMPILED = 64
+"""Grammars that are kept for the next request."""
+
+
+class _Wrapped:
+    """The vocabulary as llguidance reads it."""
+
+    bos_token_id = None
+
+    def __init__(self, tokens: Tokens, size: int):
+        known = [*tokens.pieces[:size], *[b""] * (size - len(tokens.pieces))]
+        ends = {end for end in tokens.ends if 0 <= end < size}
+        self.eos_token_id = min(ends, default=size - 1)
+        self.special_token_ids = [t for t in range(size) if not known[t] or t in ends]
+        special = set(self.special_token_ids)
+        self.tokens = [b"\xff<%d>" % t if t in special else known[t] for t in range(size)]
+        self._encode = tokens.encode
+
+    def __call__(self, text: str) -> list[int]:
+        return list(self._encode(text))
+
+
+class Guide:
+    """One request's answer. matcher: at its start, and its own. before: the end of the prompt.
+    cutter: None: never jump."""
+
+    def __init__(self, matcher: LLMatcher, cutter: Cutter, before: bytes, jumps: bool, row: Row):
+        self._matcher = matcher
+        self._cutter = cutter
+        self._pieces = cutter.pieces
+        self._before = before
+        self._jumps = jumps
+        self._row = row
+        self.complete = False
+
+    def begin(self, most: int) -> list[int]:
+        """The tokens that every answer begins with, if they are at most so many."""
+        start = self._forced(b"")
+        start = start if len(start) <= most else []
+        self.take(start)
+        return start
+
+    def take(self, tokens: list[int]) -> None:
+        """Take in what stands in the answer."""
+        self._consume(tokens)
+        self._note(tokens)
+
+    def follow(self, token: int) -> list[int]:
+        """Take a token in. Returns what stands in its place."""
+        tokens, piece = [token], self._pieces[token]
+        self._consume(tokens)
+        kept = self._forced(piece)
+        if kept and kept != tokens and self._matcher.rollback(1):
+            tokens = kept
+            self._consume(tokens)
+        self._note(tokens)
+        return tokens
+
+    def mask(self) -> None:
+        """Write the tokens that may come next to the shared row."""
+        if not self.complete:
+            self._matcher.unsafe_compute_mask_ptr(self._row.address(), self._row.size)
+            self._check()
+
+    def _consume(self, tokens: list[int]) -> None:
+        if tokens and not self._matcher.consume_tokens(tokens):
+            raise GrammarError(self._matcher.get_error())
+
+    def _forced(self, piece: bytes) -> list[int]:
+        """Tokens of `piece`, which has been taken in, and what must follow it, without the last
+        one, which the model might choose longer; empty if that says no more than `piece`."""
+        forced = self._matcher.compute_ff_bytes() if self._jumps else b""
+        if not forced:
+            return []
+        tokens = self._cutter.cut(self._before, piece + forced[:JUMP])[:-1]
+        told = sum(len(self._pieces[token]) for token in tokens)
+        return tokens if told >= len(piece) else []
+
+    def _note(self, tokens: list[int]) -> None:
+        self._before = trim(self._before + b"".join(self._pieces[t] for t in tokens))
+        self._check()
+        self.complete = self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(self._matcher.get_error())
+
+
+class Guides:
+    """All of them. engine: where messages come from. size: ids the model has. memory: for their
+    masks."""
+
+    def __init__(self, engine: BufferedIOBase, tokens: Tokens, size: int, memory: int):
+        self._engine = engine
+        self._cutter = Cutter(tokens.encode, tokens.pieces)
+        self._size, self._memory = size, memory
+        ends = sorted(end for end in tokens.ends if 0 <= end < size) or None
+        wrapper = TokenizerWrapper(_Wrapped(tokens, size))
+        self._tokenizer = LLTokenizer(wrapper, n_vocab=size, eos_token=ends)
+        self._guides: dict[int, Guide] = {}
+        self._lock = Lock()
+        self._compiled = lru_cache(COMPILED)(self._compile)
+
+    def serve(self) -> None:
+        """Until the engine has gone."""
+        write(self._engine, b"")
+        decoder = msgspec.msgpack.Decoder(Open | Follow | Close)
+        opener = ThreadPoolExecutor(1)
+        while message := read(self._engine):
+            asked = decoder.decode(message)
+            if isinstance(asked, Open):
+                opener.submit(self._answer, asked.number, partial(self._open, asked))
+            elif isinstance(asked, Follow):
+                self._answer(asked.number, partial(self._follow, asked))
+            else:
+                self._guides.pop(asked.number, None)
+
+    def _answer(self, number: int, work: Callable[[], tuple[Guide, list[int]]]) -> None:
+        try:
+            guide, tokens = work()
+            guide.mask()
+            self._guides[number] = guide
+            followed = Followed(number, tokens, guide.complete)
+        except BaseException as error:  # a panic of llguidance's too ends its request alone
+            reason = str(error) if isinstance(error, GrammarError) else repr(error)
+            followed = Followed(number, error=reason)
+        with self._lock:
+            write(self._engine, msgspec.msgpack.encode(followed))
+
+    def _open(self, asked: Open) -> tuple[Guide, list[int]]:
+        matcher = self._compiled(asked.key, asked.grammar).deep_copy()
+        before = context(self._cutter.pieces, asked.prompt)
+        row = Row(self._memory, asked.row, self._size)
+        guide = Guide(matcher, self._cutter, before, asked.jumps, row)
+        if asked.taken is None:
+            return guide, guide.begin(asked.most)
+        guide.take(asked.taken)
+        return guide, []
+
+    def _follow(self, asked: Follow) -> tuple[Guide, list[int]]:
+        guide = self._guides[asked.number]
+        return guide, guide.follow(asked.token)
+
+    def _compile(self, key: str, grammar: str) -> LLMatcher:
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise GrammarError(matcher.get_error())
+        return matcher
+
+
+def main() -> None:
+    os.nice(NICE)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.RLIM_INFINITY))
+    engine = parent()
+    tokens, size, memory = pickle.loads(read(engine))
+    sys.setswitchinterval(1e-4)
+    guides = Guides(engine, tokens(), size, memory)
+    with contextlib.suppress(OSError):  # the engine has gone
+        guides.serve()
+    os._exit(0)  # whatever is being opened
+
+
+if __name__ == "__main__":
+    main()

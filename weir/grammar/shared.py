@@ -1,0 +1,53 @@
+"""Masks in memory that two processes share, a row for each matcher."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+
+
+class Row:
+    """memory: its descriptor. tokens: bits of a mask."""
+
+    def __init__(self, memory: int, number: int, tokens: int):
+        self.number = number
+        self.size = -(-tokens // 32) * 4
+        self._used = -(-tokens // 8)
+        self._memory = mmap.mmap(memory, self.size, offset=number * stride(tokens))
+
+    def address(self) -> int:
+        """Where to write `size` bytes."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+    def read(self) -> bytes:
+        return self._memory[: self._used]
+
+
+class Rows:
+    """Where rows come from. Used by the process that gives them away."""
+
+    def __init__(self, tokens: int):
+        self.memory = os.memfd_create("weir-masks")
+        self._tokens = tokens
+        self._made = 0
+        self._free: list[int] = []
+
+    def take(self) -> Row:
+        if not self._free:
+            self._free.append(self._made)
+            self._made += 1
+            os.ftruncate(self.memory, self._made * stride(self._tokens))
+        return Row(self.memory, self._free.pop(), self._tokens)
+
+    def give_back(self, number: int) -> None:
+        self._free.append(number)
+
+    def close(self) -> None:
+        os.close(self.memory)
+
+
+def stride(tokens: int) -> int:
+    """Bytes from one row to the next: whole pages, so that each can be mapped alone."""
+    page = mmap.ALLOCATIONGRANULARITY
+    return -(-tokens // (8 * page)) * page
