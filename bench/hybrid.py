@@ -1,9 +1,12 @@
 """Attention in main memory beside the GPU's: where it pays, by the simulator.
 
     python bench/hybrid.py [--requests N] [CASE ...]
+    python bench/hybrid.py --neo [--requests N]
 
 Every arm is the real scheduler over priced devices: `off` has the GPU's KV cache alone, `auto` and
 `all` have main memory besides. All requests are there at once, so what counts is how fast they end.
+With --neo, what NEO (arXiv 2411.01142) reports is predicted: gains on A10Gs with ever larger hosts,
+and the rate that keeps to a mean latency a token, found by bisection.
 """
 
 from __future__ import annotations
@@ -16,7 +19,10 @@ import os
 import tempfile
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from weir.cli import main
+from weir.cost.hardware import PRESETS
 
 TRACES = Path(os.environ.get("WEIR_DATA", ".")) / "traces"
 
@@ -25,9 +31,9 @@ def azure(name: str) -> list[str]:
     return ["--trace", "azure", "--trace-path", str(TRACES / f"azure2023_{name}.csv.gz")]
 
 
-def fixed(prompt: int, output: int) -> list[str]:
+def fixed(prompt: int, output: int, spread: float = 0.1) -> list[str]:
     lengths = ["--random-input-len", str(prompt), "--random-output-len", str(output)]
-    return ["--trace", "random", "--random-range-ratio", "0.1", *lengths]
+    return ["--trace", "random", "--random-range-ratio", str(spread), *lengths]
 
 
 def case(model: str, hardware: str, room: str, workload: list[str]) -> list[str]:
@@ -68,8 +74,11 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", help="parts of names")
     parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--neo", action="store_true")
     parser.add_argument("--rates", type=float, nargs="+", metavar="R", help="of a stream, instead")
     options = parser.parse_args()
+    if options.neo:
+        return neo(options.requests)
     if options.rates:
         return stream(options)
     print("| case | off, req/s | auto / off | all / off | ms between tokens: off, auto, all |")
@@ -82,6 +91,68 @@ def run() -> None:
         gains = [f"{rate / rates[0]:.2f}" for rate in rates[1:]]
         gaps = ", ".join(f"{arm['median_tpot_ms']:.0f}" for arm in arms)
         print(f"| {name} | {rates[0]:.2f} | {' | '.join(gains)} | {gaps} |", flush=True)
+
+
+HOSTS = {"g5.2xlarge": 25, "g5.4xlarge": 50, "g5.8xlarge": 100, "g5.16xlarge": 200}
+"""GB/s of memory: of the 200 that the paper says, as much as a host has of the cores."""
+GAINS = {"g5.2xlarge": 12.2, "g5.4xlarge": 13.3, "g5.8xlarge": 29.7, "g5.16xlarge": 79.3}
+"""Most that attention on the host added to the rate of requests, %."""
+PAIR = replace(
+    PRESETS["h100"],
+    name="2xh100",
+    memory=2 * PRESETS["h100"].memory,
+    weight_rate=2 * PRESETS["h100"].weight_rate,
+    matrix_rate=2 * PRESETS["h100"].matrix_rate,
+    cache_rate=2 * PRESETS["h100"].cache_rate,
+    attention_rate=2 * PRESETS["h100"].attention_rate,
+    host_rate=2 * PRESETS["h100"].host_rate,
+    layer_seconds=50e-6,
+)
+"""Each layer on both, whose results are added up twice a layer in some 20 us."""
+LATENCY = [
+    ("T4, 7B, summaries", case("llama-2-7b", "t4", "432MiB", fixed(350, 45, 0.4)), 1.0, 563),
+    ("A10G, 8B, code", case("llama-3.1-8b", "a10g", "3300MiB", azure("code")), 2.0, 6.4),
+    ("two H100s, 70B, code", case("llama-3.1-70b", "2xh100", "10GiB", azure("code")), 2.0, 14.3),
+]
+"""Seconds a token, and % that the rate at which these are kept to rose by."""
+
+
+def neo(requests: int) -> None:
+    """What the paper reports, beside what the simulator says of such machines."""
+    print("| A10G, 8B, 1,000 tokens in, in | paper | at 50, 100, 200, 400 tokens out | best |")
+    print("|---|---|---|---|", flush=True)
+    for host, bandwidth in HOSTS.items():
+        rate = 0.8 * bandwidth * 1e9
+        PRESETS[host] = replace(PRESETS["a10g"], name=host, host_rate=rate)
+        gains = []
+        for output in (50, 100, 200, 400):
+            flags = case("llama-3.1-8b", host, "3300MiB", fixed(1000, output))
+            off, on = (
+                result(flags, kind, requests)["request_throughput"] for kind in ("off", "auto")
+            )
+            gains.append(100 * (on / off - 1))
+        cells = ", ".join(f"{gain:+.0f}" for gain in gains)
+        print(f"| {host} | {GAINS[host]:+.1f} % | {cells} | {max(gains):+.1f} % |", flush=True)
+    PRESETS["2xh100"] = PAIR
+    print("\n| requests/s at a mean latency a token | paper | off | auto | predicted |")
+    print("|---|---|---|---|---|", flush=True)
+    for name, flags, seconds, paper in LATENCY:
+        off, on = (sustained(flags, kind, requests, seconds) for kind in ("off", "auto"))
+        gain = 100 * (on / off - 1)
+        print(
+            f"| {name}, {seconds:g} s | {paper:+.1f} % | {off:.2f} | {on:.2f} | {gain:+.0f} % |",
+            flush=True,
+        )
+
+
+def sustained(flags: list[str], attention: str, requests: int, seconds: float) -> float:
+    """The rate of arrivals, to 2 %, up to which a token takes so long in the mean at most."""
+    low, high = 0.01, 100.0
+    while high > 1.02 * low:
+        rate = (low * high) ** 0.5
+        kept = result(flags, attention, requests, rate)["mean_ptl_ms"] <= 1000 * seconds
+        low, high = (rate, high) if kept else (low, rate)
+    return low
 
 
 def stream(options: argparse.Namespace) -> None:

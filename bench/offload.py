@@ -6,7 +6,8 @@
 A well-known shape has random weights, any other model its own; every request at once, temperature
 0. A plan is `auto`, or shares of weights on GPU, CPU and disk, the share of KV on the GPU, how many
 requests and, after an x, batches that their prompts make; +: these are lanes of one step.
-The machine is measured first, each plan is an engine of its own. Without a GPU main memory stands
+The machine is measured before each plan, which is an engine of its own; both count what they found
+at their best, as others may use the machine besides. Without a GPU main memory stands
 for its memory. Two --slots instead of three: no copy beside computing.
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 import msgspec
 import torch
 from msgspec.structs import replace
+from plan import rank_correlation
 
 from weir import build, hub, offload
 from weir.config import load
@@ -120,15 +122,15 @@ def measure(flags: dict[str, str], plans: list[str], job: Job, repeats: int, fol
     path = hub.resolve(config.model, None, None).path
     spec = read_spec(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine = offload.this_machine(config, config.gpu_memory, device, torch.bfloat16)
     bits = offload.weight_bits(config, path, spec, torch.bfloat16)
-    bases = runnable(machine, weight_bits=bits, cache_bits=offload.cache_bits(config))
-    print(machine, flush=True)
     print(
         f"{'plan':24}{'requests':>9}{'prompts, s':>14}{'answers, s':>14}{'tok/s':>15}{'start':>7}"
     )
-    errors = []
+    pairs = []
     for text in plans:
+        machine = offload.this_machine(config, path, config.gpu_memory, device, torch.bfloat16)
+        bases = runnable(machine, weight_bits=bits, cache_bits=offload.cache_bits(config))
+        print(machine, flush=True)
         if text == "auto":
             found = search(spec, job, machine, bases)
         else:
@@ -146,7 +148,8 @@ def measure(flags: dict[str, str], plans: list[str], job: Job, repeats: int, fol
             block = found.offload.block
             run(engine, replace(job, output=2), 1, spec.vocab)
             runs = [run(engine, job, block, spec.vocab) for _ in range(repeats)]
-            first, total = sorted(runs, key=lambda times: times[1])[repeats // 2]
+            first = min(first for first, _ in runs)
+            total = first + min(total - first for first, total in runs)
             engine.close()
         except Exception as error:  # the others still count
             print(f"{text}: {error}", flush=True)
@@ -158,14 +161,18 @@ def measure(flags: dict[str, str], plans: list[str], job: Job, repeats: int, fol
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         said, speed = found.predicted, block * job.output / total
-        errors.append(abs(said.throughput / speed - 1))
+        pairs.append((said.throughput, speed))
         print(
             f"{text:24}{block:>9}{said.prefill:>7.2f}{first:>7.2f}{said.decode:>7.2f}"
             f"{total - first:>7.2f}{said.throughput:>8.2f}{speed:>7.2f}{started:>7.1f}",
             flush=True,
         )
-    if errors:
-        print(f"error: median {statistics.median(errors):.0%}, largest {max(errors):.0%}")
+    if len(pairs) > 1:
+        errors = [abs(said / speed - 1) for said, speed in pairs]
+        print(
+            f"error: median {statistics.median(errors):.0%}, largest {max(errors):.0%}; "
+            f"rank correlation {rank_correlation(pairs):.2f}"
+        )
 
 
 if __name__ == "__main__":

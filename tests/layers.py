@@ -16,7 +16,7 @@ LEVEL = {
     "ranker": 4, "runtime": 4,
     "executor": 5,
     "engine": 6,
-    "client": 7, "policies": 7,
+    "client": 7, "policies": 7, "trial": 7,
     "connect": 8, "device": 8, "offload": 8, "sim": 8,
     "build": 9,
     "llm": 10, "server": 10, "host": 10, "bench": 11, "batch": 11, "lang": 11,

@@ -27,6 +27,7 @@ from weir.ops import native
 from weir.runtime import rates
 from weir.runtime.streamed import Streamed
 from weir.spec import Spec
+from weir.trial import timed
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
     room = min(room, config.gpu_memory or room)
     if given is None and weights(spec) * bits / 8 <= ROOMY * room:
         return Placed(config)
-    machine = this_machine(config, room, device, dtype)
+    machine = this_machine(config, path, room, device, dtype)
     job = given.job if given is not None else _job(config.max_model_len or spec.context, spec)
     kinds = {"weight_bits": bits, "cache_bits": cache_bits(config)}
     bases = runnable(machine, native.library() is not None, **kinds)
@@ -112,15 +113,16 @@ def cache_bits(config: Config) -> int:
     return next((bits for bits, kind in CODES.items() if kind == config.kv_cache_dtype), 16)
 
 
-def this_machine(config: Config, room: int, device: Any, dtype: Any) -> Machine:
-    """What may be used here, timed in about a second. Raises `ConfigError` for a folder that cannot
-    be written."""
+def this_machine(config: Config, path: Path, room: int, device: Any, dtype: Any) -> Machine:
+    """What may be used here for the model at `path`, timed in about a second. Raises `ConfigError`
+    for a folder that cannot be written."""
     folder = Path(config.offload_dir) if config.offload_dir else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     memory = config.cpu_memory or free_memory()
     if device.type == "cpu":
-        return replace(measured(processor(), folder), gpu_memory=memory, cpu_memory=memory)
+        found = timed(measured(processor(), folder), config, path, device, dtype)
+        return replace(found, gpu_memory=memory, cpu_memory=memory)
     gpu = replace(this_gpu(room, *rates.rates(device, dtype)), layer_seconds=EAGER)
     found = measured(hosted(gpu, 0, 1.0, rates.links(device)), folder)
     return replace(found, cpu_memory=memory)

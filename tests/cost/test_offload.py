@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from weir.cost.machine import ENDLESS, MACHINES, T4, Machine, disk_rates, find
+from weir.cost.machine import ENDLESS, MACHINES, T4, Machine, at, disk_rates, find
 from weir.cost.offload import Costs, Job, Offload, predict
 from weir.cost.search import ANYWHERE, CPU, DISK, GPU, naive, runnable, search, solve
 from weir.errors import ConfigError
@@ -233,6 +233,24 @@ def test_what_cannot_be_planned_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "highspy", None)
     with pytest.raises(ConfigError, match=r"weir-llm\[plan\]"):
         search(spec(), JOB, T4, [FREE])
+
+
+def test_steps_that_were_timed_take_the_place_of_rates() -> None:
+    """Linears by rows, in lanes; what is not in the layers once a step; weights as they are."""
+    layer, rest = ((1, 0.001), (5, 0.003), (10, 0.004)), ((1, 0.01), (3, 0.02))
+    bound = {"to_gpu": ENDLESS, "prompt_attention": ENDLESS, "gpu_cache": ENDLESS}
+    machine = replace(T4, alone=True, layer=layer, rest=rest, layer_bytes=1e6, **bound)
+    assert [round(at(layer, rows), 6) for rows in (1, 3, 5, 10, 20)] == [
+        *(0.001, 0.002, 0.003, 0.004, 0.008)
+    ]
+    here = replace(BASE, batch=3, batches=4, lanes=2, weights=GPU, cache=GPU, hidden=GPU)
+    model, job = spec(layers=8), Job(prompt=5, output=3)
+    said = predict(model, job, machine, here)
+    one = 4 * at(layer, 15)  # batches, each a lane of three prompts
+    assert said.prefill == pytest.approx(8 * one + 2 * at(rest, 6))
+    assert said.decode == pytest.approx((job.output - 1) * (8 * at(layer, 12) + at(rest, 12)))
+    away = Costs(model, job, replace(machine, disk_read=1e8), replace(here, weights=DISK))
+    assert (away.decode["disk reads"] @ away.choice.shares) == pytest.approx(1e6 / 1e8)
 
 
 def test_disk_rates_leave_nothing_behind(tmp_path) -> None:

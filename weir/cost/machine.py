@@ -9,8 +9,11 @@ import mmap
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -21,6 +24,20 @@ ENDLESS = 1e30
 """A rate that never limits."""
 ATTENTION = 0.8
 """The share of a CPU's read bandwidth that its attention over decodes reaches."""
+
+
+Curve = tuple[tuple[int, float], ...]
+"""Rows, and seconds that they take."""
+
+
+def at(curve: Curve, rows: float) -> float:
+    """Seconds of so many rows: between those timed on a line, beyond them in proportion."""
+    counts, seconds = zip(*curve, strict=True)
+    return float(np.interp(rows, counts, seconds) * max(1.0, rows / counts[-1]))
+
+
+READERS, BLOCK, PASSES = 4, 4 << 20, 4
+"""Threads that time a disk, bytes that each reads at once, and times that they read all."""
 
 
 class Machine(Struct, frozen=True, kw_only=True):
@@ -46,6 +63,9 @@ class Machine(Struct, frozen=True, kw_only=True):
     prompt_attention: float  # FLOP/s
     gpu_cache: float  # KV read by decode attention on the GPU
     layer_seconds: float = 0.0  # of one layer's kernels for one batch, however little they do
+    layer: Curve = ()  # of a layer of one model's linears, timed: instead of the rates of products
+    rest: Curve = ()  # of what is not in its layers, by rows that sample
+    layer_bytes: float = 0.0  # of its weights
     alone: bool = False  # there is no GPU: what is said of one is of the CPU and its memory
 
 
@@ -156,28 +176,34 @@ def free_memory() -> int:
 
 
 def disk_rates(folder: Path, size: int = 2**27) -> tuple[float, float]:
-    """Bytes/s of reading `size` bytes, past the page cache, and of writing them. Raises
-    `ConfigError` for a folder that cannot be written."""
+    """Bytes/s of reading `size` bytes several times, past the page cache and as weights are read,
+    and of writing them. Raises `ConfigError` for a folder that cannot be written."""
     path = folder / f".weir-disk-{os.getpid()}"
-    block = mmap.mmap(-1, 2**22)  # on a page boundary, as reading past the cache asks
-    block.write(os.urandom(len(block)))
+    block = os.urandom(BLOCK)
     try:
         began = time.perf_counter()
         with open(path, "wb", buffering=0) as file:
-            for _ in range(size // len(block)):
+            for _ in range(size // BLOCK):
                 file.write(block)
             os.fsync(file.fileno())
         written = time.perf_counter()
-        with _past_cache(path) as file:
+        with _past_cache(path) as file, ThreadPoolExecutor(READERS) as pool:
             began_reading = time.perf_counter()
-            while file.readinto(block):
-                pass
+            list(pool.map(partial(_read, file.fileno(), size), range(READERS)))
             done = time.perf_counter()
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be measured: {error.strerror}") from None
     finally:
         path.unlink(missing_ok=True)
-    return size / (done - began_reading), size / (written - began)
+    return PASSES * size / (done - began_reading), size / (written - began)
+
+
+def _read(file: int, size: int, reader: int) -> None:
+    """The blocks of one of the readers."""
+    block = mmap.mmap(-1, BLOCK)  # on a page boundary, as reading past the cache asks
+    for _ in range(PASSES):
+        for offset in range(reader * BLOCK, size, READERS * BLOCK):
+            os.preadv(file, [block], offset)
 
 
 def _past_cache(path: Path) -> io.FileIO:

@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from weir.cost.machine import Machine
+from weir.cost.machine import Machine, at
 from weir.cost.transfer import slot_bytes
 from weir.cost.work import cache_bytes, head_weights, layer_weights
 from weir.spec import Spec
@@ -101,7 +101,7 @@ class Costs:
     def __init__(self, spec: Spec, job: Job, machine: Machine, choice: Offload):
         self.spec, self.job, self.machine, self.choice = spec, job, machine, choice
         size = BYTES[4] if choice.weight_bits == 4 else choice.weight_bits / 8
-        self.layer = layer_weights(spec) * size
+        self.layer = machine.layer_bytes or layer_weights(spec) * size
         self.kv = cache_bytes(spec, BYTES[choice.cache_bits]) / spec.layers  # a token
         self.wide_kv = cache_bytes(spec, 2.0) / spec.layers
         self.here = self.kv if machine.alone else self.wide_kv  # on the GPU, or what stands for it
@@ -119,9 +119,11 @@ class Costs:
         kv, state = self.kv * tokens, self.state * tokens
         pairs = self.choice.block * job.prompt * (job.prompt + 1) / 2
         attention = 4 * self.spec.heads * self.spec.head_dim * pairs / m.prompt_attention
-        gpu = self._linears(tokens, self.choice.batches, m.prompt_matrix) + attention
+        steps = -(-self.choice.batches // self.choice.lanes)
+        head = self._head_seconds(self.choice.block / steps) * steps / self.spec.layers
+        gpu = self._linears(tokens, self.choice.batches, m.prompt_matrix) + attention + head
         cached = row(cache=(0, kv, kv))
-        brought = self.layer * -(-self.choice.batches // self.choice.lanes)
+        brought = self.layer * steps
         return self._phase(
             to_gpu=row((0, brought, brought), hidden=(0, state, state)) / m.to_gpu,
             to_cpu=cached / m.cache_to_cpu + row(hidden=(0, state, state)) / m.to_cpu,
@@ -151,7 +153,7 @@ class Costs:
         gpu = row(
             cache=(on_gpu, 0, 0) if there else (on_gpu, brought, brought),
             fixed=self._linears(block, self.choice.decode_lanes, m.decode_matrix)
-            + self._head_seconds() / spec.layers,
+            + self._head_seconds(block) / spec.layers,
         )
         moved = row((0, self.layer, self.layer), (0, sent, sent), (0, state, state))
         return self._phase(
@@ -201,15 +203,20 @@ class Costs:
         """GPU seconds of a layer's linears over the tokens of a block: each lane reads the weights
         again from the GPU's memory."""
         m, weights = self.machine, layer_weights(self.spec)
+        if m.layer:
+            return lanes * at(m.layer, tokens / lanes)
         read = self.layer / m.gpu_weights
         if self.choice.weight_bits == 4:
             read = max(read, 2.0 * weights / m.gpu_codes)
         multiply = 2 * weights * tokens / lanes / rate
         return lanes * (max(read, multiply) + m.layer_seconds)
 
-    def _head_seconds(self) -> float:
+    def _head_seconds(self, rows: float) -> float:
+        """Of a step in which so many rows sample, what is not in the layers."""
         m, weights = self.machine, head_weights(self.spec)
-        multiply = 2 * weights * self.choice.block / m.decode_matrix
+        if m.rest:
+            return at(m.rest, rows)
+        multiply = 2 * weights * rows / m.decode_matrix
         return max(2.0 * weights / m.gpu_weights, multiply)
 
     # -- memory --------------------------------------------------------------------------------
@@ -227,13 +234,14 @@ class Costs:
         travels = 0.0 if choice.cpu_attention else 2 * one  # KV of decodes
         record = int(self.kv * layers * PAGE)
         mixed = choice.cache[0] > 0 and choice.cache[1] > 0
+        ring = (SLOTS + m.alone) * self.layer
         slots = slot_bytes(record, int(kv / record)) if mixed else 0
 
         def on_gpu(computed: int, waiting: int, cached: float) -> Row:
             """Tokens computed at once, tokens between layers, KV of others."""
             away = 2 * self.state * computed
             return row(
-                (held, SLOTS * self.layer, SLOTS * self.layer),
+                (held, ring, ring),
                 (here, cached, cached),
                 (self.state * waiting, away, away),
                 self.head + working * computed + slots,

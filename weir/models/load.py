@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import torch
+from msgspec.structs import replace
 
 from weir.errors import ConfigError
 from weir.gguf import GGUF
@@ -47,6 +47,7 @@ def load(
     format: str = "auto",
     quantization: str = "auto",
     context: int | None = None,
+    layers: int | None = None,
     seed: int = 0,
     threads: int = 0,
     shelf: Callable[[int], Shelf] | None = None,
@@ -57,9 +58,10 @@ def load(
     `quantization` is one of `QUANTIZATIONS` (see `Weights`; how files are `STORED` can be claimed,
     and must be so, and is otherwise "auto"), `format` "auto", "safetensors",
     "gguf", or "dummy" for random weights (by `seed`) from the configuration alone. `context`
-    shortens the longest sequence; `threads` read and pack (0: all cores). `shelf`, given the number
-    of layers, makes what keeps them elsewhere. Raises ConfigError for files that are absent,
-    unsound or do not fit their configuration, and for weights that the device cannot multiply.
+    shortens the longest sequence, `layers` the model to its first; `threads` read and pack (0: all
+    cores). `shelf`, given the number of layers, makes what keeps them elsewhere. Raises ConfigError
+    for files that are absent, unsound or do not fit their configuration, and for weights that the
+    device cannot multiply.
     """
     path, device = Path(path), torch.device(device)
     if format not in FORMATS:
@@ -85,13 +87,16 @@ def load(
             f"--quantization {claimed or quantization}: the weights at {path} are {how}: "
             "leave --quantization at auto"
         )
-    kind = MODELS[spec.architecture]
+    kind, spec = MODELS[spec.architecture], _shortened(spec, context)
     verify(checkpoint.shapes, kind.tensors(spec))
     threads = threads or min(THREADS, os.cpu_count() or 1)
+    if layers is not None:
+        first = {"attention": spec.attention[:layers], "rope": spec.rope[:layers]}
+        spec = replace(spec, layers=layers, **first)
     kept = shelf(spec.layers) if shelf is not None else None
     made = dtype or torch.bfloat16
     with Weights(checkpoint, made, device, threads, quantization, kept) as weights:
-        return kind(_shortened(spec, context), weights)
+        return kind(spec, weights)
 
 
 def opened(path: Path) -> tuple[Spec, Checkpoint]:
@@ -142,4 +147,4 @@ def _shortened(spec: Spec, context: int | None) -> Spec:
         raise ConfigError(
             f"max_model_len must be from 1 to the model's {spec.context}, not {context}"
         )
-    return msgspec.structs.replace(spec, context=context)
+    return replace(spec, context=context)

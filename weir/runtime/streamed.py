@@ -22,7 +22,8 @@ from weir.runtime.pinned import host_zeros
 from weir.runtime.spill import Spill, aligned
 
 SLOTS = 3
-"""Layers on the device at once: one whose attention is under way, one that is next, one coming."""
+"""Layers on the device at once: one whose attention is under way, one that is next, one coming;
+from a disk straight into main memory one more, so that it reads on while a layer computes."""
 SMALL = 0.01
 """Share of a layer's bytes below which a tensor stays on the device."""
 
@@ -112,7 +113,7 @@ class Streamed:
         self.staging = torch.empty(0, dtype=torch.uint8)
         self.cycle = deque(i for i, parked in enumerate(self.parked) if parked.size)
         size = max((parked.size for parked in self.parked), default=0)
-        for _ in range(min(SLOTS, len(self.cycle))):
+        for _ in range(min(SLOTS + (self.device.type == "cpu"), len(self.cycle))):
             self.free.append(len(self.slots))
             self.slots.append(Slot(_memory(size, self.device)))
         turns = [self.parked[i] for i in self.cycle]
