@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from weir.cost.hardware import GB, TB, TERA, scaled
 from weir.cost.machine import MACHINES, T4, Machine, hosted
-from weir.cost.offload import Job, Offload, Shares, predict
+from weir.cost.offload import Costs, Job, Offload, Phase, Shares, predict
 from weir.cost.search import ANYWHERE, CPU, DISK, GPU, runnable, search
 from weir.sim.shapes import shape
 from weir.spec import Spec
@@ -56,6 +56,20 @@ ABLATION = {
     "no CPU attention": (4.03, 0.62),
 }
 """Tokens/s of OPT-30B and OPT-175B, prompt 512."""
+
+
+BREAKDOWN = {
+    "prompts: computing": 2220,
+    "prompts: reading weights": 768,
+    "prompts: writing KV": 261,
+    "answers: computing": 1498,
+    "answers: reading weights": 3047,
+    "answers: reading KV": 7046,
+    "answers: writing KV": 124,
+}
+"""Seconds of OPT-175B, prompt 512."""
+SLOW = 0.30
+"""Tokens/s of the same with a disk that reads 0.5 GB/s."""
 
 
 def rank_correlation(pairs: list[tuple[float, float]]) -> float:
@@ -147,6 +161,32 @@ def paper() -> None:
             said = predict(shape(name), Job(prompt=prompt, output=32), T4, changed).throughput
             cells += [f"{paper:.2f}", f"{said:.2f}"]
         print(f"| {what} | {' | '.join(cells)} |")
+    name, prompt, offload, _ = TABLE[2]
+    spec, job = shape(name), Job(prompt=prompt, output=32)
+    slow = replace(T4, disk_read=0.5 * GB, disk_write=0.25 * GB)
+    said = predict(spec, job, slow, offload).throughput
+    print(f"| disk of 0.5 GB/s | | | {SLOW:.2f} | {said:.2f} |")
+    print("\n| OPT-175B, s | paper | predicted |\n|---|---|---|")
+    for (what, paper), said in zip(BREAKDOWN.items(), breakdown(spec, job, offload), strict=True):
+        print(f"| {what} | {paper} | {said:.0f} |")
+
+
+def breakdown(spec: Spec, job: Job, placed: Offload) -> list[float]:
+    """Seconds of a block: those that the slowest way takes to bring weights and KV, each alone."""
+    costs, shares, found = Costs(spec, job, T4, placed), placed.shares, []
+    kinds = {"weights": slice(0, 3), "KV": slice(3, 6)}
+    reads, writes = ("copies to the GPU", "disk reads"), ("copies to the CPU", "disk writes")
+
+    def longest(phase: Phase, ways: tuple[str, str], kind: str) -> float:
+        some = kinds[kind]
+        return max(float(phase[way][some] @ shares[some]) for way in ways)
+
+    for phase, steps in ((costs.prompt, 1), (costs.decode, job.output - 1)):
+        parts = [float(phase["computing"] @ shares), longest(phase, reads, "weights")]
+        parts += [longest(phase, reads, "KV")] if steps > 1 else []
+        parts += [longest(phase, writes, "KV")]
+        found += [part * spec.layers * steps for part in parts]
+    return found
 
 
 if __name__ == "__main__":

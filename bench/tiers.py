@@ -1,10 +1,13 @@
 """What main memory below a GPU's KV cache is worth: the Mooncake traces, simulated.
 
     python bench/tiers.py [conversation|synthetic]
+    python bench/tiers.py conversation FOLDER FASTER ...
 
 One in SHARE conversations of the trace, whole, arriving FASTER times sooner, on Llama-3.1-8B on an
 H100 whose KV pool holds a tenth of all KV that they make; with and without room for all of it in
 main memory. Then the same lengths with nothing in common, which a cache can only make slower.
+With a FOLDER, the real engine: SmolLM2-135M on this CPU, all lengths SMALLER times shorter and long
+requests left out, and what main memory has no room for on the disk of that folder.
 """
 
 from __future__ import annotations
@@ -13,21 +16,26 @@ import gc
 import gzip
 import json
 import sys
+import tempfile
+import time
 import zlib
+from collections import deque
 from collections.abc import Iterable
 from random import Random
 from typing import Any
 
 import scheduling_sets as sets
 
+from weir import build
 from weir.config import Config
+from weir.core import Request, Sampling
 from weir.cost.hardware import H100
 from weir.cost.roofline import Roofline
 from weir.cost.work import cache_bytes
 from weir.sim.flags import Scene
 from weir.sim.fleet import capacity
 from weir.sim.replay import replay
-from weir.sim.report import Report, measure
+from weir.sim.report import Record, Report, measure
 from weir.sim.shapes import shape
 from weir.sim.workload import Item, Workload
 
@@ -38,27 +46,36 @@ SHARE = {"conversation": 16, "synthetic": 5}
 FASTER = {"conversation": (8, 10, 12, 24), "synthetic": (1.5, 2, 2.5, 4, 16)}
 
 
-def rows(name: str) -> list[dict[str, Any]]:
+SMALLER = 32
+REAL_SHARE, REAL_LONGEST = 64, 40_000
+
+
+def rows(name: str, share: int, longest: int) -> list[dict[str, Any]]:
     """A share of the conversations, which differ from the second block on."""
     with gzip.open(sets.DATA / "traces" / f"mooncake_{name}.jsonl.gz", "rt") as lines:
         found = [json.loads(line) for line in lines]
     return [
         row
         for row in found
-        if zlib.crc32(repr(row["hash_ids"][:2]).encode()) % SHARE[name] == 0
-        and row["input_length"] + row["output_length"] <= LONGEST
+        if zlib.crc32(repr(row["hash_ids"][:2]).encode()) % share == 0
+        and row["input_length"] + row["output_length"] <= longest
     ]
 
 
-def workload(some: Iterable[dict[str, Any]], faster: float, related: bool = True) -> Workload:
+def workload(
+    some: Iterable[dict[str, Any]], faster: float, related: bool = True, smaller: int = 1
+) -> Workload:
     items = []
     for number, row in enumerate(some):
         names = row["hash_ids"] if related else [(number, at) for at in range(len(row["hash_ids"]))]
         ids = [
-            token for name in names for token in Random(str(name)).choices(range(90_000), k=BLOCK)
+            token
+            for name in names
+            for token in Random(str(name)).choices(range(1000, 40_000), k=BLOCK // smaller)
         ]
         arrival = row["timestamp"] / 1000 / faster
-        items.append(Item(ids[: row["input_length"]], max(1, row["output_length"]), arrival))
+        ids = ids[: max(1, row["input_length"] // smaller)]
+        items.append(Item(ids, max(1, row["output_length"] // smaller), arrival))
     return Workload("mooncake", items, timed=True)
 
 
@@ -74,9 +91,70 @@ def simulated(load: Workload, pool: int, below: int) -> Report:
     return measure(*replay(load, scene.fleet()))
 
 
+def served(load: Workload, config: Config) -> tuple[Report, list[list[int]]]:
+    """What the real engine makes of it, and the tokens of its answers."""
+    engine, live = build.engine(config), deque(enumerate(load.items))
+    records = [Record(0.0, prompt_tokens=len(item.prompt)) for item in load.items]
+    answers: list[list[int]] = [[] for _ in records]
+    began = time.monotonic()
+    while live or engine.busy:
+        now = time.monotonic()
+        while live and began + live[0][1].arrival <= now:
+            uid, item = live.popleft()
+            records[uid].start = began + item.arrival
+            sampling = Sampling(temperature=0.0, max_tokens=item.output)
+            engine.add(Request(uid, list(item.prompt), sampling, arrival=records[uid].start))
+        if not engine.busy:
+            time.sleep(max(0.0, began + live[0][1].arrival - now))
+            continue
+        for delta in engine.step():
+            record = records[delta.uid]
+            assert delta.done in (None, "length"), delta.error
+            answers[delta.uid] += delta.tokens
+            record.output_tokens += len(delta.tokens)
+            record.arrivals += [time.monotonic()] if delta.tokens else []
+            record.cached_tokens = max(record.cached_tokens, delta.cached)
+    took = time.monotonic() - began
+    engine.close()
+    return measure(records, took), answers
+
+
+def real(name: str, folder: str, times: list[str]) -> None:
+    some = rows(name, REAL_SHARE, REAL_LONGEST)
+    blocks = {block for row in some for block in row["hash_ids"]}
+    spec = shape("smollm2-135m")
+    token = int(cache_bytes(spec))
+    kept = len(blocks) * BLOCK // SMALLER + sum(row["output_length"] for row in some) // SMALLER
+    print(f"{len(some)} requests, {kept} tokens of KV, {kept // 10} of them in memory\n")
+    print("| requests/s asked | KV | mean TTFT, s | requests/s | found |\n|---|---|---|---|---|")
+    for faster in map(float, times):
+        for related in (True, False):
+            load = workload(some, faster, related, SMALLER)
+            asked = len(some) / max(item.arrival for item in load.items)
+            told = []
+            for disk in (False, True):
+                with tempfile.TemporaryDirectory(dir=folder) as there:
+                    below = {"disk_cache": there, "disk_cache_size": 2 * kept * token}
+                    plain = {"model": "smollm2-135m", "kv_cache_memory": kept // 10 * token}
+                    plain |= {"ranker": "none", "grammar_backend": "none"}
+                    report, answers = served(load, Config(**plain, **(below if disk else {})))
+                told.append(answers)
+                label = ("memory and disk" if disk else "memory") + ", nothing in common" * (
+                    not related
+                )
+                print(
+                    f"| {asked:.2f} | {label} | {report.metrics['ttft'].mean / 1e3:.2f} "
+                    f"| {report.request_throughput:.3f} | {report.hit_rate:.1%} |",
+                    flush=True,
+                )
+            assert told[0] == told[1], "a disk changed tokens"
+
+
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "conversation"
-    some = rows(name)
+    if len(sys.argv) > 2:
+        return real(name, sys.argv[2], sys.argv[3:])
+    some = rows(name, SHARE[name], LONGEST)
     blocks = {block for row in some for block in row["hash_ids"]}
     total = sum(len(row["hash_ids"]) for row in some)
     kept = BLOCK * len(blocks) + sum(row["output_length"] for row in some)

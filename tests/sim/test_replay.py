@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.cost.test_roofline import LLAMA
 from tests.reference import Tiny
 from tests.runtime.drive import runner
+from weir.cli import main
 from weir.config import Config
 from weir.core import Capacity, Plan, Result, Tier
 from weir.cost.hardware import H100
@@ -261,3 +262,13 @@ def test_first_tokens_come_in_time_and_no_sooner_than_asked() -> None:
 def test_a_simulation_counts_weights_as_they_are_quantised() -> None:
     sizes = [weight_bytes(Config(quantization=kind), LLAMA, "h100") for kind in ("fp8", "int4")]
     assert sizes == [1.0, 0.5625]
+
+
+def test_decodes_in_main_memory_go_where_nobody_else_can() -> None:
+    """One at home lacks a page, which only whoever goes before it holds; all others are left out of
+    the step since it would take them longer than they are worth."""
+    lengths = ["--random-input-len", "350", "--random-output-len", "45"]
+    memory = ["--kv-cache-memory", "432MiB", "--cpu-cache", "100GiB", "--cpu-attention", "auto"]
+    trace = ["--trace", "random", "--random-range-ratio", "0.4", *lengths, "--num-prompts", "90"]
+    rest = ["--hardware", "t4", "--max-model-len", "8192", "--ranker", "none"]
+    assert main(["simulate", "llama-2-7b", *trace, *memory, *rest, "--request-rate", "1"]) == 0

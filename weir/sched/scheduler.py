@@ -109,6 +109,9 @@ class Scheduler:
         self._compose(ready, load, it, now)
         if not it.chunks and ready:  # the decodes that the budget was kept for found no room
             self._compose(ready, IDLE, it, now)
+        if not it.chunks and self.placement.resting:  # nobody else can go on
+            self.placement.resting = ()
+            self._compose([e for e in it.running if self._ready(e[1])], IDLE, it, now)
         for r in it.evicted.values():
             self._wait(r)
         if not (it.chunks or it.moves or self.forget):
