@@ -24,6 +24,8 @@ ENDLESS = 1e30
 """A rate that never limits."""
 ATTENTION = 0.8
 """The share of a CPU's read bandwidth that its attention over decodes reaches."""
+CODES = 27e9
+"""Bytes/s of KV, as if in 16 bits, that a core makes of codes (16 cores of a Xeon at once)."""
 
 
 Curve = tuple[tuple[int, float], ...]
@@ -55,7 +57,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     disk_write: float
     cpu_read: float = ENDLESS  # CPU memory, for copies and attention together
     cpu_cache: float  # KV read by decode attention on the CPU
-    cpu_codes: float = ENDLESS  # KV that attention on the CPU makes of 4-bit codes, in 16 bits
+    cpu_codes: float = ENDLESS  # KV, as if in 16 bits, that the CPU makes of codes for attention
     gpu_weights: float  # GPU memory, reading weights
     gpu_codes: float = ENDLESS  # 16-bit numbers that the GPU makes of 4-bit codes
     prompt_matrix: float  # FLOP/s of linears over prompts
@@ -94,9 +96,14 @@ ten reads and writes of 16 bits for each number."""
 
 
 def hosted(
-    gpu: Hardware, cpu_memory: int, cpu_read: float, links: tuple[float, float, float]
+    gpu: Hardware,
+    cpu_memory: int,
+    cpu_read: float,
+    links: tuple[float, float, float],
+    cores: int = 16,
 ) -> Machine:
-    """A GPU in a host of that memory and read bandwidth; links: to the GPU, back, both at once."""
+    """A GPU in a host of that memory, read bandwidth and cores; links: to the GPU, back, both at
+    once."""
     to_gpu, to_cpu, both_ways = links
     return Machine(
         name=gpu.name,
@@ -111,6 +118,7 @@ def hosted(
         disk_write=1.29 * GB,
         cpu_read=cpu_read,
         cpu_cache=ATTENTION * cpu_read,
+        cpu_codes=CODES * cores,
         gpu_weights=gpu.weight_rate,
         prompt_matrix=gpu.matrix_rate,
         decode_matrix=gpu.matrix_rate,
@@ -128,7 +136,7 @@ MACHINES = {
     machine.name: machine
     for machine in (
         T4,
-        hosted(PRESETS["a10g"], 256 * GB, 200 * GB, _pcie(25 * GB)),
+        hosted(PRESETS["a10g"], 256 * GB, 200 * GB, _pcie(25 * GB), 32),
         hosted(PRESETS["h100"], 125 * GB, 95 * GB, _pcie(55.1 * GB)),
         hosted(PRESETS["h200"], 134 * GB, 139 * GB, (55.5 * GB, 55.3 * GB, 101 * GB)),
     )
@@ -160,8 +168,14 @@ def measured(machine: Machine, folder: Path | None) -> Machine:
     if not machine.alone:
         cpu = this_cpu()
         cpu_read = cpu.weight_rate / CPU_SHARES[0]
-        name, cache = f"{machine.name} in this host", ATTENTION * cpu_read
-        found = replace(found, name=name, cpu_memory=cpu.memory, cpu_read=cpu_read, cpu_cache=cache)
+        found = replace(
+            found,
+            name=f"{machine.name} in this host",
+            cpu_memory=cpu.memory,
+            cpu_read=cpu_read,
+            cpu_cache=ATTENTION * cpu_read,
+            cpu_codes=CODES * len(os.sched_getaffinity(0)),
+        )
     if folder is None:
         return found
     read, write = disk_rates(folder)

@@ -40,6 +40,10 @@ BYTES = {16: 2.0, 8: 66 / 64, 4: 36 / 64}
 """Of a number of so many bits; a group of 64 has a scale in 16 bits, of 4 a least value too."""
 
 
+QUERY = 0.36
+"""What a query costs a CPU on a key of codes, in units of unpacking that (docs/offload.md)."""
+
+
 class Job(Struct, frozen=True, kw_only=True):
     """Requests of `prompt` tokens that generate `output` each."""
 
@@ -149,7 +153,8 @@ class Costs:
         codes = self.choice.cache_bits < 16
         on_gpu = here / m.gpu_cache
         brought = max(kv / m.gpu_cache, wide / m.gpu_codes if codes else 0.0)
-        on_cpu = max(kv / m.cpu_cache, wide / m.cpu_codes if codes else 0.0)
+        unpacked = wide * (1 + QUERY * spec.heads / spec.kv_heads)
+        on_cpu = max(kv / m.cpu_cache, unpacked / m.cpu_codes if codes else 0.0)
         gpu = row(
             cache=(on_gpu, 0, 0) if there else (on_gpu, brought, brought),
             fixed=self._linears(block, self.choice.decode_lanes, m.decode_matrix)
