@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from weir import hub
-from weir.config import load as config
 from weir.cost.machine import processor
 from weir.cost.work import layer_weights
 from weir.models.base import tensors
 from weir.models.load import load
+from weir.models.shape import read_spec
 from weir.trial import ROWS, TOKENS, timed
 
 CPU = torch.device("cpu")
@@ -18,11 +18,11 @@ CPU = torch.device("cpu")
 def test_a_model_is_timed_by_its_first_layers(monkeypatch) -> None:
     monkeypatch.setattr("weir.trial.COLD", 3 * 3538944)
     monkeypatch.setattr("weir.trial.REPEATS", 1)
-    settings = config({"model": "smollm2-135m"}, {})
-    path = hub.resolve(settings.model, None, None).path
+    path = hub.resolve("smollm2-135m", None, None).path
     model = load(path, layers=3)
     assert len(model.layers) == len(model.spec.attention) == len(model.spec.rope) == 3
-    found = timed(processor(), settings, path, CPU, torch.bfloat16)
+    spec = read_spec(path)
+    found = timed(processor(), spec, lambda n: load(path, layers=n), CPU, torch.bfloat16)
     held = sum(tensor.nbytes for tensor in tensors(model.layers[0]))
     assert found.layer_bytes == held > layer_weights(model.spec) / 2
     assert [rows for rows, _ in found.layer] == [*ROWS, *TOKENS]

@@ -22,6 +22,7 @@ from weir.cost.offload import BYTES, MARGIN, Job, Offload, Prediction, Shares, p
 from weir.cost.search import GPU, Planned, Report, runnable, search
 from weir.cost.work import cache_bytes, weights
 from weir.errors import ConfigError
+from weir.models.load import load
 from weir.models.shape import read_spec
 from weir.ops import native
 from weir.runtime import rates
@@ -121,7 +122,11 @@ def this_machine(config: Config, path: Path, room: int, device: Any, dtype: Any)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     memory = config.cpu_memory or free_memory()
     if device.type == "cpu":
-        found = timed(measured(processor(), folder), config, path, device, dtype)
+        kept = config.dtype == "auto" and native.library() is not None
+        kind = {"format": config.load_format, "quantization": config.quantization}
+        first = partial(load, path, dtype=None if kept else dtype, **kind)
+        found = measured(processor(), folder)
+        found = timed(found, read_spec(path), lambda n: first(layers=n), device, dtype)
         return replace(found, gpu_memory=memory, cpu_memory=memory)
     gpu = replace(this_gpu(room, *rates.rates(device, dtype)), layer_seconds=EAGER)
     found = measured(hosted(gpu, 0, 1.0, rates.links(device)), folder)

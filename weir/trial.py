@@ -6,23 +6,20 @@ Knows nothing of where weights will lie: here they are in main memory.
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from msgspec.structs import replace
 
-from weir.config import Config
 from weir.core import Tier
 from weir.cost.machine import Machine
 from weir.cost.profile import Bench
 from weir.cost.work import Work, cache_bytes, layer_weights
 from weir.executor.local import Local
-from weir.models.base import tensors
-from weir.models.load import load
-from weir.models.shape import read_spec
-from weir.ops import native
+from weir.models.base import Model, tensors
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store
+from weir.spec import Spec
 
 COLD = 192 << 20
 """Weights to go through before one is met again, so that no cache holds them."""
@@ -35,19 +32,14 @@ REPEATS, BUDGET = 5, 0.2
 """Times that a step is run, and the seconds after which it is not run again."""
 
 
-def timed(machine: Machine, config: Config, path: Path, device: Any, dtype: Any) -> Machine:
-    """`machine` with what the layers of the model at `path`, attention and all else of a step take,
-    timed apart. dtype: of keys and values. Takes a second, some for a large model."""
-    whole = read_spec(path)
+def timed(
+    machine: Machine, whole: Spec, first: Callable[[int], Model], device: Any, dtype: Any
+) -> Machine:
+    """`machine` with what the layers of a model, attention and all else of a step take, timed
+    apart. first: makes the model of so many of its layers. dtype: of keys and values. Takes a
+    second, some for a large model."""
     count = min(whole.layers, max(2, COLD // layer_weights(whole)))
-    kept = config.dtype == "auto" and native.library() is not None
-    model = load(
-        path,
-        dtype=None if kept else dtype,
-        format=config.load_format,
-        quantization=config.quantization,
-        layers=count,
-    )
+    model = first(count)
     spec, layers = model.spec, list(model.layers)
     held = sum(tensor.nbytes for layer in layers for tensor in tensors(layer))
     context = min(spec.context, LONG)
