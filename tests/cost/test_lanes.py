@@ -67,14 +67,14 @@ def test_a_host_pays_while_it_is_fast_enough():
     slow = Balance(Lanes(Flat(), Host(1e7, 1e3, 1, 0.0, 0.0), Tier.CPU))
     fast = Balance(Lanes(Flat(), HOST, Tier.CPU))
     assert fast.most([1000] * 4) >= 4 and slow.most([1000] * 4) == 0
-    assert fast.chosen([1000] * 4, waiting(1000, 1000)) == {0, 1}
-    assert slow.chosen([1000] * 4, waiting(1000, 1000)) == set()
-    assert slow.chosen([], waiting(1000)) == {0}, "nobody else has work"
+    assert fast.chosen([1000] * 4, waiting(1000, 1000), 0) == {0, 1}
+    assert slow.chosen([1000] * 4, waiting(1000, 1000), 0) == set()
+    assert slow.chosen([], waiting(1000), 0) == {0}, "nobody else has work"
 
 
 def test_who_was_left_out_too_often_goes_first():
     balance = Balance(Lanes(Flat(), Host(1e7, 1e3, 1, 0.0, 0.0), Tier.CPU), patience=3)
-    steps = [balance.chosen([1000] * 4, waiting(1000, 1000)) for _ in range(8)]
+    steps = [balance.chosen([1000] * 4, waiting(1000, 1000), 0) for _ in range(8)]
     assert steps[:3] == [set()] * 3 and steps[3] == {0, 1} and steps[4:7] == [set()] * 3
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.cost.test_roofline import LLAMA
 from tests.reference import Tiny
@@ -16,7 +19,7 @@ from tests.runtime.drive import runner
 from weir.cli import main
 from weir.config import Config
 from weir.core import Capacity, Plan, Result, Tier
-from weir.cost.hardware import H100
+from weir.cost.hardware import H100, PRESETS
 from weir.cost.roofline import Roofline
 from weir.cost.work import Work
 from weir.errors import ConfigError
@@ -264,11 +267,33 @@ def test_a_simulation_counts_weights_as_they_are_quantised() -> None:
     assert sizes == [1.0, 0.5625]
 
 
-def test_decodes_in_main_memory_go_where_nobody_else_can() -> None:
+def simulated(tmp_path: Path, *words: str) -> float:
+    """Requests a second, of prompts and answers of such lengths."""
+    file = str(tmp_path / "result.json")
+    common = ["--trace", "random", "--max-model-len", "8192", "--ranker", "none"]
+    assert main(["simulate", *common, *words, "--output-json", file]) == 0
+    return json.loads(Path(file).read_text())["request_throughput"]
+
+
+AWAY = ["--cpu-cache", "100GiB", "--cpu-attention", "auto"]
+
+
+def test_decodes_in_main_memory_go_where_nobody_else_can(tmp_path: Path) -> None:
     """One at home lacks a page, which only whoever goes before it holds; all others are left out of
     the step since it would take them longer than they are worth."""
     lengths = ["--random-input-len", "350", "--random-output-len", "45"]
-    memory = ["--kv-cache-memory", "432MiB", "--cpu-cache", "100GiB", "--cpu-attention", "auto"]
-    trace = ["--trace", "random", "--random-range-ratio", "0.4", *lengths, "--num-prompts", "90"]
-    rest = ["--hardware", "t4", "--max-model-len", "8192", "--ranker", "none"]
-    assert main(["simulate", "llama-2-7b", *trace, *memory, *rest, "--request-rate", "1"]) == 0
+    lengths += ["--random-range-ratio", "0.4", "--num-prompts", "90", "--request-rate", "1"]
+    memory = ["--hardware", "t4", "--kv-cache-memory", "432MiB"]
+    assert simulated(tmp_path, "llama-2-7b", *memory, *AWAY, *lengths) > 0
+
+
+def test_decodes_in_main_memory_wait_for_prompts_to_hide_behind(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """A slow host, and prompts that come in bursts: beside each of these, but not between them."""
+    monkeypatch.setitem(PRESETS, "a10g", replace(PRESETS["a10g"], host_rate=40e9))
+    lengths = ["--random-input-len", "1000", "--random-output-len", "100"]
+    lengths += ["--random-range-ratio", "0.1", "--num-prompts", "150"]
+    memory = ["--hardware", "a10g", "--kv-cache-memory", "3300MiB"]
+    off, on = (simulated(tmp_path, "llama-3.1-8b", *memory, *more, *lengths) for more in ([], AWAY))
+    assert on > off

@@ -34,7 +34,6 @@ class Balance:
 
     lanes: Lanes
     patience: int = 32
-    prompts: float = 0.0  # prompt tokens of a step, lately
     asked: float = 50_000.0  # prompt tokens of all steps; those before the first are a guess
     answered: float = 10_000.0  # and decodes
     left: dict[int, int] = field(default_factory=dict)  # steps that a decode was left out
@@ -44,7 +43,6 @@ class Balance:
         lengths = [chunk.length for chunk in chunks]
         decodes = lengths.count(1)
         prompts = sum(lengths) - decodes
-        self.prompts += RECENT * (prompts - self.prompts)
         self.asked += prompts - FORGET * self.asked
         self.answered += decodes - FORGET * self.answered
 
@@ -72,16 +70,14 @@ class Balance:
 
         return max(counts, key=worth)
 
-    def chosen(self, here: Sequence[int], away: Sequence[Request]) -> Collection[int]:
-        """The uids of those away that take part in the step."""
+    def chosen(self, here: Sequence[int], away: Sequence[Request], prompts: int) -> Collection[int]:
+        """The uids of those away that take part in a step with so many prompt tokens."""
         left = {r.uid: self.left.get(r.uid, 0) for r in away}
         order = sorted(away, key=lambda r: -left[r.uid])
         contexts = [r.computed for r in order]
         overdue = sum(steps >= self.patience for steps in left.values())
-        hidden = self._hidden(here, contexts)
-        count = max(
-            (0, hidden, len(order)), key=lambda n: self._rate(here, contexts[:n], self.prompts)
-        )
+        hidden = self._hidden(here, contexts, prompts)
+        count = max((0, hidden, len(order)), key=lambda n: self._rate(here, contexts[:n], prompts))
         uids = [r.uid for r in order[: max(count, overdue)]]
         self.left = {uid: steps + 1 for uid, steps in left.items()} | dict.fromkeys(uids, 0)
         return set(uids)
@@ -103,10 +99,10 @@ class Balance:
         seconds *= self.ratio[bool(away)]
         return value / seconds if seconds else 0.0
 
-    def _hidden(self, here: Sequence[int], away: Sequence[int]) -> int:
+    def _hidden(self, here: Sequence[int], away: Sequence[int], tokens: int) -> int:
         """How many of those away the host reads while the device computes the others."""
         host = self.lanes.host
-        prompts = [(int(self.prompts), 0)] if self.prompts >= 2 else []
+        prompts = [(tokens, 0)] if tokens >= 2 else []
         budget = self.lanes.device.seconds(Work(len(here), list(here), prompts))
         total = 0
         for count, context in enumerate(away):
@@ -126,6 +122,7 @@ class Hybrid(OnDemand):
     balance: Balance | None = None
     here: list[int] = field(default_factory=list)  # contexts of decodes at home
     there: int = 0  # requests away
+    asleep: Sequence[Request] = ()  # decodes away, until it is known beside what they would go
     most: int = -1  # decodes that may be away; -1: not asked in this plan
 
     def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
@@ -135,10 +132,16 @@ class Hybrid(OnDemand):
         self.resting, self.most = (), -1
         back = self._returning(away, cache)
         if self.balance is not None:
-            decodes = [r for r in away if r.decoding and r not in back]
-            chosen = self.balance.chosen(self.here, decodes)
-            self.resting = {r.uid for r in decodes} - set(chosen)
+            self.asleep = [r for r in away if r.decoding and r not in back]
+            self.resting = {r.uid for r in self.asleep}
         return back
+
+    def wake(self, chunks: Sequence[Chunk]) -> None:
+        if self.balance is not None:
+            here = [chunk.start + 1 for chunk in chunks if chunk.length == 1]
+            prompts = sum(chunk.length for chunk in chunks if chunk.length > 1)
+            chosen = self.balance.chosen(here, self.asleep, prompts)
+            self.resting = {r.uid for r in self.asleep} - set(chosen)
 
     def _returning(self, away: Sequence[Request], cache: Cache) -> list[Request]:
         """The first of those away that fits at home twice."""

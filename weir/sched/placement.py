@@ -40,6 +40,10 @@ class Placement(Protocol):
         """Make room: let `victim` go (then it waits again), or move it somewhere colder."""
         ...
 
+    def wake(self, chunks: Sequence[Chunk]) -> None:
+        """Say who of those that rest goes beside these chunks."""
+        ...
+
     def landed(self, plan: Plan, seconds: float) -> None:
         """A plan took so long."""
         ...
@@ -119,6 +123,9 @@ class OnDemand:
 
     def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
         cache.release(victim)
+
+    def wake(self, chunks: Sequence[Chunk]) -> None:
+        pass
 
     def landed(self, plan: Plan, seconds: float) -> None:
         pass

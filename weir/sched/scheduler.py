@@ -109,9 +109,8 @@ class Scheduler:
         self._compose(ready, load, it, now)
         if not it.chunks and ready:  # the decodes that the budget was kept for found no room
             self._compose(ready, IDLE, it, now)
-        if not it.chunks and self.placement.resting:  # nobody else can go on
-            self.placement.resting = ()
-            self._compose([e for e in it.running if self._ready(e[1])], IDLE, it, now)
+        if self.placement.resting:
+            self._wake(it, now)
         for r in it.evicted.values():
             self._wait(r)
         if not (it.chunks or it.moves or self.forget):
@@ -124,19 +123,32 @@ class Scheduler:
         self.forget = []
         return plan
 
+    def _wake(self, it: Iteration, now: float) -> None:
+        """Add to the plan those who rested until it was known, as far as they are worth it."""
+        self.placement.wake(it.chunks)
+        planned = {chunk.uid for chunk in it.chunks}
+        awake = [e for e in it.running if e[1].uid not in planned and self._ready(e[1])]
+        self._compose(awake, IDLE, it, now, closed=True)
+
     def _waited(self, begun: list[Request], now: float) -> float:
         """How long those whose prompts are in hand, or the first in line, have waited at most."""
         first = self.waiting.first()
         next_up = [*begun, first[1]] if first is not None else begun
         return now - min((r.arrival for r in next_up if r.settled == r.prompt), default=now)
 
-    def _compose(self, ready: list[Entry], load: Load, it: Iteration, now: float) -> None:
-        """Fill the iteration as the composer says, leaving tokens to decodes to come."""
-        capacity = self.capacity
-        budget = Budget(capacity.tokens, capacity.requests, load.decodes, load, len(it.running))
+    def _compose(
+        self, ready: list[Entry], load: Load, it: Iteration, now: float, closed: bool = False
+    ) -> None:
+        """Fill what is left of the iteration as the composer says, leaving tokens to decodes to
+        come. closed: to those who wait."""
+        tokens = self.capacity.tokens - sum(chunk.length for chunk in it.chunks)
+        tokens -= 0 if closed else len(self.placement.resting)
+        requests = self.capacity.requests - len(it.chunks)
+        budget = Budget(tokens, requests, load.decodes, load, len(it.running))
+        budget.closed = closed
         it.budget = budget
         for r, length in self.composer.compose(self._ranked(ready, it), budget):
-            chunk = self._schedule(r, min(length, budget.tokens, capacity.lane), it, now)
+            chunk = self._schedule(r, min(length, budget.tokens, self.capacity.lane), it, now)
             if chunk is not None:
                 length = r.computed - chunk.start
                 it.take(chunk, length)
