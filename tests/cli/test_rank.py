@@ -51,6 +51,8 @@ def test_a_transformer_is_trained_and_judged_alike(data, tmp_path, capsys):
     assert "| t |" in capsys.readouterr().out
     assert main([*train, "--head", "listmle", "pairwise"]) == 1
     assert "give one loss" in capsys.readouterr().err
+    assert main([*train, "--head", "taught"]) == 1
+    assert "taught is for light rankers" in capsys.readouterr().err
 
 
 def test_words_that_make_no_sense_are_one_line(data, tmp_path, capsys):

@@ -142,6 +142,39 @@ def test_networks_side_by_side_are_their_mean(trained):
     assert all(5 < value < 5000 for value in tokens) and len(set(tokens)) > 20
 
 
+def remembering(ranker: light.Light, own: int = 3) -> light.Light:
+    """The same, with a few prompts that it remembers by `own` numbers of their words."""
+    random = np.random.default_rng(0)
+    anchors = random.normal(0, 0.3, (5, own + features.SHAPE)).astype(np.float16)
+    heights = random.normal(0, 1, 5).astype(np.float32)
+    return replace(ranker, anchors=anchors.astype(np.float32), heights=heights)
+
+
+def test_prompts_near_a_remembered_one_are_scored_alike(trained, tmp_path):
+    prompts, more = made(20, seed=5).prompts, remembering(trained)
+    given = features.features(prompts)
+    words = np.stack([trained.embedding[features.features([p]).grams].sum(0) for p in prompts])
+    near = (words / np.sqrt(given.counts)[:, None])[:, :3]
+    near = np.hstack([near, light.SHAPE_NEAR * (given.shapes - trained.mean) / trained.scale])
+    apart = np.square(near[:, None] - more.anchors[None]).sum(-1)
+    heights = more.heights * np.exp(np.square(more.anchors).sum(1))
+    expected = trained.forward(given) + np.exp(-apart) @ heights
+    assert np.allclose(more.forward(given), expected, rtol=1e-2, atol=1e-2)
+    more.save(tmp_path / "r.npz")
+    assert files.load(tmp_path / "r.npz").predict(prompts) == more.predict(prompts)
+
+
+def test_what_it_remembers_counts_as_much_as_all_networks(trained):
+    known, prompts = made(300), made(40, seed=3).prompts
+    silent = replace(trained, output=0 * trained.output)
+    parts = [remembering(silent), trained, train(known, replace(RECIPE, seed=1), **SMALL)]
+    units = [float(np.ptp(part.scores[8:-8])) for part in parts]
+    scored = [part.score(prompts) / unit for part, unit in zip(parts, units, strict=True)]
+    expected = 2 * scored[0] + scored[1] + scored[2]
+    together = combine(parts, known, RECIPE)
+    assert np.allclose(together.score(prompts), expected, rtol=1e-2, atol=1e-2)
+
+
 def test_training_is_repeatable():
     recipe = Recipe(steps=5)
     one, two = train(made(50), recipe, **SMALL), train(made(50), recipe, **SMALL)
@@ -202,6 +235,9 @@ DAMAGED = {
     "one too many": {"more": NONE},
     "no quantiles": {"scores": None},
     "another width": {"bias": np.zeros(3, np.float32)},
+    "more remembered than can be told apart": {"anchors": np.zeros((0, 999), np.float32)},
+    "less remembered than a shape": {"anchors": np.zeros((0, 3), np.float32)},
+    "heights of nothing": {"heights": np.ones(2, np.float32)},
     "text": {"hidden": np.array(["x"])},
     "no dimension": {"embedding": np.float32(1)},
     "not a number": {"bias": NONE},

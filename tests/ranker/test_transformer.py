@@ -18,9 +18,11 @@ from tests.models.test_real import find
 from tests.ranker.test_light import made
 from weir.errors import ConfigError
 from weir.models.load import load, opened
-from weir.ranker import files, transformer
+from weir.ranker import files, train_light, transformer
 from weir.ranker.backbone import NARROW, RIDGE, Backbone, Kernel
+from weir.ranker.features import SHAPE
 from weir.ranker.kendall import tau_b
+from weir.ranker.train_light import DEPTH, combine, taught
 from weir.ranker.train_transformer import RECIPE, ridge, train
 from weir.ranker.transformer import HEAD, TAIL, Transformer
 
@@ -92,6 +94,21 @@ def test_frozen_layers_rank_too_and_only_the_head_is_kept(frozen, tmp_path):
         np.savez(path, **arrays | {name: arrays[name][:-1]})
         with pytest.raises(ConfigError, match=r"damaged: .*head"):
             files.load(path)
+
+
+def test_the_light_one_is_taught_what_the_layers_see(model, tmp_path):
+    known, unseen = made(120), made(60, seed=7)
+    read: list[int] = []
+    ranker = taught(known, RECIPE, read.append, str(model), 2)
+    assert read == list(range(120)) and ranker.anchors.shape == (120, DEPTH + SHAPE)
+    both = combine([ranker, train_light.ridge(known, RECIPE)], known, RECIPE)
+    both.save(tmp_path / "l.npz")
+    for one in (ranker, files.load(tmp_path / "l.npz")):
+        tokens = one.predict(unseen.prompts)
+        for answers in unseen.answers.values():
+            assert tau_b([tokens[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.5
+    few = taught(made(2), RECIPE, read.append, str(model), 1)
+    assert np.isfinite(few.predict(unseen.prompts)).all()
 
 
 @torch.no_grad()

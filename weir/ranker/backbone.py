@@ -62,6 +62,14 @@ class Layer(nn.Module):
                 row += rows
 
 
+def regression(like: Tensor, target: Tensor, share: Tensor) -> Tensor:
+    """What each prompt adds to those like it: of least squared error, weighted by `share`, plus
+    RIDGE times the norm. like: [P, P], target and share: [P] → float32 [P]."""
+    error = target.double() - (share * target).sum() / share.sum()
+    found: Tensor = torch.linalg.solve(like.double() + torch.diag(RIDGE / share.double()), error)
+    return found.float()
+
+
 class Kernel(nn.Module):
     """Kernel ridge regression: a prompt's score is what prompts with a like state had. Takes the
     place of a linear head where the layers stay as they are."""
@@ -76,14 +84,11 @@ class Kernel(nn.Module):
 
     @classmethod
     def fitted(cls, states: Tensor, target: Tensor, share: Tensor) -> Kernel:
-        """Of least squared error, weighted by `share`, plus RIDGE times the norm. states: float32
-        [P, K], target and share: [P]."""
+        """states: float32 [P, K], target and share: [P]."""
         made = cls(*states.shape).to(states.device)
         made.mean, made.scale = states.mean(0), states.std(0) + 1e-4
         made.anchors = (states - made.mean) / made.scale
-        error = target.double() - (share * target).sum() / share.sum()
-        like = made.like(made.anchors).double() + torch.diag(RIDGE / share.double())
-        made.weight = torch.linalg.solve(like, error[:, None]).float()
+        made.weight = regression(made.like(made.anchors), target, share)[:, None]
         return made
 
     def like(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 2
+VERSION = 3
 
 BUCKETS = 1 << 15
 HEAD, TAIL = 2000, 1000

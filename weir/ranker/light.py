@@ -1,4 +1,5 @@
-"""The light ranker: hashed words through a small network, in NumPy. A fraction of a millisecond a
+"""The light ranker: hashed words through a small network, and beside prompts that it remembers,
+in NumPy. A fraction of a millisecond a
 prompt on one core; the server process can afford it and needs no PyTorch."""
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from weir.ranker import features
 from weir.ranker import files as ranker_files
 from weir.ranker.features import Features
 
+MOST_ALIKE = 80.0  # an exponent that is still a number; what lies so far out has no height
+
 FORMAT = f"weir light ranker {features.VERSION}"
+
+SHAPE_NEAR = 0.06
+"""What a number of the shape, in units of its scale, counts in how near two prompts are."""
 
 Array = NDArray[np.float32]
 
@@ -27,6 +33,9 @@ class Light:
 
     embedding: of each bucket, float16 [buckets, D]. mean, scale: of the shape, [S].
     hidden, bias: [D + S, H], [H]. output: [H, 1], or [H, C] of classes of lengths.
+    anchors, heights: prompts that it remembers, by the first K numbers of their words and their
+    shape, [A, K + S], and what one as near as can be adds to a score, [A], times
+    exp(-anchor * anchor). None or many.
     scores, lengths: the quantiles of scores and of answers in tokens over the same prompts, both
     ascending, [Q]. about: how it was made."""
 
@@ -36,6 +45,8 @@ class Light:
     hidden: Array
     bias: Array
     output: Array
+    anchors: Array
+    heights: Array
     scores: Array
     lengths: Array
     about: str = ""
@@ -53,8 +64,13 @@ class Light:
         """float32 [P]."""
         total = np.add.reduceat(self.embedding[given.grams].astype(np.float32), given.starts)
         words = total / np.sqrt(given.counts.astype(np.float32))[:, None]
-        inputs = np.concatenate([words, (given.shapes - self.mean) / self.scale], axis=1)
+        shapes = (given.shapes - self.mean) / self.scale
+        inputs = np.concatenate([words, shapes], axis=1)
         found: Array = np.maximum(inputs @ self.hidden + self.bias, 0) @ self.output
+        own = self.anchors.shape[1] - features.SHAPE
+        near = np.concatenate([words[:, :own], SHAPE_NEAR * shapes], axis=1)
+        like = 2 * near @ self.anchors.T - np.square(near).sum(1, keepdims=True)
+        found = found + (np.exp(np.minimum(like, MOST_ALIKE)) @ self.heights)[:, None]
         return found[:, 0] if found.shape[1] == 1 else found.argmax(axis=1).astype(np.float32)
 
     def predict(self, prompts: Sequence[str]) -> list[float]:
@@ -65,6 +81,7 @@ class Light:
     def save(self, path: Path) -> None:
         """Raises `ConfigError`."""
         arrays = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        arrays["anchors"] = self.anchors.astype(np.float16)
         ranker_files.save(path, FORMAT, arrays)
 
 
@@ -73,7 +90,9 @@ def restore(arrays: Mapping[str, Any]) -> Light:
     if odd := {field.name for field in fields(Light)} ^ arrays.keys():
         raise ValueError(f"{', '.join(sorted(odd))} missing, or too many")
     made = Light(**{**arrays, "about": str(arrays["about"])})
+    made.anchors = made.anchors.astype(np.float32)
     depth, width = made.embedding.shape[-1], made.bias.shape[-1]
+    own = made.anchors.shape[-1] - features.SHAPE
     shapes = {
         "embedding": (features.BUCKETS, depth),
         "mean": (features.SHAPE,),
@@ -81,6 +100,8 @@ def restore(arrays: Mapping[str, Any]) -> Light:
         "hidden": (depth + features.SHAPE, width),
         "bias": (width,),
         "output": (width, made.output.shape[-1]),
+        "anchors": (len(made.heights), features.SHAPE + min(max(0, own), depth)),
+        "heights": (len(made.heights),),
     }
     for name, shape in shapes.items():
         found = getattr(made, name)

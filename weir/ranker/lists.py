@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from random import Random
 from statistics import fmean
@@ -31,11 +32,13 @@ class Lists:
             raise ConfigError("no source has answers to two prompts: there is nothing to rank")
         return cls(sources, random, mixed if len(sources) > 1 else 0.0, size)
 
-    def every(self) -> list[tuple[Answer, float]]:
-        """All answers, each with what it counts for, 1 on average: as draws have it."""
+    def every(self, most: int = sys.maxsize) -> list[tuple[Answer, float]]:
+        """All answers, or a sample of `most`, each with what it counts for, 1 on average over all:
+        as draws have it."""
         shares = [(answer, len(source) ** -0.5) for source in self.sources for answer in source]
         mean = fmean(share for _, share in shares)
-        return [(answer, share / mean) for answer, share in shares]
+        found = [(answer, share / mean) for answer, share in shares]
+        return found if len(found) <= most else self.random.sample(found, most)
 
     def draw(self) -> list[Answer]:
         weights = [len(source) ** 0.5 for source in self.sources]

@@ -1,4 +1,4 @@
-"""Fits the light ranker: its network in PyTorch, and what becomes of it in NumPy."""
+"""Fits the light ranker: networks in PyTorch, what a transformer teaches it, and both in NumPy."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weir.ranker import features
-from weir.ranker.lengths import Lengths
-from weir.ranker.light import Light
+from weir.ranker.backbone import regression
+from weir.ranker.lengths import FOLDS, Lengths
+from weir.ranker.light import SHAPE_NEAR, Light
 from weir.ranker.lists import Lists
 from weir.ranker.train import QUANTILES, Recipe, fit, outputs
+from weir.ranker.train_transformer import LAYERS, MOST, states
+from weir.ranker.transformer import Transformer
 
 DEPTH, WIDTH = 32, 64
 
 RIDGE, ROUNDS = 0.5, 60
 SHAPE_SHARE = 0.1  # what a number of the shape counts beside a word
+TEACHER = "smollm2-135m"
+NEAR = 0.6  # the square of how far prompts are from their middle, by their words
+TINY = 1e-30
 NEVER_REST = 64.0  # more than any score is below zero
 
 
@@ -71,7 +77,9 @@ def train(
     return _frozen(net, lists, lengths.prompts)
 
 
-def ridge(lengths: Lengths, recipe: Recipe) -> Light:
+def ridge(
+    lengths: Lengths, recipe: Recipe, watch: Callable[[int], None] = lambda step: None
+) -> Light:
     """Ridge regression of log(1 + tokens) on the same inputs, in closed form: a network of one
     number a word and one unit that never rests. Raises `ConfigError`."""
     lists = Lists.of(lengths, Random(recipe.seed), recipe.mixed, recipe.size)
@@ -83,7 +91,7 @@ def ridge(lengths: Lengths, recipe: Recipe) -> Light:
     tokens = torch.tensor([answer.tokens for answer, _ in every], dtype=torch.float64)
     inputs = _inputs(given, SHAPE_SHARE * (net.shapes - net.mean) / net.scale)
     inputs = inputs.index_select(0, places).coalesce()
-    found = _solved(inputs, tokens.log1p(), weight)
+    found = _solved(inputs, tokens.log1p()[:, None], weight)[:, 0]
     with torch.no_grad():
         net.embedding.weight.copy_(found[: features.BUCKETS, None])
         net.hidden.weight.copy_(torch.cat([torch.ones(1), SHAPE_SHARE * found[features.BUCKETS :]]))
@@ -92,9 +100,62 @@ def ridge(lengths: Lengths, recipe: Recipe) -> Light:
     return _frozen(net, lists, lengths.prompts)
 
 
+def taught(
+    lengths: Lengths,
+    recipe: Recipe,
+    watch: Callable[[int], None] = lambda step: None,
+    model: str = TEACHER,
+    layers: int = LAYERS,
+) -> Light:
+    """Kernel ridge regression on states that a transformer has, as far as words tell them: a number
+    a word for each of their DEPTH main directions, and how near that brings a prompt to those
+    trained on. These stand where they would have been told to, had they not been among those that
+    taught the words. `watch` is called with the number of each prompt that `model` reads. Raises
+    `ConfigError`."""
+    lists = Lists.of(lengths, Random(recipe.seed), recipe.mixed, recipe.size)
+    every = lists.every(MOST)
+    prompts = [lengths.prompts[answer.prompt] for answer, _ in every]
+    aims = _main(states(Transformer.pretrained(model, layers), prompts, watch))
+    whole = Net(features.features(lengths.prompts), recipe, depth=1, width=1)
+    shapes = ((whole.shapes - whole.mean) / whole.scale)[[answer.prompt for answer, _ in every]]
+    words = _inputs(features.features(prompts), shapes[:, :0])
+    told, parts = torch.empty_like(aims), torch.arange(len(every)) % FOLDS
+    for part in range(min(FOLDS, len(every))):
+        own, others = (parts == part).nonzero()[:, 0], (parts != part).nonzero()[:, 0]
+        found = _solved(words.index_select(0, others).coalesce(), aims[others])
+        told[own] = (words.index_select(0, own) @ found.double()).float()
+    near = (NEAR / told.square().sum(1).mean().clamp(min=1.0)).sqrt()
+    anchors = torch.cat([near * told, SHAPE_NEAR * shapes], 1)
+    tokens = torch.tensor([answer.tokens for answer, _ in every])
+    share = torch.tensor([share for _, share in every])
+    heights = regression(torch.cdist(anchors, anchors).square().neg().exp(), tokens.log1p(), share)
+    light = Light(
+        embedding=(near * _solved(words, aims)).numpy().astype(np.float16),
+        mean=whole.mean.numpy(),
+        scale=whole.scale.numpy(),
+        hidden=np.zeros((DEPTH + features.SHAPE, 0), np.float32),
+        bias=np.zeros(0, np.float32),
+        output=np.zeros((0, 1), np.float32),
+        anchors=anchors.numpy(),
+        heights=(heights * anchors.square().sum(1).neg().exp()).numpy(),
+        scores=np.zeros(1, np.float32),
+        lengths=np.zeros(1, np.float32),
+    )
+    _calibrate(light, lists, lengths.prompts)
+    return light
+
+
+def _main(found: Tensor) -> Tensor:
+    """States [P, K] along the DEPTH directions in which they differ most: float32 [P, DEPTH]."""
+    found = ((found - found.mean(0)) / (found.std(0) + 1e-4)).cpu()
+    _, ways = torch.linalg.eigh(found.T @ found)
+    main: Tensor = found @ ways[:, -DEPTH:]
+    return main
+
+
 def _inputs(given: features.Features, shapes: Tensor) -> Tensor:
     """What the hidden layer of a network reads if its words have a number each: sparse float64
-    [P, buckets + S]."""
+    [P, buckets + S], of shapes [P, S]."""
     counts = torch.from_numpy(given.counts)
     rows = torch.arange(len(counts)).repeat_interleave(counts)
     words = counts.rsqrt().double()[rows]
@@ -105,32 +166,36 @@ def _inputs(given: features.Features, shapes: Tensor) -> Tensor:
             torch.cat([torch.from_numpy(given.grams), column + features.BUCKETS]),
         ]
     )
-    size = (len(counts), features.BUCKETS + features.SHAPE)
+    size = (len(counts), features.BUCKETS + shapes.shape[1])
     values = torch.cat([words, shapes.double().flatten()])
     return torch.sparse_coo_tensor(places, values, size, check_invariants=False)
 
 
-def _solved(inputs: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """The weights [C] of least weighted squared error, less the mean, plus RIDGE times their own
-    square, by conjugate gradients."""
+def _solved(inputs: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The weights float32 [C, K] of least squared error, weighted [P], from targets [P, K] less
+    their mean, plus RIDGE times their own square, by conjugate gradients."""
     across = inputs.t().coalesce()
-    target = target - (weight * target).sum() / weight.sum()
-    found = torch.zeros(inputs.shape[1], dtype=torch.float64)
+    weight = torch.ones(len(target), 1) if weight is None else weight[:, None]
+    target = target.double() - (weight * target).sum(0) / weight.sum()
+    found = torch.zeros(inputs.shape[1], target.shape[1], dtype=torch.float64)
     rest = across @ (weight * target)
-    way, size = rest.clone(), rest @ rest
+    way, size = rest.clone(), rest.square().sum(0)
     for _ in range(ROUNDS):
         turned = across @ (weight * (inputs @ way)) + RIDGE * way
-        step = size / (way @ turned)
+        step = size / (way * turned).sum(0).clamp(min=TINY)  # what is solved stays
         found += step * way
         rest -= step * turned
-        before, size = size, rest @ rest
-        way = rest + size / before * way
+        before, size = size, rest.square().sum(0)
+        way = rest + size / before.clamp(min=TINY) * way
     return found.float()
 
 
 def combine(parts: Sequence[Light], lengths: Lengths, recipe: Recipe) -> Light:
     """One ranker whose score is the mean of theirs, each in units of its own spread: networks side
-    by side are a network. All must have been trained on `lengths`, without classes."""
+    by side are a network. All must have been trained on `lengths`, without classes; only the first
+    may remember prompts, and then counts as much as all others."""
+    units = [np.ptp(part.scores[8:-8]) for part in parts]
+    units[0] /= len(parts) - 1 if len(parts[0].anchors) else 1
     depth, width = (sum(np.shape(p.hidden)[axis] for p in parts) for axis in (0, 1))
     depth -= features.SHAPE * len(parts)
     hidden = np.zeros((depth + features.SHAPE, width), np.float32)
@@ -145,7 +210,8 @@ def combine(parts: Sequence[Light], lengths: Lengths, recipe: Recipe) -> Light:
         embedding=np.concatenate([part.embedding for part in parts], axis=1),
         hidden=hidden,
         bias=np.concatenate([part.bias for part in parts]),
-        output=np.concatenate([part.output / np.ptp(part.scores[8:-8]) for part in parts]),
+        output=np.concatenate([p.output / unit for p, unit in zip(parts, units, strict=True)]),
+        heights=parts[0].heights / units[0],
     )
     lists = Lists.of(lengths, Random(recipe.seed), recipe.mixed, recipe.size)
     _calibrate(together, lists, lengths.prompts)
@@ -165,6 +231,8 @@ def _frozen(net: Net, lists: Lists, prompts: list[str]) -> Light:
         hidden=array(net.hidden.weight.T),
         bias=array(net.hidden.bias),
         output=array(net.output.weight.T),
+        anchors=np.zeros((0, features.SHAPE), np.float32),
+        heights=np.zeros(0, np.float32),
         scores=np.zeros(1, np.float32),
         lengths=np.zeros(1, np.float32),
     )

@@ -69,24 +69,30 @@ def ridge(
     at most MOST prompts, in closed form. `watch` is called with each prompt's number."""
     lists = Lists.of(lengths, Random(recipe.seed), recipe.mixed, recipe.size)
     ranker = Transformer.pretrained(model, layers)
-    backbone = ranker.backbone.eval().to(device())
-    every = lists.every()
-    if len(every) > MOST:
-        every = lists.random.sample(every, MOST)
-    states = []
+    backbone = ranker.backbone
+    every = lists.every(MOST)
+    together = states(ranker, [lengths.prompts[answer.prompt] for answer, _ in every], watch)
     with torch.inference_mode():
-        for start in range(0, len(every), BATCH):
-            asked = [lengths.prompts[a.prompt] for a, _ in every[start : start + BATCH]]
-            states.append(backbone.states([ranker.tokens(prompt) for prompt in asked]))
-            for place in range(start, start + len(asked)):
-                watch(place)
-        together = torch.cat(states)
         tokens = together.new_tensor([answer.tokens for answer, _ in every])
         share = together.new_tensor([share for _, share in every])
         backbone.head = Kernel.fitted(together, tokens.log1p(), share)
         scores = backbone.head(together)[:, 0].cpu().numpy()
     _calibrate(ranker, scores, tokens.tolist())
     return ranker
+
+
+@torch.inference_mode()
+def states(ranker: Transformer, prompts: list[str], watch: Callable[[int], None]) -> Tensor:
+    """Of its layers as they are, float32 [P, 2 H], on the GPU if there is one. `watch` is called
+    with each prompt's number."""
+    backbone = ranker.backbone.eval().to(device())
+    found = []
+    for start in range(0, len(prompts), BATCH):
+        asked = prompts[start : start + BATCH]
+        found.append(backbone.states([ranker.tokens(prompt) for prompt in asked]))
+        for place in range(start, start + len(asked)):
+            watch(place)
+    return torch.cat(found)
 
 
 def _calibrate(ranker: Transformer, scores: NDArray[np.float32], tokens: list[float]) -> None:

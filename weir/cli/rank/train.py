@@ -28,6 +28,7 @@ USAGE = "weir rank train DATA -o FILE [OPTIONS]"
 
 LIGHT = "light"
 RIDGE = "ridge"
+TAUGHT = "taught"
 AVERAGED = ["listmle", "pairwise", "pointwise", RIDGE]
 
 
@@ -48,9 +49,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     add("--layers", type=positive, default=LAYERS, metavar="N", help=f"of the Llama ({LAYERS})")
     add(
-        "--head", nargs="+", choices=[*HEADS, RIDGE], metavar="LOSS",
-        help=f"{', '.join([*HEADS, RIDGE])}; of several, one light network each, averaged "
-        f"({' '.join(AVERAGED)}; of a Llama {RIDGE}, which leaves its layers as they are)",
+        "--head", nargs="+", choices=[*HEADS, RIDGE, TAUGHT], metavar="LOSS",
+        help=f"{', '.join([*HEADS, RIDGE])}, or {TAUGHT}, by what {train_light.TEACHER} sees in a "
+        f"prompt; of several, one light network each, averaged ({' '.join(AVERAGED)}; of a Llama "
+        f"{RIDGE}, which leaves its layers as they are)",
     )  # fmt: skip
     steps = f"({Recipe().steps}, of a Llama {RECIPE.steps})"
     add("--steps", type=positive, metavar="N", help=steps)
@@ -82,17 +84,21 @@ def _recipes(options: Namespace) -> list[Recipe]:
         raise ConfigError("--head: only light networks are averaged: give one loss")
     if "classification" in heads and len(heads) > 1:
         raise ConfigError("--head: classification gives classes, not scores: use it alone")
+    if TAUGHT in heads and not light:
+        raise ConfigError(f"--head: {TAUGHT} is for light rankers: of a Llama take {RIDGE}")
+    heads = sorted(dict.fromkeys(heads), key=TAUGHT.__ne__)  # it comes first
     base = Recipe() if light else RECIPE
     steps = options.steps or base.steps
     return [replace(base, head=head, steps=steps, seed=options.seed) for head in heads]
 
 
 def _steps(options: Namespace, recipes: list[Recipe], known: Lengths) -> int:
-    """How often training will report. Ridge regression reports each prompt that a Llama reads."""
-    if options.backbone != LIGHT and recipes[0].head == RIDGE:
-        answered = {answer.prompt for answers in known.answers.values() for answer in answers}
-        return min(train_transformer.MOST, len(answered))
-    return sum(recipe.steps for recipe in recipes if recipe.head != RIDGE)
+    """How often training will report: steps, and prompts that a Llama reads."""
+    answered = {answer.prompt for answers in known.answers.values() for answer in answers}
+    steps = {RIDGE: 0, TAUGHT: min(train_transformer.MOST, len(answered))}
+    if options.backbone != LIGHT:
+        steps[RIDGE] = steps[TAUGHT]
+    return sum(steps.get(recipe.head, recipe.steps) for recipe in recipes)
 
 
 def _fitted(
@@ -102,10 +108,6 @@ def _fitted(
         model, layers = options.backbone, options.layers
         kind = train_transformer.ridge if recipes[0].head == RIDGE else train_transformer.train
         return kind(known, recipes[0], watch, model, layers)
-    parts = [
-        train_light.ridge(known, recipe)
-        if recipe.head == RIDGE
-        else train_light.train(known, recipe, watch)
-        for recipe in recipes
-    ]
+    kinds = {RIDGE: train_light.ridge, TAUGHT: train_light.taught}
+    parts = [kinds.get(one.head, train_light.train)(known, one, watch) for one in recipes]
     return parts[0] if len(parts) == 1 else train_light.combine(parts, known, recipes[0])
