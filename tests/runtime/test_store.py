@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.runtime.drive import CPU
 from weir.core import Move, Page
 from weir.errors import ConfigError
-from weir.ops.coded import BYTES, decode, row_bytes
+from weir.ops.coded import BYTES, decode, encode, row_bytes
 from weir.runtime import pinned
+from weir.runtime.disk import Disk
 from weir.runtime.store import Store, page_bytes
 from weir.spec import AttentionSpec
 
@@ -22,6 +23,7 @@ LAYERS = [
     AttentionSpec(4, 1, 16, scale=1.0, window=3),
     AttentionSpec(4, 4, 4, scale=1.0),
 ]
+WIDE = [AttentionSpec(4, 2, 64, scale=1.0), AttentionSpec(4, 1, 128, scale=1.0)]
 SIZES = {0: 3, 1: 4, 2: 2}
 PAGES = [Page(tier, index) for tier, size in SIZES.items() for index in range(size)]
 
@@ -60,30 +62,64 @@ def test_moves_follow_one_another(pairs):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cold", BYTES)
-def test_pages_are_coded_once_however_often_they_move(cold, dtype):
-    """To colder tiers and back: as far off as one coding is, and exact on a tier of their own."""
-    layers = [AttentionSpec(4, 2, 64, scale=1.0), AttentionSpec(4, 1, 128, scale=1.0)]
-    made = Store(layers, 4, SIZES, dict.fromkeys(SIZES, CPU), dtype, cold=cold)
-    assert made.record == page_bytes(layers, 4, cold) < page_bytes(layers, 4, dtype)
-    for tier, count in ((1, 5), (2, 3)):
-        assert made.kv[tier][0].shape == (count, 2, 2, 4, row_bytes(cold, 64))
+def test_pages_are_coded_once_however_often_they_move(tmp_path, cold, dtype):
+    """To main memory, to disk and back: as far off as one coding is, and exact where they stay."""
+    disk = Disk(tmp_path, "me", SIZES[2], page_bytes(WIDE, 4, cold))
+    made = Store(WIDE, 4, SIZES, {0: CPU, 1: CPU}, dtype, disk, cold=cold)
+    assert made.record == page_bytes(WIDE, 4, cold) < page_bytes(WIDE, 4, dtype)
+    assert made.kv[1][0].shape == (5, 2, 2, 4, row_bytes(cold, 64))
     generator = torch.Generator().manual_seed(4)
     first = [torch.randn(kv[0].shape, generator=generator).to(dtype) for kv in made.kv[0]]
     for kv, x in zip(made.kv[0], first, strict=True):
         kv[2] = x
     made.move([Move(Page(0, 2), Page(0, 1))])
     assert all(torch.equal(kv[1], x) for kv, x in zip(made.kv[0], first, strict=True))
-    seen = []
     for _ in range(4):
-        made.move([Move(Page(0, 1), Page(1, 3)), Move(Page(1, 3), Page(1, 0))])
-        seen.append([kv[0].clone() for kv in made.kv[1]])
-        made.move([Move(Page(1, 0), Page(2, 1)), Move(Page(2, 1), Page(0, 1))])
-        for kv, coded, x in zip(made.kv[0], seen[-1], first, strict=True):
-            assert torch.equal(kv[1], decode(coded, cold, dtype))
-            error = (kv[1].float() - x.float()).norm() / x.float().norm()
+        made.move([Move(Page(0, 1), Page(1, 3)), Move(Page(1, 3), Page(2, 0))])
+        made.move([Move(Page(2, 0), Page(1, 0)), Move(Page(1, 0), Page(0, 1))])
+        for home, away, x in zip(made.kv[0], made.kv[1], first, strict=True):
+            assert torch.equal(away[0], encode(x, cold))
+            assert torch.equal(home[1], decode(away[0], cold, dtype))
+            error = (home[1].float() - x.float()).norm() / x.float().norm()
             assert error < {torch.int8: 0.0065, torch.int4: 0.095}[cold]
-    for codes in seen[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(codes, seen[0], strict=True))
+    disk.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cold", BYTES)
+def test_codes_of_what_codes_became_are_the_same(cold, dtype):
+    """But for one int4 group in thousands, of numbers that are rounded themselves, and then once."""
+    generator = torch.Generator().manual_seed(5)
+    far = 3 * torch.randn(4000, 1, generator=generator)  # from zero, as keys often are
+    codes = encode((torch.randn(4000, 64, generator=generator) + far).to(dtype), cold)
+    again = encode(decode(codes, cold, dtype), cold)
+    assert (again != codes).any(1).sum() <= (4 if cold == torch.int4 else 0)
+    assert torch.equal(encode(decode(again, cold, dtype), cold), again)
+
+
+@given(
+    st.sampled_from([*BYTES]),
+    st.lists(st.tuples(st.sampled_from(PAGES), st.sampled_from(PAGES)), max_size=12),
+)
+def test_coded_moves_follow_one_another(cold, pairs):
+    """Only those from and to the hottest tier change anything."""
+    made = Store(WIDE, 1, SIZES, dict.fromkeys(SIZES, CPU), torch.float32, cold=cold)
+    generator, want = torch.Generator().manual_seed(6), {}
+    for page in PAGES:
+        for kv, layer in zip(made.kv[page.tier], WIDE, strict=True):
+            x = torch.randn(2, layer.kv_heads, 1, layer.head_dim, generator=generator)
+            kv[page.index] = x if page.tier == 0 else encode(x, cold)
+        want[page] = [kv[page.index].clone() for kv in made.kv[page.tier]]
+    for src, dst in pairs:
+        kept = want[src]
+        if (src.tier == 0) != (dst.tier == 0):
+            kept = [encode(x, cold) if src.tier == 0 else decode(x, cold) for x in kept]
+        want[dst] = kept
+    made.move([Move(src, dst) for src, dst in pairs])
+    for page, kept in want.items():
+        assert all(
+            torch.equal(kv[page.index], x) for kv, x in zip(made.kv[page.tier], kept, strict=True)
+        )
 
 
 @pytest.mark.parametrize("refused", [False, True])

@@ -16,7 +16,7 @@ from torch import Tensor
 from weir.ops.coded import decode, encode, row_bytes
 from weir.ops.dispatch import gpu_kernels
 
-WIDE = 32 << 20
+WIDE = 64 << 20
 """Bytes of pages that are coded or decoded at once; those of one page, if it has more."""
 
 
