@@ -18,7 +18,9 @@ import torch
 
 from weir.core import Tier
 from weir.cost.transfer import SLOTS
+from weir.ops.attention import write
 from weir.runtime import link as module
+from weir.runtime.relay import mapped
 from weir.runtime.store import Store
 from weir.spec import AttentionSpec
 
@@ -94,6 +96,11 @@ def main() -> None:
     for name, copy in (("save", link.save), ("load", link.load)):
         took = seconds(lambda copy=copy: copy(here[: link.rows], there[: link.rows]))
         print(f"host time of a {name} of {link.rows} pages: {1e6 * took:.0f} us")
+    kv, k = mapped(store.kv[Tier.CPU][0], cuda), a[:, :1024].contiguous().view(-1, 8, 128)
+    slots = (torch.tensor(there[:512])[:, None] * 16 + torch.arange(16)).view(-1).to(cuda)
+    took = seconds(lambda: write(kv, k, k, slots), compute)
+    rate = 2 * k.nbytes / took / 1e9
+    print(f"new rows of a layer, {len(k)} tokens: {rate:.1f} GB/s of numbers of 16 bits")
     print(f"{30} products take {1e3 * alone:.1f} ms, {room} pages are moved beside them")
 
 

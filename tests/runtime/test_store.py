@@ -88,7 +88,7 @@ def test_pages_are_coded_once_however_often_they_move(tmp_path, cold, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cold", BYTES)
 def test_codes_of_what_codes_became_are_the_same(cold, dtype):
-    """But for one int4 group in thousands, of numbers that are rounded themselves, and then once."""
+    """But for one int4 group in thousands, of rounded numbers, and then once."""
     generator = torch.Generator().manual_seed(5)
     far = 3 * torch.randn(4000, 1, generator=generator)  # from zero, as keys often are
     codes = encode((torch.randn(4000, 64, generator=generator) + far).to(dtype), cold)
