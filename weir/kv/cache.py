@@ -205,6 +205,8 @@ class Cache:
     @property
     def pinned(self) -> int:
         """Pages that are pinned."""
+        if not self.pins:
+            return 0
         paths = (self.tree.path(node, self.tree.root) for node in self.pins.values())
         return sum(len(node.pages) for node in {node for path in paths for node in path})
 

@@ -19,9 +19,11 @@ class Iteration:
         "offered",
         "prompts",
         "running",
+        "step",
     )
 
-    def __init__(self, running: list[Entry]):
+    def __init__(self, step: int, running: list[Entry]):
+        self.step = step
         self.running = running  # when the plan was begun, in order
         self.budget = Budget(0, 0)
         self.chunks: list[Chunk] = []
@@ -40,10 +42,9 @@ class Iteration:
 
     def after(self, key: Key, r: Request) -> list[Request]:
         """Running requests, in order, that rank after `r`, at `key`, and are not in the plan."""
-        planned = {chunk.uid for chunk in self.chunks}
         first = bisect_right(self.running, key, key=lambda entry: entry[0])
         return [
             other
             for _, other in self.running[first:]
-            if other.running and other.done is None and other is not r and other.uid not in planned
+            if other.running and other.done is None and other is not r and other.last < self.step
         ]

@@ -7,8 +7,10 @@ time is the number of steps.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from weir.core import Request
@@ -16,6 +18,8 @@ from weir.core import Request
 Key = tuple[Any, ...]
 Group = tuple[Any, ...]
 Rank = tuple[Group, Key]
+
+LEVELS = 64  # of feedback queues
 
 
 class Ranking:
@@ -106,17 +110,21 @@ class FCFS(Ranking):
         return (r.priority,)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Feedback(Ranking):
     """Multi-level feedback queues: who has had fewer tokens goes first, by levels, each `growth`
-    times as long as the one before; the first holds `quantum` tokens. Nothing need be known of a
-    request, but each level it falls costs the memory of those that it overtakes."""
+    times as long as the one before; the first holds `quantum` tokens, the last of LEVELS any
+    number. Nothing need be known of a request, but each level it falls costs the memory of those
+    that it overtakes."""
 
     quantum: int = 16
     growth: int = 2
+    ends: list[int] = field(init=False)  # tokens with which each level but the last has ended
 
-    def key(self, r: Request) -> Key:
-        level, left, quantum = 0, len(r.tokens) - r.prompt, self.quantum
-        while left >= quantum:
-            level, left, quantum = level + 1, left - quantum, quantum * self.growth
-        return (r.priority, level)
+    def __post_init__(self) -> None:
+        sizes = (self.quantum * self.growth**level for level in range(LEVELS))
+        self.ends = list(accumulate(sizes))
+
+    def rank(self, requests: Sequence[Request]) -> list[Rank]:
+        ends = self.ends
+        return [((), (r.priority, bisect_right(ends, len(r.tokens) - r.prompt))) for r in requests]

@@ -96,7 +96,7 @@ class Scheduler:
             self._pay()
         self.waiting.renew(self.ranking.before(self.step, self.waiting))
         running = list(self.running.values())
-        it = Iteration(sorted(zip(order(self.ranking, running), running, strict=True)))
+        it = Iteration(self.step, sorted(zip(order(self.ranking, running), running, strict=True)))
         self.running = {r.uid: r for _, r in it.running}  # sorting what is nearly sorted is quick
         self.cache.begin()
         for r in self.placement.begin(self.running.values(), self.cache):
@@ -270,8 +270,8 @@ class Scheduler:
     def _displace(self, r: Request, length: int, key: Key, it: Iteration) -> Tier | None:
         """Take what `r` needs from requests that rank after `key` and are not in this plan."""
         cache, placement, fresh = self.cache, self.placement, r.uid not in self.running
-        after = it.after(key, r)
-        if sum(len(victim.pages) for victim in after) < placement.lacking(r, length, cache):
+        after, lacking = it.after(key, r), placement.lacking(r, length, cache)
+        if lacking > 0 and sum(len(victim.pages) for victim in after) < lacking:
             return None  # all of them together would go in vain
         while after and (victim := placement.victim(after, r, cache)) is not None:
             after.remove(victim)
