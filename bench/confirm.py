@@ -1,11 +1,12 @@
 """The simulator and the default policy against the real engine on this CPU, by the clock.
 
-    python bench/confirm.py [--only simulator default] [--rate 2] [--requests 60] [--rounds 5]
+    python bench/confirm.py [--only simulator default policies] [--rate 2] [--requests 60]
 
 SmolLM2-135M. `simulator`: one workload on the engine, and simulated with step times profiled on the
 same engine just before, times what the machine's speed was meanwhile: its steps over their prices.
 `default`: the default order beside first come, first served where no queue
-forms, in rounds that alternate.
+forms, in rounds that alternate. `policies`: claims of docs/scheduling.md on this engine, with
+workloads of its size.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import asyncio
 import gc
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 from statistics import fmean, median, pstdev
 
 import scheduling_sets as sets
@@ -160,7 +162,67 @@ async def _asked(llm: AsyncLLM, load: Workload) -> Report:
     return measure(records, time.perf_counter() - began)
 
 
-ALL = (simulator, default)
+def policies(options: argparse.Namespace) -> None:
+    count = options.requests
+    spread = poisson(here(sets.uniform(count, 1)), options.rate, 1.0, 1)
+    long = poisson(here(sets.uniform(count // 2, 1), 3), options.rate / 2, 1.0, 1)
+    shots = here(sets.fewshot(count, 1))
+    heads = {tuple(item.prompt[:64]): item for item in shots.items[:8]}.values()
+    few = [Item(head.prompt[:512] + item.prompt[-64:], 8) for item in shots.items for head in heads]
+    asked = Workload("few-shot", Random(1).choices(few, k=3 * count))
+    chats = here(sets.chats(3 * count, 1), cut=4)
+    plain = {"enable_prefix_caching": False, "max_num_seqs": 16}
+    claims: list[tuple[str, Workload, list[dict[str, object]]]] = [
+        ("iteration-level", spread, [
+            plain | {"composer": "static", "memory_policy": "reserve"},
+            plain | {"composer": "whole", "memory_policy": "reserve"},
+        ]),
+        ("stall-free", long, [plain | {"composer": "prefill-first"}, plain]),
+        ("cache-aware", asked, [
+            {"kv_cache_memory": 128 << 20, "max_num_seqs": 4, "max_model_len": 1024} | order
+            for order in ({"scheduling_policy": "fcfs"}, {"scheduling_policy": "lpm(limit=1000)"})
+        ]),
+        ("shortest, aged", chats, [
+            plain | {"scheduling_policy": order}
+            for order in ("fcfs", "shortest", "aging(shortest)", "aging(shortest, threshold=100)")
+        ]),
+    ]  # fmt: skip
+    rows: list[list[object]] = []
+    for claim, load, arms in claims:
+        for arm in arms:
+            config = Config(model=MODEL, threads=1, **{"scheduling_policy": "fcfs", **arm})
+            report = served(config, load)
+            m, first = report.metrics, (len(load.items) - 1) // 10
+            named = [str(arm[key]) for key in ("composer", "scheduling_policy") if key in arm]
+            rows.append([f"{claim}: {', '.join(named) or 'chunked'}", m["ptl"].median])
+            rows[-1] += [m["ptl"].mean, m["itl"].percentile(99), m["ttft"].median]
+            rows[-1] += [m["wait"].percentile(100), m["e2el"].sorted[first]]
+            rows[-1] += [100 * report.hit_rate, report.duration]
+    head = ["ms", "PTL P50", "PTL mean", "TBT P99", "TTFT P50", "longest wait", "first tenth"]
+    table(f"policies, {count} requests", [*head, "found, %", "all, s"], rows)
+
+
+def here(load: Workload, times: int = 1, cut: int = 1) -> Workload:
+    """With tokens of this model, prompts so many times as long, and answers of a part."""
+    vocab = shape(MODEL).vocab
+    items = [
+        Item([token % vocab for token in item.prompt] * times, max(1, item.output // cut))
+        for item in load.items
+        if len(item.prompt) <= 2000
+    ]
+    return replace(load, items=items)
+
+
+def served(config: Config, load: Workload) -> Report:
+    engine = build.engine(config)
+    try:
+        engine.clock = clock = Wall()
+        return measure(*replay(load, [Replica(engine, clock)]))
+    finally:
+        engine.close()
+
+
+ALL = (simulator, default, policies)
 FIGURES = {figure.__name__: figure for figure in ALL}
 
 
