@@ -179,7 +179,7 @@ def policies(options: argparse.Namespace) -> None:
         ]),
         ("stall-free", long, [plain | {"composer": "prefill-first"}, plain]),
         ("cache-aware", asked, [
-            {"kv_cache_memory": 128 << 20, "max_num_seqs": 4, "max_model_len": 1024} | order
+            {"kv_cache_memory": 48 << 20, "max_num_seqs": 2, "max_model_len": 1024} | order
             for order in ({"scheduling_policy": "fcfs"}, {"scheduling_policy": "lpm(limit=1000)"})
         ]),
         ("shortest, aged", chats, [
