@@ -41,6 +41,7 @@ try:
 except ImportError:
     xgrammar = None
 
+BYTES = _bytes()
 IRREGULAR = ("backreference", "lookbehind", "conditional", "recursion", "atomic", "possessive")
 """Refused by name: not regular, or of a meaning that depends on how one searches."""
 
@@ -80,42 +81,55 @@ def patterns() -> None:
 def schemas(count: int, name: str) -> list[tuple[dict, str]]:
     """Compare with llguidance alone; returns instances of schemas that became automata."""
     counts: collections.Counter[str] = collections.Counter()
-    compiling, instances, tokenizer = [], [], _bytes()
-    found = rows(name)
+    compiling: list[float] = []
+    instances, found = [], rows(name)
     for row in random.Random(0).sample(found, min(count, len(found))):
         asked = StructuredOutputs(json=row["schema"])
-        try:
-            began = time.perf_counter()
-            grammar = compile(asked, "auto", "")
-            if grammar.kind == "automaton":
-                compiling.append(time.perf_counter() - began)
-            alone = guidance(asked)
-        except BadRequest:
-            counts["refused"] += 1
-            continue
-        except Exception as error:
-            counts["crashed"] += 1
-            print("crash", row.get("id"), repr(error)[:200])
-            continue
-        counts[grammar.kind] += 1
-        verdicts: dict[str, list[bool]] = {"ours": [], "llguidance": []}
-        for test in row["tests"]:
-            text = json.dumps(test["data"], ensure_ascii=False).encode("utf-8", "replace")
-            matcher = LLMatcher(tokenizer, alone, log_level=0)
-            theirs = matcher.consume_tokens(list(text)) and matcher.is_accepting()
-            ours = theirs
-            if grammar.kind == "automaton":
-                ours = Automaton.decode(grammar.data).matches(text)
-                if ours:
+        judges = {"ours": taken(asked, compiling), "llguidance": alone(asked)}
+        counts["automata"] += isinstance(judges["ours"], Automaton)
+        for who, judge in judges.items():
+            if judge is None:
+                counts[f"{who}: refused"] += 1
+                continue
+            right = 0
+            for test in row["tests"]:
+                text = json.dumps(test["data"], ensure_ascii=False).encode("utf-8", "replace")
+                valid = accepts(judge, text)
+                right += valid == test["valid"]
+                if valid and isinstance(judge, Automaton):
                     instances.append((row["schema"], text.decode()))
-            verdicts["ours"].append(ours == test["valid"])
-            verdicts["llguidance"].append(theirs == test["valid"])
-        for who, right in verdicts.items():
-            counts[f"{who}: instances right"] += sum(right)
-            counts[f"{who}: schemas all right"] += all(right)
-    print(name, dict(counts))
+            counts[f"{who}: instances right"] += right
+            counts[f"{who}: schemas all right"] += right == len(row["tests"])
+    print(name, dict(sorted(counts.items())))
     print(f"  compiling an automaton, ms p50 / p99 / most: {percentiles(compiling, 1e-3)}")
     return instances
+
+
+def taken(asked: StructuredOutputs, compiling: list[float]) -> Automaton | str | None:
+    """What serves a schema here, and the seconds that compiling it took if that is an automaton."""
+    began = time.perf_counter()
+    try:
+        grammar = compile(asked, "auto", "")
+    except BadRequest:
+        return None
+    if grammar.kind != "automaton":
+        return grammar.data.decode()
+    compiling.append(time.perf_counter() - began)
+    return Automaton.decode(grammar.data)
+
+
+def alone(asked: StructuredOutputs) -> str | None:
+    try:
+        return guidance(asked)
+    except BadRequest:
+        return None
+
+
+def accepts(judge: Automaton | str, text: bytes) -> bool:
+    if isinstance(judge, Automaton):
+        return judge.matches(text)
+    matcher = LLMatcher(BYTES, judge, log_level=0)
+    return matcher.consume_tokens(list(text)) and matcher.is_accepting()
 
 
 def masks(instances: list[tuple[dict, str]], model: str) -> None:

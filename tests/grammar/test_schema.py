@@ -127,7 +127,28 @@ def test_a_keyword_that_nobody_holds_to_is_named(schema: object, name: str):
         kind(schema)
 
 
+def test_references_of_a_schema_within_a_schema_are_its_own():
+    inner = {"$id": "http://a/b", "$defs": {"x": {"type": "integer"}}, "$ref": "#/$defs/x"}
+    schema = {"type": "array", "items": inner, "$defs": {"x": {"type": "null"}}}
+    with pytest.raises(Unsuitable, match="of its own"):
+        automaton(StructuredOutputs(json=schema))
+    inner = {"$id": "http://a/b", "type": "integer"}
+    assert kind({"type": "array", "items": inner}) == "automaton"
+
+
+@pytest.mark.parametrize("bounds", [(0, 0), (0, 2), (1, 2), (2, 2), (3, None)])
+def test_bounds_of_arrays(bounds: tuple[int, int | None]):
+    least, most = bounds
+    schema: dict = {"type": "array", "items": {"type": "null"}, "minItems": least}
+    schema |= {} if most is None else {"maxItems": most}
+    for size in range(6):
+        assert matches(schema, [None] * size) == (least <= size <= (size if most is None else most))
+
+
 def test_what_nothing_matches_is_refused():
+    empty = {"type": "array", "items": {"type": "null"}, "minItems": 1, "maxItems": 0}
+    with pytest.raises(BadRequest, match="no answer is possible"):
+        compile(StructuredOutputs(json=empty), "auto", "key")
     with pytest.raises(BadRequest, match="nothing matches"):
         kind({"type": "string", "minLength": 3, "maxLength": 2})
     with pytest.raises(BadRequest, match="nothing matches"):

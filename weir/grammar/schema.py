@@ -88,6 +88,9 @@ class _Writer:
             raise Unsuitable("the schema is too large")
         if not isinstance(schema, dict):
             raise Unsuitable("any JSON value is not regular")
+        own = schema is not self.root and not schema.keys().isdisjoint(("$id", "id"))
+        if own and '"$ref": ' in json.dumps(schema):
+            raise Unsuitable("references within a schema of its own")
         keys = schema.keys() - ANNOTATIONS
         if "$ref" in keys:
             self._only(keys, {"$ref"})
@@ -281,7 +284,7 @@ class _Writer:
         rest = make.repeat(
             make.concat(comma, item), max(0, least - 1), None if most is None else most - 1
         )
-        inside = make.empty if most == 0 else make.concat(item, rest)
+        inside = make.nothing if most == 0 else make.concat(item, rest)
         if least == 0:
             inside = make.either([inside, make.empty])
         return make.sequence([make.literal("["), inside, make.literal("]")])
