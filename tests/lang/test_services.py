@@ -211,6 +211,19 @@ def test_an_answer_that_breaks_off_is_an_error(kept):
             program.run(backend=backend)
 
 
+@pytest.mark.parametrize(
+    ("path", "limit"), [("/v1", "max_tokens"), ("/api.openai.com/v1", "max_completion_tokens")]
+)
+def test_a_limit_has_the_name_that_a_chat_service_knows(kept, path, limit):
+    with scripted(chat_answers(["ok"])) as service:
+        url = service.url.removesuffix("/v1") + path
+        talk.run("hi", backend=kept.OpenAI("m", base_url=url, api_key="k"))
+        ((_, body),) = service.asked
+        assert body[limit] == 6 and not body.keys() & {"max_tokens", "max_completion_tokens"} - {
+            limit
+        }
+
+
 def test_text_outside_of_turns_would_be_lost_on_a_chat_service(kept):
     backend = kept.OpenAI("m", base_url="http://127.0.0.1:9/v1")
     program = weir.function(lambda s: s.extend("Be brief. " + weir.user("hi")))

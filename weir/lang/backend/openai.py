@@ -20,11 +20,14 @@ def OpenAI(
     is_chat_model: bool = True,
 ) -> Chat | Completions:
     """A model behind an OpenAI-compatible service. `api_key`: by default OPENAI_API_KEY."""
+    official = "api.openai.com" in base_url
     key = api_key or os.environ.get("OPENAI_API_KEY", "")
-    if not key and "api.openai.com" in base_url:
+    if not key and official:
         raise ConfigError("OpenAI needs a key: set OPENAI_API_KEY, or give api_key")
     service = Service(base_url, {"Authorization": f"Bearer {key}"} if key else None)
-    return (Chat if is_chat_model else Completions)(service, model_name)
+    if not is_chat_model:
+        return Completions(service, model_name)
+    return Chat(service, model_name, "max_completion_tokens" if official else "max_tokens")
 
 
 class Completions(Hosted):
@@ -72,7 +75,14 @@ class Completions(Hosted):
 
 class Chat(Hosted):
     """Answers a conversation. It cannot go on with a turn that has begun: a `gen` stands first in
-    the assistant's turn, or the program speculates (`num_api_spec_tokens`)."""
+    the assistant's turn, or the program speculates (`num_api_spec_tokens`).
+
+    limit: what the service calls `max_tokens`. OpenAI's newer models take the new name alone, and
+    many others the old one."""
+
+    def __init__(self, service: Service, model: str, limit: str):
+        super().__init__(service, model)
+        self._limit = limit
 
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]
@@ -84,6 +94,8 @@ class Chat(Hosted):
             )
         messages = [message(turn, _picture) for turn in prompt.turns]
         body = structured(settings) | {"model": self.model, "messages": messages}
+        if "max_tokens" in body:
+            body[self._limit] = body.pop("max_tokens")
         if "logprobs" in body:
             body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
         async for piece in pieces(self.service, "/chat/completions", body):
