@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from weir import connect
 from weir.config import load
@@ -28,10 +28,9 @@ from weir.grammar.automaton import Automaton, TooComplex, build
 from weir.grammar.classes import BadPattern
 from weir.grammar.compile import _bytes, compile, guidance
 from weir.grammar.expression import Expressions
-from weir.grammar.guidance import Guidance
-from weir.grammar.matcher import Cutter
+from weir.grammar.guide import _Wrapped
 from weir.grammar.regex import search
-from weir.grammar.vocabulary import Masks, Vocabulary
+from weir.grammar.vocabulary import Masks, Tokens, Vocabulary
 from weir.ops import native
 from weir.params import StructuredOutputs
 from weir.text import Text
@@ -138,7 +137,8 @@ def masks(instances: list[tuple[dict, str]], model: str) -> None:
     text = connect.text(load({"model": model}, {}))
     pieces = text.pieces(True)
     vocabulary = Vocabulary(pieces, text.vocab, text.eos)
-    guide = Guidance(vocabulary, Cutter(lambda one: text.encode(one, False), pieces))
+    told = Tokens(pieces, text.eos, lambda one: text.encode(one, False))
+    wrapped = LLTokenizer(TokenizerWrapper(_Wrapped(told, text.vocab)))
     other = XGrammar(pieces, text) if xgrammar is not None else None
     first, again, theirs = [], [], []
     for schema, instance in instances[:300]:
@@ -152,7 +152,7 @@ def masks(instances: list[tuple[dict, str]], model: str) -> None:
                 known.mask(state)
                 times.append(time.perf_counter() - began)
                 state = known.automaton.run(pieces[token], state)
-        matcher = guide.compile(guidance(asked))
+        matcher = LLMatcher(wrapped, guidance(asked), log_level=0)
         for token in tokens:
             began = time.perf_counter()
             matcher.compute_bitmask()
