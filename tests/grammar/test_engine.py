@@ -278,7 +278,9 @@ def test_a_process_that_is_killed_loses_nothing(library):
     made = engine(library)
     wanted = [request(uid, guided(r"([a-f]|é|name: ){40}")) for uid in (1, 2)]
     begun = steps(made, wanted, 10)
-    library._guidance._process._process.kill()
+    process = library._guidance._process
+    process._starting.join()
+    process._process.kill()
     whole = run(made, [request(3, guided("[xy]{5}"))])
     for uid in (1, 2):
         assert whole[uid].done == "stop"

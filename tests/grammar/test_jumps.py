@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.grammar.test_regex import PATTERNS, automaton
 from weir.grammar.automaton import Automaton
-from weir.grammar.beside import Beside
 from weir.grammar.matcher import JUMP, AutomatonMatcher, Cutter
+from weir.grammar.patience import Patience
 from weir.grammar.vocabulary import Masks, Vocabulary
 
 END = 256
@@ -25,20 +25,18 @@ Model = Callable[[bytes, list[int]], int]
 
 
 @pytest.fixture(scope="module")
-def beside():
-    made = Beside()
-    yield made
-    made.close()
+def patience():
+    return Patience()
 
 
 class Speaker:
     """Grammars over one vocabulary: all bytes, an end, and some longer pieces."""
 
-    def __init__(self, words: list[str], beside: Beside):
+    def __init__(self, words: list[str], patience: Patience):
         self.pieces = [bytes([byte]) for byte in range(256)] + [b""] + [w.encode() for w in words]
         self.longest = sorted(range(END + 1, len(self.pieces)), key=lambda t: -len(self.pieces[t]))
         self.vocabulary = Vocabulary(self.pieces, len(self.pieces), [END])
-        self.beside = beside
+        self.patience = patience
 
     def encode(self, text: str) -> list[int]:
         return self.cut(text.encode())
@@ -56,11 +54,10 @@ class Speaker:
         """What the model answers, up to `most` tokens."""
         cutter = Cutter(self.encode, self.pieces) if jumps else None
         masks = Masks(grammar, self.vocabulary)
-        matcher = AutomatonMatcher(masks, self.beside, cutter, most=most)
+        matcher = AutomatonMatcher(masks, self.patience, cutter, most=most)
         said = matcher.begin()
         while len(said) < most and not matcher.complete:
-            while (mask := matcher.mask()) is None:
-                pass
+            mask = matcher.mask(alone=True)
             bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
             token = model(self.text(said), np.flatnonzero(bits).tolist())
             if token == END:
@@ -86,8 +83,8 @@ def a_text(grammar: Automaton, rng: random.Random) -> bytes:
 
 @given(PATTERNS, PIECES, st.integers(0, 2**32))
 @settings(max_examples=80, deadline=None)
-def test_a_model_that_knows_what_to_say_says_it(beside, pattern, words, seed):
-    speaker, grammar = Speaker(words, beside), automaton(pattern)
+def test_a_model_that_knows_what_to_say_says_it(patience, pattern, words, seed):
+    speaker, grammar = Speaker(words, patience), automaton(pattern)
     wanted = a_text(grammar, random.Random(seed))
 
     def model(said: bytes, allowed: list[int]) -> int:
@@ -101,9 +98,9 @@ def test_a_model_that_knows_what_to_say_says_it(beside, pattern, words, seed):
 
 @given(PATTERNS, PIECES, st.integers(0, 2**32))
 @settings(max_examples=80, deadline=None)
-def test_greedy_answers_of_a_model_of_bytes_are_the_same(beside, pattern, words, seed):
+def test_greedy_answers_of_a_model_of_bytes_are_the_same(patience, pattern, words, seed):
     """Its tokens are as likely as their bytes, so it is one model however text is cut."""
-    speaker, grammar = Speaker(words, beside), automaton(pattern)
+    speaker, grammar = Speaker(words, patience), automaton(pattern)
 
     def likelihood(text: bytes, symbol: int) -> float:
         return math.log1p(zlib.crc32(text + b"%d %d" % (symbol, seed)) / 2**33) - 1
@@ -123,9 +120,9 @@ def test_greedy_answers_of_a_model_of_bytes_are_the_same(beside, pattern, words,
     assert len(jumped) >= len(stepped)
 
 
-def test_a_jump_leaves_to_the_model_what_a_longer_token_could_say(beside):
+def test_a_jump_leaves_to_the_model_what_a_longer_token_could_say(patience):
     """The distortion of compressed automata: an "A" that is jumped over cannot become "Above"."""
-    speaker = Speaker(["Above", " Aver", "Grade", ": "], beside)
+    speaker = Speaker(["Above", " Aver", "Grade", ": "], patience)
     grammar = automaton(r"Grade: (A|Above Average|Above All)")
     for wanted in (b"Grade: A", b"Grade: Above Average", b"Grade: Above All"):
 
@@ -137,17 +134,16 @@ def test_a_jump_leaves_to_the_model_what_a_longer_token_could_say(beside):
         assert speaker.say(grammar, model, jumps=True) == wanted
 
 
-def test_a_long_jump_is_taken_in_parts(beside):
+def test_a_long_jump_is_taken_in_parts(patience):
     """No step is held up by an answer that is all forced; its text is what it was."""
-    speaker = Speaker(["abc", "cab", "bca"], beside)
+    speaker = Speaker(["abc", "cab", "bca"], patience)
     wanted = b"abc" * 1000
     grammar = automaton("x?(abc){1000}")
     masks, cutter = Masks(grammar, speaker.vocabulary), Cutter(speaker.encode, speaker.pieces)
-    matcher = AutomatonMatcher(masks, beside, cutter, most=10_000)
+    matcher = AutomatonMatcher(masks, patience, cutter, most=10_000)
     said, parts = matcher.begin(), 0
     while not matcher.complete:
-        while matcher.mask() is None:
-            pass
+        assert matcher.mask(alone=True)
         tokens = matcher.advance(speaker.cut(wanted[len(speaker.text(said)) :])[0])
         said, parts = said + tokens, parts + 1
         assert len(speaker.text(tokens)) <= JUMP + 3

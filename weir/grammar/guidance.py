@@ -21,9 +21,9 @@ import msgspec
 
 from weir.core import Grammar, Matcher
 from weir.errors import GrammarError
-from weir.grammar.beside import Beside
 from weir.grammar.job import Close, Follow, Followed, Open
 from weir.grammar.matcher import CONTEXT
+from weir.grammar.patience import Patience
 from weir.grammar.process import Process
 from weir.grammar.shared import Row, Rows
 from weir.grammar.vocabulary import Tokens
@@ -31,7 +31,7 @@ from weir.grammar.vocabulary import Tokens
 START = 60.0
 """Seconds that the process may take to start; they do not count as a grammar's."""
 FOLLOWING = 5.0
-"""Seconds that taking a token in may take: a thousand times what the slowest was seen to take."""
+"""Seconds that taking a token in may take: hundreds of times what the slowest was seen to take."""
 DEATHS = 2
 """Deaths of the process with a matcher in hand, until the matcher is believed to be the cause."""
 
@@ -71,7 +71,9 @@ class GuidedMatcher:
 
     def note(self, followed: Followed) -> None:
         """Go on from what the process has found."""
-        self.opened.taken = [*(self.opened.taken or []), *followed.tokens]
+        if self.opened.taken is None:
+            self.opened.taken = []
+        self.opened.taken += followed.tokens
         self.complete = followed.complete
         self._mask = b"" if followed.complete else self._row.read()
 
@@ -103,9 +105,9 @@ class Guidance:
     """Used from one thread. tokens: reads the tokenizer; called in the process, so it must be one
     that can be pickled. size: ids the model has. seconds: that opening a grammar may take."""
 
-    def __init__(self, tokens: Callable[[], Tokens], size: int, beside: Beside, seconds: float):
+    def __init__(self, tokens: Callable[[], Tokens], size: int, patience: Patience, seconds: float):
         self._size = size
-        self._beside = beside
+        self._patience = patience
         self._rows = Rows(size)
         self._orders = pickle.dumps((tokens, size, self._rows.memory))
         self._opening, self._following = self._lanes = Lane(seconds), Lane(FOLLOWING)
@@ -140,8 +142,8 @@ class Guidance:
         return call.made
 
     def take(self, made: Future[list[int]], alone: bool) -> list[int] | None:
-        """As `Beside.take`."""
-        return self._beside.take(made, alone, self._wait)
+        """As `Patience.take`."""
+        return self._patience.take(made, alone, self._wait)
 
     def receive(self, seconds: float = 0.0) -> None:
         """Take in what the process has sent; waits so long for something. Ends what takes too long

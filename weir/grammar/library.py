@@ -15,9 +15,9 @@ from threading import Thread
 
 from weir.core import Grammar, Matcher
 from weir.grammar.automaton import Automaton
-from weir.grammar.beside import Beside, threads
 from weir.grammar.guidance import Guidance
 from weir.grammar.matcher import AutomatonMatcher, Cutter, context
+from weir.grammar.patience import Patience
 from weir.grammar.vocabulary import Masks, Tokens, Vocabulary
 from weir.ops import native
 
@@ -34,14 +34,14 @@ class Library:
 
     def __init__(self, tokens: Callable[[], Tokens], size: int, seconds: float = 10.0):
         sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
-        self._pool = ThreadPoolExecutor(threads(), "weir-grammar")  # a job waits for earlier ones
-        self._beside = Beside()
+        self._pool = ThreadPoolExecutor(1, "weir-grammar")  # a job waits for earlier ones
+        self._patience = Patience()
         self.jumps = True  # for measuring what jumps are worth
         self._size = size
         self._known: OrderedDict[str, Future[Masks]] = OrderedDict()
         self._vocabulary = self._pool.submit(self._read, tokens)
         Thread(target=native.library, daemon=True).start()  # walks faster, once it is compiled
-        self._guidance = Guidance(tokens, size, self._beside, seconds)
+        self._guidance = Guidance(tokens, size, self._patience, seconds)
 
     def open(
         self, grammar: Grammar, prompt: Sequence[int], most: int, jumps: bool
@@ -67,7 +67,7 @@ class Library:
 
     def renew(self, seconds: float = 0.0) -> None:
         """A step begins, which may wait so long for masks."""
-        self._beside.renew(seconds)
+        self._patience.renew(seconds)
         self._guidance.receive()
 
     def forget(self) -> None:
@@ -76,7 +76,6 @@ class Library:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._beside.close()
         self._guidance.close()
 
     # -- on threads ----------------------------------------------------------------------------
@@ -96,4 +95,4 @@ class Library:
         vocabulary, cutter = self._vocabulary.result()
         before = context(vocabulary.pieces, prompt)
         cuts = cutter if jumps and self.jumps else None
-        return AutomatonMatcher(compiled.result(), self._beside, cuts, before, most)
+        return AutomatonMatcher(compiled.result(), self._patience, cuts, before, most)

@@ -8,13 +8,12 @@ to the model, so a jump decides nothing that the model could have decided otherw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
 from weir.errors import GrammarError
 from weir.grammar.automaton import DEAD
-from weir.grammar.beside import Beside
+from weir.grammar.patience import Patience
 from weir.grammar.vocabulary import Masks
 
 JUMP = 64
@@ -93,20 +92,20 @@ class AutomatonMatcher:
     def __init__(
         self,
         masks: Masks,
-        beside: Beside,
+        patience: Patience,
         cutter: Cutter | None,
         before: bytes = b"",
         most: int = 0,
     ):
         self._masks = masks
-        self._beside = beside
+        self._patience = patience
         self._automaton = masks.automaton
         self._pieces = masks.vocabulary.pieces
         self._cutter = cutter
         self._before = before
         self._state = self._automaton.start
         self._most = most
-        self._next = self._look()
+        self._next = masks.known(self._state)  # the next mask, if it has been made
         self.complete = False
 
     def begin(self) -> list[int]:
@@ -121,7 +120,9 @@ class AutomatonMatcher:
         return tokens
 
     def mask(self, alone: bool = False) -> bytes | None:
-        return self._next if isinstance(self._next, bytes) else self._beside.take(self._next, alone)
+        if self._next is None:
+            self._next = self._patience.make(partial(self._masks.mask, self._state), alone)
+        return self._next
 
     def advance(self, token: int, alone: bool = False) -> list[int]:
         piece = self._pieces[token] if token < len(self._pieces) else b""
@@ -144,12 +145,7 @@ class AutomatonMatcher:
         self._state = self._automaton.run(text, self._state)
         self._before = trim(self._before + text)
         self.complete = bool(self._automaton.final[self._state])
-        self._next = b"" if self.complete else self._look()
-
-    def _look(self) -> bytes | Future[bytes]:
-        """The mask of this state, or the job that makes it."""
-        known = self._masks.known(self._state)
-        return known or self._beside.start(partial(self._masks.mask, self._state))
+        self._next = b"" if self.complete else self._masks.known(self._state)
 
     def _ends(self, tokens: list[int]) -> bool:
         text = b"".join(self._pieces[token] for token in tokens)

@@ -1,0 +1,58 @@
+"""How long a step waits for masks: for what comes soon, while the device is at work anyway.
+
+Knows no grammar, and no more of what it waits for than that it takes time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+QUICK = 5e-4
+"""Seconds that any step may spend so, all together."""
+PATIENT = 2e-2
+"""Seconds that it waits for one thing where it is for nobody else."""
+
+T = TypeVar("T")
+
+
+class Patience:
+    """Of one engine's thread."""
+
+    def __init__(self) -> None:
+        self._slow: list[Future[Any]] = []
+        self._left = QUICK
+
+    def renew(self, seconds: float) -> None:
+        """A step begins, and may wait so long, if that is more than `QUICK`."""
+        self._left = max(QUICK, seconds)
+
+    def make(self, job: Callable[[], T], alone: bool) -> T | None:
+        """What a job makes at once, if there is any time left, or nobody else waits for it."""
+        if self._left <= 0 and not alone:
+            return None
+        began = time.perf_counter()
+        made = job()
+        self._left -= time.perf_counter() - began
+        return made
+
+    def take(
+        self, made: Future[T], alone: bool, wait: Callable[[Future[T], float], object]
+    ) -> T | None:
+        """What is made elsewhere, waited for while this step may, or `PATIENT` if `alone`; None:
+        ask again in a later step. Once one took longer nobody waits before it is done: however many
+        are slow, a step loses that time once. wait: for it, so many seconds at most."""
+        if not made.done() and (alone or self._left > 0) and not self._waited():
+            began = time.perf_counter()
+            wait(made, PATIENT if alone else self._left)
+            self._left -= time.perf_counter() - began
+            if not made.done():
+                self._slow.append(made)
+        return made.result() if made.done() else None
+
+    def _waited(self) -> bool:
+        """Whether one that was waited for in vain is still not there."""
+        self._slow = [made for made in self._slow if not made.done()]
+        return bool(self._slow)
