@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import sys
-import time
+import timeit
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -93,17 +93,14 @@ def machine() -> list[Finding]:
         cores += f", but this container may only use {limit:g}"
         advice = f"start with --threads {max(1, int(limit))}"
     total, free = memory()
+    old = "" if sys.version_info >= (3, 11) else "Weir needs Python 3.11 or later"
     return [
         Finding("processor", info.get("model name", platform.processor() or platform.machine())),
         Finding("vector instructions", " ".join(f for f in known if f in flags) or "none known"),
         Finding("cores", cores, advice),
         Finding("memory", f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free"),
         Finding("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
-        Finding(
-            "python",
-            platform.python_version(),
-            "" if sys.version_info >= (3, 11) else "Weir needs Python 3.11 or later",
-        ),
+        Finding("python", platform.python_version(), old),
     ]
 
 
@@ -148,10 +145,8 @@ def kernels() -> list[Finding]:
     compiler = next((path for name in native.COMPILERS if (path := shutil.which(name))), None)
     loaded = native.library() is not None
     advice = "" if loaded or compiler else "install a C++ compiler, such as apt install g++"
-    return [
-        Finding("C++ compiler", compiler or "none", advice),
-        Finding("CPU kernels", native.status()),
-    ]
+    status = Finding("CPU kernels", native.status())
+    return [Finding("C++ compiler", compiler or "none", advice), status]
 
 
 def use() -> list[Finding]:
@@ -252,14 +247,9 @@ def multiply_rate(torch: Any, device: str, dtype: Any) -> float:
     return 2 * size**3 / best(multiply)
 
 
-def best(work: Callable[[], object], repeats: int = 4) -> float:
-    """Seconds of the fastest run; the first one warms up."""
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
+def best(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of four runs; the first one warms up."""
+    return min(timeit.repeat(work, number=1, repeat=4))
 
 
 def import_torch() -> Any:

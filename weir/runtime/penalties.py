@@ -77,8 +77,10 @@ class Penalties:
         """Whether all tokens up to the end of a planned chunk are counted."""
         return self.next.get(chunk.uid) == chunk.start + chunk.length
 
-    def count(self, feed: Feed, ids: Tensor) -> None:
-        """Count the planned rows of a lane's ids [T]."""
+    def count(self, feed: Feed | None, ids: Tensor) -> None:
+        """Count the planned rows of a lane's ids [T], if there are any."""
+        if feed is None:
+            return
         if feed.prompt is not None:
             rows, slots = feed.prompt
             yes = torch.ones((), dtype=torch.bool, device=ids.device)

@@ -244,7 +244,7 @@ class Runner:
         """Launch lanes of any shape."""
         for work in works:
             work.lane.link(self.tables)
-            self._count(work.feed, work.lane)
+            self.sampler.penalties.count(work.feed, work.lane.ids)
         lanes = [work.lane for work in works]
         states = forward(self.model, self.model.layers, self.attention, lanes)
         if self.relay is not None:
@@ -255,7 +255,7 @@ class Runner:
     def _replay(self, work: Work, recorded: Recorded, landing: Landing) -> None:
         """Launch a padded lane."""
         recorded.forward()
-        self._count(work.feed, recorded.lane)
+        self.sampler.penalties.count(work.feed, recorded.lane.ids)
         if work.drawn is None:
             (recorded.plain if work.plain else recorded.filtered)()
             landing.add_tokens(work.chunks, self.tokens[: len(work.chunks)])
@@ -279,10 +279,6 @@ class Runner:
                 logits, choice.temperature[rows], choice.u[rows], filters
             )
         self.tables.last.index_copy_(0, choice.target, self.tokens[:count].clamp(min=0))
-
-    def _count(self, feed: Feed | None, lane: Lane) -> None:
-        if feed is not None:
-            self.sampler.penalties.count(feed, lane.ids)
 
     def _finish(self, work: Work, x: Tensor, landing: Landing) -> None:
         """x [kept, H]: rows that sample, rows that are scored, rows that are pooled."""

@@ -15,8 +15,9 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import time
+import timeit
 from ctypes import c_float, c_int32, c_int64, c_uint32, c_void_p
+from functools import partial
 from pathlib import Path
 
 from weir.folders import cache_folder
@@ -161,15 +162,10 @@ def read_bandwidth(threads: int = 0, megabytes: int = 256, repeats: int = 5) -> 
     before = _State.threads
     set_threads(threads)
     try:
-        return size / min(_seconds(lib, data, size) for _ in range(repeats))
+        read = partial(lib.read, ctypes.addressof(data), size // 4)
+        return size / min(timeit.repeat(read, number=1, repeat=repeats))
     finally:
         set_threads(before)
-
-
-def _seconds(lib: Library, data: ctypes.Array[ctypes.c_char], size: int) -> float:
-    start = time.perf_counter()
-    lib.read(ctypes.addressof(data), size // 4)
-    return time.perf_counter() - start
 
 
 def _apply_threads() -> None:
