@@ -28,11 +28,10 @@ from weir.ops.prefix import shares
 from weir.runtime.codec import Codec
 from weir.runtime.disk import Disk, identity
 from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes, shared_sizes
-from weir.runtime.memory import rehearse
 from weir.runtime.relay import Relay
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
-from weir.runtime.warmup import pages_needed, warm_up_away
+from weir.runtime.warmup import pages_needed, rehearse, warm_up_away
 from weir.spec import Spec
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from weir.ops import native
-from weir.ops.attention import attend, reference_attend, reference_write, write
+from weir.ops.attention import attend, merge, reference_attend, reference_write, write
 from weir.ops.batch import Batch
 from weir.ops.coded import BYTES, decode, encode, row_bytes
-from weir.ops.merge import merge
 from weir.spec import AttentionSpec
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.status())

@@ -13,10 +13,9 @@ from torch import Tensor
 from tests.ops.test_attention import RAGGED, Case, dense, make
 from weir.ops import mlp, norm, rope
 from weir.ops.attention import attend as triton_attend
-from weir.ops.attention import reference_attend, reference_write, write
+from weir.ops.attention import merge, reference_attend, reference_write, write
 from weir.ops.batch import Batch
 from weir.ops.coded import BITS, BYTES, decode, encode, row_bytes
-from weir.ops.merge import merge
 from weir.ops.prefix import Shared
 from weir.spec import RopeSpec
 

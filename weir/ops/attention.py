@@ -1,7 +1,8 @@
-"""Paged attention: write keys and values to their pages, attend to the pages of each sequence.
+"""Paged attention: write keys and values to their pages, attend to the pages of each sequence, join
+what was attended to apart.
 
-One entry serves decode and chunked prefill. It knows one layer and one tier; who owns a page and
-how tiers are joined is the caller's.
+One entry serves decode and chunked prefill. It knows one layer and one tier; who owns a page is the
+caller's.
 """
 
 from __future__ import annotations
@@ -76,6 +77,19 @@ def native_call(
         kv.shape[2], size, kv.shape[3], spec.window or 0,
         spec.scale, spec.softcap or 0.0, TYPES.index(type_of(kv, size)), QUERIES.index(q.dtype),
     )  # fmt: skip
+
+
+def merge(o_a: Tensor, lse_a: Tensor, o_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact merge of o [T, Hq, D] and lse float32 [T, Hq]; a part that saw no key has lse = -inf.
+
+    With weights exp(lse) the softmax over the union is the weighted mean of the parts
+    (FlashInfer, arXiv 2501.01005, section 2.2).
+    """
+    lse = torch.logaddexp(lse_a, lse_b)
+    # where both parts are empty the difference would be -inf - -inf
+    base = torch.where(torch.isneginf(lse), 0.0, lse)
+    o = o_a * torch.exp(lse_a - base).unsqueeze(-1) + o_b * torch.exp(lse_b - base).unsqueeze(-1)
+    return o.to(o_a.dtype), lse
 
 
 def reference_write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weir.ops.attention import attend, write
+from weir.ops.attention import attend, merge, write
 from weir.ops.batch import Place
-from weir.ops.merge import merge
 from weir.runtime.inputs import Lane, Part
 from weir.runtime.relay import Relay
 from weir.runtime.store import Store

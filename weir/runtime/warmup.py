@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
+import torch
+
 from weir.core import Chunk, Page, Plan, Sampling
 from weir.runtime.runner import Runner
 
@@ -20,9 +22,10 @@ CHOICES = [
     Sampling(logit_bias={0: 0.0}),
 ]
 
-
 COMMON = 192  # tokens that prompts have in common, such that reading them once is worth a launch
 BESIDE = 4  # tokens of a prompt beside decodes
+RECORDING = 4 << 20
+"""Bytes that the driver takes for the recording of one shape, about."""
 
 
 def pages_needed(tokens: int, requests: int, page: int) -> int:
@@ -41,6 +44,23 @@ def warm_up(runner: Runner, tokens: int, requests: int, lane: int = sys.maxsize)
     runner.saved = saved
     for landing in landings:  # each holds what its plan still reads
         landing.result()
+
+
+def rehearse(runner: Runner, tokens: int, requests: int, lane: int) -> int:
+    """Run the largest steps, in lanes of so many tokens, of a runner that has yet to record.
+
+    PyTorch keeps the memory that they took, so it no longer counts as free. → bytes that recording
+    will take besides: its pool is as large as the largest lane needs."""
+    warm_up(runner, tokens, requests, lane)
+    shapes = runner.graphs.shapes
+    if not shapes:
+        return 0
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    runner.pad(shapes[0])
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before + RECORDING * len(shapes)
 
 
 def _plans(runner: Runner, tokens: int, requests: int, lane: int) -> Iterator[Plan]:
