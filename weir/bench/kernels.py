@@ -252,23 +252,16 @@ def sampling(report: Report) -> None:
         heat = torch.ones(count, device="cuda")
         u = torch.rand(count, device="cuda", dtype=torch.float64)
         for name, (k, p) in cuts.items():
-            filters = sample.Filters(
-                torch.full_like(u, k).long(), torch.full_like(u, p), torch.zeros_like(u)
-            )
-            call = (logits, heat, u, filters if name else None)
-            few = (logits[:8].float(), heat[:8], u[:8], filters[:8] if name else None)
-            want = sample.choose(*(x if x is None else on_cpu(x) for x in few)).cuda()
+            shares = (torch.full((count,), x, dtype=torch.float64) for x in (p, 0.0))
+            cut = (torch.full((count,), k), *shares)
+            call = (logits, heat, u, sample.Filters(*(x.cuda() for x in cut)) if name else None)
+            few = sample.Filters(*cut)[:8] if name else None
+            want = sample.choose(logits[:8].float().cpu(), heat[:8].cpu(), u[:8].cpu(), few).cuda()
             error = float((sample.choose(*call)[:8] != want).float().mean())
             report.add(
                 f"sample {name}", f"{count} x {VOCAB}", lambda c=call: sample.choose(*c), error,
                 moved=4.0 * count * VOCAB,
             )  # fmt: skip
-
-
-def on_cpu(x: Tensor | sample.Filters) -> Tensor | sample.Filters:
-    if isinstance(x, Tensor):
-        return x.cpu()
-    return sample.Filters(x.top_k.cpu(), x.top_p.cpu(), x.min_p.cpu())
 
 
 def linears(report: Report) -> None:
