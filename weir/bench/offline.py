@@ -24,6 +24,7 @@ from weir.options import add_config, config
 from weir.params import SamplingParams
 from weir.sim.workload import Item, Workload
 
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 USAGE = "weir bench offline [MODEL] [OPTIONS]"
 COLUMNS = ("out/s", "peer", "best", "floor", "share")
 """In seconds: the better peer, the best kernels known, every byte and product at the chip's
@@ -133,8 +134,8 @@ class Run(Struct):
 
 def _ask(llm: LLM, workload: Workload, limit: int | None, shown: bool) -> Run:
     """Answer a named workload, with no more text than its users would see."""
-    asked: dict[str, Any] = {"temperature": 1.0, "detokenize": False}
-    seconds, outputs = generate(llm, workload, limit, shown, **asked)
+    asked = SamplingParams(temperature=1.0, ignore_eos=True, detokenize=False)
+    seconds, outputs = generate(llm, workload, limit, shown, asked)
     return Run(workload.name, seconds, *_tokens(outputs))
 
 
@@ -160,12 +161,7 @@ def measure(llm: LLM, workload: Workload, cached: bool, shown: bool) -> Result:
 
 
 def generate(
-    llm: LLM,
-    workload: Workload,
-    limit: int | None,
-    shown: bool,
-    temperature: float = 0.0,
-    **more: Any,
+    llm: LLM, workload: Workload, limit: int | None, shown: bool, asked: SamplingParams = GREEDY
 ) -> tuple[float, list[RequestOutput]]:
     """Seconds and outputs of the workload, each answer cut at `limit` tokens. Raises `EngineDead`
     if a request fails."""
@@ -173,7 +169,6 @@ def generate(
         llm.encode(item.prompt) if isinstance(item.prompt, str) else item.prompt
         for item in workload.items
     ]
-    asked = SamplingParams(temperature=temperature, ignore_eos=True, **more)
     params = [replace(asked, max_tokens=limit or item.output) for item in workload.items]
     begin = time.perf_counter()
     outputs = llm.generate(prompts, params, progress=shown)
