@@ -30,7 +30,8 @@ from weir.grammar.compile import _bytes, compile, guidance
 from weir.grammar.expression import Expressions
 from weir.grammar.guide import _Wrapped
 from weir.grammar.regex import search
-from weir.grammar.vocabulary import Masks, Tokens, Vocabulary
+from weir.grammar.tokens import Tokens
+from weir.grammar.vocabulary import Masks, Vocabulary
 from weir.ops import native
 from weir.params import StructuredOutputs
 from weir.text import Text

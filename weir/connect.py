@@ -15,7 +15,7 @@ from weir.errors import ConfigError
 from weir.folders import cache_folder
 from weir.gguf import GGUF
 from weir.grammar.compiler import Compiler
-from weir.grammar.vocabulary import Tokens
+from weir.grammar.tokens import Tokens
 from weir.models.shape import RECOMMENDED, read_spec, recommended
 from weir.params import SamplingParams
 from weir.text import Text

@@ -28,7 +28,7 @@ from weir.core import (
 from weir.engine import Engine
 from weir.grammar.compile import compile
 from weir.grammar.library import Library
-from weir.grammar.vocabulary import Tokens
+from weir.grammar.tokens import Tokens
 from weir.kv.cache import Cache
 from weir.params import StructuredOutputs
 from weir.sched.composer import Chunked

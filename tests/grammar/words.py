@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from weir.grammar.vocabulary import Tokens
+from weir.grammar.tokens import Tokens
 
 WORDS = [
     '{"',

@@ -26,7 +26,7 @@ from weir.grammar.matcher import CONTEXT
 from weir.grammar.patience import Patience
 from weir.grammar.process import Process
 from weir.grammar.shared import Row, Rows
-from weir.grammar.vocabulary import Tokens
+from weir.grammar.tokens import Tokens
 
 START = 60.0
 """Seconds that the process may take to start; they do not count as a grammar's."""

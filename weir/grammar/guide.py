@@ -26,7 +26,7 @@ from weir.grammar.job import Close, Follow, Followed, Open
 from weir.grammar.matcher import JUMP, Cutter, context, trim
 from weir.grammar.process import parent, read, write
 from weir.grammar.shared import Row
-from weir.grammar.vocabulary import Tokens
+from weir.grammar.tokens import Tokens
 
 NICE = 5
 MEMORY = 8 << 30

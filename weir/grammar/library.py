@@ -18,7 +18,8 @@ from weir.grammar.automaton import Automaton
 from weir.grammar.guidance import Guidance
 from weir.grammar.matcher import AutomatonMatcher, Cutter, context
 from weir.grammar.patience import Patience
-from weir.grammar.vocabulary import Masks, Tokens, Vocabulary
+from weir.grammar.tokens import Tokens
+from weir.grammar.vocabulary import Masks, Vocabulary
 from weir.ops import native
 
 KEPT = 256

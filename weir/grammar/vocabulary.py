@@ -9,8 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import count
 
@@ -62,15 +61,6 @@ class Trie:
         nodes = [np.flatnonzero(self.depth == level) for level in range(1, self.deepest + 1)]
         above = [np.full(1, -1), *nodes]
         return [(one, np.searchsorted(up, one) - 1) for up, one in zip(above, nodes, strict=False)]
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What a tokenizer says. ends: ids that end an answer."""
-
-    pieces: Sequence[bytes]
-    ends: Iterable[int]
-    encode: Callable[[str], Sequence[int]]
 
 
 class Vocabulary:
