@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 
 from tests.grammar import hostile
+from tests.waiting import CEILING, until
 from weir.errors import BadRequest, Overloaded
 from weir.grammar import compiler as module
 from weir.grammar.compiler import Compiler
+from weir.grammar.job import Job
+from weir.grammar.process import Process
 from weir.params import StructuredOutputs
 
 SLOW = StructuredOutputs(regex="((a{1,1000}){1,1000}){1,1000}")
@@ -47,6 +51,16 @@ def test_what_takes_too_long_is_killed_and_others_are_served(compiler):
             compiler.compile(SLOW)
         compiler.seconds = 60.0  # the second time it is remembered
     assert compiler.compile(StructuredOutputs(regex="a")).kind == "automaton"
+
+
+def test_a_job_ends_with_the_process_that_asked():
+    process = Process("weir.grammar.worker")
+    ready: list[bytes] = []
+    until(lambda: ready or ready.extend(process.receive(1.0)))
+    process.send(msgspec.json.encode(Job("key", SLOW, "auto", 1 << 33)))
+    until(lambda: not process._out)
+    process._socket.close()
+    assert process._process.wait(CEILING) == 0
 
 
 def test_what_takes_too_much_memory_is_refused():

@@ -1,7 +1,7 @@
 """The process that compiles grammars: `python -m weir.grammar.worker`, started by a `Compiler`.
 
 One job after the other, each answered; an empty answer before the first says that it is ready.
-It limits its own memory; its parent limits its time.
+It limits its own memory; its parent limits its time, and if that is gone a job in hand ends too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import sys
 import threading
 
@@ -48,9 +49,11 @@ def main() -> None:
     os.nice(19)  # the engine may compute on the same cores
     sys.setrecursionlimit(RECURSION)
     threading.stack_size(STACK)  # nested patterns are walked recursively
-    thread = threading.Thread(target=serve)
-    thread.start()
-    thread.join()
+    threading.Thread(target=serve, daemon=True).start()
+    gone = select.poll()
+    gone.register(0, 0)  # for the end of its other end alone
+    gone.poll()
+    os._exit(0)
 
 
 if __name__ == "__main__":
