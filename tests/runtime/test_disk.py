@@ -75,6 +75,28 @@ def test_pages_are_read_ahead_and_what_is_written_meanwhile_counts(tmp_path):
     disk.close()
 
 
+def test_a_late_read_is_not_taken_for_what_was_asked_since(tmp_path, monkeypatch):
+    disk, begun, gate, real = made(tmp_path), threading.Event(), threading.Event(), os.preadv
+
+    def held(*arguments: object) -> int:
+        count = real(*arguments)
+        begun.set()
+        gate.wait(60)
+        return count
+
+    disk.write([3], rows(30))
+    soon(lambda: not disk.pending)
+    monkeypatch.setattr(module.os, "preadv", held)
+    assert not disk.ready([3]) and begun.wait(60)
+    disk.write([3], rows(31))
+    soon(lambda: not disk.pending)
+    assert not disk.ready([3])
+    gate.set()
+    soon(lambda: disk.ready([3]))
+    assert (disk.read([3]) == rows(31)).all() and not disk.failed
+    disk.close()
+
+
 def test_what_is_at_hand_stays_so_until_it_is_read(tmp_path, monkeypatch):
     """Also if it was still to be written, or is written anew, and the disk fails after that."""
     disk, gate, real = made(tmp_path), threading.Event(), os.pwritev

@@ -25,7 +25,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -47,6 +47,7 @@ MOST = 4
 """Times as much as that may wait where more is brought all the same."""
 
 Bytes = NDArray[np.uint8]
+T = TypeVar("T")
 
 
 class Index(Struct, frozen=True):
@@ -87,7 +88,7 @@ class Disk:
         self.kept = self._recover()
         self.index.unlink(missing_ok=True)
         self.pending: dict[int, Bytes] = {}  # page → record, in the order of writing
-        self.asked: dict[int, None] = {}  # pages to be read, in order
+        self.asked: dict[int, object] = {}  # page → this asking, of those to be read, in order
         self.fetched: dict[int, Bytes] = {}  # page → record, until it is read
         self.answered = time.monotonic()  # when pages were read last, or asked for since
         self.error: OSError | None = None
@@ -119,7 +120,8 @@ class Disk:
             elif time.monotonic() - self.answered > STUCK and not self.failed:
                 self._give_up(OSError(f"it has not answered for {STUCK:g} s"))
             if missing and self.error is None and len(self.asked) * self.record < PENDING:
-                self.asked.update(dict.fromkeys(missing))
+                for page in missing:
+                    self.asked.setdefault(page, object())
                 self.changed.notify_all()
                 while len(self.fetched) * self.record > PENDING:
                     del self.fetched[next(iter(self.fetched))]
@@ -212,22 +214,23 @@ class Disk:
     def _decoded(self, row: Bytes) -> Bytes:
         return row if self.codec is None else self.codec.decode(row)
 
-    def _next(self, queue: Mapping[int, object]) -> list[int]:
-        """Wait for pages in a queue, the first of it and what follows it in the file; none: there
-        is nothing to do any more."""
+    def _next(self, queue: Mapping[int, T]) -> dict[int, T]:
+        """Wait for pages in a queue: the first of it and what follows it in the file, with what is
+        said of them there; none: there is nothing to do any more."""
         with self.changed:
             self.changed.wait_for(lambda: queue or self.closed or self.error)
             if self.closed or self.error:
-                return []
+                return {}
             pages, most = [next(iter(queue))], max(1, BATCH // self.stored)
             while len(pages) < most and pages[-1] + 1 in queue:
                 pages.append(pages[-1] + 1)
-            return pages
+            return {page: queue[page] for page in pages}
 
     def _write_all(self) -> None:
-        while pages := self._next(self.pending):
-            records = [self.pending[page] for page in pages]
-            rows = [r if self.codec is None else self.codec.encode(r) for r in records]
+        while taken := self._next(self.pending):
+            pages = list(taken)
+            encode = None if self.codec is None else self.codec.encode
+            rows = [r if encode is None else encode(r) for r in taken.values()]
             try:
                 done = os.pwritev(self.file, rows, pages[0] * self.stored)
                 if done != len(rows) * self.stored:
@@ -236,13 +239,14 @@ class Disk:
                 return self._give_up(error)
             self.sums.update(zip(pages, map(zlib.crc32, rows), strict=True))
             with self.changed:
-                for page, record in zip(pages, records, strict=True):
+                for page, record in taken.items():
                     if self.pending.get(page) is record:
                         del self.pending[page]
                 self.changed.notify_all()
 
     def _read_all(self) -> None:
-        while pages := self._next(self.asked):
+        while taken := self._next(self.asked):
+            pages = list(taken)
             try:
                 rows = self._pread(pages[0], len(pages))
             except OSError as error:
@@ -252,7 +256,7 @@ class Disk:
             with self.changed:
                 self.answered, damaged = time.monotonic(), []
                 for page, sum, record in zip(pages, sums, records, strict=True):
-                    if page not in self.asked:  # it was written meanwhile
+                    if self.asked.get(page) is not taken[page]:  # it was written meanwhile
                         continue
                     del self.asked[page]
                     if sum == self.sums.get(page):
