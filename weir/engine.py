@@ -219,8 +219,9 @@ class Engine:
         if self.flying:
             running = self.flying[0][0]
             self.unmasked = running if running.late else None
-            share = min(1.0, running.tokens / max(1, plan.tokens))  # of what `plan` took, at least
-            self.shadow = share * result.seconds / 2
+            if self.library is not None:  # it takes at least this share of what `plan` took
+                share = min(1.0, running.tokens / max(1, plan.tokens))
+                self.shadow = share * result.seconds / 2
         return deltas
 
     def _choose(self) -> None:
