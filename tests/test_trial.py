@@ -12,7 +12,7 @@ from weir.models.load import load
 from weir.models.shape import read_spec
 from weir.trial import ROWS, TOKENS, timed
 
-CPU = torch.device("cpu")
+CPU, KV = torch.device("cpu"), torch.bfloat16
 
 
 def test_a_model_is_timed_by_its_first_layers(monkeypatch) -> None:
@@ -22,7 +22,7 @@ def test_a_model_is_timed_by_its_first_layers(monkeypatch) -> None:
     model = load(path, layers=3)
     assert len(model.layers) == len(model.spec.attention) == len(model.spec.rope) == 3
     spec = read_spec(path)
-    found = timed(processor(), spec, lambda n: load(path, layers=n), CPU, torch.bfloat16)
+    found = timed(processor(), spec, lambda n: load(path, layers=n), CPU, KV)
     held = sum(tensor.nbytes for tensor in tensors(model.layers[0]))
     assert found.layer_bytes == held > layer_weights(model.spec) / 2
     assert [rows for rows, _ in found.layer] == [*ROWS, *TOKENS]
@@ -30,3 +30,5 @@ def test_a_model_is_timed_by_its_first_layers(monkeypatch) -> None:
     seconds = [*found.layer, *found.rest]
     assert all(value > 0 for _, value in seconds)
     assert found.gpu_cache > 0 and found.prompt_attention > 0
+    one = timed(processor(), load(path, layers=1).spec, lambda n: load(path, layers=n), CPU, KV)
+    assert all(value > 0 for _, value in [*one.layer, *one.rest])

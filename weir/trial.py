@@ -60,7 +60,7 @@ def timed(
     one = {n: _best(bench, work) for n, work in steps.items()}
     bench.close()
     executor.close()
-    layer = {n: max(1e-6, (whole_steps[n] - one[n]) / (count - 1)) for n in steps}
+    layer = {n: max(1e-6, (whole_steps[n] - one[n]) / max(1, count - 1)) for n in steps}
     read = SOME * (context - SHORT) * cache_bytes(spec, dtype.itemsize)
     pairs = SOME * chunk * start * count
     return replace(

@@ -26,7 +26,8 @@ ATTENTION = 0.8
 """The share of a CPU's read bandwidth that its attention over decodes reaches."""
 CODES = 27e9
 """Bytes/s of KV, as if in 16 bits, that a core makes of codes (16 cores of a Xeon at once)."""
-
+READERS, BLOCK, PASSES = 4, 4 << 20, 4
+"""Threads that time a disk, bytes that each reads at once, and times that they read all."""
 
 Curve = tuple[tuple[int, float], ...]
 """Rows, and seconds that they take."""
@@ -36,10 +37,6 @@ def at(curve: Curve, rows: float) -> float:
     """Seconds of so many rows: between those timed on a line, beyond them in proportion."""
     counts, seconds = zip(*curve, strict=True)
     return float(np.interp(rows, counts, seconds) * max(1.0, rows / counts[-1]))
-
-
-READERS, BLOCK, PASSES = 4, 4 << 20, 4
-"""Threads that time a disk, bytes that each reads at once, and times that they read all."""
 
 
 class Machine(Struct, frozen=True, kw_only=True):

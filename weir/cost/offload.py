@@ -38,8 +38,6 @@ PAGE = 16
 """Tokens of KV that move at once between GPU and CPU."""
 BYTES = {16: 2.0, 8: 66 / 64, 4: 36 / 64}
 """Of a number of so many bits; a group of 64 has a scale in 16 bits, of 4 a least value too."""
-
-
 QUERY = 0.36
 """What a query costs a CPU on a key of codes, in units of unpacking that (docs/offload.md)."""
 

@@ -1,6 +1,6 @@
-"""The light ranker: hashed words through a small network, and beside prompts that it remembers,
-in NumPy. A fraction of a millisecond a
-prompt on one core; the server process can afford it and needs no PyTorch."""
+"""The light ranker: hashed words through a small network, and beside prompts that it remembers, in
+NumPy. A fraction of a millisecond a prompt on one core; the server process can afford it and needs
+no PyTorch."""
 
 from __future__ import annotations
 
