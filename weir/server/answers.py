@@ -67,10 +67,7 @@ class ChatTopLogprob(Struct):
     bytes: list[int]
 
 
-class ChatTokenLogprob(Struct):
-    token: str
-    logprob: float
-    bytes: list[int]
+class ChatTokenLogprob(ChatTopLogprob):
     top_logprobs: list[ChatTopLogprob]
 
 
@@ -80,17 +77,11 @@ class ChatLogprobs(Struct):
 
 
 def chat_logprobs(positions: list[Logprob]) -> ChatLogprobs:
-    return ChatLogprobs(
-        [
-            ChatTokenLogprob(
-                one.token,
-                one.logprob,
-                one.bytes,
-                [ChatTopLogprob(top.token, top.logprob, top.bytes) for top in one.top],
-            )
-            for one in positions
-        ]
-    )
+    content = []
+    for one in positions:
+        top = [ChatTopLogprob(entry.token, entry.logprob, entry.bytes) for entry in one.top]
+        content.append(ChatTokenLogprob(one.token, one.logprob, one.bytes, top))
+    return ChatLogprobs(content)
 
 
 class CalledFunction(Struct):

@@ -88,7 +88,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         "/flush_cache", operations.flush_cache, "Drop unused cached prefixes.", BOTH,
-        answer=operations.Flushed, aliases=("/reset_prefix_cache",),
+        answer=operations.Ordered, aliases=("/reset_prefix_cache",),
     ),
     Endpoint(
         "/pin_prefix", operations.pin_prefix, "Keep a prompt cached.", POST,
@@ -96,7 +96,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         "/unpin_prefix", operations.unpin_prefix, "Let a pinned prompt be dropped.", POST,
-        operations.UnpinPrefix, operations.Unpinned,
+        operations.UnpinPrefix, operations.Ordered,
     ),
     Endpoint(
         "/abort_request", operations.abort_request, "End requests early.", BOTH,

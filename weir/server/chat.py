@@ -25,7 +25,7 @@ from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
 from weir.server.openai import ChatRequest
 from weir.server.prompts import render
-from weir.server.sse import DONE, frame
+from weir.server.sse import chunks
 from weir.server.tools import Calls, whole
 
 
@@ -67,14 +67,14 @@ def _choice(one: Output, body: ChatRequest) -> ChatChoice:
     )
 
 
-async def _chunks(
+def _chunks(
     job: Job, body: ChatRequest, identity: str, created: int, model: str
 ) -> AsyncGenerator[bytes, None]:
     begun: set[int] = set()
     toolbox = body.toolbox
     read = {index: Calls(toolbox.must) for index in range(job.choices if toolbox.tools else 0)}
 
-    def chunk(output: Output) -> bytes:
+    def write(_: int, output: Output) -> ChatChunk:
         delta = _delta(output, read.get(output.index))
         value = ChatChunk(identity, created, model, [_piece(output, delta, body)])
         if output.index not in begun:
@@ -82,18 +82,9 @@ async def _chunks(
             delta.role = "assistant"
             if body.return_token_ids:
                 value.prompt_token_ids = job.streams[0].prompt_ids
-        if body.usage_always:
-            value.usage = usage(job.usage)
-        elif body.usage_wanted:
-            value.usage = None
-        return frame(value)
+        return value
 
-    async for burst in job.bursts():
-        yield b"".join([chunk(output) for _, output in burst])
-    if body.usage_wanted:
-        yield frame(ChatChunk(identity, created, model, [], usage=usage(job.usage))) + DONE
-    else:
-        yield DONE
+    return chunks(job, body, write, ChatChunk(identity, created, model, []))
 
 
 def _delta(output: Output, calls: Calls | None) -> Delta:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
 
 from msgspec import UNSET
 
@@ -21,7 +20,7 @@ from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
 from weir.server.openai import CompletionRequest
 from weir.server.prompts import split
-from weir.server.sse import DONE, frame
+from weir.server.sse import chunks
 from weir.text import Text
 
 
@@ -35,34 +34,17 @@ async def completions(call: Call, body: CompletionRequest) -> Reply:
     identity, created = f"cmpl-{job.id}", int(time.time())
     writer = Writer(job, body, prompts, service.client.text)
     if body.stream:
-        return _chunks(job, body, writer, Completion(identity, created, model, []))
+
+        def write(prompt: int, output: Output) -> Completion:
+            choice = writer.choice(prompt, output.index, output)
+            return Completion(identity, created, model, [choice])
+
+        return chunks(job, body, write, Completion(identity, created, model, []))
     choices = [
         writer.choice(one.index // job.choices, one.index % job.choices, one)
         for one in await job.collect()
     ]
     return Completion(identity, created, model, choices, usage=usage(job.usage))
-
-
-async def _chunks(
-    job: Job, body: CompletionRequest, writer: Writer, chunk: Completion
-) -> AsyncGenerator[bytes, None]:
-    """`chunk` is filled anew for each event."""
-
-    def write(prompt: int, output: Output) -> bytes:
-        chunk.choices = [writer.choice(prompt, output.index, output)]
-        if body.usage_always:
-            chunk.usage = usage(job.usage)
-        elif body.usage_wanted:
-            chunk.usage = None
-        return frame(chunk)
-
-    async for burst in job.bursts():
-        yield b"".join([write(prompt, output) for prompt, output in burst])
-    if body.usage_wanted:
-        chunk.choices, chunk.usage = [], usage(job.usage)
-        yield frame(chunk) + DONE
-    else:
-        yield DONE
 
 
 class Writer:

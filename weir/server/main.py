@@ -9,10 +9,11 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
+import uvloop
 
 from weir import connect
 from weir.client import Client
@@ -41,7 +42,7 @@ def serve(config: Config) -> None:
     client = connect.remote(config)
     if config.length_log:
         client.listeners.append(LengthListener(client, LengthLog(Path(config.length_log))))
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(client, config, listening))
 
 
@@ -151,11 +152,3 @@ async def run(client: Client, config: Config, listening: socket.socket) -> None:
         await client.close()
         if service.tracer is not None:
             service.tracer.close()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop

@@ -16,7 +16,6 @@ from weir.params import SamplingParams
 from weir.server.answers import ModelCard, ModelList
 from weir.server.endpoint import Call, Reply
 from weir.server.openai import TokenId
-from weir.server.service import Service
 
 FIRST = -(2**31) + 1  # a priority before any client's
 
@@ -48,8 +47,11 @@ class Load(Struct):
     waiting: int
 
 
-class PinPrefix(Struct, kw_only=True, forbid_unknown_fields=True):
+class UnpinPrefix(Struct, kw_only=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class PinPrefix(UnpinPrefix, kw_only=True):
     prompt: Annotated[str, Meta(min_length=1)] | Annotated[list[TokenId], Meta(min_length=1)]
 
 
@@ -58,16 +60,8 @@ class Pinned(Struct):
     prompt_tokens: int  # whole pages of them stay cached
 
 
-class UnpinPrefix(Struct, kw_only=True, forbid_unknown_fields=True):
-    name: Annotated[str, Meta(min_length=1, max_length=256)]
-
-
-class Unpinned(Struct):
-    message: str = "The prefix of that name, if there is one, may be dropped."
-
-
-class Flushed(Struct):
-    message: str = "Every cached prefix that is not in use is being dropped."
+class Ordered(Struct):
+    message: str
 
 
 class ModelFacts(Struct):
@@ -99,7 +93,10 @@ async def health(call: Call, query: HealthQuery) -> Reply:
     if client.health not in ("ready", "draining"):
         raise client.unready()
     if query.deep:
-        await _shared_probe(call.service, query.timeout)
+        service = call.service
+        if service.probe is None or service.probe.done():  # else join the one that is under way
+            service.probe = asyncio.create_task(probe(client, query.timeout))
+        await asyncio.shield(service.probe)
     return Response()
 
 
@@ -117,13 +114,6 @@ async def live(call: Call, _: None) -> Reply:
     if state.startswith("dead"):
         raise EngineDead(f"The engine is {state}.")
     return Response()
-
-
-async def _shared_probe(service: Service, limit: float) -> None:
-    """Join the probe that is under way, if one is: probes must not pile up on a busy engine."""
-    if service.probe is None or service.probe.done():
-        service.probe = asyncio.create_task(probe(service.client, limit))
-    await asyncio.shield(service.probe)
 
 
 async def probe(client: Client, limit: float) -> None:
@@ -204,7 +194,7 @@ async def server_info(call: Call, _: None) -> Reply:
 
 async def flush_cache(call: Call, _: None) -> Reply:
     call.service.client.flush()
-    return Flushed()
+    return Ordered("Every cached prefix that is not in use is being dropped.")
 
 
 async def pin_prefix(call: Call, body: PinPrefix) -> Reply:
@@ -221,7 +211,7 @@ async def pin_prefix(call: Call, body: PinPrefix) -> Reply:
 
 async def unpin_prefix(call: Call, body: UnpinPrefix) -> Reply:
     call.service.client.unpin(body.name)
-    return Unpinned()
+    return Ordered("The prefix of that name, if there is one, may be dropped.")
 
 
 async def abort_request(call: Call, body: AbortRequest) -> Reply:

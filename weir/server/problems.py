@@ -21,6 +21,12 @@ UNKNOWN = re.compile(
     r"^Object (contains unknown|missing required) field `([^`]*)`(?: - at `\$\.?([^`]*)`)?$"
 )
 
+ROUTING = {
+    404: "There is no such route; GET /openapi.json lists them all.",
+    405: "This route does not take this method; see the Allow header.",
+}
+UNFORESEEN = "The server failed to answer; its log has the reason under this X-Request-Id."
+
 
 class ErrorDetail(Struct):
     message: str
@@ -43,36 +49,25 @@ class Problem(NamedTuple):
 
 def problem(error: Exception) -> Problem:
     """What the client is told of `error`; of an unforeseen one, nothing about our insides."""
+    status, headers = 500, dict[str, str]()
+    detail = ErrorDetail(str(error), "invalid_request_error")
     if isinstance(error, BadRequest):
-        kind = "authentication_error" if error.status == 401 else "invalid_request_error"
-        headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-        return _problem(error.status, str(error), kind, error.param, error.code, headers)
-    if isinstance(error, Overloaded):
+        status, detail.param, detail.code = error.status, error.param, error.code
+        if status == 401:
+            headers, detail.type = {"www-authenticate": "Bearer"}, "authentication_error"
+    elif isinstance(error, Overloaded):
+        status, detail.type, detail.code = 503, "overloaded_error", "overloaded"
         headers = {"retry-after": str(max(1, math.ceil(error.retry_after)))}
-        return _problem(503, str(error), "overloaded_error", None, "overloaded", headers)
-    if isinstance(error, EngineDead):
+    elif isinstance(error, EngineDead):
+        status, detail.type, detail.code = 503, "engine_error", "engine_error"
         headers = {"retry-after": "5"}
-        return _problem(503, str(error), "engine_error", None, "engine_error", headers)
-    if isinstance(error, HTTPException):
-        message = {
-            404: "There is no such route; GET /openapi.json lists them all.",
-            405: "This route does not take this method; see the Allow header.",
-        }.get(error.status_code, error.detail)
-        headers = dict(error.headers or {})
-        return _problem(error.status_code, message, "invalid_request_error", None, None, headers)
-    message = "The server failed to answer; its log has the reason under this X-Request-Id."
-    return _problem(500, message, "internal_error", None, "internal_error", {})
-
-
-def _problem(
-    status: int,
-    message: str,
-    kind: str,
-    param: str | None,
-    code: str | None,
-    headers: dict[str, str],
-) -> Problem:
-    return Problem(status, ErrorBody(ErrorDetail(message, kind, param, code)), headers)
+    elif isinstance(error, HTTPException):
+        status, headers = error.status_code, dict(error.headers or {})
+        detail.message = ROUTING.get(status, error.detail)
+    else:
+        detail.message = UNFORESEEN
+        detail.type = detail.code = "internal_error"
+    return Problem(status, ErrorBody(detail), headers)
 
 
 def invalid(error: Exception) -> BadRequest:
