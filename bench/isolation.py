@@ -1,4 +1,4 @@
-"""What grammars do to the steps of others: python bench/isolation.py [--steps 2000] [ARM ...]
+"""What grammars do to the steps of others: bench/isolation.py [--steps N] [--arm A] [field=value]
 
 The real engine, scheduler and library, with the vocabulary of a real model; an executor that takes
 5 ms a step and draws any token that is allowed stands in for the model. Eight free requests decode
@@ -10,6 +10,9 @@ more to be compiled meanwhile, as a server would.
 Prints percentiles of the time from when the device has a step's tokens to when the engine tells
 them, and that the device then stands idle; and of its parts: until the operating system has the
 engine's thread run again, what that thread computes, and what else it waits for.
+
+With `--real` the model itself is served, whose settings follow the options, on its device. Then
+what is printed is the time from one token of the free requests to the next.
 """
 
 from __future__ import annotations
@@ -28,12 +31,13 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.grammar import hostile
-from weir import connect
+from weir import build, connect
 from weir.config import load
-from weir.core import Capacity, Chunk, Grammar, Plan, Request, Result, Sampling, Tier
+from weir.core import Capacity, Chunk, Delta, Grammar, Plan, Request, Result, Sampling, Tier
 from weir.engine import Engine
 from weir.errors import BadRequest
 from weir.grammar.compiler import Compiler
@@ -163,70 +167,107 @@ def company(kind: str) -> Iterator[None]:
         process.wait()
 
 
-def run(kind: str, steps: int, compiler: Compiler, library: Library, pieces: list[bytes]) -> None:
-    """Serve for so many steps, and say what they took."""
+def drawing(library: Library, pieces: list[bytes]) -> Engine:
+    """An engine without a model."""
     executor = Drawing(pieces)
     cache = Cache(PAGE, {Tier.CPU: PAGES})
     scheduler = Scheduler(cache, FCFS(), Chunked(), OnDemand(Tier.CPU), executor.capacity)
-    engine = Engine(scheduler, executor, library=library)
+    return Engine(scheduler, executor, library=library)
+
+
+def served(engine: Engine, kind: str, compiler: Compiler) -> Iterator[list[Delta]]:
+    """Steps beside requests of a kind, for ever, and what each has brought."""
+    longest = engine.capacity.context - 3
     for uid in range(FREE):
-        engine.add(Request(uid, [1, 2, 3], Sampling(max_tokens=4000), 0.0))
+        engine.add(Request(uid, [1, 2, 3], Sampling(max_tokens=longest), 0.0))
     grammars = compiled(kind, compiler)
-    uid, took = 100, []
-    while len(took) < steps:
-        while len(scheduler.live) + len(engine.opening) < FREE + BESIDE:
+    uid = 100
+    while True:
+        while len(engine.scheduler.live) + len(engine.opening) < FREE + BESIDE:
             uid += 1
             request = Request(uid, [5, 6, 7], Sampling(max_tokens=64), 0.0)
             if grammars:
                 request.grammar = msgspec.structs.replace(grammars[uid % BESIDE], key=str(uid))
             engine.add(request)
-        executor.landed = None
-        engine.step()
+        yield engine.step()
+
+
+def late(engine: Engine, kind: str, steps: int, compiler: Compiler) -> dict[str, NDArray]:
+    """Milliseconds that steps without a model took, and of what."""
+    executor, took = engine.executor, []
+    for _ in served(engine, kind, compiler):
         if (one := executor.landed) is not None:
             told, computed = time.perf_counter() - executor.drawing, time.thread_time()
             computed -= one.computed + executor.drawing
             late = told - one.woken
             took.append((late, one.woken - one.lands, computed, late - computed, one.idle))
-    for uid in list(scheduler.live):
-        engine.abort(uid)
+        executor.landed = None
+        if len(took) == steps:
+            break
     late, woken, computed, waited, idle = np.array(took[20:]).T * 1e3
-    masked = engine.stats().generated_tokens - FREE * steps
-    rows = {
+    return {
         kind: late + woken + idle, "  woken": woken, "  computed": computed, "  waited": waited,
         "  idle": idle,
     }  # fmt: skip
-    told = f"   {uid - 100:4} others, {masked:6} tokens of theirs"
+
+
+def gaps(engine: Engine, kind: str, steps: int, compiler: Compiler) -> dict[str, NDArray]:
+    """Milliseconds from one token of the free requests to the next."""
+    told = []
+    for deltas in served(engine, kind, compiler):
+        if any(delta.uid < FREE and delta.tokens for delta in deltas):
+            told.append(time.perf_counter())
+        if len(told) == steps:
+            break
+    return {kind: np.diff(told[20:]) * 1e3}
+
+
+def run(kind: str, steps: int, compiler: Compiler, engine: Engine, real: bool) -> None:
+    """Serve for so many steps, and say what they took."""
+    before = engine.stats().generated_tokens
+    rows = (gaps if real else late)(engine, kind, steps, compiler)
+    told = f"   {engine.stats().generated_tokens - before - FREE * steps:6} tokens of others"
     for name, values in rows.items():
         shown = " ".join(f"{v:7.2f}" for v in np.percentile(values, [50, 90, 99, 99.9, 100]))
         print(f"{name:10} {shown}{told}", flush=True)
         told = ""
+    for uid in list(engine.scheduler.live):
+        engine.abort(uid)
+    while engine.busy:
+        engine.step()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--arm", choices=("free", "busy", "usual", "hostile"), action="append")
+    parser.add_argument("--real", action="store_true", help="with the model itself")
     parser.add_argument("--compile", choices=("usual", "hostile"), help=argparse.SUPPRESS)
-    parser.add_argument("arms", nargs="*", metavar="ARM")
+    parser.add_argument("settings", nargs="*", metavar="field=value")
     options = parser.parse_args()
     if options.compile:
         return compile_for_ever(options.compile)
-    config = load({"model": options.model}, {})
-    text = connect.text(config)
-    pieces = text.pieces(True)
-    library = Library(partial(connect.tokens, config), text.vocab)
+    settings = dict(setting.split("=", 1) for setting in options.settings)
+    config = load({"model": options.model} | settings, {})
     compiler = Compiler(seconds=2.0)
+    if options.real:
+        engine = build.engine(config)
+    else:
+        text = connect.text(config)
+        library = Library(partial(connect.tokens, config), text.vocab)
+        engine = drawing(library, text.pieces(True))
     for first in USUAL[:2]:  # the vocabulary is read
-        opened = library.open(compiler.compile(first), [], 0, True)
+        opened = engine.library.open(compiler.compile(first), [], 0, True)
         while not opened.done():
-            library.renew()
+            engine.library.renew()
             time.sleep(1e-3)
     print(f"{'ms':10} " + " ".join(f"{n:>7}" for n in ("p50", "p90", "p99", "p99.9", "most")))
-    for kind in options.arms or ("free", "busy", "usual", "hostile"):
+    for kind in options.arm or ("free", "busy", "usual", "hostile"):
         with company(kind):
-            run(kind, options.steps, compiler, library, pieces)
+            run(kind, options.steps, compiler, engine, options.real)
     compiler.close()
-    library.close()
+    engine.close()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """What the runtime makes of a program's structure: real data, one thing left out at a time.
 
-    python bench/programs.py [--model smollm2-135m] [--programs 16] [--json FILE]
+    python bench/programs.py [--model smollm2-135m] [--programs 16] [--json FILE] [field=value ...]
 
 Data: the folder `prefix` of $WEIR_DATA. Arms: all; without the prefix cache; without cache-aware
 order; without parallel calls (branches and programs one after another); without the hint that
 computes a shared prefix before its branches; and none of it. With `--select`: a `select` against
-a call for each choice, one after the other and without a cache.
+a call for each choice, one after the other and without a cache. What follows the options are
+settings of the engine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
@@ -130,6 +132,10 @@ class Plain(w.Runtime):
 
     hints = parallel = True
 
+    def __init__(self, model, **settings):
+        super().__init__(model, **settings)
+        self.turns = asyncio.Lock()
+
     async def generate(self, prompt, settings):
         async with self._turn_taken():
             async for piece in super().generate(prompt, settings):
@@ -143,40 +149,45 @@ class Plain(w.Runtime):
         if self.hints:
             await super().cache(prompt)
 
-    def _turn_taken(self) -> asyncio.Semaphore:
-        if not hasattr(self, "_turns_left"):
-            self._turns_left = asyncio.Semaphore(1 if not self.parallel else 10_000)
-        return self._turns_left
+    def _turn_taken(self):
+        return nullcontext() if self.parallel else self.turns
 
 
-ARMS = {
-    "all": {},
-    "no cache": {"enable_prefix_caching": False},
-    "no tree order": {"scheduling_policy": "fcfs"},
-    "no parallelism": {"parallel": False},
-    "no hint": {"hints": False},
-    "none": {"enable_prefix_caching": False, "parallel": False, "hints": False},
+ENGINES = {
+    "lpm": {"scheduling_policy": "lpm"},
+    "fcfs": {"scheduling_policy": "fcfs"},
+    "no cache": {"scheduling_policy": "lpm", "enable_prefix_caching": False},
+}
+ARMS = {  # name: engine, hints, parallel
+    "all": ("lpm", True, True),
+    "no cache": ("no cache", True, True),
+    "no tree order": ("fcfs", True, True),
+    "no parallelism": ("lpm", True, False),
+    "no hint": ("lpm", False, True),
+    "none": ("no cache", False, False),
 }
 
 
-def run(model: str, settings: dict, jobs: dict) -> dict[str, float]:
-    """Seconds of every job on a fresh engine that has served one request."""
-    flags = {key: settings[key] for key in ("hints", "parallel") if key in settings}
-    engine = {"scheduling_policy": "lpm"} | {k: v for k, v in settings.items() if k not in flags}
-    backend = Plain(model, **engine)
-    for name, value in flags.items():
-        setattr(backend, name, value)
-    turns.run(["warm up"], backend=backend)
-    seconds = {}
-    for name, (program, batch) in jobs.items():
-        w.flush_cache(backend)
-        began = time.perf_counter()
-        states = program.run_batch(batch, backend=backend, temperature=0)
-        seconds[name] = time.perf_counter() - began
-        failed = next((s.error() for s in states if s.error() is not None), None)
-        if failed is not None:
-            raise SystemExit(f"{name}: {failed}")
+def run(model: str, engine: str, settings: dict, jobs: dict) -> dict[str, dict[str, float]]:
+    """Seconds of every job in each of an engine's arms, once it has run all of them."""
+    backend = Plain(model, **settings | ENGINES[engine])
+    seconds: dict[str, dict[str, float]] = {}
+    arms = {name: of for name, of in ARMS.items() if of[0] == engine}
+    for arm, (_, hints, parallel) in ({"warm up": (engine, True, True)} | arms).items():
+        backend.hints, backend.parallel = hints, parallel
+        seconds[arm] = {name: once(backend, *job) for name, job in jobs.items()}
     backend.shutdown()
+    return {arm: seconds[arm] for arm in arms}
+
+
+def once(backend: Plain, program: w.lang.Program, batch: list[dict]) -> float:
+    w.flush_cache(backend)
+    began = time.perf_counter()
+    states = program.run_batch(batch, backend=backend, temperature=0)
+    seconds = time.perf_counter() - began
+    failed = next((s.error() for s in states if s.error() is not None), None)
+    if failed is not None:
+        raise SystemExit(f"{program.__name__}: {failed}")
     return seconds
 
 
@@ -189,12 +200,17 @@ async def separately(backend: w.Runtime, prompt: str, choices: list[str]) -> lis
     return rated
 
 
-def selects(model: str, job: tuple[w.lang.Program, list[dict]], rounds: int) -> None:
+def selects(
+    model: str, settings: dict, job: tuple[w.lang.Program, list[dict]], rounds: int
+) -> None:
     """Seconds for all questions of a job, both ways; four choices each."""
     program, batch = job
     pairs = zip(batch, [*batch[1:], batch[0]], strict=True)
     batch = [entry | {"choices": entry["choices"] + other["choices"]} for entry, other in pairs]
-    arms = {"select": w.Runtime(model), "calls": w.Runtime(model, enable_prefix_caching=False)}
+    arms = {
+        "select": w.Runtime(model, **settings),
+        "calls": w.Runtime(model, **settings | {"enable_prefix_caching": False}),
+    }
     seconds, chosen = defaultdict(list), {}
     for number in range(rounds + 1):
         for arm, backend in arms.items():
@@ -226,22 +242,25 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--programs", type=int, default=16)
     parser.add_argument("--repeat", type=int, default=3, help="rounds, each of all arms (median)")
-    parser.add_argument("--only", nargs="*", help="names of programs")
+    parser.add_argument("--only", metavar="NAME", action="append", help="of a program")
     parser.add_argument("--select", action="store_true")
     parser.add_argument("--json")
+    parser.add_argument("settings", nargs="*", metavar="field=value")
     options = parser.parse_args()
+    settings = dict(setting.split("=", 1) for setting in options.settings)
     jobs = workloads(options.programs)
     if options.select:
-        return selects(options.model, jobs["choices"], options.repeat)
+        return selects(options.model, settings, jobs["choices"], options.repeat)
     jobs = {name: job for name, job in jobs.items() if not options.only or name in options.only}
     rounds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in jobs}
     for _ in range(options.repeat):
-        for arm, settings in ARMS.items():
-            for name, took in run(options.model, settings, jobs).items():
-                rounds[name][arm].append(took)
-    seconds = {name: {arm: median(of) for arm, of in arms.items()} for name, arms in rounds.items()}
+        for engine in ENGINES:
+            for arm, seconds in run(options.model, engine, settings, jobs).items():
+                for name, took in seconds.items():
+                    rounds[name][arm].append(took)
     print(f"{'seconds':<16}" + "".join(f"{arm:>16}" for arm in ARMS) + "   all / none")
-    for name, of in seconds.items():
+    for name, arms in rounds.items():
+        of = {arm: median(times) for arm, times in arms.items()}
         print(f"{name:<16}" + "".join(f"{of[arm]:16.2f}" for arm in ARMS), end="")
         print(f"{of['none'] / of['all']:11.2f} x")
     if options.json:

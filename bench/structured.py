@@ -1,7 +1,7 @@
-"""What JSON answers cost: python bench/structured.py [--batch B] [--backend guidance]
+"""What JSON answers cost: python bench/structured.py [--batch B] [--backend guidance] [field=value]
 
 Arms, in turn: free text of the same length, masks alone, masks with jumps, and jumps with a grammar
-that is compiled and opened anew for every request. Greedy; tokens a second are those of the answer.
+that is compiled and opened anew for every request. Greedy. What follows the options are settings.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def run(llm: weir.LLM, arm: str, prompts: list, batch: int, lengths: list[int]) 
             ]
         else:
             asked = StructuredOutputs(json=SCHEMA)
-            params = [SamplingParams(temperature=0, max_tokens=200, structured_outputs=asked)]
+            params = [SamplingParams(temperature=0, max_tokens=400, structured_outputs=asked)]
             params *= len(some)
         if arm == "unshared":
             for prompt, one in zip(some, params, strict=True):
@@ -81,12 +81,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backend", default="auto", help="auto, automaton or guidance")
+    parser.add_argument("settings", nargs="*", metavar="field=value")
     options = parser.parse_args()
+    settings = dict(setting.split("=", 1) for setting in options.settings)
     prompts = [
         [{"role": "user", "content": f"Describe {NAMES[n % len(NAMES)]} ({n}) as JSON."}]
         for n in range(options.prompts)
     ]
-    with weir.LLM(options.model) as llm:
+    with weir.LLM(options.model, **settings) as llm:
         llm._compiler = Compiler(options.backend)  # nothing on disk
         _, lengths, _ = run(llm, "mask", prompts, options.batch, [])
         seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
