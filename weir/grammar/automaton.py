@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -35,16 +36,7 @@ class TooComplex(Exception):
     """An automaton would pass the limits."""
 
 
-class Wire(NamedTuple):
-    """An automaton as it travels: its arrays, so that whoever reads it computes nothing."""
-
-    classes: bytes
-    table: bytes
-    accepting: bytes
-    forced: bytes
-    final: bytes
-
-
+@dataclass(frozen=True, slots=True, eq=False)
 class Automaton:
     """classes: uint8 [256], the class of each byte. table: uint16 [states, classes], the next
     state. accepting: bool [states]. Every state but `DEAD` can still reach an accepting one; an
@@ -53,35 +45,11 @@ class Automaton:
     forced: int16 [states], the one byte that can come, where no other can and the text cannot end
     either; else -1. final: bool [states], the text is complete and nothing can be added to it."""
 
-    def __init__(
-        self,
-        classes: NDArray[np.uint8],
-        table: NDArray[np.uint16],
-        accepting: NDArray[np.bool_],
-        forced: NDArray[np.int16],
-        final: NDArray[np.bool_],
-    ):
-        self.classes = classes
-        self.table = table
-        self.accepting = accepting
-        self.forced = forced
-        self.final = final
-
-    @classmethod
-    def of(
-        cls,
-        classes: NDArray[np.uint8],
-        table: NDArray[np.uint16],
-        accepting: NDArray[np.bool_],
-    ) -> Automaton:
-        """With what follows from its table."""
-        live = table != DEAD
-        width = np.bincount(classes, minlength=table.shape[1])
-        only = np.zeros(len(width), np.int16)
-        only[classes] = np.arange(256)
-        single = (live @ width == 1) & ~accepting
-        forced = np.where(single, only[live.argmax(axis=1)], -1).astype(np.int16)
-        return cls(classes, table, accepting, forced, accepting & ~live.any(axis=1))
+    classes: NDArray[np.uint8]
+    table: NDArray[np.uint16]
+    accepting: NDArray[np.bool_]
+    forced: NDArray[np.int16]
+    final: NDArray[np.bool_]
 
     @property
     def states(self) -> int:
@@ -118,21 +86,17 @@ class Automaton:
         return bytes(text)
 
     def encode(self) -> bytes:
+        """All its arrays, so that whoever reads them computes nothing."""
         arrays = self.classes, self.table, self.accepting, self.forced, self.final
-        wire = Wire(*(array.tobytes() for array in arrays))
-        return zlib.compress(msgspec.msgpack.encode(wire), 1)
+        return zlib.compress(msgspec.msgpack.encode([array.tobytes() for array in arrays]), 1)
 
     @classmethod
     def decode(cls, data: bytes) -> Automaton:
-        wire = msgspec.msgpack.decode(zlib.decompress(data), type=Wire)
-        accepting = np.frombuffer(wire.accepting, np.bool_)
-        return cls(
-            np.frombuffer(wire.classes, np.uint8),
-            np.frombuffer(wire.table, np.uint16).reshape(len(accepting), -1),
-            accepting,
-            np.frombuffer(wire.forced, np.int16),
-            np.frombuffer(wire.final, np.bool_),
-        )
+        found = msgspec.msgpack.decode(zlib.decompress(data), type=list[bytes])
+        kinds: list[Any] = [np.uint8, np.uint16, np.bool_, np.int16, np.bool_]
+        arrays = [np.frombuffer(one, kind) for one, kind in zip(found, kinds, strict=True)]
+        arrays[1] = arrays[1].reshape(len(arrays[2]), -1)
+        return cls(*arrays)
 
 
 Edges = list[list[tuple[int, int]]]
@@ -253,13 +217,13 @@ def _tabulate(edges: Edges, accepting: list[bool], block: list[int]) -> Automato
     rows: list[dict[int, int]] = []
     for state in order:
         row: dict[int, int] = {}
+        rows.append(row)
         for mask, after in edges[state]:
             one = block[after]
             if one not in number:
                 number[one] = len(number) + 1
                 order.append(first[one])
             row[number[one]] = row.get(number[one], 0) | mask
-        rows.append(row)
     classes = _classes({mask for row in rows for mask in row.values()})
     table = np.zeros((len(rows) + 1, int(classes.max()) + 1), np.uint16)
     members = {}
@@ -268,10 +232,16 @@ def _tabulate(edges: Edges, accepting: list[bool], block: list[int]) -> Automato
             if mask not in members:
                 members[mask] = np.unique(classes[_bytes_of(mask)])
             table[at, members[mask]] = after
-    live = accepting[0] or bool(edges[0])
-    if not live:
-        return Automaton.of(classes, table[:1], np.zeros(1, np.bool_))
-    return Automaton.of(classes, table, np.array([False, *(accepting[s] for s in order)]))
+    ends = np.array([False, *(accepting[state] for state in order)])
+    if not (accepting[0] or edges[0]):
+        table, ends = table[:1], ends[:1]
+    live = table != DEAD
+    width = np.bincount(classes, minlength=table.shape[1])
+    only = np.zeros(len(width), np.int16)
+    only[classes] = np.arange(256)
+    single = (live @ width == 1) & ~ends
+    forced = np.where(single, only[live.argmax(axis=1)], -1).astype(np.int16)
+    return Automaton(classes, table, ends, forced, ends & ~live.any(axis=1))
 
 
 def _classes(masks: set[int]) -> NDArray[np.uint8]:

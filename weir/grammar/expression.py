@@ -12,6 +12,9 @@ therefore a set of nine contexts, kept as bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import and_, or_
 
 from weir.grammar.charset import ANY, WORDS, Charset, intersect, single
 
@@ -26,22 +29,17 @@ Moves = tuple[tuple[int, "Node"], ...]
 """Disjoint sets of bytes, as 256 bits each, and what follows them. A byte in none cannot come."""
 
 
+@dataclass(slots=True, eq=False)
 class Node:
-    """An expression. Made by `Expressions` alone, so equal ones are identical.
+    """An expression. Made by `Expressions` alone, so equal ones are identical."""
 
-    empty: the contexts in which it matches the empty text. looks: whether it depends on the byte
-    before. whole: whether it matches whole characters only."""
-
-    __slots__ = ("arguments", "empty", "kind", "looks", "moves", "serial", "whole")
-
-    def __init__(self, serial: int, kind: str, arguments: tuple[object, ...]):
-        self.serial = serial
-        self.kind = kind
-        self.arguments = arguments
-        self.empty = 0
-        self.looks = False
-        self.whole = True
-        self.moves: dict[int, Moves] = {}
+    serial: int
+    kind: str
+    arguments: tuple[object, ...]
+    empty: int  # the contexts in which it matches the empty text
+    looks: bool  # whether it depends on the byte before
+    whole: bool  # whether it matches whole characters only
+    moves: dict[int, Moves] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Node, ...]:
@@ -70,18 +68,13 @@ class Expressions:
     # -- making --------------------------------------------------------------------------------
 
     def _make(
-        self,
-        kind: str,
-        *arguments: object,
-        empty: int = 0,
-        looks: bool = False,
-        whole: bool = True,
+        self, kind: str, *arguments: object, empty: int = 0, looks: bool = False, whole: bool = True
     ) -> Node:
         key = (kind, *(a.serial if isinstance(a, Node) else a for a in arguments))
         node = self._known.get(key)
         if node is None:
-            node = self._known[key] = Node(len(self._known), kind, arguments)
-            node.empty, node.looks, node.whole = empty, looks, whole
+            node = Node(len(self._known), kind, arguments, empty, looks, whole)
+            self._known[key] = node
         return node
 
     def _assertion(self, holds: Callable[[int, int], bool], *, looks: bool) -> Node:
@@ -127,14 +120,9 @@ class Expressions:
         if head.kind == "concat":  # to the right, so that a derivative touches the first part only
             first, second = head.parts
             return self.concat(first, self.concat(second, tail))
-        return self._make(
-            "concat",
-            head,
-            tail,
-            empty=head.empty & tail.empty,
-            looks=head.looks or (head.empty != 0 and tail.looks),
-            whole=head.whole and tail.whole,
-        )
+        looks = head.looks or (head.empty != 0 and tail.looks)
+        empty, whole = head.empty & tail.empty, head.whole and tail.whole
+        return self._make("concat", head, tail, empty=empty, looks=looks, whole=whole)
 
     def either(self, nodes: Iterable[Node]) -> Node:
         found = self._flat("either", nodes)
@@ -143,19 +131,10 @@ class Expressions:
             return self.anything
         if self.text.serial in found:
             found = {s: n for s, n in found.items() if n is self.text or not n.whole}
-        if len(found) < 2:
-            return next(iter(found.values()), self.nothing)
-        parts = [found[serial] for serial in sorted(found)]
-        empty = 0
-        for part in parts:
-            empty |= part.empty
-        return self._make(
-            "either",
-            *parts,
-            empty=empty,
-            looks=any(part.looks for part in parts),
-            whole=all(part.whole for part in parts),
-        )
+        if not found:
+            return self.nothing
+        empty = reduce(or_, (part.empty for part in found.values()))
+        return self._joined("either", found, empty, all(part.whole for part in found.values()))
 
     def both(self, nodes: Iterable[Node]) -> Node:
         """What all of them match."""
@@ -163,19 +142,25 @@ class Expressions:
         found.pop(self.anything.serial, None)
         if self.nothing.serial in found:
             return self.nothing
-        if len(found) < 2:
-            return next(iter(found.values()), self.anything)
+        if not found:
+            return self.anything
+        empty = reduce(and_, (part.empty for part in found.values()))
+        return self._joined("both", found, empty, any(part.whole for part in found.values()))
+
+    def _flat(self, kind: str, nodes: Iterable[Node]) -> dict[int, Node]:
+        """Nodes by number, with the parts of those that are of this kind themselves."""
+        found: dict[int, Node] = {}
+        for node in nodes:
+            for one in node.parts if node.kind == kind else (node,):
+                found[one.serial] = one
+        return found
+
+    def _joined(self, kind: str, found: dict[int, Node], empty: int, whole: bool) -> Node:
         parts = [found[serial] for serial in sorted(found)]
-        empty = EVERYWHERE
-        for part in parts:
-            empty &= part.empty
-        return self._make(
-            "both",
-            *parts,
-            empty=empty,
-            looks=any(part.looks for part in parts),
-            whole=any(part.whole for part in parts),
-        )
+        if len(parts) == 1:
+            return parts[0]
+        looks = any(part.looks for part in parts)
+        return self._make(kind, *parts, empty=empty, looks=looks, whole=whole)
 
     def complement(self, node: Node) -> Node:
         """Every string of bytes that `node` does not match."""
@@ -207,13 +192,6 @@ class Expressions:
         empty = node.empty if least else EVERYWHERE
         looks, whole = node.looks, node.whole
         return self._make("repeat", node, least, most, empty=empty, looks=looks, whole=whole)
-
-    def _flat(self, kind: str, nodes: Iterable[Node]) -> dict[int, Node]:
-        found: dict[int, Node] = {}
-        for node in nodes:
-            for one in node.parts if node.kind == kind else (node,):
-                found[one.serial] = one
-        return found
 
     # -- deriving ------------------------------------------------------------------------------
 

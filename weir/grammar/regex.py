@@ -47,19 +47,22 @@ class _Ahead:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sequence:
-    parts: tuple[_Tree, ...]
+class _Several:
+    """One after the other, or one of them."""
+
+    parts: list[_Tree]
+    choice: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    parts: tuple[_Tree, ...]
-
-
-_Tree = Node | _Ahead | _Sequence | _Choice
+_Tree = Node | _Ahead | _Several
 
 QUANTIFIER = re.compile(r"\{([0-9]*)(,?)([0-9]*)\}")
 NAME = re.compile(r"\(\?P?<([A-Za-z_$][A-Za-z0-9_$]*)>")
+REFUSED = {
+    "(?<=": "lookbehind", "(?<!": "lookbehind", "(?>": "an atomic group",
+    "(?(": "a conditional group", "(?P=": "a backreference", "(?P>": "recursion",
+    "(?R": "recursion", "(?&": "recursion", "(?|": "a branch reset",
+}  # fmt: skip
 INLINE = re.compile(r"\(\?([aimsuxLU]*)(?:-([imsxU]+))?([:)])")
 
 
@@ -87,24 +90,20 @@ class _Parser(Scanner):
         make = self.make
         if isinstance(tree, Node):
             return make.concat(tree, after)
-        if isinstance(tree, _Choice):
+        if isinstance(tree, _Ahead):
+            seen = self._followed(tree.node, make.text)
+            return make.both([make.complement(seen) if tree.negative else seen, after])
+        if tree.choice:
             return make.either(self._followed(part, after) for part in tree.parts)
-        if isinstance(tree, _Sequence):
-            for part in reversed(tree.parts):
-                after = self._followed(part, after)
-            return after
-        seen = self._followed(tree.node, make.text)
-        return make.both([make.complement(seen) if tree.negative else seen, after])
+        for part in reversed(tree.parts):
+            after = self._followed(part, after)
+        return after
 
-    def _sequence(self, parts: list[_Tree]) -> _Tree:
-        if all(isinstance(part, Node) for part in parts):
-            return self.make.sequence(parts)  # type: ignore[arg-type]
-        return _Sequence(tuple(parts))
-
-    def _choice(self, parts: list[_Tree]) -> _Tree:
-        if all(isinstance(part, Node) for part in parts):
-            return self.make.either(parts)  # type: ignore[arg-type]
-        return _Choice(tuple(parts))
+    def _several(self, parts: list[_Tree], choice: bool) -> _Tree:
+        nodes = [part for part in parts if isinstance(part, Node)]
+        if len(nodes) < len(parts):
+            return _Several(parts, choice)
+        return self.make.either(nodes) if choice else self.make.sequence(nodes)
 
     # -- syntax --------------------------------------------------------------------------------
 
@@ -116,7 +115,7 @@ class _Parser(Scanner):
         while self._take("|"):
             choices.append(self._items())
         self.depth -= 1
-        return self._choice(choices)
+        return self._several(choices, choice=True)
 
     def _items(self) -> _Tree:
         parts: list[_Tree] = []
@@ -127,7 +126,7 @@ class _Parser(Scanner):
                 self._set_flags(inline)
                 continue
             parts.append(self._quantified(self._atom()))
-        return self._sequence(parts)
+        return self._several(parts, choice=False)
 
     def _blank(self) -> bool:
         if self.source[self.at] in " \t\n\r\f\v":
@@ -140,17 +139,15 @@ class _Parser(Scanner):
         return True
 
     def _quantified(self, tree: _Tree) -> _Tree:
-        first = True
-        while (bounds := self._bounds()) is not None:
-            if not first:
-                self._fail("a quantifier that follows another")
-            first = False
+        if (bounds := self._bounds()) is not None:
             if self._take("+"):
                 self._fail("a possessive quantifier, which no automaton can match")
             self._take("?")  # lazy or greedy: the same texts match
             if not isinstance(tree, Node):
                 self._fail("a lookahead that is repeated, which is not supported")
             tree = self.make.repeat(tree, *bounds)
+            if self._bounds() is not None:
+                self._fail("a quantifier that follows another")
         return tree
 
     def _bounds(self) -> tuple[int, int | None] | None:
@@ -205,30 +202,19 @@ class _Parser(Scanner):
                 self._fail("a comment without its )")
             self.at = end + 1
             return self.make.empty
-        ahead = self._take("(?=") or (self._take("(?!") and None)
-        if ahead is not False:
-            tree: _Tree = _Ahead(self._alternatives(), negative=ahead is None)
-        else:
+        negative = self._take("(?!")
+        ahead = negative or self._take("(?=")
+        if not ahead:
             self._open()
-            tree = self._alternatives()
+        tree = self._alternatives()
         if not self._take(")"):
             self._fail("a ( without its )")
         self.flags = flags
-        return tree
+        return _Ahead(tree, negative) if ahead else tree
 
     def _open(self) -> None:
         """Read what begins a group."""
-        for text, what in (
-            ("(?<=", "lookbehind"),
-            ("(?<!", "lookbehind"),
-            ("(?>", "an atomic group"),
-            ("(?(", "a conditional group"),
-            ("(?P=", "a backreference"),
-            ("(?P>", "recursion"),
-            ("(?R", "recursion"),
-            ("(?&", "recursion"),
-            ("(?|", "a branch reset"),
-        ):
+        for text, what in REFUSED.items():
             if self._peek(text):
                 self._fail(f"{what}, which no automaton can match")
         inline = INLINE.match(self.source, self.at)

@@ -50,6 +50,8 @@ KINDS: dict[type, set[str]] = {
 
 INTEGER = r"-?(?:0|[1-9][0-9]*)"
 NUMBER = INTEGER + r"(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+FIXED = {"number": NUMBER, "boolean": "true|false", "null": "null"}
+"""Types of which no keyword says more."""
 FORMATS = {
     "date": r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])",
     "uuid": r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
@@ -113,21 +115,15 @@ class _Writer:
     def _typed(self, schema: dict[str, Any], kind: Any, keys: set[str]) -> Node:
         if not isinstance(kind, str) or kind not in OF_TYPE:
             raise Unsuitable("a schema without a type is not regular")
-        known = (
-            frozenset().union(*OF_TYPE.values())
-            if isinstance(schema["type"], list)
-            else OF_TYPE[kind]
-        )
-        self._only(keys, {"type", *known})
+        several = isinstance(schema["type"], list)
+        self._only(keys, {"type"}.union(*OF_TYPE.values() if several else [OF_TYPE[kind]]))
+        if kind in FIXED:
+            return parse(self.make, FIXED[kind])
         writers: dict[str, Callable[[dict[str, Any]], Node]] = {
-            "string": self._string,
-            "integer": self._integer,
-            "array": self._array,
+            "string": self._string, "integer": self._integer, "array": self._array,
             "object": self._object,
-        }
-        if kind in writers:
-            return writers[kind](schema)
-        return parse(self.make, {"number": NUMBER, "boolean": "true|false", "null": "null"}[kind])
+        }  # fmt: skip
+        return writers[kind](schema)
 
     def _reference(self, name: Any) -> Node:
         """What a reference within the document means, if it does not lead to itself."""
@@ -182,13 +178,9 @@ class _Writer:
 
     def _character(self, loose: bool) -> Node:
         """A character of a string as it is written. loose: in any of the ways JSON allows."""
-        make = self.make
-        ways = [make.chars(PLAIN), parse(make, r'\\["\\bfnrt]')]
-        if loose:
-            ways.append(parse(make, r"\\/|\\u[0-9a-fA-F]{4}"))
-        else:
-            ways.append(parse(make, r"\\u00[01][0-9a-f]"))
-        return make.either(ways)
+        codes = r"\\/|\\u[0-9a-fA-F]{4}" if loose else r"\\u00[01][0-9a-f]"
+        escaped = parse(self.make, r'\\["\\bfnrt]|' + codes)
+        return self.make.either([self.make.chars(PLAIN), escaped])
 
     def _matching(self, pattern: str) -> Node:
         """The strings in which `pattern` is found, as they are written: its automaton, in which
@@ -281,10 +273,9 @@ class _Writer:
             raise Unsuitable("items of any kind are not regular")
         item = self.value(schema["items"])
         least, most = schema.get("minItems", 0), schema.get("maxItems")
-        rest = make.repeat(
-            make.concat(comma, item), max(0, least - 1), None if most is None else most - 1
-        )
-        inside = make.nothing if most == 0 else make.concat(item, rest)
+        most_more = None if most is None else most - 1
+        more = make.repeat(make.concat(comma, item), max(0, least - 1), most_more)
+        inside = make.concat(item, more)
         if least == 0:
             inside = make.either([inside, make.empty])
         return make.sequence([make.literal("["), inside, make.literal("]")])
@@ -300,9 +291,7 @@ class _Writer:
         for name, inner in reversed(properties.items()):
             if inner is False and name not in required:
                 continue
-            member = make.concat(
-                make.literal(json.dumps(name, ensure_ascii=False) + ": "), self.value(inner)
-            )
+            member = make.sequence([self._literal(name), make.literal(": "), self.value(inner)])
             with_comma = make.sequence([comma, member, after])
             alone = make.concat(member, after)
             if name in required:
