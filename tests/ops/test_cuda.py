@@ -295,8 +295,10 @@ def test_write_rounds_as_pytorch_does(size: int, page: int, dtype: torch.dtype) 
     got, want = (torch.zeros(128 // page, 2, 3, page, size, dtype=dtype) for _ in "ab")
     reference_write(want, k, v, slots)
     got, fused, slots = got.to(DEVICE), fused.to(DEVICE), slots.to(DEVICE)
-    gpu.write(got, fused[:, 4:7], fused[:, 8:11], slots)
-    assert torch.equal(got.cpu(), want)
+    for programs in (0, 5):
+        got.zero_()
+        gpu.write(got, fused[:, 4:7], fused[:, 8:11], slots, programs)
+        assert torch.equal(got.cpu(), want)
 
 
 @pytest.mark.parametrize("dtype", BYTES)

@@ -22,10 +22,11 @@ QUERIES = (torch.float32, torch.bfloat16, torch.float16)
 TYPES = (*QUERIES, *BYTES)  # of kv, in the order of the kernel's enum
 
 
-def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
+def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor, *, programs: int = 0) -> None:
     """Store k, v [T, Hkv, D] at `slots` [T] of kv [pages, 2, Hkv, page, D], in its type.
 
-    kv may be coded (ops/coded.py), and on a CPU also in `attend`: its rows are then of bytes."""
+    kv may be coded (ops/coded.py), and on a CPU also in `attend`: its rows are then of bytes. On a
+    GPU it may be pinned host memory. `programs`: as many as may be busy there; 0: all there are."""
     gpu = gpu_kernels(k)
     if gpu is not None:
         k, v = packed_heads(k), packed_heads(v)
@@ -33,7 +34,7 @@ def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
             dtype = type_of(kv, k.shape[2])
             word = torch.int16 if kv.shape[4] % 4 else torch.int32
             kv, k, v = (x.view(word) for x in (kv, encode(k, dtype), encode(v, dtype)))
-        return gpu.write(kv, k, v, slots)
+        return gpu.write(kv, k, v, slots, programs)
     lib = kernels(k)
     if lib is None:
         return reference_write(kv, k, v, slots)

@@ -88,8 +88,7 @@ class Cut:
         slots = self.stage.put(self.slots, device)
         table = self._table(np.flatnonzero(which), device)
         batch = self._batch(which, table, slots, device)
-        every = len(self.here) == len(self.spans.pos)
-        writes = None if every else self.stage.put(self.here)
+        writes = self._writes(self.here)
         return Part(self.tier, batch, self._queries(which), writes, self._alone(which))
 
     def away(self, which: NDArray[np.bool_]) -> Part:
@@ -118,7 +117,7 @@ class Cut:
             self.tier,
             batch,
             self._queries(which),
-            stage.put(self.here[rows]),
+            self._writes(self.here[rows]),
             self._alone(which),
             borrowed=stage.put(pages.astype(np.int64)),
             lent=len(pages) + len(fresh),
@@ -156,6 +155,9 @@ class Cut:
 
     def _queries(self, which: NDArray[np.bool_]) -> Tensor | None:
         return None if which.all() else self.stage.put(np.flatnonzero(which[self.spans.owner]))
+
+    def _writes(self, rows: NDArray[np.int64]) -> Tensor | None:
+        return None if len(rows) == len(self.spans.pos) else self.stage.put(rows)
 
     def _alone(self, which: NDArray[np.bool_]) -> bool:
         return bool((self.some[which] == 1).all())

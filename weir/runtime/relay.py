@@ -27,6 +27,8 @@ SEATS = 64
 """Lanes that may have attention on the host under way."""
 PATIENCE = 2000
 """Microseconds that the kernels' threads spin between two layers; waking them costs more."""
+PROGRAMS = 32
+"""Of the kernel that writes to the host's pages: enough for the link, and few that compute wait."""
 NOT_BEHIND = 0  # CU_STREAM_WAIT_VALUE_GEQ
 
 
@@ -164,16 +166,18 @@ class Relay:
         """`count` pages on the device, the first of them copies: int64 [n] → [count, 2, Hkv, page,
         D]. Coded ones come as numbers of the type and size of those in k [T, Hkv, D]."""
         kv = self.kv[layer]
+        coded = kv.dtype == torch.uint8
+        if not len(pages):
+            return k.new_empty(
+                (count, *kv.shape[1:4], k.shape[2]), dtype=k.dtype if coded else kv.dtype
+            )
         copies = torch.empty((count, *kv.shape[1:]), dtype=kv.dtype, device=kv.device)
-        if len(pages):
-            word = torch.int64 if kv[0].nbytes % 8 == 0 else torch.int32
-            words, into = kv.flatten(1).view(word), copies.flatten(1).view(word)
-            with self.aside(copies):
-                torch.index_select(words, 0, pages, out=into[: len(pages)])
-            self.join()
-        if kv.dtype != torch.uint8:
-            return copies
-        return decode(copies, type_of(kv, k.shape[2]), k.dtype)
+        word = torch.int64 if kv[0].nbytes % 8 == 0 else torch.int32
+        words, into = kv.flatten(1).view(word), copies.flatten(1).view(word)
+        with self.aside(copies):
+            torch.index_select(words, 0, pages, out=into[: len(pages)])
+        self.join()
+        return decode(copies, type_of(kv, k.shape[2]), k.dtype) if coded else copies
 
     def start(
         self,
@@ -192,7 +196,7 @@ class Relay:
         with self.aside(q, k, v):
             if len(batch.slots):
                 k, v = (x if part.writes is None else x[part.writes] for x in (k, v))
-                write(self.kv[layer], k, v, batch.slots)
+                write(self.kv[layer], k, v, batch.slots, programs=PROGRAMS)
             shape = (len(q) if rows is None else len(rows), *q.shape[1:])
             if not shape[0]:
                 return None
