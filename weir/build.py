@@ -99,6 +99,7 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
         scorer=told,
         below=fetch,
         lanes=_lanes(config, platform, model, store),
+        hosted=placed.hosted,
     )
     phases.done("profile")
     if placed.about:

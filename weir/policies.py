@@ -18,7 +18,7 @@ from weir.kv.cache import Below, Cache
 from weir.sched import names
 from weir.sched.composer import Beside, Pace
 from weir.sched.hybrid import Balance, Hybrid
-from weir.sched.placement import OnDemand, Placement
+from weir.sched.placement import Placement
 from weir.sched.scheduler import Scheduler
 from weir.sched.shortest import Scorer, Told, promised
 
@@ -61,9 +61,11 @@ def scheduler(
     scorer: Scorer | None = None,
     below: Below | None = None,
     lanes: Lanes | None = None,
+    hosted: bool = False,
 ) -> Scheduler:
     """The scheduler that `config` describes, over what an executor can hold; `lanes` price
-    attention in main memory. Raises `ConfigError` for a policy that does not exist."""
+    attention in main memory, where, if `hosted`, all KV of a GPU is. Raises `ConfigError` for a
+    policy that does not exist."""
     sizes = {Tier(tier): pages for tier, pages in capacity.pages.items()}
     cache = Cache(
         capacity.page, sizes, reuse=config.enable_prefix_caching, below=below, loads=capacity.loads
@@ -73,15 +75,16 @@ def scheduler(
         cache,
         names.ranking(config.scheduling_policy, cache, knowledge),
         names.composer(config.composer, pace),
-        _placement(config, cache, lanes),
+        _placement(config, cache, lanes, hosted),
         capacity,
         chains=chains,
     )
 
 
-def _placement(config: Config, cache: Cache, lanes: Lanes | None) -> Placement:
+def _placement(config: Config, cache: Cache, lanes: Lanes | None, hosted: bool) -> Placement:
     placed = names.placement(config.memory_policy, cache.hot)
-    if config.cpu_attention == "off" or cache.hot != Tier.GPU or not isinstance(placed, OnDemand):
+    placed.away = cache.hot if hosted else None
+    if config.cpu_attention == "off" or cache.hot != Tier.GPU:
         return placed
     balance = Balance(lanes) if lanes is not None and config.cpu_attention == "auto" else None
     return Hybrid(cache.hot, placed.spare, balance=balance)

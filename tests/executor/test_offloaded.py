@@ -46,7 +46,8 @@ def engine(folder: Path, shares, sizes: dict[Tier, int], lane: int, depth: int) 
     runner = Runner(model, store, 100, CPU, 16, relay=relay)
     warm_up(runner, 32, 8, lane)
     executor = Local(runner, tokens=32, requests=8, context=100, depth=depth, lane=lane, threads=1)
-    placement = Hybrid(Tier.GPU) if len(sizes) == 2 else OnDemand(min(sizes))
+    home = OnDemand(min(sizes), away=Tier.CPU if relay is not None else None)
+    placement = Hybrid(Tier.GPU) if len(sizes) == 2 else home
     return Engine(
         Scheduler(Cache(4, sizes), FCFS(), Chunked(), placement, executor.capacity), executor
     )
@@ -99,6 +100,9 @@ def test_tokens_are_those_of_a_model_in_one_place(tmp_path, shares, sizes, lane,
     lanes = [part for plan in plans for part in plan.lanes]
     assert all(sum(chunk.length for chunk in part) <= lane for part in lanes)
     assert max(len(plan.lanes) for plan in plans) > (2 if lane == 5 else 0)
+    if Tier.CPU in sizes:  # decodes away have a lane of their own
+        kinds = [{chunk.home == Tier.CPU and chunk.length == 1 for chunk in part} for part in lanes]
+        assert all(len(kind) == 1 for kind in kinds)
     homes = {chunk.home for part in lanes for chunk in part if chunk.length == 1}
     assert homes == set(sizes)
     assert not list(tmp_path.iterdir())

@@ -190,8 +190,7 @@ class Hybrid(OnDemand):
 
     def lanes(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
         """Decodes away beside all others, if that is sooner done."""
-        away = [c for c in chunks if c.home == self.away and c.length == 1]
-        here = [c for c in chunks if c.home != self.away or c.length > 1]
+        here, away = OnDemand.lanes(self, chunks)
         if self.balance is not None:
             self.balance.observe(chunks)
             if not self.balance.split(here, away):

@@ -24,7 +24,7 @@ from weir.sched.composer import (
 )
 from weir.sched.expression import Expression, parse
 from weir.sched.fair import Fair
-from weir.sched.placement import Estimate, OnDemand, Placement, Reserve
+from weir.sched.placement import Estimate, OnDemand, Reserve
 from weir.sched.prefix import DepthFirst, LongestPrefix, Matches
 from weir.sched.programs import Programs
 from weir.sched.ranking import FCFS, Feedback, Ranking
@@ -120,7 +120,7 @@ def _taper(e: Expression) -> Taper:
     return Taper(**given)
 
 
-def placement(text: str, home: Tier) -> Placement:
+def placement(text: str, home: Tier) -> OnDemand:
     """The placement that `--memory-policy` names, on one tier."""
     e = parse(text, "--memory-policy")
     match e.name:

@@ -70,7 +70,7 @@ def cut(lane: Iterable[Chunk], most: int) -> list[list[Chunk]]:
 
 @dataclass(slots=True)
 class OnDemand:
-    """Pages as they are needed, all on one tier, one lane; a victim is let go and recomputed.
+    """Pages as they are needed, all on one tier; a victim is let go and recomputed.
 
     A newcomer must find room for all its known tokens and leave `spare` of the pool for those who
     are already growing, unless it is alone: otherwise half-prefilled prompts would take the pages
@@ -84,6 +84,7 @@ class OnDemand:
     home: Tier
     spare: float = 0.01
     resting: Collection[int] = ()
+    away: Tier | None = None  # whose decodes the host attends to, beside the device
 
     def coldest(self, r: Request, cache: Cache) -> Tier:
         return self.tier(r, cache)
@@ -131,7 +132,12 @@ class OnDemand:
         pass
 
     def lanes(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
-        return [list(chunks)]
+        """Decodes away in a lane of their own, so that the host attends while the device computes
+        the others."""
+        if self.away is None:
+            return [list(chunks)]
+        here = [c for c in chunks if c.home != self.away or c.length > 1]
+        return [here, [c for c in chunks if c.home == self.away and c.length == 1]]
 
 
 @dataclass(slots=True)
