@@ -231,9 +231,12 @@ class Costs:
         held, tokens = self.layer * layers, (job.prompt + job.output) * block * layers
         kv, here = self.kv * tokens, self.here * tokens
         one = self.kv * (job.prompt + job.output) * batch  # KV of a batch in a layer
-        inner = 2.0 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim
+        q, kv_row = 2.0 * spec.heads * spec.head_dim, 4.0 * spec.kv_heads * spec.head_dim
         wide = 2.0 * spec.ffn * (1 if spec.architecture == "opt" else 2)
-        working = 2 * self.state + max(inner, wide)  # of a token, inside a layer
+        attending = q + kv_row + q  # and what comes of it
+        if choice.cache[1] > 0 and not m.alone:  # a copy of its pages, and rows on their way there
+            attending += kv_row + q + kv_row
+        working = 2 * self.state + max(attending, q + self.state + wide)  # of a token, in a layer
         travels = 0.0 if choice.cpu_attention else 2 * one  # KV of decodes
         record = int(self.kv * layers * PAGE)
         mixed = choice.cache[0] > 0 and choice.cache[1] > 0

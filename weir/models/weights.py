@@ -148,7 +148,9 @@ class Weights:
         if self.quantization == "fp8":
             return pack_fp8(to_fp8(weight), bias)
         if self.quantization == "int4":
-            return pack_codes(to_codes(weight), bias, self.dtype)
+            codes = to_codes(weight)
+            del weight  # the largest take gigabytes
+            return pack_codes(codes, bias, self.dtype)
         return pack(weight, bias)
 
     def table(self, name: str) -> Linear:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
 FP8_MOST = 448.0
+SLICE = 1 << 26
+"""Numbers of a weight that are coded or laid out at once: what that takes beside is a few times as
+many bytes, where the largest weights have ten times as many."""
 GROUP = 64  # FlexGen, section 5: groups of 64 lose the least for what they cost
 
 
@@ -87,12 +90,17 @@ def to_codes(weight: Tensor, group: int = GROUP) -> Codes:
     Asymmetric, as FlexGen's (section 5); K a multiple of `group`.
     """
     n, k = weight.shape
-    groups = weight.float().view(n, k // group, group)
-    least, most = groups.aminmax(dim=-1)
-    pairs = torch.stack(((most - least) / 15, least), dim=-1).half()
-    scale, offset = pairs.float().unsqueeze(-2).unbind(-1)
-    codes = (groups - offset).div_(scale.clamp(min=2.0**-24)).round_().clamp_(0, 15)
-    return Codes(codes.to(torch.uint8).view(n, k), pairs, 4)
+    codes = torch.empty(n, k, dtype=torch.uint8, device=weight.device)
+    pairs = torch.empty(n, k // group, 2, dtype=torch.float16, device=weight.device)
+    rows = max(1, SLICE // k)
+    for some, into, made in zip(*(x.split(rows) for x in (weight, codes, pairs)), strict=True):
+        groups = some.float().view(len(some), k // group, group)
+        least, most = groups.aminmax(dim=-1)
+        made.copy_(torch.stack(((most - least) / 15, least), dim=-1))
+        scale, offset = made.float().unsqueeze(-2).unbind(-1)
+        steps = (groups - offset).div_(scale.clamp(min=2.0**-24)).round_().clamp_(0, 15)
+        into.copy_(steps.view(into.shape))
+    return Codes(codes, pairs, 4)
 
 
 def to_fp8(rows: Tensor) -> Scaled:
@@ -111,13 +119,15 @@ def to_tiles(codes: Codes, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
     tile are zero.
     """
     n, k = codes.codes.shape
-    tiles = -(-n // rows)
-    fill = tiles * rows - n
-    whole = torch.nn.functional.pad(codes.codes, (0, 0, 0, fill)).view(tiles, rows, k // 64, 2, 32)
-    low, high = whole.unbind(3)
-    pairs = torch.nn.functional.pad(codes.pairs.to(dtype), (0, 0, 0, 0, 0, fill))
-    pairs = pairs.view(tiles, rows, -1, 2).transpose(1, 2)
-    return (low | high << 4).transpose(1, 2).contiguous(), pairs.contiguous()
+    count = -(-n // rows)
+    tiles = torch.empty(count, k // 64, rows, 32, dtype=torch.uint8, device=codes.codes.device)
+    for at, into in enumerate(tiles.split(most := max(1, SLICE // (rows * k)))):
+        some = codes.codes[at * most * rows :][: len(into) * rows]
+        whole = torch.nn.functional.pad(some, (0, 0, 0, len(into) * rows - len(some)))
+        low, high = whole.view(len(into), rows, k // 64, 2, 32).transpose(1, 2).unbind(3)
+        torch.bitwise_or(low, high << 4, out=into)
+    pairs = torch.nn.functional.pad(codes.pairs.to(dtype), (0, 0, 0, 0, 0, count * rows - n))
+    return tiles, pairs.view(count, rows, -1, 2).transpose(1, 2).contiguous()
 
 
 def from_tiles(tiles: Tensor, pairs: Tensor, n: int) -> Codes:

@@ -24,7 +24,9 @@ from weir.spec import AttentionSpec
 class Pending:
     """Attention of one lane and layer under way."""
 
-    q: Tensor  # [T, Hq, D]
+    shape: torch.Size  # [T, Hq, D], of o
+    dtype: torch.dtype
+    device: torch.device
     parts: list[tuple[Part, Callable[[], tuple[Tensor, Tensor]]]]
     """Of each tier, what gives o [Tp, Hq, D] and lse float32 [Tp, Hq]."""
 
@@ -34,7 +36,7 @@ class Pending:
         if not others and part.queries is None:
             o = result()[0]
             return o.clone() if part.away else o
-        o = torch.zeros(self.q.shape, dtype=self.q.dtype, device=self.q.device)
+        o = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
         lse = None
         for part, result in self.parts:
             o_part, lse_part = (x.to(o.device) for x in result())
@@ -89,7 +91,7 @@ class Tiered:
             if not part.away:
                 result = attend(_take(q, part.queries, kv), kv, part.batch, spec)
                 parts.append((part, lambda result=result: result))
-        return Pending(q, parts)
+        return Pending(q.shape, q.dtype, q.device, parts)
 
     def _pages(self, layer: int, part: Part, k: Tensor | None) -> Tensor:
         if part.borrowed is None:
