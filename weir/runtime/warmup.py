@@ -76,13 +76,17 @@ def _plans(runner: Runner, tokens: int, requests: int, lane: int) -> Iterator[Pl
         if width == tokens:
             yield Plan(0, [], [[Chunk(n, length, [], [], tier, Sampling()) for n in uids]], [])
         yield Plan(0, [], [], uids)
-    for sampling in CHOICES:  # beside each other: a chunk of several tokens, and one of one
+    lanes = []
+    for i, sampling in enumerate(CHOICES):  # beside each other: a chunk of several tokens, and one
         history = [] if sampling.penalised else None
-        chunk = Chunk(-1, 0, [0] * length, pages, tier, sampling, history=history)
-        single = Chunk(-2, length, [0], pages, tier, sampling, history=history)
-        for some in [[chunk, single]] if requests > 1 else [[chunk], [single]]:
-            yield Plan(0, [], [some], [])
-            yield Plan(0, [], [], [c.uid for c in some])
+        chunk = Chunk(-1 - 2 * i, 0, [0] * length, pages, tier, sampling, history=history)
+        single = Chunk(-2 - 2 * i, length, [0], pages, tier, sampling, history=history)
+        lanes += [[chunk, single]] if requests > 1 else [[chunk], [single]]
+    most = max(1, min(requests // 2, tokens // (length + 1)))
+    for at in range(0, len(lanes), most):  # for which weights, should they be elsewhere, come once
+        some = lanes[at : at + most]
+        yield Plan(0, [], some, [])
+        yield Plan(0, [], [], [chunk.uid for lane in some for chunk in lane])
 
 
 def _widths(runner: Runner, tokens: int) -> list[int]:
