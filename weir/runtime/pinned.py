@@ -26,7 +26,8 @@ READABLE_BY_ALL = 1
 
 
 class Memory(mmap.mmap):
-    """Zero bytes in huge pages, which take memory when they are first written or locked."""
+    """Zero bytes in huge pages, which shared memory seldom gets; they take memory when they are
+    first written or locked, and a child of this process has none of it."""
 
     locked: list[int]  # addresses
 
@@ -45,7 +46,7 @@ def host_zeros(size: int, *, pinned: bool = False, part: int = 0) -> Tensor:
     if size == 0:
         return torch.zeros(0, dtype=torch.uint8)
     try:
-        memory = Memory(-1, size)
+        memory = Memory(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise ConfigError(
             f"{size / 2**30:.1f} GiB of main memory cannot be had ({error.strerror}): give a"
@@ -53,6 +54,7 @@ def host_zeros(size: int, *, pinned: bool = False, part: int = 0) -> Tensor:
         ) from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
+        memory.madvise(mmap.MADV_DONTFORK)  # a copy on write would part the GPU from us
     tensor = torch.frombuffer(memory, dtype=torch.uint8)
     if pinned:
         _lock(memory, tensor, part or PART)
