@@ -4,11 +4,14 @@
     python bench/offload.py smollm2-135m --offload-dir FOLDER --plan 1/0/0:1:4 0.5/0/0.5:1:16x4+
 
 A well-known shape has random weights, any other model its own; every request at once, temperature
-0. A plan is `auto`, or shares of weights on GPU, CPU and disk, the share of KV on the GPU, how many
-requests and, after an x, batches that their prompts make; +: these are lanes of one step.
+0. A plan is `auto`; `here`, the best with all attention on the GPU; `hand`, the best of those one
+would make by hand; or shares of weights on GPU, CPU and disk, the share of KV on the GPU, how many
+requests and, after an x, batches that their prompts make; +: these are lanes of one step. Settings
+of one plan follow it: `auto,quantization=int4,kv_cache_dtype=int4`; `slots=2`, instead of three:
+no copy beside computing.
 The machine is measured before each plan, which is an engine of its own; both count what they found
 at their best, as others may use the machine besides. Without a GPU main memory stands
-for its memory. Two --slots instead of three: no copy beside computing.
+for its memory. The bound is what moving and reading all bytes once would take, if nothing else did.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import random
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -28,13 +33,17 @@ from msgspec.structs import replace
 from plan import rank_correlation
 
 from weir import build, hub, offload
-from weir.config import load
+from weir.config import Config, load
 from weir.core import Request, Sampling
-from weir.cost.offload import Job, Offload, predict
-from weir.cost.search import Planned, Report, runnable, search
+from weir.cost.machine import Machine
+from weir.cost.offload import Costs, Job, Offload, predict
+from weir.cost.search import Planned, Report, naive, runnable, search
 from weir.models.shape import read_spec
 from weir.runtime import streamed
 from weir.sim.shapes import SHAPES
+from weir.spec import Spec
+
+SLOTS = streamed.SLOTS
 
 
 def shortened(name: str, layers: int, folder: Path) -> Path:
@@ -95,7 +104,6 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--plan", nargs="+", default=["auto"])
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--slots", type=int, default=streamed.SLOTS)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
     job = Job(prompt=options.prompt, output=options.output)
@@ -113,60 +121,102 @@ def main() -> None:
         if torch.cuda.is_available():
             flags["gpu_memory"] = options.gpu_memory
         flags |= {"offload_dir": options.offload_dir} if options.offload_dir else {}
-        streamed.SLOTS = options.slots
-        measure(flags | more, options.plan, job, options.repeats, Path(folder))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        measured(Bench(flags | more, job, options.repeats, Path(folder), device), options.plan)
 
 
-def measure(flags: dict[str, str], plans: list[str], job: Job, repeats: int, folder: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all plans have in common."""
+
+    flags: dict[str, str]
+    job: Job
+    repeats: int
+    folder: Path
+    device: torch.device
+
+
+def planned(bench: Bench, text: str, config: Config, machine: Machine, spec: Spec) -> Planned:
+    bits = offload.weight_bits(config, Path(config.model), spec, torch.bfloat16)
+    bases = runnable(machine, weight_bits=bits, cache_bits=offload.cache_bits(config))
+    if text == "hand":
+        found = naive(spec, bench.job, machine, bases[0])
+        return max(found, key=lambda one: one.predicted.throughput)
+    if text in ("auto", "here"):
+        return search(spec, bench.job, machine, bases if text == "auto" else bases[:1])
+    placed = parse(text, bases[0])
+    return Planned(name=text, offload=placed, predicted=predict(spec, bench.job, machine, placed))
+
+
+def bound(spec: Spec, job: Job, machine: Machine, placed: Offload) -> float:
+    """Tokens/s if computing took no time, of a GPU."""
+    costs = Costs(spec, job, machine, placed)
+    prompts, step = (
+        max(float(part @ placed.shares) for name, part in phase.items() if name != "computing")
+        for phase in (costs.prompt, costs.decode)
+    )
+    seconds = spec.layers * (prompts + (job.output - 1) * step)
+    return placed.block * job.output / seconds if seconds else math.inf
+
+
+def measure(bench: Bench, text: str) -> tuple[float, float]:
+    """→ tokens/s, predicted and measured."""
+    plan, *settings = text.split(",")
+    more = dict(item.split("=", 1) for item in settings)
+    streamed.SLOTS = int(more.pop("slots", SLOTS))
+    flags, job = bench.flags | more, bench.job
     config = load(flags, {})
     path = hub.resolve(config.model, None, None).path
     spec = read_spec(path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bits = offload.weight_bits(config, path, spec, torch.bfloat16)
+    room = config.gpu_memory
+    machine = offload.this_machine(config, path, room, bench.device, torch.bfloat16)
+    found = planned(bench, plan, replace(config, model=str(path)), machine, spec)
+    file = bench.folder / "plan.json"
+    report = Report(model=config.model, machine=machine, job=job, planned=found)
+    file.write_bytes(msgspec.json.encode(report))
+    print(machine, found.offload, flush=True)
+    began = time.perf_counter()
+    engine = build.engine(load(flags | {"offload": str(file)}, {}))
+    started, block = time.perf_counter() - began, found.offload.block
+    print(engine.info, flush=True)
+    try:
+        if bench.repeats == 1:
+            run(engine, replace(job, output=2), 1, spec.vocab)
+        runs = [run(engine, job, block, spec.vocab) for _ in range(bench.repeats)]
+    finally:
+        engine.close()
+    first = min(first for first, _ in runs)
+    total = first + min(total - first for first, total in runs)
+    said, speed = found.predicted, block * job.output / total
+    share = speed / bound(spec, job, machine, found.offload)
+    print(", ".join(f"{first:.2f} + {total - first:.2f} s" for first, total in runs))
+    if bench.device.type == "cuda":
+        most = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        print(f"GPU memory: {said.memory} predicted, {most} allocated and reserved at most")
     print(
-        f"{'plan':24}{'requests':>9}{'prompts, s':>14}{'answers, s':>14}{'tok/s':>15}{'start':>7}"
+        f"{text:24}{block:>9}{said.prefill:>7.2f}{first:>7.2f}{said.decode:>7.2f}"
+        f"{total - first:>7.2f}{said.throughput:>8.2f}{speed:>7.2f}{share:>6.0%}{started:>7.1f}",
+        flush=True,
+    )
+    return said.throughput, speed
+
+
+def measured(bench: Bench, plans: list[str]) -> None:
+    print(
+        f"{'plan':24}{'requests':>9}{'prompts, s':>14}{'answers, s':>14}{'tok/s':>15}"
+        f"{'bound':>6}{'start':>7}"
     )
     pairs = []
     for text in plans:
-        machine = offload.this_machine(config, path, config.gpu_memory, device, torch.bfloat16)
-        bases = runnable(machine, weight_bits=bits, cache_bits=offload.cache_bits(config))
-        print(machine, flush=True)
-        if text == "auto":
-            found = search(spec, job, machine, bases)
-        else:
-            placed = parse(text, bases[0])
-            said = predict(spec, job, machine, placed)
-            found = Planned(name=text, offload=placed, predicted=said)
-        file = folder / "plan.json"
-        report = Report(model=flags["model"], machine=machine, job=job, planned=found)
-        file.write_bytes(msgspec.json.encode(report))
-        began = time.perf_counter()
         try:
-            engine = build.engine(load(flags | {"offload": str(file)}, {}))
-            started = time.perf_counter() - began
-            print(engine.info, flush=True)
-            block = found.offload.block
-            run(engine, replace(job, output=2), 1, spec.vocab)
-            runs = [run(engine, job, block, spec.vocab) for _ in range(repeats)]
-            first = min(first for first, _ in runs)
-            total = first + min(total - first for first, total in runs)
-            engine.close()
+            pairs.append(measure(bench, text))
         except Exception as error:  # the others still count
             print(f"{text}: {error}", flush=True)
-            continue
-        finally:
-            engine = None
-            gc.unfreeze()
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        said, speed = found.predicted, block * job.output / total
-        pairs.append((said.throughput, speed))
-        print(
-            f"{text:24}{block:>9}{said.prefill:>7.2f}{first:>7.2f}{said.decode:>7.2f}"
-            f"{total - first:>7.2f}{said.throughput:>8.2f}{speed:>7.2f}{started:>7.1f}",
-            flush=True,
-        )
+        gc.unfreeze()
+        gc.collect()
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
     if len(pairs) > 1:
         errors = [abs(said / speed - 1) for said, speed in pairs]
         print(
