@@ -76,13 +76,19 @@ def test_a_damaged_library_is_compiled_again(
     monkeypatch.setattr(native, "SOURCES", tmp_path)
     monkeypatch.setenv("WEIR_CACHE", str(tmp_path))
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    path = native.build(compiler, ("-O0",))
-    path.write_bytes(b"half a library")
-    assert native.build(compiler, ("-O0",)) == path
+    with native.compiled(compiler, ("-O0",)) as path:
+        path.write_bytes(b"half a library")
+    with native.compiled(compiler, ("-O0",)) as again:
+        assert again == path
     assert ctypes.CDLL(str(path)).one() == 1
     made = path.stat().st_mtime_ns
-    assert native.build(compiler, ("-O0",)).stat().st_mtime_ns == made
+    with native.compiled(compiler, ("-O0",)) as again:
+        assert again.stat().st_mtime_ns == made
     assert [p.name for p in (tmp_path / "native").iterdir()] == [path.name]
+    monkeypatch.setenv("WEIR_CACHE", str(tmp_path / "one.cpp"))  # no folder can be made there
+    with native.compiled(compiler, ("-O0",)) as elsewhere:
+        assert ctypes.CDLL(str(elsewhere)).one() == 1
+    assert not elsewhere.exists()
 
 
 @needs_kernels

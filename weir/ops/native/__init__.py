@@ -16,6 +16,8 @@ import subprocess
 import tempfile
 import threading
 import timeit
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import c_float, c_int32, c_int64, c_uint32, c_void_p
 from functools import partial
 from pathlib import Path
@@ -183,7 +185,8 @@ def _load() -> tuple[Library | None, str]:
         reason = ""
         for target in _targets():
             try:
-                lib = Library(build(compiler, target))
+                with compiled(compiler, target) as path:
+                    lib = Library(path)
                 return lib, f"native kernels ({' '.join(target) or 'portable'}, {compiler})"
             except (OSError, subprocess.SubprocessError, AttributeError) as error:
                 reason = reason or f"{compiler} failed: {_first_line(error)}"
@@ -191,8 +194,10 @@ def _load() -> tuple[Library | None, str]:
     return None, f"PyTorch path: {reason}"
 
 
-def build(compiler: str, target: tuple[str, ...]) -> Path:
-    """Path of the library compiled with `target` flags; from the cache where it is there and loads.
+@contextmanager
+def compiled(compiler: str, target: tuple[str, ...]) -> Iterator[Path]:
+    """The library compiled with `target` flags, to be loaded within the context: kept in the user's
+    cache where that can be written, and taken from there the next time.
 
     Raises OSError or subprocess.SubprocessError where it cannot be compiled.
     """
@@ -203,17 +208,28 @@ def build(compiler: str, target: tuple[str, ...]) -> Path:
         key.update(part.encode() + b"\0")
     for source in (*sources, *sorted(SOURCES.glob("*.h"))):
         key.update(source.read_bytes())
-    folder = cache_folder("native")
-    path = folder / f"ops-{key.hexdigest()[:16]}.so"
+    path = cache_folder("native") / f"ops-{key.hexdigest()[:16]}.so"
     if path.exists() and _loads(path):
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as work:
         out = Path(work) / path.name
+        log.info("compiling the CPU kernels with %s", compiler)
         command = [compiler, *FLAGS, *target, *map(str, sources), "-o", str(out)]
         subprocess.run(command, capture_output=True, check=True, timeout=300)
-        os.replace(out, path)  # others may be compiling too: the last one wins, all are alike
-    return path
+        yield path if _kept(out, path) else out
+
+
+def _kept(made: Path, path: Path) -> bool:
+    """Others may be compiling too: the last one wins, all are alike."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as work:
+            os.replace(shutil.copy(made, work), path)
+    except OSError as error:
+        log.warning("CPU kernels will be compiled again at the next start: %s", error)
+        return False
+    return True
 
 
 def _loads(path: Path) -> bool:
