@@ -13,9 +13,9 @@ from tests.waiting import CEILING
 from weir.client import Local
 from weir.core import Delta
 from weir.errors import BadRequest, ConfigError
-from weir.lang import scorers
 from weir.lang.backend.base import Score
 from weir.lang.loop import Crew
+from weir.lang.scorers import SCORERS
 
 
 class Counted(weir.Runtime):
@@ -389,18 +389,18 @@ def test_choices_of_a_token_are_scored_after_nothing(backend):
 
 def test_scorers():
     short, long = Score([1], [-1.0]), Score([2, 3], [-0.9, -3.0])
-    assert scorers.rate("token_length_normalized", [short, long], None) == [-1.0, -1.95]
-    assert scorers.rate("greedy_token_selection", [short, long], None) == [0.0, 1.0]
+    assert SCORERS["token_length_normalized"]([short, long], []) == [-1.0, -1.95]
+    assert SCORERS["greedy_token_selection"]([short, long], []) == [0.0, 1.0]
     alone = [Score([1], [-5.0]), Score([2, 3], [-1.0, -1.0])]
-    rated = scorers.rate("unconditional_likelihood_normalized", [short, long], alone)
+    rated = SCORERS["unconditional_likelihood_normalized"]([short, long], alone)
     assert rated == pytest.approx([4.0, -0.95])
 
 
 def test_greedy_selection_lets_an_ended_choice_stand_with_its_mean():
     ended, goes_on = Score([1], [-0.2]), Score([1, 2], [-0.2, -0.1])
-    assert scorers.rate("greedy_token_selection", [ended, goes_on], None) == [0.0, 1.0]
+    assert SCORERS["greedy_token_selection"]([ended, goes_on], []) == [0.0, 1.0]
     unlikely = Score([1, 2], [-0.2, -0.3])
-    assert scorers.rate("greedy_token_selection", [ended, unlikely], None) == [1.0, 0.0]
+    assert SCORERS["greedy_token_selection"]([ended, unlikely], []) == [1.0, 0.0]
 
 
 def test_a_program_without_choices_of_its_own_becomes_a_graph():

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weir.errors import BadRequest
-
-SCORERS = (
-    "token_length_normalized",
-    "greedy_token_selection",
-    "unconditional_likelihood_normalized",
-)
+ROLES = "system", "user", "assistant"
 
 
 class Node:
@@ -53,7 +46,7 @@ class Select(Node):
 
     name: str | None
     choices: list[str]
-    scorer: str = SCORERS[0]
+    scorer: str
 
 
 @dataclass(slots=True, eq=False)
@@ -102,19 +95,6 @@ def parts(value: Any) -> list[Node]:
     raise TypeError(f"{type(value).__name__} cannot be appended: append text, or call str() on it")
 
 
-def turn(role: str, value: Any = None) -> Node:
+def turn(role: str, value: Any) -> Node:
     """A whole turn around `value`."""
     return Many([Open(role), *parts(value), Close(role)])
-
-
-def choices_of(values: Sequence[str]) -> list[str]:
-    """The choices of a `Select`, checked. Raises BadRequest."""
-    found = list(values) if isinstance(values, list | tuple) else []
-    if not found:
-        raise BadRequest("select needs a list of at least one choice", param="choices")
-    for choice in found:
-        if not isinstance(choice, str) or not choice:
-            raise BadRequest(f"choices must be texts, not {choice!r}", param="choices")
-    if len(set(found)) != len(found):
-        raise BadRequest("select was given the same choice twice", param="choices")
-    return found

@@ -110,17 +110,17 @@ class Program:
         those before it are done.
         """
         _, defaults = self._sort(settings)
-        if self.names and any(name in settings for name in self.names):
+        if any(name in settings for name in self.names):
             raise TypeError("arguments of the program belong into the batch, or use bind")
-        found = chosen(backend)
         size = AT_ONCE if num_threads == "auto" else int(num_threads)
         if size < 1:
             raise ValueError(f"num_threads must be 'auto' or positive, not {num_threads}")
         for entry in batch:
             if not isinstance(entry, Mapping | list | tuple):
                 raise TypeError(f"a batch holds dicts or lists of arguments, not {entry!r}")
+        found = chosen(backend)
         bodies = [partial(self._one, found, defaults, entry) for entry in batch]
-        states = self._crowd(found, bodies, min(size, max(1, len(bodies))), progress_bar)
+        states = self._crowd(found, bodies, size, progress_bar)
         return states if generator_style else list(states)
 
     def _crowd(
@@ -144,12 +144,11 @@ class Program:
                 wait(spawn(backend.cache(start.stream.prompt)))
 
     def _one(self, backend: Backend, defaults: dict[str, Any], entry: Arguments) -> State:
-        if isinstance(entry, Mapping):
-            arguments, named = (), dict(entry)
-        else:
-            arguments, named = tuple(entry), {}
         state = State(self._stream(backend, defaults))
-        self._whole(state, arguments, named)
+        if isinstance(entry, Mapping):
+            self._whole(state, (), entry)
+        else:
+            self._whole(state, entry, {})
         return state
 
     def _stream(self, backend: Backend, defaults: dict[str, Any]) -> Stream:
@@ -182,7 +181,7 @@ class Program:
     def _sort(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Keyword arguments as the program's own, and the settings of every `gen`."""
         own = {key: value for key, value in named.items() if key in self.names}
-        settings = {key: value for key, value in named.items() if key not in self.names}
+        settings = {key: value for key, value in named.items() if key not in own}
         if "max_new_tokens" in settings:
             settings["max_tokens"] = settings.pop("max_new_tokens")
         if unknown := sorted(settings.keys() - SETTINGS):

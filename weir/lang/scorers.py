@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from weir.lang.backend.base import Score
 
-
-def rate(scorer: str, scores: Sequence[Score], alone: Sequence[Score] | None) -> list[float]:
-    """One number a choice, the best the highest. `alone`: of the choices after nothing."""
-    if scorer == "token_length_normalized":
-        return [fmean(score.logprobs) for score in scores]
-    if scorer == "greedy_token_selection":
-        return _greedy(scores)
-    assert scorer == "unconditional_likelihood_normalized" and alone is not None
-    return [
-        fmean(score.logprobs) - fmean(plain.logprobs)
-        for score, plain in zip(scores, alone, strict=True)
-    ]
+Scores = Sequence[Score]
 
 
-def _greedy(scores: Sequence[Score]) -> list[float]:
+def _length_normalized(scores: Scores, _: Scores) -> list[float]:
+    return [fmean(score.logprobs) for score in scores]
+
+
+def _unconditional(scores: Scores, alone: Scores) -> list[float]:
+    pairs = zip(scores, alone, strict=True)
+    return [fmean(score.logprobs) - fmean(plain.logprobs) for score, plain in pairs]
+
+
+def _greedy(scores: Scores, _: Scores) -> list[float]:
     """1 for the choice that greedy decoding among them ends at, 0 for the others.
 
     At each token those with the most likely one stay. A choice that has ended stands with its own
@@ -43,3 +41,11 @@ def _greedy(scores: Sequence[Score]) -> list[float]:
 
 def _token(score: Score, at: int) -> int | None:
     return score.tokens[at] if at < len(score.tokens) else None
+
+
+SCORERS: dict[str, Callable[[Scores, Scores], list[float]]] = {
+    "token_length_normalized": _length_normalized,
+    "greedy_token_selection": _greedy,
+    "unconditional_likelihood_normalized": _unconditional,
+}
+"""One number a choice, the best the highest; from its scores, and those of it after nothing."""

@@ -9,8 +9,9 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,7 @@ class State:
             self._push(node, line)
         return self
 
-    def extend(self, value: Any) -> State:
-        """The same as `+=`."""
-        return self.__iadd__(value)
+    extend = __iadd__
 
     def _push(self, node: ir.Node, line: str) -> None:
         fill: dict[str, Value] = {}
@@ -90,8 +89,7 @@ class State:
     def get_var(self, name: str) -> Any:
         return self[name]
 
-    def set_var(self, name: str, value: Any) -> None:
-        self[name] = value
+    set_var = __setitem__
 
     def get_meta_info(self, name: str) -> dict[str, Any]:
         """What is known of a variable beside its value: finish reason, token counts, logprobs; of a
@@ -129,13 +127,10 @@ class State:
 
     def sync(self) -> None:
         """Wait for everything appended so far. Does not raise: see `error`."""
-        wait(self._reach())
+        wait(self.reach())
 
-    def _mark(self) -> Future[None]:
+    def reach(self, last: bool = False) -> Future[None]:
         """Done when this state has come as far as it is now."""
-        return self._reach()
-
-    def _reach(self, last: bool = False) -> Future[None]:
         reached: Future[None] = Future()
         self.stream.push(Mark(reached, last))
         return reached
@@ -178,7 +173,7 @@ class State:
         """Nothing more will be appended: wait until all of it, the branches' too, is done."""
         for branch in self._branches:
             branch.finish()
-        wait(self._reach(last=True))
+        wait(self.reach(last=True))
 
     def events(self, name: str | None = None) -> Iterator[Spoken]:
         """Pieces of text as they appear, each with the variable it belongs to, until the program
@@ -222,31 +217,23 @@ class State:
 
     # turns, scopes, branches
 
-    def system(self, value: Any = None) -> Any:
-        return self._turn("system", value)
-
-    def user(self, value: Any = None) -> Any:
-        return self._turn("user", value)
-
-    def assistant(self, value: Any = None) -> Any:
-        return self._turn("assistant", value)
-
-    def _turn(self, role: str, value: Any) -> Any:
+    def _turn(self, role: str, value: Any = None) -> Any:
         """Around `value`, or, without one, a context manager around what is appended inside it."""
         if value is None:
-            return self._around(ir.Open(role), ir.Close(role))
+            return self._around(ir.Open(role), ir.Close(role), program_line())
         self += ir.turn(role, value)
         return None
 
+    system = partialmethod(_turn, "system")
+    user = partialmethod(_turn, "user")
+    assistant = partialmethod(_turn, "assistant")
+
     def var_scope(self, name: str) -> Any:
         """A context manager: the text appended inside becomes the variable `name`."""
-        return self._around(ir.Begin(name), ir.End(name))
-
-    def _around(self, begin: ir.Node, end: ir.Node) -> AbstractContextManager[None]:
-        return self._between(begin, end, program_line())
+        return self._around(ir.Begin(name), ir.End(name), program_line())
 
     @contextmanager
-    def _between(self, begin: ir.Node, end: ir.Node, line: str) -> Iterator[None]:
+    def _around(self, begin: ir.Node, end: ir.Node, line: str) -> Iterator[None]:
         self._push(begin, line)
         yield
         self._push(end, line)
@@ -262,9 +249,7 @@ class State:
         self._branches += branches
         return Group(self, branches)
 
-    def copy(self, size: int = 1) -> Group:
-        """The same as `fork`."""
-        return self.fork(size)
+    copy = fork
 
 
 async def _next(pieces: AsyncGenerator[Spoken, None]) -> Spoken | None:
@@ -292,7 +277,7 @@ class Group:
         made = [state.made() for state in self.states]
         names = {name: None for values in made for name in values}
         gathered = {name: [values.get(name) for values in made] for name in names}
-        marks = [state._mark() for state in self.states]
+        marks = [state.reach() for state in self.states]
         streams = [state.stream for state in self.states]
         self.parent._push(Join(streams, marks, gathered, appends), line)
 

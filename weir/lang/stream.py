@@ -14,9 +14,10 @@ from typing import Any
 from uuid import uuid4
 
 from weir.errors import BadRequest, EngineDead, WeirError
-from weir.lang import ir, scorers
-from weir.lang.backend.base import Backend, Piece, Prompt, Turn
+from weir.lang import ir
+from weir.lang.backend.base import Backend, Piece, Prompt, Score, Turn
 from weir.lang.loop import loop
+from weir.lang.scorers import SCORERS
 
 
 class ProgramError(WeirError):
@@ -254,10 +255,10 @@ class Stream:
     async def _select(self, node: ir.Select, fill: dict[str, Value]) -> None:
         prompt = replace(self.prompt)
         scores = await self.backend.score(prompt, node.choices)
-        alone = None
+        alone: list[Score] = []
         if node.scorer == "unconditional_likelihood_normalized":
             alone = await self.backend.score(Prompt("", program=prompt.program), node.choices)
-        rated = scorers.rate(node.scorer, scores, alone)
+        rated = SCORERS[node.scorer](scores, alone)
         best = max(range(len(rated)), key=rated.__getitem__)
         self._say(node.choices[best], node.name)
         if node.name is not None:

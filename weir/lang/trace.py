@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import Parameter, iscoroutine, signature
 from typing import Any, NoReturn, cast
@@ -143,10 +144,10 @@ class Tracer(State):
     async def get(self, name: str) -> Any:
         return self[name]
 
-    def _reach(self, last: bool = False) -> Future[None]:
+    def sync(self) -> None:
         raise TypeError("a program that waits for its text cannot be traced")
 
-    def _mark(self) -> Future[None]:
+    def reach(self, last: bool = False) -> Future[None]:
         return Future()
 
 
@@ -158,7 +159,7 @@ def graph(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Graph:
     """Everything `body` appends. Raises ProgramError where its course depends on a value."""
     found = Graph()
     try:
-        _begin(body, Tracer(Recorder(found)), _abstract(found, body, arguments))
+        _record(found, body, arguments)
     except Exception as error:
         raise ProgramError(f"{body.__name__} cannot be traced: {error}") from error
     return found
@@ -167,17 +168,20 @@ def graph(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Graph:
 def constant(body: Callable[..., Any], arguments: Mapping[str, Any]) -> list[ir.Node]:
     """What `body` appends first, whatever its arguments are; it is left where that ends."""
     found = Graph()
-    try:
-        tracer = Tracer(Recorder(found, constant=True))
-        _begin(body, tracer, _abstract(found, body, arguments))
-    except (_Enough, Exception):
-        pass  # a body that looks at an argument has said what it says before
+    with suppress(_Enough, Exception):  # one that looks at an argument has said what it says before
+        _record(found, body, arguments, constant=True)
     return [step.node for step in found.steps]
 
 
-def _begin(body: Callable[..., Any], tracer: Tracer, arguments: dict[str, Any]) -> None:
-    """Run a body; nothing in it has anything to wait for."""
-    returned = body(tracer, **arguments)
+def _record(
+    graph: Graph, body: Callable[..., Any], arguments: Mapping[str, Any], constant: bool = False
+) -> None:
+    """Run a body with a value for every parameter after the state; nothing in it has anything to
+    wait for."""
+    _, *others = signature(body).parameters.values()
+    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    free = {p.name: Abstract(graph, p.name) for p in others if p.kind not in kinds}
+    returned = body(Tracer(Recorder(graph, constant=constant)), **free | dict(arguments))
     if iscoroutine(returned):
         try:
             returned.send(None)
@@ -186,16 +190,6 @@ def _begin(body: Callable[..., Any], tracer: Tracer, arguments: dict[str, Any]) 
         finally:
             returned.close()
         raise TypeError("a program that waits for something else cannot be traced")
-
-
-def _abstract(
-    graph: Graph, body: Callable[..., Any], arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A value for every parameter of `body` after the state."""
-    _, *others = signature(body).parameters.values()
-    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    free = {p.name: Abstract(graph, p.name) for p in others if p.kind not in kinds}
-    return free | dict(arguments)
 
 
 def _recorders(children: list[Stream]) -> list[Recorder]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from weir.errors import BadRequest
 from weir.lang import ir
+from weir.lang.scorers import SCORERS
 from weir.params import StructuredOutputs
 
 _PATTERNS = {
@@ -19,9 +21,12 @@ _PATTERNS = {
 a model that wants to go on would have to add digits."""
 _BLANKS = [" ", "\n"]
 
-token_length_normalized = "token_length_normalized"
-greedy_token_selection = "greedy_token_selection"
-unconditional_likelihood_normalized = "unconditional_likelihood_normalized"
+token_length_normalized, greedy_token_selection, unconditional_likelihood_normalized = SCORERS
+
+_NO_SETTINGS = frozenset(
+    "name dtype choices choices_method return_logprob top_logprobs_num".split()
+)
+"""Arguments of `gen` that no request has."""
 
 
 def gen(
@@ -56,41 +61,21 @@ def gen(
     `json_schema` shape the text; `choices` makes it a `select`. Raises BadRequest if more than one
     of these is given, and for a schema that is no JSON.
     """
-    shapes = {"dtype": dtype, "choices": choices, "regex": regex, "json_schema": json_schema}
-    given = [shape for shape, value in shapes.items() if value is not None]
-    if len(given) > 1:
-        raise BadRequest(f"gen takes one of {', '.join(given)}", param=given[1])
+    given: dict[str, Any] = {key: value for key, value in locals().items() if value is not None}
+    shapes = [one for one in ("dtype", "choices", "regex", "json_schema") if one in given]
+    if len(shapes) > 1:
+        raise BadRequest(f"gen takes one of {', '.join(shapes)}", param=shapes[1])
     if choices is not None:
         return select(name, choices, choices_method=choices_method)
-    if return_logprob and logprobs is None:
-        logprobs = top_logprobs_num or 0
+    if return_logprob:
+        given.setdefault("logprobs", top_logprobs_num or 0)
     if isinstance(json_schema, str):
-        json_schema = StructuredOutputs(json=json_schema).schema
+        given["json_schema"] = StructuredOutputs(json=json_schema).schema
     if dtype is not None:
-        regex = pattern(dtype)
+        given["regex"] = pattern(dtype)
         if dtype in (int, float, "int", "float"):
-            stop = [*([stop] if isinstance(stop, str) else stop or []), *_BLANKS]
-    settings = {
-        "max_tokens": max_tokens,
-        "min_tokens": min_tokens,
-        "n": n,
-        "stop": stop,
-        "stop_token_ids": stop_token_ids,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "frequency_penalty": frequency_penalty,
-        "presence_penalty": presence_penalty,
-        "repetition_penalty": repetition_penalty,
-        "logit_bias": logit_bias,
-        "seed": seed,
-        "ignore_eos": ignore_eos,
-        "logprobs": logprobs,
-        "regex": regex,
-        "json_schema": json_schema,
-    }
-    return ir.Gen(name, {key: value for key, value in settings.items() if value is not None})
+            given["stop"] = [*([stop] if isinstance(stop, str) else stop or []), *_BLANKS]
+    return ir.Gen(name, {key: value for key, value in given.items() if key not in _NO_SETTINGS})
 
 
 def pattern(dtype: type | str) -> str:
@@ -102,12 +87,8 @@ def pattern(dtype: type | str) -> str:
     return _PATTERNS[kind]
 
 
-def gen_int(name: str | None = None, **settings: Any) -> ir.Node:
-    return gen(name, dtype=int, **settings)
-
-
-def gen_string(name: str | None = None, **settings: Any) -> ir.Node:
-    return gen(name, dtype=str, **settings)
+gen_int = partial(gen, dtype=int)
+gen_string = partial(gen, dtype=str)
 
 
 def select(
@@ -124,52 +105,26 @@ def select(
     "unconditional_likelihood_normalized" (how much the prompt raises a choice's likelihood).
     `temperature` is there for SGLang's programs and must be 0. Raises BadRequest.
     """
-    if choices_method not in ir.SCORERS:
-        known = ", ".join(ir.SCORERS)
+    if choices_method not in SCORERS:
+        known = ", ".join(SCORERS)
         raise BadRequest(
             f"choices_method must be one of {known}, not {choices_method!r}", param="choices_method"
         )
     if temperature:
         raise BadRequest("select does not sample: temperature must be 0", param="temperature")
-    return ir.Select(name, ir.choices_of(choices), choices_method)
+    found = list(choices) if isinstance(choices, list | tuple) else []
+    if not found:
+        raise BadRequest("select needs a list of at least one choice", param="choices")
+    for choice in found:
+        if not isinstance(choice, str) or not choice:
+            raise BadRequest(f"choices must be texts, not {choice!r}", param="choices")
+    if len(set(found)) != len(found):
+        raise BadRequest("select was given the same choice twice", param="choices")
+    return ir.Select(name, found, choices_method)
 
 
-def system(value: Any) -> ir.Node:
-    return ir.turn("system", value)
-
-
-def user(value: Any) -> ir.Node:
-    return ir.turn("user", value)
-
-
-def assistant(value: Any) -> ir.Node:
-    return ir.turn("assistant", value)
-
-
-def system_begin() -> ir.Node:
-    return ir.Open("system")
-
-
-def system_end() -> ir.Node:
-    return ir.Close("system")
-
-
-def user_begin() -> ir.Node:
-    return ir.Open("user")
-
-
-def user_end() -> ir.Node:
-    return ir.Close("user")
-
-
-def assistant_begin() -> ir.Node:
-    return ir.Open("assistant")
-
-
-def assistant_end() -> ir.Node:
-    return ir.Close("assistant")
-
-
-def image(source: str | bytes) -> ir.Node:
-    """A picture: a path, a URL, or the bytes of an image file."""
-    return ir.Image(source)
+# A whole turn around a value, and the two ends of one.
+system, user, assistant = (partial(ir.turn, role) for role in ir.ROLES)
+system_begin, user_begin, assistant_begin = (partial(ir.Open, role) for role in ir.ROLES)
+system_end, user_end, assistant_end = (partial(ir.Close, role) for role in ir.ROLES)
+image = ir.Image

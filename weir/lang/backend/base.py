@@ -90,14 +90,16 @@ class Backend(Protocol):
         ...
 
 
-def healed(plain: Sequence[int], whole: Sequence[Sequence[int]]) -> int:
-    """Leading tokens that a prompt shares with itself followed by each choice: what comes after
-    them is scored. The prompt's last tokens may merge with a choice (token healing). 0: they need
-    a `first` token before them, because the very first of all has no logprob."""
+def healed(
+    start: list[int], plain: list[int], whole: Sequence[list[int]]
+) -> tuple[int, list[list[int]]]:
+    """How many leading tokens a prompt shares with itself followed by each choice, and those: what
+    comes after them is scored. The prompt's last tokens may merge with a choice (token healing).
+    Where none is shared `start` stands before all, because the very first of all has no logprob."""
     same = min(len(plain), *(len(ids) - 1 for ids in whole))
     while any(ids[:same] != plain[:same] for ids in whole):
         same -= 1
-    return same
+    return (same, [*whole]) if same else (len(start), [start + ids for ids in whole])
 
 
 def first(names: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from weir.lang.backend.base import Prompt, Score, Turn, first, healed, text_only
 from weir.lang.backend.openai import Completions
 from weir.lang.backend.service import Service
-from weir.lang.backend.turns import Turns
+from weir.lang.backend.turns import turns
 from weir.lang.loop import spawn, wait
 from weir.text.template import ChatTemplate
 
@@ -26,10 +26,14 @@ class RuntimeEndpoint(Completions):
         super().__init__(service, model["id"])
         self._ours = model.get("owned_by") == "weir"  # others need not know of programs
         info = wait(spawn(service.get("/tokenizer_info")))
-        self._first, self._turns = first(info), Turns(_Template(info))
+        template = info.get("chat_template")
+        names = {key: value for key, value in info.items() if key.endswith("_token") and value}
+        chat = ChatTemplate({"default": template} if template else {}, names)
+        self._first = first(info)
+        self._turn = turns(lambda said, asks: chat.render(said, None, asks, False, None, {}))
 
     def turn(self, roles: Sequence[str]) -> Turn:
-        return self._turns.turn(roles)
+        return self._turn(tuple(roles))
 
     def _said(self, prompt: Prompt) -> dict[str, Any]:
         templated = {"add_special_tokens": not prompt.templated}
@@ -41,13 +45,9 @@ class RuntimeEndpoint(Completions):
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
         """See `Runtime.score`: one call for all choices."""
         text_only(prompt)
-        plain, *whole = await asyncio.gather(
-            *(self._encode(prompt.text + choice, prompt) for choice in ("", *choices))
-        )
-        same = healed(plain, whole)
-        if same == 0:
-            start = await self._encode(self._first, prompt)
-            same, whole = len(start), [start + ids for ids in whole]
+        texts = [self._first, prompt.text, *(prompt.text + choice for choice in choices)]
+        start, plain, *whole = await asyncio.gather(*(self._encode(t, prompt) for t in texts))
+        same, whole = healed(start, plain, whole)
         body = {
             "input_ids": whole,
             "sampling_params": {"max_new_tokens": 0},
@@ -68,17 +68,3 @@ class RuntimeEndpoint(Completions):
 
     async def flush(self) -> None:
         await self.service.post("/flush_cache", None)
-
-
-class _Template:
-    """The server's chat template, rendered here."""
-
-    def __init__(self, info: dict[str, Any]):
-        template = info.get("chat_template")
-        names = {key: value for key, value in info.items() if key.endswith("_token") and value}
-        self._template = ChatTemplate({"default": template} if template else {}, names)
-
-    def chat(
-        self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True
-    ) -> str:
-        return self._template.render(messages, None, add_generation_prompt, False, None, {})

@@ -147,23 +147,17 @@ def _logprobs(told: dict[str, Any] | None) -> list[Logprob] | None:
     (-1), and ranks as far as the likeliest are listed (else 0)."""
     if told is None:
         return None
+    rows: list[tuple[str, float, list[tuple[str, float]]]] = []
     if "content" in told:
-        rows = [
-            (
-                one["token"],
-                one["logprob"],
-                [(t["token"], t["logprob"]) for t in one["top_logprobs"]],
-            )
-            for one in told["content"] or ()
-        ]
+        for one in told["content"] or ():
+            top = [(t["token"], t["logprob"]) for t in one["top_logprobs"]]
+            rows.append((one["token"], one["logprob"], top))
     else:
         tops = told.get("top_logprobs") or [None] * len(told["tokens"])
-        rows = [
-            (token, logprob, sorted((top or {}).items(), key=lambda entry: -entry[1]))
-            for token, logprob, top in zip(
-                told["tokens"], told["token_logprobs"], tops, strict=True
-            )
-        ]
+        columns = zip(told["tokens"], told["token_logprobs"], tops, strict=True)
+        for token, logprob, found in columns:
+            top = sorted((found or {}).items(), key=lambda entry: -entry[1])
+            rows.append((token, logprob, top))
     return [
         _logprob(token, logprob, top, [_logprob(*entry, top) for entry in top])
         for token, logprob, top in rows

@@ -8,7 +8,7 @@ from typing import Any
 from weir.client import Client
 from weir.errors import EngineDead
 from weir.lang.backend.base import Piece, Prompt, Score, Turn, first, healed, text_only
-from weir.lang.backend.turns import Turns
+from weir.lang.backend.turns import turns
 from weir.lang.loop import spawn, wait
 from weir.llm import AsyncLLM
 from weir.params import SamplingParams, convert
@@ -37,7 +37,8 @@ class Runtime:
 
     def _take(self, client: Client) -> None:
         self.client = client
-        self._turns = Turns(client.text)
+        chat = client.text.chat
+        self._turn = turns(lambda said, asks: chat(said, add_generation_prompt=asks))
         wait(spawn(client.start()))
 
     def shutdown(self) -> None:
@@ -45,7 +46,7 @@ class Runtime:
         wait(spawn(self.client.close()))
 
     def turn(self, roles: Sequence[str]) -> Turn:
-        return self._turns.turn(roles)
+        return self._turn(tuple(roles))
 
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]
@@ -59,27 +60,19 @@ class Runtime:
         async for output in stream:
             if output.finish_reason == "error":
                 raise EngineDead(output.error or "the engine could not finish this")
+            said = output.text, output.index, output.finish_reason, output.logprobs
             usage = stream.usage
-            yield Piece(
-                output.text,
-                output.index,
-                output.finish_reason,
-                output.logprobs,
-                usage.prompt_tokens,
-                usage.completion_tokens,
-                usage.cached_tokens,
-            )
+            used = usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
+            yield Piece(*said, *used)
 
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
         """All choices at once; what they share with the prompt is computed once.
 
         A choice is tokenised together with the prompt; see `healed`."""
         text_only(prompt)
+        start = self._encode(first(self.client.text.special_names), prompt)
         plain, *whole = [self._encode(prompt.text + one, prompt) for one in ("", *choices)]
-        same = healed(plain, whole)
-        if same == 0:
-            start = self._encode(first(self.client.text.special_names), prompt)
-            same, whole = len(start), [start + ids for ids in whole]
+        same, whole = healed(start, plain, whole)
         params = SamplingParams(max_tokens=0, prompt_logprobs=0, score_from=same)
         streams = [self.client.submit(ids, params, program=prompt.program) for ids in whole]
         for stream in streams:
