@@ -114,8 +114,11 @@ def test_parts_roles_and_harmless_fields(sdk):
         messages=[
             {"role": "system", "content": "s"},
             {"role": "developer", "content": "d"},
-            {"role": "user", "content": [{"type": "text", "text": "x"}]},
-            {"role": "assistant", "content": "a", "refusal": None},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}],
+            },
+            {"role": "assistant", "content": "a", "refusal": None, "reasoning": "r"},
             {"role": "user", "name": "me", "content": "y"},
         ],
         max_tokens=1,
@@ -126,6 +129,7 @@ def test_parts_roles_and_harmless_fields(sdk):
         store=False,
         metadata={"a": "b"},
         service_tier="auto",
+        reasoning_effort="low",
         logit_bias={"5": 1.5},
         parallel_tool_calls=True,
         extra_body={"priority": -3, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1},

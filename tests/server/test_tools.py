@@ -181,6 +181,26 @@ def test_a_template_that_says_nothing_of_tools_loses_nothing():
     assert render(text, conversation(tools=None)).startswith("system: Be brief.\nuser: Well?\n")
 
 
+def test_a_call_without_arguments_may_say_so_with_an_empty_text():
+    asked = {"function": {"name": "now", "arguments": ""}}
+    body = conversation(messages=[{"role": "assistant", "tool_calls": [asked]}], tools=None)
+    assert render(fakes.text(), body) == "assistant: " + BEGIN + call("now", {}) + "\n"
+
+
+def test_what_was_thought_and_the_effort_are_told_to_the_template():
+    text = fakes.text(
+        "{{ reasoning_effort }} {{ enable_thinking }} {{ messages[0].reasoning_content }}"
+    )
+    for name in ("reasoning", "reasoning_content"):
+        messages = [{"role": "assistant", "content": "x", name: "hm"}]
+        body = conversation(messages=messages, tools=None, reasoning_effort="low")
+        assert render(text, body) == "low True hm"
+    body.reasoning_effort = "none"
+    assert render(text, body) == "none False hm"
+    body.chat_template_kwargs = {"enable_thinking": True}
+    assert render(text, body) == "none True hm"
+
+
 def test_a_template_that_knows_tools_is_told_as_it_is():
     text = fakes.text(SHOWS_TOOLS)
     assert render(text, conversation(tool_choice="required")) == (

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from weir.client import Client
 from weir.config import Config
 from weir.errors import WeirError
-from weir.server import answers, logs, native, openai, operations, tokens
+from weir.server import answers, anthropic, logs, messages, native, openai, operations, tokens
 from weir.server.chat import chat
 from weir.server.completions import completions
 from weir.server.edge import Edge, explain
@@ -35,6 +35,14 @@ ENDPOINTS = (
     Endpoint(
         "/v1/completions", completions, "Continue one or several prompts.", POST,
         openai.CompletionRequest, answers.Completion, chunk=answers.Completion, generates=True,
+    ),
+    Endpoint(
+        "/v1/messages", messages.messages, "Answer a conversation, in Anthropic's words.", POST,
+        anthropic.MessagesRequest, anthropic.Answer, chunk=anthropic.Event, generates=True,
+    ),
+    Endpoint(
+        "/v1/messages/count_tokens", messages.count, "How long its prompt is.", POST,
+        anthropic.Counted, anthropic.InputTokens,
     ),
     Endpoint(
         "/v1/embeddings", embeddings, "Hidden states of texts, pooled to one vector each.", POST,

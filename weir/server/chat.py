@@ -31,7 +31,7 @@ from weir.server.tools import Calls, whole
 
 async def chat(call: Call, body: ChatRequest) -> Reply:
     model = call.service.model(body.model)
-    params = _params(body, call.service.client.model.sampling)
+    params = sampling(body, call.service.client.model.sampling)
     prompt = render(call.service.client.text, body)
     special = bool(body.add_special_tokens)
     job = await call.submit(
@@ -108,7 +108,8 @@ def _piece(output: Output, delta: Delta, body: ChatRequest) -> ChatChunkChoice:
     )
 
 
-def _params(body: ChatRequest, default: SamplingParams) -> SamplingParams:
+def sampling(body: ChatRequest, default: SamplingParams) -> SamplingParams:
+    """How a chat is sampled; `default` where it does not say."""
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     new, old = body.max_completion_tokens, body.max_tokens

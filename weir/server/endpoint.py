@@ -108,7 +108,8 @@ class Serving:
         request = Request(scope)
         tenant = ""
         if not self.endpoint.open:
-            tenant = self.service.keys.tenant(request.headers.get("authorization", ""))
+            key = f"Bearer {request.headers.get('x-api-key', '')}"  # as Anthropic's clients send it
+            tenant = self.service.keys.tenant(request.headers.get("authorization", key))
         body = await self._body(request, receive)
         call = Call(self.service, request, scope["state"]["request_id"], tenant)
         try:
@@ -168,7 +169,9 @@ async def stream(frames: AsyncGenerator[bytes, None], send: Send) -> None:
             error,
             exc_info=status == 500,
         )
-        await send({"type": "http.response.body", "body": frame(answer), "more_body": True})
+        await send(
+            {"type": "http.response.body", "body": frame(answer, "error"), "more_body": True}
+        )
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

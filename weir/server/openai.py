@@ -27,6 +27,7 @@ StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Repetition = Annotated[float, Meta(ge=0.01, le=10)]  # less, and logits overflow
 Bias = Annotated[float, Meta(ge=-MAX_BIAS, le=MAX_BIAS)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/@-]{1,128}$")]
 Prompts = (
     str
@@ -193,6 +194,7 @@ SHARED = sorted(set(Generation.__struct_fields__) & set(SamplingParams.__struct_
 class TextPart(Struct, forbid_unknown_fields=True):
     type: Literal["text"]
     text: str
+    cache_control: Ignored = None
 
 
 class Message(Struct, forbid_unknown_fields=True):
@@ -202,6 +204,7 @@ class Message(Struct, forbid_unknown_fields=True):
     tool_call_id: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # another name of it
     refusal: str | None = None
     annotations: Ignored = None
     audio: Unserved = None
@@ -229,7 +232,7 @@ class ChatRequest(Generation, kw_only=True):
     function_call: Unserved = None
     documents: Unserved = None
     mm_processor_kwargs: Unserved = None
-    reasoning_effort: Unserved = None
+    reasoning_effort: Effort | None = None  # a hint that the chat template may read
     thinking_token_budget: Unserved = None
     verbosity: Unserved = None
     web_search_options: Unserved = None

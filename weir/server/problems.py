@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -36,9 +36,10 @@ class ErrorDetail(Struct):
 
 
 class ErrorBody(Struct):
-    """OpenAI's error shape, the only one this server sends."""
+    """OpenAI's error shape, the only one this server sends; with `type` it is Anthropic's too."""
 
     error: ErrorDetail
+    type: Literal["error"] = "error"
 
 
 class Problem(NamedTuple):
@@ -94,6 +95,6 @@ def invalid(error: Exception) -> BadRequest:
         text = f"{param} is not supported by this server: leave it out."
         return BadRequest(text, param=param, code="unsupported_field")
     if PART.search(param):
-        rule = "Expected 'text', the only type of part that this server reads"
+        rule = "Expected text, not images or other parts: this server reads no others"
     where = f"a key of {param}" if found[1] else param
     return BadRequest(f"{where}: {rule[0].lower()}{rule[1:]}.", param=param, code="invalid_value")

@@ -41,6 +41,8 @@ def render(text: Text, body: ChatRequest | TokenizeRequest) -> str:
         raise BadRequest(
             f"chat_template_kwargs must not hold {clash[0]}", param="chat_template_kwargs"
         )
+    if isinstance(body, ChatRequest) and (effort := body.reasoning_effort) is not None:
+        extra = {"reasoning_effort": effort, "enable_thinking": effort != "none"} | extra
     go_on = bool(body.continue_final_message)
     start = not go_on if body.add_generation_prompt is None else body.add_generation_prompt
     if start and go_on:
@@ -87,6 +89,8 @@ def _plain(message: Message) -> dict[str, Any]:
     developer, whom they do not know, is the system."""
     fields = msgspec.to_builtins(message)
     fields.pop("annotations", None)
+    thought = fields.pop("reasoning")
+    fields["reasoning_content"] = message.reasoning_content or thought
     if isinstance(message.content, list):
         fields["content"] = "\n".join(part.text for part in message.content)
     if message.role == "developer":

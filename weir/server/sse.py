@@ -27,8 +27,10 @@ DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
 
 
-def frame(value: Struct) -> bytes:
-    return b"data: %b\n\n" % _encode(value)
+def frame(value: Struct, event: str = "") -> bytes:
+    """event: its name, where the API has names for them."""
+    name = f"event: {event}\n".encode() if event else b""
+    return b"%bdata: %b\n\n" % (name, _encode(value))
 
 
 async def chunks(

@@ -167,8 +167,8 @@ def written(calls: Sequence[dict[str, Any]]) -> str:
     """Calls of an earlier answer as the model made them. Raises `BadRequest`."""
     try:
         made = [
-            {"name": one["function"]["name"], "arguments": json.loads(one["function"]["arguments"])}
-            for one in calls
+            {"name": one["name"], "arguments": json.loads(one["arguments"] or "{}")}
+            for one in (call["function"] for call in calls)
         ]
     except (KeyError, TypeError, ValueError):
         raise BadRequest(

@@ -1,0 +1,266 @@
+"""Anthropic's requests and answers as they go over the wire, and a request as OpenAI's.
+
+Fields typed `Ignored` are hints that change nothing here; unknown ones are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from weir.server.openai import (
+    ChatRequest,
+    Count,
+    Effort,
+    Ignored,
+    JsonSchema,
+    Message,
+    ResponseFormat,
+    TextPart,
+)
+from weir.server.tools import ChosenFunction, ChosenTool, Function, Name, Tool
+
+
+class Text(Struct, tag="text", forbid_unknown_fields=True):
+    text: str
+    cache_control: Ignored = None
+    citations: Ignored = None
+
+
+class ToolUse(Struct, tag="tool_use", forbid_unknown_fields=True):
+    id: str
+    name: str
+    input: dict[str, Any]
+    cache_control: Ignored = None
+    caller: Ignored = None
+
+
+class ToolResult(Struct, tag="tool_result", forbid_unknown_fields=True):
+    tool_use_id: str
+    content: str | list[Text] | None = None
+    is_error: Ignored = None  # the content says it, too
+    cache_control: Ignored = None
+
+
+class Thinking(Struct, tag="thinking", forbid_unknown_fields=True):
+    thinking: str
+    signature: Ignored = None
+
+
+class RedactedThinking(Struct, tag="redacted_thinking", forbid_unknown_fields=True):
+    data: Ignored = None
+
+
+class Turn(Struct, forbid_unknown_fields=True):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Text | ToolUse | ToolResult | Thinking | RedactedThinking]
+
+    def messages(self) -> list[Message]:
+        """As OpenAI's: a message for each result of a tool, and one of what else was said."""
+        blocks = [Text(self.content)] if isinstance(self.content, str) else self.content
+        said = [block.text for block in blocks if isinstance(block, Text)]
+        calls = [
+            {"id": block.id, "type": "function", "function": called}
+            for block in blocks
+            if isinstance(block, ToolUse)
+            for called in [{"name": block.name, "arguments": json.dumps(block.input)}]
+        ]
+        thought = [block.thinking for block in blocks if isinstance(block, Thinking)]
+        found = [
+            Message("tool", _plain(block.content), tool_call_id=block.tool_use_id)
+            for block in blocks
+            if isinstance(block, ToolResult)
+        ]
+        if said or calls or not found:
+            message = Message(self.role, "\n".join(said), tool_calls=calls or None)
+            message.reasoning_content = "\n".join(thought) or None
+            found.append(message)
+        return found
+
+
+class Offered(Struct, forbid_unknown_fields=True):
+    """A tool of the client's; those that Anthropic's own servers run are refused."""
+
+    name: Name
+    input_schema: dict[str, Any]
+    type: Literal["custom"] | None = None
+    description: str | None = None
+    strict: bool | None = None
+    cache_control: Ignored = None
+    eager_input_streaming: Ignored = None
+    input_examples: Ignored = None
+
+
+class Choice(Struct, forbid_unknown_fields=True):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class ThinkingAsked(Struct, forbid_unknown_fields=True):
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Ignored = None
+    display: Ignored = None
+
+
+class Format(Struct, forbid_unknown_fields=True):
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class OutputConfig(Struct, forbid_unknown_fields=True):
+    effort: Effort | None = None
+    format: Format | None = None
+
+
+class Metadata(Struct):
+    user_id: str | None = None
+
+
+class Counted(Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/messages/count_tokens: a request without what only generating needs."""
+
+    messages: Annotated[list[Turn], Meta(min_length=1)]
+    model: str | None = None
+    system: str | list[Text] | None = None
+    tools: list[Offered] | None = None
+    tool_choice: Choice | None = None
+    thinking: ThinkingAsked | None = None
+    output_config: OutputConfig | None = None
+    cache_control: Ignored = None
+    context_management: Ignored = None
+
+    def chat(self, **more: Any) -> ChatRequest:
+        """The same as a request of OpenAI's; `more` are its other fields."""
+        system = [Message("system", _plain(self.system))] if self.system else []
+        asked = ChatRequest(
+            messages=system + [one for turn in self.messages for one in turn.messages()],
+            **more,
+        )
+        last = asked.messages[-1]
+        asked.continue_final_message = last.role == "assistant" and not last.tool_calls
+        if self.tools:
+            asked.tools = [
+                Tool("function", Function(one.name, one.description, one.input_schema, one.strict))
+                for one in self.tools
+            ]
+        if self.tool_choice is not None:
+            kind = self.tool_choice.type
+            named = ChosenTool(ChosenFunction(self.tool_choice.name or ""))
+            asked.tool_choice = named if kind == "tool" else "required" if kind == "any" else kind
+            asked.parallel_tool_calls = not self.tool_choice.disable_parallel_tool_use
+        if self.output_config is not None:
+            asked.reasoning_effort = self.output_config.effort
+            if (form := self.output_config.format) is not None:
+                asked.response_format = ResponseFormat(
+                    "json_schema", JsonSchema("answer", form.schema)
+                )
+        if self.thinking is not None and self.thinking.type == "disabled":
+            asked.reasoning_effort = "none"
+        return asked
+
+
+class MessagesRequest(Counted, kw_only=True):
+    """POST /v1/messages. An answer that fills the context ends there, however many tokens were
+    asked for."""
+
+    max_tokens: Count
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    metadata: Metadata | None = None
+    service_tier: Ignored = None
+    inference_geo: Ignored = None
+
+
+def _plain(content: str | list[Text] | None) -> str | list[TextPart]:
+    if isinstance(content, list):
+        return [TextPart("text", block.text) for block in content]
+    return content or ""
+
+
+class Usage(Struct):
+    """Prompt tokens found in the cache are not among `input_tokens`."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int = 0
+
+
+class TextBlock(Struct, tag="text"):
+    text: str
+
+
+class ToolUseBlock(Struct, tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+Block = TextBlock | ToolUseBlock
+Stop = Literal[
+    "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"
+]
+
+
+class Answer(Struct):
+    id: str
+    model: str
+    usage: Usage
+    content: list[Block] = []
+    stop_reason: Stop | None = None
+    stop_sequence: str | None = None
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+
+
+class InputTokens(Struct):
+    input_tokens: int
+
+
+class Started(Struct, tag="message_start"):
+    message: Answer
+
+
+class BlockStarted(Struct, tag="content_block_start"):
+    index: int
+    content_block: Block
+
+
+class TextDelta(Struct, tag="text_delta"):
+    text: str
+
+
+class InputDelta(Struct, tag="input_json_delta"):
+    partial_json: str
+
+
+class BlockDelta(Struct, tag="content_block_delta"):
+    index: int
+    delta: TextDelta | InputDelta
+
+
+class BlockStopped(Struct, tag="content_block_stop"):
+    index: int
+
+
+class Ending(Struct):
+    stop_reason: Stop
+    stop_sequence: str | None
+
+
+class MessageDelta(Struct, tag="message_delta"):
+    delta: Ending
+    usage: Usage
+
+
+class Stopped(Struct, tag="message_stop"):
+    pass
+
+
+Event = Started | BlockStarted | BlockDelta | BlockStopped | MessageDelta | Stopped
