@@ -88,5 +88,6 @@ def events(body: str) -> list[str]:
     """The payloads of server-sent events."""
     frames = body.split("\n\n")
     assert frames.pop() == ""
-    assert all(frame.startswith("data: ") for frame in frames)
-    return [frame.removeprefix("data: ") for frame in frames]
+    payloads = [frame.removeprefix("event: error\n") for frame in frames]
+    assert all(payload.startswith("data: ") for payload in payloads)
+    return [payload.removeprefix("data: ") for payload in payloads]
