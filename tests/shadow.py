@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from weir.core import Capacity, Chunk, Page, Plan, Result
+from msgspec import structs
+
+from weir.core import Aside, Capacity, Chunk, Page, Plan, Result
 
 
 def mix(state: int, token: int) -> int:
@@ -38,13 +40,16 @@ class Shadow:
         self.drawn: dict[tuple[int, int], int] = {}  # (uid, position) → token
         self.requests: dict[int, list[int]] = {}  # uid → its tokens, as the scheduler knows them
         self.plans: list[Plan] = []
+        self.aside: list[Chunk] = []  # those that take several plans
+        self.done = 0  # layers they have gone through
         self.chosen = -1  # the last step whose masks have come
 
     def submit(self, plan: Plan) -> ShadowHandle:
         self.plans.append(plan)
         assert plan.tokens <= self.capacity.tokens
-        assert sum(len(lane) for lane in plan.lanes) <= self.capacity.requests
+        assert len(plan.chunks) <= self.capacity.requests
         for uid in plan.forget:
+            assert uid not in {chunk.uid for chunk in self.aside}
             self.tables.pop(uid, None), self.last.pop(uid, None)
         loaded = Counter(src.tier for src, dst in plan.moves if src.tier > dst.tier)
         for tier, most in self.capacity.loads.items():
@@ -56,16 +61,37 @@ class Shadow:
             assert len({chunk.uid for chunk in lane}) == len(lane)
             assert sum(chunk.length for chunk in lane) <= self.capacity.lane
             for chunk in lane:
-                state = self._run(chunk)
-                if chunk.sample is not None:
-                    token = tokens[chunk.uid] = self.last[chunk.uid] = sample(state, self.vocab)
-                    self.drawn[chunk.uid, chunk.start + chunk.length] = token
+                self._sample(chunk, self._run(chunk), tokens)
+        if plan.aside is not None:
+            self._pass(plan.aside, tokens)
         return ShadowHandle(Result(tokens))
+
+    def _sample(self, chunk: Chunk, state: int, tokens: dict[int, int]) -> None:
+        if chunk.sample is not None:
+            token = tokens[chunk.uid] = self.last[chunk.uid] = sample(state, self.vocab)
+            self.drawn[chunk.uid, chunk.start + chunk.length] = token
+
+    def _pass(self, aside: Aside, tokens: dict[int, int]) -> None:
+        """Whoever takes several plans finds in each of them what it found in the first."""
+        assert self.done == aside.begin < aside.end <= aside.layers
+        if not aside.begin:
+            assert not self.aside
+            self.aside = aside.chunks
+        assert self.aside == aside.chunks and aside.share < 1
+        states = [
+            self._run(chunk if not aside.begin else structs.replace(chunk, pages=[]))
+            for chunk in aside.chunks
+        ]
+        self.done = aside.end
+        if aside.last:
+            self.aside, self.done = [], 0
+            for chunk, state in zip(aside.chunks, states, strict=True):
+                self._sample(chunk, state, tokens)
 
     def choose(self, masks: dict[int, bytes]) -> None:
         """Tokens are what they are, whatever a mask says; but it must come."""
         late = next(plan for plan in self.plans if plan.late and plan.step > self.chosen)
-        assert masks.keys() <= {chunk.uid for lane in late.lanes for chunk in lane if chunk.late}
+        assert masks.keys() <= {chunk.uid for chunk in late.chunks if chunk.late}
         self.chosen = late.step
 
     def _run(self, chunk: Chunk) -> int:

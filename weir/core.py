@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -230,6 +231,26 @@ class Chunk(Struct, frozen=True):
         return len(self.ids) or 1
 
 
+class Aside(Struct, frozen=True):
+    """Decodes that take several plans to go through the model, and the layers of one of them.
+
+    Their pages and last tokens are those of the first plan; the last one samples. In between
+    nobody may touch what they attend to."""
+
+    chunks: list[Chunk]
+    begin: int
+    end: int
+    layers: int  # of the model
+
+    @property
+    def share(self) -> float:
+        return (self.end - self.begin) / self.layers
+
+    @property
+    def last(self) -> bool:
+        return self.end == self.layers
+
+
 class Plan(Struct, frozen=True):
     """One iteration as plain data: what ranks receive, the simulator prices, a test asserts.
 
@@ -242,15 +263,22 @@ class Plan(Struct, frozen=True):
     moves: list[Move]
     lanes: list[list[Chunk]]
     forget: list[int]  # uids whose tables the executor drops
+    aside: Aside | None = None
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Those that are done when this plan is."""
+        done = self.aside.chunks if self.aside is not None and self.aside.last else []
+        return [*chain.from_iterable(self.lanes), *done]
 
     @property
     def tokens(self) -> int:
-        return sum(c.length for lane in self.lanes for c in lane)
+        return sum(c.length for c in self.chunks)
 
     @property
     def late(self) -> bool:
         """Whether tokens can be chosen only when masks have come."""
-        return any(c.late for lane in self.lanes for c in lane)
+        return any(c.late for c in self.chunks)
 
 
 class Result(Struct):

@@ -237,7 +237,7 @@ class Engine:
         self.scheduler.cache.forsake(self.scheduler.cache.tiers[-1])
 
     def _count(self, plan: Plan, seconds: float, deltas: list[Delta]) -> None:
-        stats, chunks = self._stats, [chunk for lane in plan.lanes for chunk in lane]
+        stats, chunks = self._stats, plan.chunks
         tokens = prefill = 0
         for chunk in chunks:
             length = chunk.length

@@ -17,7 +17,7 @@ from weir.errors import ConfigError
 from weir.kv.cache import Below, Cache
 from weir.sched import names
 from weir.sched.composer import Beside, Pace
-from weir.sched.hybrid import Balance, Hybrid
+from weir.sched.hybrid import PASS, Balance, Hybrid
 from weir.sched.placement import Placement
 from weir.sched.scheduler import Scheduler
 from weir.sched.shortest import Scorer, Told, promised
@@ -86,8 +86,10 @@ def _placement(config: Config, cache: Cache, lanes: Lanes | None, hosted: bool) 
     placed.away = cache.hot if hosted else None
     if config.cpu_attention == "off" or cache.hot != Tier.GPU:
         return placed
-    balance = Balance(lanes) if lanes is not None and config.cpu_attention == "auto" else None
-    return Hybrid(cache.hot, placed.spare, balance=balance)
+    if lanes is None or config.cpu_attention != "auto":
+        return Hybrid(cache.hot, placed.spare)
+    longest = PASS if config.offload == "none" else 1
+    return Hybrid(cache.hot, placed.spare, balance=Balance(lanes, longest=longest))
 
 
 def ranked(config: Config) -> bool:

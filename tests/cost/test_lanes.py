@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weir.core import Chunk, Plan, Request, Sampling, Tier
+from weir.core import Aside, Chunk, Plan, Request, Sampling, Tier
 from weir.cost.lanes import Host, Lanes, Share
 from weir.cost.work import Work
 from weir.sched.hybrid import Balance
@@ -60,6 +60,9 @@ def test_a_chunk_counts_where_it_is_attended_to():
     assert lanes.plan(Plan(0, [], [[here, away]], [])) == pytest.approx(0.017)
     assert lanes.plan(Plan(0, [], [[here], [away]], [])) == pytest.approx(0.02)
     assert lanes.plan(Plan(0, [], [[here], [prompt]], [])) == pytest.approx(0.021)
+    aside = Aside([away], 1, 2, 4)  # 2.5 of 10 ms, and 1.75 of 7
+    assert lanes.plan(Plan(0, [], [[here]], [], aside)) == pytest.approx(0.0125)
+    assert lanes.plan(Plan(0, [], [], [], aside)) == pytest.approx(0.00425)
     assert Lanes(Flat()).plan(Plan(0, [], [[here], [away]], [])) == pytest.approx(0.02)
 
 
@@ -67,7 +70,8 @@ def test_a_host_pays_while_it_is_fast_enough():
     slow = Balance(Lanes(Flat(), Host(1e7, 1e3, 1, 0.0, 0.0), Tier.CPU))
     fast = Balance(Lanes(Flat(), HOST, Tier.CPU))
     assert fast.most([1000] * 4) >= 4 and slow.most([1000] * 4) == 0
-    assert fast.chosen([1000] * 4, waiting(1000, 1000), 0) == {0, 1}
+    assert fast.chosen([1000] * 4, waiting(*[1000] * 5), 0) == {*range(5)}
+    assert fast.chosen([1000] * 4, waiting(*[1000] * 3), 0) == set(), "weights are read again"
     assert slow.chosen([1000] * 4, waiting(1000, 1000), 0) == set()
     assert slow.chosen([], waiting(1000), 0) == {0}, "nobody else has work"
 
@@ -75,11 +79,12 @@ def test_a_host_pays_while_it_is_fast_enough():
 def test_who_was_left_out_too_often_goes_first():
     balance = Balance(Lanes(Flat(), Host(1e7, 1e3, 1, 0.0, 0.0), Tier.CPU), patience=3)
     steps = [balance.chosen([1000] * 4, waiting(1000, 1000), 0) for _ in range(8)]
-    assert steps[:3] == [set()] * 3 and steps[3] == {0, 1} and steps[4:7] == [set()] * 3
+    assert steps[:5] == [set(), set(), set(), {0}, {1}], "a pass of both would take too long"
+    assert steps[5:] == [set(), set(), {0}]
 
 
 def test_what_steps_took_counts_more_than_what_they_should_have():
-    balance = Balance(Lanes(Flat(), HOST, Tier.CPU))
+    balance = Balance(Lanes(Flat(), Host(1e8, 1e3, 1, 0.0, 0.0), Tier.CPU))
     away = Plan(0, [], [[decode(1, 500, Tier.GPU)], [decode(2, 700, Tier.CPU)]], [])
     here = Plan(0, [], [[decode(1, 500, Tier.GPU)]], [])
     assert balance.most([1000] * 4)
@@ -98,3 +103,22 @@ def test_many_may_pay_where_one_does_not():
         balance.observe([decode(uid, 1000, Tier.GPU) for uid in range(8)])
         balance.observe([Chunk(99, 0, [0] * 2000, [], Tier.GPU)])
     assert balance.most([1000] * 8) >= 8
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(1e6, 1e10))
+def test_a_pass_takes_the_plans_that_the_host_needs(here, there, rate):
+    """Each plan has the layers that the host reads while the device computes, and no pass takes
+    much longer than it may."""
+    lanes = Lanes(Flat(), Host(rate, 1e3, 64, 0.0, 0.0), Tier.CPU)
+    balance = Balance(lanes)
+    beside = [decode(uid, 1000, Tier.GPU) for uid in range(here)]
+    uids = balance.chosen([1000] * here, waiting(*[1000] * there), 0)
+    aside = Aside([decode(uid, 1000, Tier.CPU) for uid in uids], 0, 0, 64)
+    if not uids:
+        assert min(there, max(1, balance.longest * 0.01 * rate / 1e6)) < here + 1
+        return
+    step = balance.layers(beside, aside)
+    reads = len(uids) * 1000 * 1e3 / rate
+    assert (step - 1) / 64 * reads <= 0.01 <= step / 64 * reads * (1 + 1e-9)
+    assert len(uids) == 1 or reads <= balance.longest * 0.01 * (1 + 1e-9)
+    assert balance.layers([], aside) == 64, "nobody else has work"

@@ -26,8 +26,9 @@ from weir.sched.ranking import FCFS
 from weir.sched.scheduler import Scheduler
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=native.status())
-MODEL = Tiny(size=64)  # a group of codes
-RATES = {"all": None, "slow host": 1e9, "fast host": 1e15}
+LAYERS = 5
+MODEL = Tiny(layers=LAYERS, size=64)  # a group of codes
+RATES = {"all": None, "slow host": 1e6, "steady host": 2e7, "fast host": 1e15}
 POOLS = [(16, 400), (20, 24), (400, 400)]
 CASES = [(pools, rate, None) for pools in POOLS for rate in RATES]
 CASES += [(pools, "all", kind) for pools in POOLS[:2] for kind in BYTES]
@@ -55,7 +56,7 @@ def engine(
     executor = local(run)
     lanes = None
     if rate is not None:
-        lanes = Lanes(Roofline(SPEC, PRESETS["t4"]), Host(rate, 1e5, 2), Tier.CPU)
+        lanes = Lanes(Roofline(SPEC, PRESETS["t4"]), Host(rate, 1e5, LAYERS, 0.0), Tier.CPU)
     balance = Balance(lanes, patience=5) if lanes is not None else None
     placement = Hybrid(Tier.GPU, balance=balance)
     cache = Cache(4, sizes)
@@ -71,7 +72,7 @@ def prompts(rng: random.Random, count: int) -> list[list[int]]:
 
 
 def away(plan) -> list[int]:
-    return [c.uid for lane in plan.lanes for c in lane if c.home == Tier.CPU and c.length == 1]
+    return [c.uid for c in plan.chunks if c.home == Tier.CPU and c.length == 1]
 
 
 @pytest.mark.parametrize(("pools", "rate", "kind"), CASES, ids=str)
@@ -107,8 +108,12 @@ def test_tokens_do_not_depend_on_where_kv_is(device, pools, rate, kind):
         said = logprobs(MODEL, text + got[uid])[len(text) - 1 : -1]
         worse = said.amax(1) - said.gather(1, torch.tensor(got[uid])[:, None])[:, 0]
         assert worse.max() < WORSE[kind]
+    slowly = any(plan.aside for plan in plans)
+    assert (
+        slowly if (rate, pools) == ("steady host", POOLS[0]) else rate != "fast host" or not slowly
+    )
     used = {uid for plan in plans for uid in away(plan)}
-    assert bool(used) == (pools[0] < 400) or rate == "slow host"
+    assert bool(used) == (pools[0] < 400) or rate in ("slow host", "steady host")
     cache = it.scheduler.cache
     assert all(cache.room(tier) == cache.pools[tier].size for tier in cache.tiers)
 
@@ -131,6 +136,6 @@ def test_requests_come_home_when_there_is_room(device):
     finally:
         it.close()
     assert any(5 in away(plan) for plan in last)
-    homes = [c.home for plan in last for lane in plan.lanes for c in lane if c.uid == 5]
+    homes = [c.home for plan in last for c in plan.chunks if c.uid == 5]
     assert Tier.GPU in homes[homes.index(Tier.CPU) :], "it never came back"
     assert tokens == generate(MODEL, texts[5], 60)

@@ -35,15 +35,17 @@ class Host(Struct, frozen=True):
 
 @dataclass(slots=True)
 class Share:
-    """One lane: its work on the device, and the tokens that the host reads for it."""
+    """One lane: its work on the device, and the tokens that the host reads for it; of its layers,
+    how many are in this plan."""
 
     work: Work = field(default_factory=Work)
     tokens: int = 0
+    part: float = 1.0
 
     @staticmethod
-    def of(chunks: Iterable[Chunk], away: int | None) -> Share:
+    def of(chunks: Iterable[Chunk], away: int | None, part: float = 1.0) -> Share:
         """Decodes whose new KV is on the tier `away` are attended to by the host."""
-        share = Share()
+        share = Share(part=part)
         for chunk in chunks:
             share.work.add(chunk, chunk.home != away)
             if chunk.home == away and chunk.length == 1:
@@ -60,17 +62,27 @@ class Lanes:
     host: Host | None = None
     away: int | None = None
 
+    @property
+    def layers(self) -> int:
+        return self.host.layers if self.host is not None else 1
+
     def seconds(self, shares: Sequence[Share]) -> float:
         """Of a plan of these lanes."""
-        busy = [self.device.seconds(share.work) for share in shares]
+        busy = [share.part * self.device.seconds(share.work) for share in shares]
         if self.host is None:
             return sum(busy)
-        reads = [self.host.seconds(share.tokens) for share in shares]
+        reads = [share.part * self.host.seconds(share.tokens) for share in shares]
         if not any(reads):
             return sum(busy)
         alone = max(sum(pair) for pair in zip(busy, reads, strict=True))
-        launched = len(shares) * self.host.layers * self.host.launch
+        launched = sum(share.part for share in shares) * self.host.layers * self.host.launch
         return max(sum(busy), sum(reads), alone, launched)
 
+    def shares(self, plan: Plan) -> list[Share]:
+        shares = [Share.of(lane, self.away) for lane in plan.lanes]
+        if (aside := plan.aside) is not None:
+            shares.append(Share.of(aside.chunks, self.away, aside.share))
+        return shares
+
     def plan(self, plan: Plan) -> float:
-        return self.seconds([Share.of(lane, self.away) for lane in plan.lanes])
+        return self.seconds(self.shares(plan))

@@ -57,8 +57,7 @@ class Sim:
         self.free_at = begin + self.seconds(plan)
         tokens = {
             chunk.uid: self.token(chunk.uid, chunk.start + chunk.length)
-            for lane in plan.lanes
-            for chunk in lane
+            for chunk in plan.chunks
             if chunk.sample is not None
         }
         return SimHandle(self.clock, self.free_at, Result(tokens, seconds=self.free_at - free))

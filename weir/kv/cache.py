@@ -37,7 +37,8 @@ class Cache:
 
     page: tokens a page. sizes: pages of each tier. reuse: False keeps no prefix at all. below:
     what is known of colder tiers; None: they are always at hand, and worth loading from. loads:
-    most pages that are brought from a tier between two calls of `begin`; else any number.
+    most pages that are brought from a tier between two calls of `begin`, and to main memory: the
+    oldest of more are dropped. Else any number.
     Every list of moves is appended to in the order the moves must happen.
     """
 
@@ -55,6 +56,7 @@ class Cache:
         self.below = below
         self.loads = loads or {}
         self.left: dict[int, int] = {}  # of `loads`, until the next plan
+        self.sinks: dict[int, int] = {}  # the same of what is brought there
         self.loaded = {int(tier): 0 for tier in sizes}  # tokens brought from each tier for a hit
         self.saved = {int(tier): 0 for tier in sizes}  # tokens brought to each tier, not dropped
         self.tiers = sorted(sizes)
@@ -68,6 +70,7 @@ class Cache:
     def begin(self) -> None:
         """A plan begins."""
         self.left = dict(self.loads)
+        self.sinks = {t: n for t, n in self.loads.items() if t == Tier.CPU}
 
     def attach(self, r: Request, coldest: Tier, moves: list[Move]) -> bool:
         """Give `r` the longest prefix the tree holds and lock it; sets `computed`.
@@ -236,7 +239,7 @@ class Cache:
         far as there is room."""
         for name in list(self.pins):
             self.unpin(name)
-        self.below = None  # whoever takes them may be waited for
+        self.below, self.sinks = None, {}  # whoever takes them may be waited for
         for tier in self.tiers[:-1]:
             self._evict(tier, self.room(tier), moves)
 
@@ -330,15 +333,20 @@ class Cache:
         colder = next((t for t in self.tiers if t > tier), None)
         if colder is not None and self.below is not None and not self.below.accepts(colder):
             colder = None
-        while len(pool.free) < count:
-            node = self.tree.coldest(tier, count - len(pool.free))
+        while (lacking := count - len(pool.free)) > 0:
+            over = 0 if colder is None else lacking - self.sinks.get(colder, lacking)
+            node = self.tree.coldest(tier, over if over > 0 else lacking)
             assert node is not None, "the tree counts pages that it cannot give up"
-            pages = None if colder is None else self._take(colder, len(node.pages), moves)
-            if pages is None:
+            pages = None
+            if colder is not None and over <= 0:
+                pages = self._take(colder, len(node.pages), moves)
+            if colder is None or pages is None:
                 self._give(self.tree.drop(node))
             else:
                 moves += map(Move, node.pages, pages)
-                self.saved[pages[0].tier] += len(node.key)
+                if colder in self.sinks:
+                    self.sinks[colder] -= len(pages)
+                self.saved[colder] += len(node.key)
                 self._give(self.tree.retier(node, pages))
 
     def _give(self, pages: Iterable[Page]) -> None:

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weir.core import Chunk, Move, Plan, Result
+from weir.core import Aside, Chunk, Move, Plan, Result
 from weir.models.base import Model
 from weir.ops import sample
 from weir.ops.prefix import SAVED, Prefixes, find, shares
 from weir.runtime import inputs
 from weir.runtime.attention import Tiered
-from weir.runtime.forward import forward
+from weir.runtime.forward import Slow, forward
 from weir.runtime.graphs import Graphs, Recorded, Recorder
 from weir.runtime.inputs import Lane, Shape
 from weir.runtime.outputs import Landing
 from weir.runtime.penalties import Feed
 from weir.runtime.pooler import Pooler
-from weir.runtime.relay import Relay
+from weir.runtime.relay import SEATS, Relay
 from weir.runtime.sampler import Choice, Draw, Sampler
 from weir.runtime.stage import Stage
 from weir.runtime.store import Store
@@ -33,6 +33,8 @@ from weir.runtime.tables import Tables
 LOGITS = {"cpu": 2**24, "cuda": 2**26}
 """Most logits that exist at once: rows are taken to the vocabulary in slices."""
 MAX_ROWS = 256
+ASIDE = 1 << 20
+"""Bytes for the arrays of decodes that take several plans."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +48,7 @@ class Work:
     recorded: Recorded | None = None  # what runs a padded lane
     plain: bool = True  # whether no filter cuts any of its rows
     drawn: Tensor | None = None  # int64: rows of a padded lane that `draws` are of
+    slow: Slow | None = None  # where it is, if it takes several plans
 
 
 class Runner:
@@ -73,6 +76,8 @@ class Runner:
         self.shares = device.type == "cuda" and shares(model.spec.attention)
         self.saved = SAVED  # keys that sharing must spare a step
         self.stage = Stage(device)
+        self.slow: Work | None = None  # on its way through the layers, over some plans
+        self.slow_stage = Stage(device, ASIDE)  # so its arrays stay
         self.tables = Tables(requests, -(-context // store.page), store.pages, device)
         self.sampler = Sampler(self.vocab, device)
         self.pooler = Pooler()
@@ -126,19 +131,21 @@ class Runner:
         freed = self.tables.forget(plan.forget)
         self.sampler.forget(plan.forget, freed)
         self.pooler.forget(plan.forget)
-        lanes = [chunks for chunks in plan.lanes if chunks]
-        self._move(plan.moves, lanes)
+        lanes, aside = [chunks for chunks in plan.lanes if chunks], plan.aside
+        begun = [aside.chunks] if aside is not None and aside.begin == 0 else []
+        self._move(plan.moves, [*lanes, *begun])
         self.stage.begin()
-        alone = len(lanes) == 1
+        alone = len(lanes) == 1 and aside is None
         works = [self._prepare(some, landing, n, alone) for n, some in enumerate(lanes)]
-        landing.works = works  # attention on the host reads their arrays
+        slow = self._aside(aside, landing) if aside is not None else None
+        landing.works = works, slow  # attention on the host reads their arrays
         self.tables.put(self.stage)
         self.stage.send()
         self.tables.update()
         if works and works[0].recorded is not None:
             self._replay(works[0], works[0].recorded, landing)
-        elif works:
-            self._run(works, landing)
+        elif works or slow is not None:
+            self._run(works, landing, slow, aside)
         if not self.late:
             landing.stop()
         return landing
@@ -175,6 +182,22 @@ class Runner:
             work.draws = self._draws(lane.sampled, landing)
         return work
 
+    def _aside(self, aside: Aside, landing: Landing) -> Work:
+        """Decodes that take several plans: with the first their arrays, which stay, and what is to
+        be done with their tokens; with the last, with those that come out."""
+        work = self.slow
+        if aside.begin == 0:
+            self.slow_stage.begin()
+            lane = self._lane(aside.chunks, landing, None, None, SEATS - 1, self.slow_stage)
+            self.slow_stage.send()
+            feed = self.sampler.penalties.plan(aside.chunks, self.stage)
+            work = self.slow = Work(aside.chunks, lane, feed, [])
+        assert work is not None, "it never began"
+        if aside.last:
+            landing.failed |= work.lane.failed
+            work.draws, self.slow = self._draws(work.lane.sampled, landing), None
+        return work
+
     def _move(self, moves: Sequence[Move], lanes: Sequence[Sequence[Chunk]]) -> None:
         """Copy pages; those that a relay attends to are there before it does."""
         if self.relay is not None and self.relay.stream is not None:
@@ -206,9 +229,10 @@ class Runner:
         shape: Shape | None,
         prefixes: Prefixes | None,
         seat: int = 0,
+        stage: Stage | None = None,
     ) -> Lane:
         away = None if self.relay is None else self.relay.tier
-        place = self.tables, self.store, self.vocab, self.stage
+        place = self.tables, self.store, self.vocab, stage or self.stage
         lane = inputs.build(chunks, *place, shape, prefixes, away, seat)
         landing.failed |= lane.failed
         return lane
@@ -240,13 +264,24 @@ class Runner:
             draws.append(self.sampler.plan(some, rows, landing.failed, self.stage))
         return draws
 
-    def _run(self, works: list[Work], landing: Landing) -> None:
-        """Launch lanes of any shape."""
-        for work in works:
+    def _run(
+        self, works: list[Work], landing: Landing, slow: Work | None, aside: Aside | None
+    ) -> None:
+        """Launch lanes of any shape, and some layers of a slow one."""
+        model, lanes = self.model, [work.lane for work in works]
+        for work in works if slow is None or slow.slow is not None else [*works, slow]:
             work.lane.link(self.tables)
             self.sampler.penalties.count(work.feed, work.lane.ids)
-        lanes = [work.lane for work in works]
-        states = forward(self.model, self.model.layers, self.attention, lanes)
+        if slow is None or aside is None:
+            states = forward(model, model.layers, self.attention, lanes)
+        else:
+            if slow.slow is None:
+                x = model.embed(slow.lane.ids, slow.lane.pos)
+                slow.slow = Slow(model, self.attention, slow.lane, x)
+            states = forward(model, model.layers, self.attention, lanes, slow.slow, aside.end)
+            if aside.last:
+                states.append(slow.slow.finish())
+                works = [*works, slow]
         if self.relay is not None:
             self.relay.join()  # so that no page is given to others too early
         for work, x in zip(works, states, strict=True):

@@ -4,10 +4,11 @@ it (NEO, arXiv 2411.01142). Knows what lanes cost, no device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from weir.core import Chunk, Plan, Request, Tier
+from weir.core import Aside, Chunk, Plan, Request, Tier
 from weir.cost.lanes import Lanes, Share
 from weir.cost.work import Work
 from weir.kv.cache import Cache
@@ -19,21 +20,26 @@ FORGET = 0.002
 """What a step takes off older ones' part in the proportion of answers and prompts and, without
 decodes away, off the doubt in those that have some."""
 
+GAIN = 1.05
+"""Of tokens a second, below which nobody is sent away: costs are not known better."""
+PASS = 12
+"""Plans that decodes away may take for a token, while others get one from each."""
 MOST = 1024
 """Decodes away that are thought of."""
 
 
 @dataclass(slots=True)
 class Balance:
-    """Whether decodes that the host attends to are worth their share of a step. `ratio`: how much
-    longer steps took than their lanes cost, without decodes away and with some.
+    """Whether decodes that the host attends to are worth what they cost the device: a pass over the
+    model's weights, which takes as many plans as the host needs for it. `ratio`: how much longer
+    steps took than their lanes cost, without decodes away and with some.
 
-    A step is worth its decodes and, in proportion to what answers and prompts have been lately, its
-    prompt tokens; what is compared is worth a second. patience: steps after which a decode that was
-    left out goes first and whatever it costs."""
+    patience: steps after which a decode that was left out goes first and whatever it costs.
+    longest: plans that a pass may take; 1 where weights are at hand for one layer after another."""
 
     lanes: Lanes
     patience: int = 32
+    longest: int = PASS
     asked: float = 50_000.0  # prompt tokens of all steps; those before the first are a guess
     answered: float = 10_000.0  # and decodes
     left: dict[int, int] = field(default_factory=dict)  # steps that a decode was left out
@@ -48,7 +54,7 @@ class Balance:
 
     def landed(self, plan: Plan, seconds: float) -> None:
         """Learn from what a step took."""
-        shares = [Share.of(lane, self.lanes.away) for lane in plan.lanes]
+        shares = self.lanes.shares(plan)
         away = any(share.tokens for share in shares)
         expected = self.lanes.seconds(shares)
         if expected > 0 and seconds > 0:  # one that was held up says little of the next
@@ -58,58 +64,65 @@ class Balance:
             self.ratio[True] += FORGET * (self.ratio[False] - self.ratio[True])
 
     def most(self, here: Sequence[int]) -> int:
-        """How many decodes away make steps worth most beside those at home, given by context, once
-        prompts come as fast as answers end. A second lane costs the same for few and for many, so
-        it is not enough to ask whether one more would pay."""
-        context = sum(here) // max(1, len(here))
-        counts = [0, *(n for n in (len(here) << i >> 2 for i in range(9)) if n <= MOST)]
+        """How many decodes away make most tokens a second beside those at home, given by context,
+        once prompts come as fast as answers end. A pass costs nearly the same for few and for many,
+        so it is not enough to ask whether one more would pay."""
+        counts = [n for n in (len(here) << i >> 2 for i in range(9)) if 0 < n <= MOST]
+        best = max(counts, key=lambda count: self._rate(here, count), default=0)
+        return best if best and self._rate(here, best) > GAIN * self._rate(here, 0) else 0
 
-        def worth(count: int) -> float:
-            prompts = (len(here) + count) * self.asked / max(1.0, self.answered)
-            return self._rate(here, [context] * count, prompts)
-
-        return max(counts, key=worth)
+    def _rate(self, here: Sequence[int], count: int) -> float:
+        """Tokens a second with so many away, like those here."""
+        each = self.asked / max(1.0, self.answered)
+        tokens, plans, step = count * sum(here) // max(1, len(here)), 1.0, 0.0
+        for _ in range(3):  # a step has more prompts if it has more decodes, so it hides more
+            step = self._step(here, int(each * (len(here) + count / plans)))
+            plans = max(1.0, self._reads(tokens) / step)
+        if count and plans > self.longest:
+            return 0.0
+        seconds = plans * step + (self._linear(count) if count else 0.0)
+        return (plans * len(here) + count) / (seconds * self.ratio[count > 0])
 
     def chosen(self, here: Sequence[int], away: Sequence[Request], prompts: int) -> Collection[int]:
-        """The uids of those away that take part in a step with so many prompt tokens."""
+        """The uids of those away that begin a pass in a step with so many prompt tokens."""
+        step = self._step(here, prompts)
         left = {r.uid: self.left.get(r.uid, 0) for r in away}
-        order = sorted(away, key=lambda r: -left[r.uid])
-        contexts = [r.computed for r in order]
-        overdue = sum(steps >= self.patience for steps in left.values())
-        hidden = self._hidden(here, contexts, prompts)
-        count = max((0, hidden, len(order)), key=lambda n: self._rate(here, contexts[:n], prompts))
-        uids = [r.uid for r in order[: max(count, overdue)]]
+        uids: list[int] = []
+        total = 0
+        for r in sorted(away, key=lambda r: -left[r.uid]):
+            total += r.computed
+            if uids and step and self._reads(total) > self.longest * step:
+                break
+            uids.append(r.uid)
+        value = len(here) + prompts * self.answered / max(1.0, self.asked)
+        pays = (
+            step * len(uids)
+            > value * self._linear(len(uids)) * self.ratio[True] / self.ratio[False]
+        )
+        if not (pays or step == 0 or max(left.values(), default=0) >= self.patience):
+            uids = []
         self.left = {uid: steps + 1 for uid, steps in left.items()} | dict.fromkeys(uids, 0)
         return set(uids)
 
-    def split(self, here: Sequence[Chunk], away: Sequence[Chunk]) -> bool:
-        """Are two lanes sooner done than one?"""
-        both = [Share.of(chunks, self.lanes.away) for chunks in (here, away)]
-        one = Share.of([*here, *away], self.lanes.away)
-        return self.lanes.seconds(both) < self.lanes.seconds([one])
+    def layers(self, here: Iterable[Chunk], aside: Aside) -> int:
+        """How many more of a pass's the host can do while the device computes those here."""
+        step = self.lanes.device.seconds(Share.of(here, self.lanes.away).work)
+        if self.longest == 1 or not step:
+            return aside.layers
+        reads = self._reads(sum(chunk.start + 1 for chunk in aside.chunks))
+        return math.ceil(aside.layers * step / reads) if reads else aside.layers
 
-    def _rate(self, here: Sequence[int], away: Sequence[int], tokens: float) -> float:
-        """Worth a second of a step with these decodes and so many prompt tokens."""
-        prompts = [(int(tokens), 0)] if tokens >= 2 else []
-        first = Share(Work(len(here), list(here), prompts))
-        second = Share(Work(len(away), [0] * len(away)), sum(away))
-        value = len(here) + len(away) + tokens * self.answered / max(1.0, self.asked)
-        one = Share(Work(len(here) + len(away), [*here, *second.work.contexts], prompts), sum(away))
-        seconds = min(self.lanes.seconds([first, second]), self.lanes.seconds([one]))
-        seconds *= self.ratio[bool(away)]
-        return value / seconds if seconds else 0.0
+    def _step(self, here: Sequence[int], prompts: int) -> float:
+        return self.lanes.device.seconds(
+            Work(len(here), list(here), [(prompts, 0)] if prompts > 1 else [])
+        )
 
-    def _hidden(self, here: Sequence[int], away: Sequence[int], tokens: int) -> int:
-        """How many of those away the host reads while the device computes the others."""
+    def _linear(self, count: int) -> float:
+        return self.lanes.device.seconds(Work(count, [0] * count))
+
+    def _reads(self, tokens: int) -> float:
         host = self.lanes.host
-        prompts = [(tokens, 0)] if tokens >= 2 else []
-        budget = self.lanes.device.seconds(Work(len(here), list(here), prompts))
-        total = 0
-        for count, context in enumerate(away):
-            total += context
-            if host is None or host.seconds(total) > budget:
-                return count
-        return len(away)
+        return host.seconds(tokens) if host is not None else 0.0
 
 
 @dataclass(slots=True)
@@ -124,8 +137,11 @@ class Hybrid(OnDemand):
     there: int = 0  # requests away
     asleep: Sequence[Request] = ()  # decodes away, until it is known beside what they would go
     most: int = -1  # decodes that may be away; -1: not asked in this plan
+    aside: Aside | None = None  # a pass under way
+    passing: set[int] = field(default_factory=set)  # whose it is
 
     def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
+        self.passing = {c.uid for c in self.aside.chunks} if self.aside is not None else set()
         away = [r for r in running if r.pages and r.pages[-1].tier == self.away]
         self.here = [r.computed for r in running if r.decoding and r.pages[-1].tier == self.home]
         self.there = len(away)
@@ -133,11 +149,11 @@ class Hybrid(OnDemand):
         back = self._returning(away, cache)
         if self.balance is not None:
             self.asleep = [r for r in away if r.decoding and r not in back]
-            self.resting = {r.uid for r in self.asleep}
+            self.resting = {r.uid for r in self.asleep} | self.passing
         return back
 
     def wake(self, chunks: Sequence[Chunk]) -> None:
-        if self.balance is not None:
+        if self.balance is not None and self.aside is None:
             here = [chunk.start + 1 for chunk in chunks if chunk.length == 1]
             prompts = sum(chunk.length for chunk in chunks if chunk.length > 1)
             chosen = self.balance.chosen(here, self.asleep, prompts)
@@ -145,7 +161,7 @@ class Hybrid(OnDemand):
 
     def _returning(self, away: Sequence[Request], cache: Cache) -> list[Request]:
         """The first of those away that fits at home twice."""
-        for r in away:
+        for r in (r for r in away if r.uid not in self.passing):
             room = cache.room(self.home) >= 2 * cache.pages(len(r.tokens) + 1)
             if room and cache.reuse and r.decoding and self._holds(r, cache, self.home):
                 return [r]
@@ -180,7 +196,11 @@ class Hybrid(OnDemand):
         """The last that holds pages of the tier that `r` would have."""
         tier = self.tier(r, cache)
         return next(
-            (other for other in reversed(after) if any(page.tier == tier for page in other.pages)),
+            (
+                other
+                for other in reversed(after)
+                if other.uid not in self.passing and any(page.tier == tier for page in other.pages)
+            ),
             None,
         )
 
@@ -188,11 +208,18 @@ class Hybrid(OnDemand):
         if self.balance is not None:
             self.balance.landed(plan, seconds)
 
-    def lanes(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
-        """Decodes away beside all others, if that is sooner done."""
-        here, away = OnDemand.lanes(self, chunks)
-        if self.balance is not None:
-            self.balance.observe(chunks)
-            if not self.balance.split(here, away):
-                return [list(chunks)]
-        return [here, away]
+    def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Aside | None]:
+        """Decodes away beside all others, at the pace of the host."""
+        (here, away), _ = OnDemand.lanes(self, chunks)
+        if self.balance is None:
+            return [here, away], None
+        self.balance.observe(chunks)
+        if self.aside is None and not away:
+            return [here], None
+        before, aside = self.aside, self.aside or Aside(away, 0, 0, self.balance.lanes.layers)
+        end = min(aside.layers, aside.end + self.balance.layers(here, aside))
+        aside = Aside(aside.chunks, aside.end, end, aside.layers)
+        self.aside = None if aside.last else aside
+        if aside.share == 1:
+            return [here, away], None
+        return [here, *([away] if before else ())], aside

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from weir.core import Chunk, Move, Plan, Request, Tier
+from weir.core import Aside, Chunk, Move, Plan, Request, Tier
 from weir.kv.cache import Cache
 
 
 class Placement(Protocol):
-    resting: Collection[int]  # uids of decodes that are left out of the plan
+    resting: Collection[int]  # uids of decodes that are left out of the plan, or aside
 
     def coldest(self, r: Request, cache: Cache) -> Tier:
         """The coldest tier on which `r` may find a prefix without its being moved."""
@@ -48,9 +48,10 @@ class Placement(Protocol):
         """A plan took so long."""
         ...
 
-    def lanes(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Aside | None]:
         """Spread the chunks over lanes. Prompts' come in the first, in order: others attend to
-        the pages they will write."""
+        the pages they will write. Besides, who goes through the model more slowly: some of these
+        chunks or of an earlier plan's."""
         ...
 
 
@@ -131,13 +132,13 @@ class OnDemand:
     def landed(self, plan: Plan, seconds: float) -> None:
         pass
 
-    def lanes(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Aside | None]:
         """Decodes away in a lane of their own, so that the host attends while the device computes
         the others."""
         if self.away is None:
-            return [list(chunks)]
+            return [list(chunks)], None
         here = [c for c in chunks if c.home != self.away or c.length > 1]
-        return [here, [c for c in chunks if c.home == self.away and c.length == 1]]
+        return [here, [c for c in chunks if c.home == self.away and c.length == 1]], None
 
 
 @dataclass(slots=True)

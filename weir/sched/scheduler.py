@@ -113,12 +113,13 @@ class Scheduler:
             self._wake(it, now)
         for r in it.evicted.values():
             self._wait(r)
-        if not (it.chunks or it.moves or self.forget):
+        lanes, aside = self.placement.lanes(it.chunks)
+        lanes = [lane for lane in lanes if lane]
+        if not (lanes or aside or it.moves or self.forget):
             return None
-        lanes = [lane for lane in self.placement.lanes(it.chunks) if lane]
         if (most := self.capacity.lane) < self.capacity.tokens:
             lanes = [part for lane in lanes for part in cut(lane, most)]
-        plan = Plan(self.step, it.moves, lanes, self.forget)
+        plan = Plan(self.step, it.moves, lanes, self.forget, aside)
         self.step += 1
         self.forget = []
         return plan
@@ -320,20 +321,19 @@ class Scheduler:
         """Settle what a plan produced. Plans are committed in the order they were made."""
         live, deltas, self.ended = self.live, self.ended, []
         self.placement.landed(plan, result.seconds)
-        for lane in plan.lanes:
-            for chunk in lane:
-                r = live[chunk.uid]
-                r.flying -= 1
-                if r.done is None:
-                    delta = settle(r, chunk, result)
-                    if delta is not None:
-                        deltas.append(delta)
-                    elif r.owed is not None:
-                        self.owing[r.uid] = r
-                    if r.lease is None:  # evicted while it flew: what it waits for has changed
-                        self.waiting.renew((r,))
-                if r.done is not None:
-                    self._retire(r)
+        for chunk in plan.chunks:
+            r = live[chunk.uid]
+            r.flying -= 1
+            if r.done is None:
+                delta = settle(r, chunk, result)
+                if delta is not None:
+                    deltas.append(delta)
+                elif r.owed is not None:
+                    self.owing[r.uid] = r
+                if r.lease is None:  # evicted while it flew: what it waits for has changed
+                    self.waiting.renew((r,))
+            if r.done is not None:
+                self._retire(r)
         return deltas
 
     def _pay(self) -> None:
@@ -353,7 +353,7 @@ class Scheduler:
         """By uid, the masks that `plan`, the oldest in flight, lacked: of tokens that follow those
         settled meanwhile. Who has none yet is taken back, and waits for it alone."""
         self._pay()
-        found, chunks = {}, [chunk for lane in plan.lanes for chunk in lane]
+        found, chunks = {}, plan.chunks
         for chunk in (chunk for chunk in chunks if chunk.late):
             r = self.live[chunk.uid]
             if r.void or r.done is not None:
