@@ -175,6 +175,9 @@ def measure(bench: Bench, text: str) -> tuple[float, float]:
     report = Report(model=config.model, machine=machine, job=job, planned=found)
     file.write_bytes(msgspec.json.encode(report))
     print(machine, found.offload, flush=True)
+    if streamed.SLOTS < SLOTS:
+        serial = replace(found.offload, overlap="none")
+        found = replace(found, predicted=predict(spec, job, machine, serial))
     began = time.perf_counter()
     engine = build.engine(load(flags | {"offload": str(file)}, {}))
     started, block = time.perf_counter() - began, found.offload.block

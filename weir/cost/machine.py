@@ -26,6 +26,9 @@ ATTENTION = 0.8
 """The share of a CPU's read bandwidth that its attention over decodes reaches."""
 CODES = 27e9
 """Bytes/s of KV, as if in 16 bits, that a core makes of codes (16 cores of a Xeon at once)."""
+UNPACKING, CODE_ROWS = 0.5, 256
+"""Of a GPU's rate of reading weights, what numbers it makes of 4-bit codes (prompts of OPT-175B in
+lanes of 1,024 tokens, H200); rows for which it need not (ops/triton/codes.py)."""
 READERS, BLOCK, PASSES = 4, 4 << 20, 4
 """Threads that time a disk, bytes that each reads at once, and times that they read all."""
 
@@ -57,6 +60,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     cpu_codes: float = ENDLESS  # KV, as if in 16 bits, that the CPU makes of codes for attention
     gpu_weights: float  # GPU memory, reading weights
     gpu_codes: float = ENDLESS  # 16-bit numbers that the GPU makes of 4-bit codes
+    code_rows: int = 0  # rows up to which it multiplies codes as they are
     prompt_matrix: float  # FLOP/s of linears over prompts
     decode_matrix: float  # FLOP/s of linears over decodes, once weights are read fast enough
     prompt_attention: float  # FLOP/s
@@ -117,6 +121,8 @@ def hosted(
         cpu_cache=ATTENTION * cpu_read,
         cpu_codes=CODES * cores,
         gpu_weights=gpu.weight_rate,
+        gpu_codes=UNPACKING * gpu.weight_rate,
+        code_rows=CODE_ROWS,
         prompt_matrix=gpu.matrix_rate,
         decode_matrix=gpu.matrix_rate,
         prompt_attention=gpu.attention_rate,

@@ -32,6 +32,8 @@ GPU's work, for another batch of the block."""
 
 MARGIN = 0.9
 """The part of each memory that may be planned for."""
+ROUNDED = 1 + 1e-5
+"""What a solver's tolerance may add to what fits exactly."""
 SLOTS, RELAYS = 3, 2
 """Layers that are on the GPU as they arrive, and of what is on disk in CPU memory as it passes."""
 PAGE = 16
@@ -209,10 +211,13 @@ class Costs:
         if m.layer:
             return lanes * at(m.layer, tokens / lanes)
         read = self.layer / m.gpu_weights
-        if self.choice.weight_bits == 4:
-            read = max(read, 2.0 * weights / m.gpu_codes)
         multiply = 2 * weights * tokens / lanes / rate
-        return lanes * (max(read, multiply) + m.layer_seconds)
+        unpack = 2.0 * weights / m.gpu_codes if self._unpacks(tokens / lanes) else 0.0
+        return lanes * (unpack + max(read, multiply) + m.layer_seconds)
+
+    def _unpacks(self, tokens: float) -> bool:
+        """Whether a lane of so many tokens makes numbers of codes before it multiplies by them."""
+        return self.choice.weight_bits == 4 and tokens > self.machine.code_rows
 
     def _head_seconds(self, rows: float) -> float:
         """Of a step in which so many rows sample, what is not in the layers."""
@@ -234,9 +239,10 @@ class Costs:
         q, kv_row = 2.0 * spec.heads * spec.head_dim, 4.0 * spec.kv_heads * spec.head_dim
         wide = 2.0 * spec.ffn * (1 if spec.architecture == "opt" else 2)
         attending = q + kv_row + q  # and what comes of it
-        if choice.cache[1] > 0 and not m.alone:  # a copy of its pages, and rows on their way there
-            attending += kv_row + q + kv_row
+        if choice.cache[1] > 0 and not m.alone:  # a copy of pages that are in main memory
+            attending += kv_row
         working = 2 * self.state + max(attending, q + self.state + wide)  # of a token, in a layer
+        unpacked = spec.hidden * max(wide, q + kv_row) if self._unpacks(batch * job.prompt) else 0.0
         travels = 0.0 if choice.cpu_attention else 2 * one  # KV of decodes
         record = int(self.kv * layers * PAGE)
         mixed = choice.cache[0] > 0 and choice.cache[1] > 0
@@ -250,7 +256,7 @@ class Costs:
                 (held, ring, ring),
                 (here, cached, cached),
                 (self.state * waiting, away, away),
-                self.head + working * computed + slots,
+                self.head + working * computed + slots + unpacked,
             )
 
         def on_cpu(computed: int, waiting: int) -> Row:
@@ -292,7 +298,7 @@ class Costs:
             prompt_limit=prompt_limit,
             decode_limit=decode_limit,
             memory=memory,
-            fits=all(memory[name] <= room * (1 + 1e-9) for name, (_, room) in self.memory.items()),
+            fits=all(memory[name] <= room * ROUNDED for name, (_, room) in self.memory.items()),
         )
 
 

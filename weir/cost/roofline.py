@@ -14,7 +14,8 @@ from weir.spec import AttentionSpec, Spec
 
 
 class Roofline:
-    """weight_bytes: of one weight. cache_bytes: of one number in the KV cache."""
+    """weight_bytes: of one weight. number_bytes: of one number in the KV cache, and of activations,
+    which are never codes."""
 
     def __init__(
         self, spec: Spec, hardware: Hardware, weight_bytes: float = 2.0, number_bytes: float = 2.0
@@ -25,7 +26,7 @@ class Roofline:
         self._head = head_weights(spec)
         self._streamed = self._weights * weight_bytes
         self._head_bytes = self._head * weight_bytes
-        self._activations = spec.layers * activations(spec) * number_bytes
+        self._activations = spec.layers * activations(spec) * max(2.0, number_bytes)
         self._fixed = spec.layers * hardware.layer_seconds + hardware.step_seconds
         kinds: Counter[int | None] = Counter(layer.window for layer in spec.attention)
         share = cache_bytes(spec, number_bytes) / max(1, len(spec.attention))

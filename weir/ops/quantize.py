@@ -12,7 +12,7 @@ from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
 FP8_MOST = 448.0
-SLICE = 1 << 26
+SLICE = 1 << 24
 """Numbers of a weight that are coded or laid out at once: what that takes beside is a few times as
 many bytes, where the largest weights have ten times as many."""
 GROUP = 64  # FlexGen, section 5: groups of 64 lose the least for what they cost
