@@ -25,7 +25,7 @@ from weir.cost.work import Work
 from weir.errors import ConfigError
 from weir.executor.local import Local
 from weir.sim.flags import Scene, weight_bytes
-from weir.sim.fleet import capacity
+from weir.sim.fleet import attended, capacity
 from weir.sim.replay import Replica, replay
 from weir.sim.report import measure
 from weir.sim.router import CacheAware, LeastLoaded, RoundRobin
@@ -197,6 +197,34 @@ def test_what_a_device_holds() -> None:
     assert 390_000 < size.pages[Tier.GPU] * size.page < 440_000
     with pytest.raises(ConfigError, match="nothing is left for the KV cache"):
         capacity(config, LLAMA, msgspec.structs.replace(H100, memory=16 * 10**9))
+
+
+def test_codes_leave_room_for_more() -> None:
+    """Of 16 bits 8 keep 66 of 128 bytes, and 4 keep 36: on a CPU everywhere, beside a GPU below."""
+    cpu = msgspec.structs.replace(H100, name="cpu")
+    kinds = ("auto", "int8", "int4")
+    given = {"max_model_len": 8192, "kv_cache_memory": 10**10, "block_size": 16}
+    held = [capacity(Config(**given, kv_cache_dtype=k), LLAMA, cpu).pages[Tier.CPU] for k in kinds]
+    assert held[1] / held[0] == pytest.approx(128 / 66, rel=1e-3)
+    assert held[2] / held[0] == pytest.approx(128 / 36, rel=1e-3)
+    given |= {"cpu_cache": 10**10, "disk_cache": "there", "disk_cache_size": 10**10}
+    sizes = [capacity(Config(**given, kv_cache_dtype=k), LLAMA, H100).pages for k in kinds]
+    assert len({size[Tier.GPU] for size in sizes}) == 1
+    for tier in (Tier.CPU, Tier.DISK):
+        assert sizes[2][tier] / sizes[0][tier] == pytest.approx(128 / 36, rel=1e-3)
+    with pytest.raises(ConfigError, match="would keep all KV"):
+        capacity(Config(kv_cache_dtype="int4"), LLAMA, H100)
+    wide = capacity(Config(**given, dtype="float32"), LLAMA, H100).pages
+    assert wide[Tier.GPU] == pytest.approx(sizes[0][Tier.GPU] / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [66 / 64, 36 / 64])
+def test_codes_are_attended_to_no_slower_than_16_bits(size: float) -> None:
+    alone = msgspec.structs.replace(LLAMA, heads=LLAMA.kv_heads)
+    few, many = attended(alone, size, 76e9, 16), attended(LLAMA, size, 76e9, 16)
+    assert size <= few <= many <= 2.0 == attended(LLAMA, 2.0, 76e9, 16)
+    assert attended(LLAMA, size, 1e15, 1) == 2.0  # where unpacking is all that takes time
+    assert attended(LLAMA, size, 1.0, 16) == size
 
 
 def test_least_loaded_takes_turns_among_equals() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from weir.cost.target import Cost, Target
 from weir.cost.transfer import Transfers
 from weir.cost.work import cache_bytes, weights
 from weir.options import add_config, config
-from weir.sim.fleet import capacity, defaults_of, replica
+from weir.sim.fleet import CORES, attended, capacity, defaults_of, number, replica
 from weir.sim.replay import Replica
 from weir.sim.router import ROUTERS, Router
 from weir.sim.shapes import SHAPES, shape
@@ -47,19 +48,21 @@ class Scene:
         config, size, cost = self.config, self.capacity, self.cost
         pace = policies.pace(config, defaults_of(self.hardware), size.tokens, lambda: cost)
         target = pace if isinstance(pace, Target) else None
-        token, device = cache_bytes(self.spec), self.hardware
+        spec, device = self.spec, self.hardware
+        away = number(config, device.name == "cpu").away
+        token = cache_bytes(spec, away)
         transfers = Transfers(
             int(token * size.page), device.link_rate, device.disk_read, device.disk_write
         )
         fetch = Fetch(token, transfers.loaded)
         lanes = None
         if config.cpu_attention != "off":
-            host = Host(device.host_rate, token, self.spec.layers)
+            read = cache_bytes(spec, attended(spec, away, device.host_rate, CORES))
+            host = Host(device.host_rate, read, spec.layers)
             lanes = Lanes(cost, host, Tier.CPU)
         scheduler = policies.scheduler(config, size, pace, below=fetch, lanes=lanes)
         depth = 2 if config.overlap else 1
-        vocab = self.spec.vocab
-        return replica(scheduler, cost, vocab, depth, target, transfers, fetch, lanes)
+        return replica(scheduler, cost, spec.vocab, depth, target, transfers, fetch, lanes)
 
 
 class Vocabulary:
@@ -99,12 +102,14 @@ def scene(options: Namespace) -> Scene:
     settings = config(options)
     spec = shape(settings.model, settings.revision, settings.download_dir)
     hardware = find(options.hardware)
-    size = weight_bytes(settings, spec, hardware.name)
+    size, cpu = weight_bytes(settings, spec, hardware.name), hardware.name == "cpu"
+    cores = len(os.sched_getaffinity(0)) if cpu else CORES
+    here = attended(spec, number(settings, cpu).here, hardware.cache_rate, cores)
     return Scene(
         settings,
         spec,
         capacity(settings, spec, hardware, size),
-        Roofline(spec, hardware, size),
+        Roofline(spec, hardware, size, here),
         hardware,
         max(1, options.replicas),
         options.router,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from weir import policies
 from weir.config import Config
 from weir.core import Capacity, Plan, Tier
 from weir.cost.fetch import Fetch
 from weir.cost.hardware import Hardware
 from weir.cost.lanes import Lanes
+from weir.cost.machine import CODES
+from weir.cost.offload import BYTES, QUERY
 from weir.cost.target import Cost, Target
 from weir.cost.transfer import Transfers, loads
 from weir.cost.work import Work, activations, cache_bytes, weights
@@ -19,6 +23,39 @@ from weir.sim.replay import Replica
 from weir.spec import Spec
 
 GB = 10**9
+CORES = 16  # of a GPU's host
+NUMBER = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": BYTES[8], "int4": BYTES[4]}
+
+
+class Number(NamedTuple):
+    """Bytes of a number of the KV cache: where it is computed, and on colder tiers."""
+
+    here: float
+    away: float
+
+
+def number(config: Config, cpu: bool) -> Number:
+    """As the engine would keep it: a GPU keeps no codes. Raises `ConfigError` where nothing would
+    be coded."""
+    wide = 4.0 if config.dtype == "float32" else 2.0
+    size = NUMBER.get(config.kv_cache_dtype, wide)
+    if cpu or size >= 2:
+        return Number(size, size)
+    if not config.cpu_cache:
+        raise ConfigError(
+            f"--kv-cache-dtype {config.kv_cache_dtype} is for main memory, and this GPU would keep"
+            " all KV: add --cpu-cache 64GiB, or leave it out"
+        )
+    return Number(wide, size)
+
+
+def attended(spec: Spec, size: float, rate: float, cores: int) -> float:
+    """Bytes of 16-bit KV that are read, at `rate` in bytes/s, while that many cores attend to a
+    number of `size` bytes: codes are unpacked, and never worth less than reading 16 bits."""
+    if size >= 2:
+        return size
+    unpacking = rate / (CODES * cores) * (1 + QUERY * spec.heads / spec.kv_heads)
+    return min(2.0, max(size, 2.0 * unpacking))
 
 
 def defaults_of(hardware: Hardware) -> policies.Defaults:
@@ -59,13 +96,14 @@ def capacity(config: Config, spec: Spec, hardware: Hardware, weight_bytes: float
     usable = config.cpu_memory_fraction if cpu else config.gpu_memory_utilization
     taken = weights(spec) * weight_bytes + 2 * tokens * activations(spec)
     room = config.kv_cache_memory or hardware.memory * usable - taken
-    pages = int(room / (cache_bytes(spec) * page))
+    here, away = (cache_bytes(spec, size) * page for size in number(config, cpu))
+    pages = int(room / here)
     if pages * page < min(context, 256):
         raise ConfigError(
             f"{hardware.name} has {hardware.memory / GB:.0f} GB and the model takes "
             f"{taken / GB:.1f} of them: nothing is left for the KV cache"
         )
-    record = int(cache_bytes(spec) * page)
+    record = int(away)
     sizes = {int(Tier.CPU if cpu else Tier.GPU): pages}
     if config.cpu_cache and not cpu:
         sizes[int(Tier.CPU)] = max(1, config.cpu_cache // record)
