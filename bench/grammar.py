@@ -26,11 +26,10 @@ from weir.config import load
 from weir.errors import BadRequest
 from weir.grammar.automaton import Automaton, TooComplex, build
 from weir.grammar.classes import BadPattern
-from weir.grammar.compile import _bytes, compile, guidance
+from weir.grammar.compile import bytewise, compile, guidance
 from weir.grammar.expression import Expressions
-from weir.grammar.guide import _Wrapped
 from weir.grammar.regex import search
-from weir.grammar.tokens import Tokens
+from weir.grammar.tokens import Tokens, Wrapped
 from weir.grammar.vocabulary import Masks, Vocabulary
 from weir.ops import native
 from weir.params import StructuredOutputs
@@ -41,7 +40,7 @@ try:
 except ImportError:
     xgrammar = None
 
-BYTES = _bytes()
+BYTES = bytewise()
 IRREGULAR = ("backreference", "lookbehind", "conditional", "recursion", "atomic", "possessive")
 """Refused by name: not regular, or of a meaning that depends on how one searches."""
 
@@ -139,7 +138,7 @@ def masks(instances: list[tuple[dict, str]], model: str) -> None:
     pieces = text.pieces(True)
     vocabulary = Vocabulary(pieces, text.vocab, text.eos)
     told = Tokens(pieces, text.eos, lambda one: text.encode(one, False))
-    wrapped = LLTokenizer(TokenizerWrapper(_Wrapped(told, text.vocab)))
+    wrapped = LLTokenizer(TokenizerWrapper(Wrapped(told, text.vocab)))
     other = XGrammar(pieces, text) if xgrammar is not None else None
     first, again, theirs = [], [], []
     for schema, instance in instances[:300]:

@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from tests import fakes
 from weir.errors import BadRequest
-from weir.grammar.compile import _bytes, guidance
+from weir.grammar.compile import bytewise, guidance
 from weir.params import StructuredOutputs
 from weir.server.openai import ChatRequest
 from weir.server.prompts import render
@@ -54,7 +54,7 @@ def fits(toolbox: Toolbox, text: str, form: StructuredOutputs | None = None) -> 
     """Whether a whole answer may be `text`."""
     asked = toolbox.structured(form)
     assert asked is not None
-    matcher = LLMatcher(_bytes(), guidance(asked), log_level=0)
+    matcher = LLMatcher(bytewise(), guidance(asked), log_level=0)
     data = list(text.encode())
     return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
 

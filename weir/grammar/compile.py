@@ -6,6 +6,7 @@ Runs in a worker process, which may be killed at any time; see `compiler`.
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -19,13 +20,10 @@ from weir.grammar.classes import BadPattern
 from weir.grammar.expression import Expressions
 from weir.grammar.regex import parse
 from weir.grammar.schema import Unsuitable, expression
+from weir.grammar.tokens import Tokens, Wrapped
 from weir.params import StructuredOutputs
 
-JSON_OPTIONS: Any = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-}
+JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As both engines write JSON, and Python does: a model has no say, so it need not be asked."""
 
 
@@ -37,9 +35,7 @@ def compile(asked: StructuredOutputs, backend: str, key: str) -> Grammar:
     if backend != "guidance":
         try:
             return Grammar(key, "automaton", automaton(asked).encode())
-        except TooComplex as error:
-            reason = str(error)
-        except Unsuitable as error:
+        except (TooComplex, Unsuitable) as error:
             reason = str(error)
         except BadPattern as error:
             raise BadRequest(f"the pattern cannot be used: {error}") from None
@@ -88,7 +84,7 @@ def guidance(asked: StructuredOutputs) -> str:
             grammar = LLMatcher.grammar_from_lark(any_to_lark(asked.grammar))
         except (GbnfToLarkError, ValueError) as error:
             raise BadRequest(f"the grammar cannot be read: {error}") from None
-    matcher = LLMatcher(_bytes(), grammar, log_level=0)
+    matcher = LLMatcher(bytewise(), grammar, log_level=0)
     matcher.compute_bitmask()
     if matcher.is_error():
         reason = matcher.get_error().split("\n")[0][:1000]
@@ -96,17 +92,9 @@ def guidance(asked: StructuredOutputs) -> str:
     return grammar
 
 
-class _Bytes:
+@cache
+def bytewise() -> LLTokenizer:
     """A token a byte: enough to try a grammar out."""
-
-    eos_token_id = 256
-    bos_token_id = None
-    tokens = [bytes([byte]) for byte in range(256)] + [b"<end>"]
-    special_token_ids = [256]  # noqa: RUF012
-
-    def __call__(self, text: bytes) -> list[int]:
-        return list(text)
-
-
-def _bytes() -> LLTokenizer:
-    return LLTokenizer(TokenizerWrapper(_Bytes()))
+    pieces = [*(bytes([byte]) for byte in range(256)), b""]
+    tokens = Tokens(pieces, [256], lambda text: list(text.encode()))
+    return LLTokenizer(TokenizerWrapper(Wrapped(tokens, 257)))

@@ -26,31 +26,13 @@ from weir.grammar.job import Close, Follow, Followed, Open
 from weir.grammar.matcher import JUMP, Cutter, context, trim
 from weir.grammar.process import parent, read, write
 from weir.grammar.shared import Row
-from weir.grammar.tokens import Tokens
+from weir.grammar.tokens import Tokens, Wrapped
 
 NICE = 5
 MEMORY = 8 << 30
 """Bytes this process may take."""
 COMPILED = 64
 """Grammars that are kept for the next request."""
-
-
-class _Wrapped:
-    """The vocabulary as llguidance reads it."""
-
-    bos_token_id = None
-
-    def __init__(self, tokens: Tokens, size: int):
-        known = [*tokens.pieces[:size], *[b""] * (size - len(tokens.pieces))]
-        ends = {end for end in tokens.ends if 0 <= end < size}
-        self.eos_token_id = min(ends, default=size - 1)
-        self.special_token_ids = [t for t in range(size) if not known[t] or t in ends]
-        special = set(self.special_token_ids)
-        self.tokens = [b"\xff<%d>" % t if t in special else known[t] for t in range(size)]
-        self._encode = tokens.encode
-
-    def __call__(self, text: str) -> list[int]:
-        return list(self._encode(text))
 
 
 class Guide:
@@ -128,7 +110,7 @@ class Guides:
         self._cutter = Cutter(tokens.encode, tokens.pieces)
         self._size, self._memory = size, memory
         ends = sorted(end for end in tokens.ends if 0 <= end < size) or None
-        wrapper = TokenizerWrapper(_Wrapped(tokens, size))
+        wrapper = TokenizerWrapper(Wrapped(tokens, size))
         self._tokenizer = LLTokenizer(wrapper, n_vocab=size, eos_token=ends)
         self._guides: dict[int, Guide] = {}
         self._lock = Lock()
