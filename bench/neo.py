@@ -3,9 +3,9 @@
     python bench/neo.py [--model qwen3-32b] [--room 7500MiB] [--host 40GiB] [RUN ...]
 
 A RUN is the lengths of a trace and how requests come: `conv:full`, more than can be served, or
-`conv:3.0`, so many a second, Poisson. Both arms are schedulers over the same loaded engine, take the
-same requests and take turns. Of a full run what counts is the time after the first part, in which
-memory fills; of a stream, what a request takes for each token of its answer, waiting included.
+`conv:3.0`, so many a second, Poisson. Both arms are schedulers over the same loaded engine, which
+take the same requests. Of a full run what counts is the time after the first part, in which memory
+fills; of a stream, what a request takes for each token of its answer, waiting included.
 """
 
 from __future__ import annotations
