@@ -10,6 +10,18 @@ from weir.ops.prefix import Shared
 
 
 @dataclass(slots=True, eq=False)
+class Tiles:
+    """Chunks of several tokens, cut into as many as a program attends with at a time.
+
+    Rows of `each`: the tile's first row of q, its tokens, the position of the first and the end of
+    the keys it sees, both counted as the batch's are, and its sequence."""
+
+    span: int  # tokens at most
+    each: Tensor  # int32 [N, 5]
+    count: Tensor  # int32 [1]: those that there are, the others have no tokens
+
+
+@dataclass(slots=True, eq=False)
 class Batch:
     """The sequences of one call, S of them with T query tokens in all; contiguous, on the device.
 
@@ -17,7 +29,8 @@ class Batch:
     position. `first` says otherwise where a tier holds only part of the context: the position of
     each chunk's first query, counted from the first key that this tier holds. `lengths` spares a
     GPU what it need not look for: it says no more than q_start does. Nor does `shared` say more
-    than the table: it lets a GPU read what several decodes have in common once.
+    than the table: it lets a GPU read what several decodes have in common once. `tiles` is what a
+    GPU has cut the batch's chunks into for the first of its layers.
     """
 
     q_start: Tensor  # int32 [S + 1]: row of q where each chunk starts, and T
@@ -27,6 +40,7 @@ class Batch:
     first: Tensor | None = None  # int32 [S]
     lengths: tuple[int, int] | None = None  # tokens of the shortest and of the longest chunk
     shared: Shared | None = None
+    tiles: Tiles | None = None
 
 
 @dataclass(slots=True, eq=False)

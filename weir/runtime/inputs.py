@@ -53,6 +53,7 @@ class Lane:
             torch.where(self.ids < 0, tables.last[self.owner], self.ids, out=self.ids)
         if self.width:
             batch = self.parts[0].batch
+            batch.tiles = None  # a recording must cut them anew
             batch.table = tables.there[:, : self.width].index_select(0, self.rows)
 
 

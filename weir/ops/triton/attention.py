@@ -29,7 +29,7 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec) -> tuple[Te
     mixed = shortest == 1 and longest > 1
     if longest > 1:
         run = hopper.prefill if hopper.takes(q, kv) else prefill
-        run(q, kv, o, lse, batch, spec, mixed)
+        run(q, kv, o, lse, batch, spec)
     if shortest == 1:
         shared = batch.shared
         if shared is not None:

@@ -27,6 +27,7 @@ from weir.ops.batch import Batch
 from weir.ops.prefix import Shared
 from weir.ops.triton.launch import kernel, power_of_2, processors
 from weir.ops.triton.softmax import close, take
+from weir.ops.triton.tiles import at_least
 from weir.ops.triton.units import joined, put, queries_of, span_of
 from weir.spec import AttentionSpec
 
@@ -93,19 +94,11 @@ def _launch(
         STRIDE=q.stride(0), KV_HEADS=kv_heads, GROUP=group, SIZE=size, PAGE=page,
         WINDOW=spec.window or 0, SOFTCAP=spec.softcap is not None, FIRST=batch.first is not None,
         MIXED=mixed, SKIP=skip is not None, MEMBERS=members,
-        UNITS=_at_least(len(length)), PARTS=PARTS, ROWS=max(16, lines), LINES=lines,
+        UNITS=at_least(len(length)), PARTS=PARTS, ROWS=max(16, lines), LINES=lines,
         KEYS=max(16, min(64, (8192 if few else 16384) // (dims * q.element_size()))), DIMS=dims,
         BLOCK=max(1, (JOINED if few else 2 * JOINED) // (lines * dims)),
         warps=2 if few else 4 if lines <= 64 else 8, stages=STAGES,
     )  # fmt: skip
-
-
-def _at_least(units: int) -> int:
-    """A power of 4 from 256 on, so that few kernels are compiled."""
-    bound = 256
-    while bound < units:
-        bound *= 4
-    return bound
 
 
 @kernel("units", "table_stride", "scale", "softcap")

@@ -4,7 +4,9 @@ One warp has the copy engine (TMA) bring keys and values, page by page, into a r
 shared memory; two groups of four warps each multiply 64 rows of queries with them. A group begins
 the product of its queries with the next tile of keys before it takes the softmax of the last one,
 so that the tensor cores have work meanwhile (FlashAttention-3, arXiv 2407.08608, sections 3.1
-and 3.2). Written in Gluon, the layer below Triton in which layouts and barriers are explicit.
+and 3.2). There is one program a multiprocessor, and its warps go from tile to tile: the next one's
+keys are on their way while the last one's result is written. Written in Gluon, the layer below
+Triton in which layouts and barriers are explicit.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from weir.ops.batch import Batch
-from weir.ops.triton.launch import Kernel
-from weir.ops.triton.warps import bring, multiply
+from weir.ops.triton.launch import Kernel, processors
+from weir.ops.triton.tiles import tiles_of
+from weir.ops.triton.warps import bring, item_of, multiply
 from weir.spec import AttentionSpec
 
 ROWS = 64  # of a group of warps: what one instruction multiplies
@@ -53,77 +56,43 @@ def takes(q: Tensor, kv: Tensor) -> bool:
 
 
 def prefill(
-    q: Tensor,
-    kv: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    batch: Batch,
-    spec: AttentionSpec,
-    mixed: bool,
+    q: Tensor, kv: Tensor, o: Tensor, lse: Tensor, batch: Batch, spec: AttentionSpec
 ) -> None:
     """As weir.ops.triton.prefill.prefill."""
-    tokens, heads, size = q.shape
-    sequences, kv_heads, page = len(batch.kv_len), *kv.shape[2:4]
+    heads, size = q.shape[1:]
+    kv_heads, page = kv.shape[2:4]
     group = heads // kv_heads
     span = GROUPS * ROWS // group
+    tiles = tiles_of(batch, len(q), span)
     box = min(page, KEYS)
     swizzled = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     lines = TensorDescriptor(kv, [kv.numel() // size, size], [size, 1], [box, HALF], swizzled)
     _prefill(
-        (kv_heads, tokens // span + sequences, 1), q, lines, o, lse, batch.q_start, batch.kv_len,
-        batch.first, batch.table, sequences, batch.table.stride(0), kv.numel() // size, spec.scale,
+        (min(processors(q.device), kv_heads * len(tiles.each)), 1, 1), q, lines, o, lse, tiles.each,
+        tiles.count, batch.table, batch.table.stride(0), kv.numel() // size, spec.scale,
         spec.softcap or 0.0,
         STRIDE=q.stride(0), KV_HEADS=kv_heads, GROUP=group, SIZE=size, PAGE=page, BOX=box,
-        WINDOW=spec.window or 0, SOFTCAP=spec.softcap is not None, FIRST=batch.first is not None,
-        MIXED=mixed, ROWS=ROWS, SPAN=span, KEYS=KEYS, HALF=HALF, RING=RING,
+        WINDOW=spec.window or 0, SOFTCAP=spec.softcap is not None, ROWS=ROWS, SPAN=span, KEYS=KEYS,
+        HALF=HALF, RING=RING,
         warps=4,
     )  # fmt: skip
 
 
-@gluon.jit
-def _owner(q_start, sequences, tile, SPAN: gl.constexpr):
-    """As that of weir.ops.triton.prefill."""
-    BLOCK: gl.constexpr = 1024
-    before = 0
-    for at in range(0, sequences, BLOCK):
-        each = at + gl.arange(0, BLOCK, layout=gl.BlockedLayout([4], [32], [4], [0]))
-        start = gl.load(q_start + each, mask=each < sequences, other=1 << 30)
-        before += gl.sum((start // SPAN + each <= tile).to(gl.int32), 0)
-    return before - 1
-
-
 def _kernel(
-    q, lines, o, lse, q_start, kv_len, first, table, sequences, table_stride, beyond, scale,
-    softcap,
+    q, lines, o, lse, tiles, count, table, table_stride, beyond, scale, softcap,
     STRIDE: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, SIZE: gl.constexpr,
     PAGE: gl.constexpr, BOX: gl.constexpr, WINDOW: gl.constexpr, SOFTCAP: gl.constexpr,
-    FIRST: gl.constexpr, MIXED: gl.constexpr, ROWS: gl.constexpr, SPAN: gl.constexpr,
-    KEYS: gl.constexpr, HALF: gl.constexpr, RING: gl.constexpr,
+    ROWS: gl.constexpr, SPAN: gl.constexpr, KEYS: gl.constexpr, HALF: gl.constexpr,
+    RING: gl.constexpr,
 ):  # fmt: skip
-    """SPAN tokens and GROUP heads of one sequence and kv head, half of the tokens to each group of
-    warps. `lines` is kv as lines of SIZE numbers; line number `beyond` is past its end."""
-    head = gl.program_id(0)
-    # the last tiles of a prompt have the most keys and begin first
-    tile = gl.num_programs(1) - 1 - gl.program_id(1)
-    sequence = _owner(q_start, sequences, tile, SPAN)
-    start = gl.load(q_start + sequence)
-    count = gl.load(q_start + sequence + 1) - start
-    length = gl.load(kv_len + sequence)
-    token = (tile - start // SPAN - sequence) * SPAN
-    if token >= count:
+    """Every so many tiles, each with every kv head and its GROUP heads; half of a tile's tokens to
+    each group of warps. `lines` is kv as lines of SIZE numbers; line number `beyond` is past its
+    end."""
+    everything = gl.load(count) * KV_HEADS
+    items = everything // gl.num_programs(0)
+    items += (item_of(items) < everything).to(gl.int32)
+    if items == 0:
         return
-    if MIXED:
-        if count == 1:
-            return
-    if FIRST:
-        position = gl.load(first + sequence)
-    else:
-        position = length - count
-    begin = 0
-    if WINDOW:
-        begin = gl.maximum(position + token - WINDOW + 1, 0) // KEYS * KEYS
-    end = gl.maximum(gl.minimum(position + gl.minimum(token + SPAN, count), length), begin)
-
     HALVES: gl.constexpr = SIZE // HALF
     BOXES: gl.constexpr = KEYS // BOX
     type: gl.constexpr = q.dtype.element_ty
@@ -146,24 +115,22 @@ def _kernel(
         mbarrier.init(values_empty.index(n), count=2)
     fence_async_shared()
 
-    pages = table + sequence.to(gl.int64) * table_stride
     gl.warp_specialize(
         [
             (multiply, (
-                q, o, lse, upper, tile_keys, tile_values, values, keys_full, values_full,
-                keys_empty, values_empty, head, start, token, count, position, begin, end, scale,
-                softcap, STRIDE, KV_HEADS, GROUP, SIZE, BOX, WINDOW, SOFTCAP, ROWS, KEYS, HALF,
-                RING,
+                q, o, lse, tiles, items, upper, tile_keys, tile_values, values, keys_full,
+                values_full, keys_empty, values_empty, 0, scale, softcap, STRIDE, KV_HEADS, GROUP,
+                SIZE, BOX, WINDOW, SOFTCAP, ROWS, KEYS, HALF, RING,
             )),
             (multiply, (
-                q, o, lse, lower, tile_keys, tile_values, values, keys_full, values_full,
-                keys_empty, values_empty, head, start, token + SPAN // 2, count, position, begin,
-                end, scale, softcap, STRIDE, KV_HEADS, GROUP, SIZE, BOX, WINDOW, SOFTCAP, ROWS,
-                KEYS, HALF, RING,
+                q, o, lse, tiles, items, lower, tile_keys, tile_values, values, keys_full,
+                values_full, keys_empty, values_empty, SPAN // 2, scale, softcap, STRIDE, KV_HEADS,
+                GROUP, SIZE, BOX, WINDOW, SOFTCAP, ROWS, KEYS, HALF, RING,
             )),
             (bring, (
-                lines, pages, keys, values, keys_full, values_full, keys_empty, values_empty, head,
-                begin, end, beyond, KV_HEADS, SIZE, PAGE, BOX, KEYS, HALF, RING,
+                lines, tiles, items, table, keys, values, keys_full, values_full, keys_empty,
+                values_empty, table_stride, beyond, KV_HEADS, SIZE, PAGE, BOX, WINDOW, KEYS, HALF,
+                RING,
             )),
         ],
         [4, 1],  # warps: of the second group, and of the copies; the first has the kernel's
@@ -172,7 +139,5 @@ def _kernel(
 
 
 _prefill = Kernel(
-    gluon.jit(
-        _kernel, do_not_specialize=["sequences", "table_stride", "beyond", "scale", "softcap"]
-    )
+    gluon.jit(_kernel, do_not_specialize=["table_stride", "beyond", "scale", "softcap"])
 )

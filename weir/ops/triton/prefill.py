@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
@@ -19,6 +18,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from weir.ops.batch import Batch
 from weir.ops.triton.launch import kernel, power_of_2, shared_memory
 from weir.ops.triton.softmax import LN2, close, take
+from weir.ops.triton.tiles import tiles_of
 from weir.spec import AttentionSpec
 
 
@@ -44,66 +44,54 @@ def tile_of(group: int, size: int, itemsize: int, device: torch.device) -> Tile:
 
 
 def prefill(
-    q: Tensor,
-    kv: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    batch: Batch,
-    spec: AttentionSpec,
-    mixed: bool,
+    q: Tensor, kv: Tensor, o: Tensor, lse: Tensor, batch: Batch, spec: AttentionSpec
 ) -> None:
-    """Fill the rows of o [T, Hq, D] and lse [T, Hq]; if `mixed`, of chunks of several tokens alone.
+    """Fill the rows of o [T, Hq, D] and lse [T, Hq] that belong to chunks of several tokens.
 
     The rest as weir.ops.attention.attend.
     """
-    tokens, heads, size = q.shape
-    sequences, kv_heads = len(batch.kv_len), kv.shape[2]
+    heads, size = q.shape[1:]
+    kv_heads = kv.shape[2]
     group = heads // kv_heads
     tile = tile_of(group, size, q.element_size(), q.device)
-    span = tile.rows // group
+    tiles = tiles_of(batch, len(q), tile.rows // group)
     _prefill(
-        (kv_heads, tokens // span + sequences, 1), q, kv, o, lse, batch.q_start, batch.kv_len,
-        batch.first, batch.table, sequences, batch.table.stride(0), spec.scale, spec.softcap or 0.0,
+        (kv_heads, len(tiles.each), 1), q, kv, o, lse, tiles.each, batch.table,
+        batch.table.stride(0), spec.scale, spec.softcap or 0.0,
         STRIDE=q.stride(0), KV_HEADS=kv_heads, GROUP=group, SIZE=size, PAGE=kv.shape[3],
-        WINDOW=spec.window or 0, SOFTCAP=spec.softcap is not None, FIRST=batch.first is not None,
-        MIXED=mixed, ROWS=tile.rows, SPAN=span, KEYS=tile.keys, DIMS=max(16, power_of_2(size)),
+        WINDOW=spec.window or 0, SOFTCAP=spec.softcap is not None, ROWS=tile.rows, KEYS=tile.keys,
+        DIMS=max(16, power_of_2(size)),
         warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
 
 
-@kernel("sequences", "table_stride", "scale", "softcap")
+@kernel("table_stride", "scale", "softcap")
 def _prefill(
-    q, kv, o, lse, q_start, kv_len, first, table, sequences, table_stride, scale, softcap,
+    q, kv, o, lse, tiles, table, table_stride, scale, softcap,
     STRIDE: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr,
-    PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FIRST: tl.constexpr,
-    MIXED: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr, KEYS: tl.constexpr,
-    DIMS: tl.constexpr, EARLY: tl.constexpr,
+    PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROWS: tl.constexpr,
+    KEYS: tl.constexpr, DIMS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """SPAN tokens and GROUP heads of one sequence and kv head, over all their keys."""
+    """The tokens of a tile and GROUP heads, over all their keys."""
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
     head = tl.program_id(0)
-    # the last tiles of a prompt have the most keys and begin first
-    tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    sequence = _owner(q_start, sequences, tile, SPAN)
-    start = tl.load(q_start + sequence)
-    count = tl.load(q_start + sequence + 1) - start
-    length = tl.load(kv_len + sequence)
-    token = (tile - start // SPAN - sequence) * SPAN
-    if token >= count:
+    tile = tiles + tl.program_id(1) * 5
+    tokens = tl.load(tile + 1)
+    if tokens == 0:
         return
-    if MIXED and count == 1:
-        return
-    position = tl.load(first + sequence) if FIRST else length - count
-    lowest = position + token
-    highest = position + tl.minimum(token + SPAN, count) - 1
-    begin = tl.maximum(lowest - WINDOW + 1, 0) if WINDOW else 0
-    end = tl.minimum(highest + 1, length)
+    start, position, end, sequence = (
+        tl.load(tile),
+        tl.load(tile + 2),
+        tl.load(tile + 3),
+        tl.load(tile + 4),
+    )
+    begin = tl.maximum(position - WINDOW + 1, 0) if WINDOW else 0
 
     row = tl.arange(0, ROWS)
-    token += row // GROUP
-    real = (token < count) & (row < SPAN * GROUP)
+    token = row // GROUP
+    real = token < tokens
     seen = position + token  # the last key that a row sees
     heads = head * GROUP + row % GROUP
     dim = tl.arange(0, DIMS)
@@ -121,7 +109,7 @@ def _prefill(
     # keys that every row sees need no mask
     clear = begin
     if WINDOW == 0:
-        clear += tl.maximum(tl.minimum(end, lowest + 1) - begin, 0) // KEYS * KEYS
+        clear += tl.maximum(tl.minimum(end, position + 1) - begin, 0) // KEYS * KEYS
         for at in range(begin, clear, KEYS):
             best, total, acc = take(
                 tile_q, k, v, pages, at, end, seen, best, total, acc, scale, softcap,
@@ -137,17 +125,3 @@ def _prefill(
     place = (start + token).to(tl.int64) * (KV_HEADS * GROUP) + heads
     tl.store(o + place[:, None] * SIZE + dim[None, :], acc.to(o.dtype.element_ty), mask=mask)
     tl.store(lse + place, sum_lse * LN2, mask=real)
-
-
-@triton.jit
-def _owner(q_start, sequences, tile, SPAN: tl.constexpr):
-    """The sequence of a tile. That of number s has its tiles from q_start[s] // SPAN + s on, which
-    leaves room for one more tile than whole ones, so no two sequences meet. One load finds it: a
-    search waits for one after another."""
-    BLOCK: tl.constexpr = 1024
-    before = 0
-    for at in range(0, sequences, BLOCK):
-        each = at + tl.arange(0, BLOCK)
-        start = tl.load(q_start + each, mask=each < sequences, other=1 << 30)
-        before += tl.sum((start // SPAN + each <= tile).to(tl.int32), 0)
-    return before - 1

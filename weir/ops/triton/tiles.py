@@ -1,0 +1,79 @@
+"""Cuts chunks of several tokens into the tiles that attention computes, on the device.
+
+A batch's arrays are read once a step for all of its layers: their programs need not look for the
+chunk that each is to compute, and none of them finds nothing to do. Decodes have no tiles.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from weir.ops.batch import Batch, Tiles
+from weir.ops.triton.launch import kernel
+
+BLOCK = 32
+"""Tiles of a program."""
+
+
+def tiles_of(batch: Batch, tokens: int, span: int) -> Tiles:
+    """The tiles of `span` tokens of a batch of so many, as it remembers them."""
+    if batch.tiles is not None and batch.tiles.span == span:
+        return batch.tiles
+    sequences = len(batch.kv_len)
+    most = tokens // span + sequences
+    made = batch.kv_len.new_empty((most, 5)), batch.kv_len.new_empty(1)
+    _cut(
+        (-(-most // BLOCK), 1, 1), *made, batch.q_start, batch.kv_len, batch.first, sequences, most,
+        SPAN=span, FIRST=batch.first is not None, UNITS=at_least(sequences), BLOCK=BLOCK,
+        warps=4,
+    )  # fmt: skip
+    batch.tiles = Tiles(span, *made)
+    return batch.tiles
+
+
+def at_least(units: int) -> int:
+    """A power of 4 from 256 on, so that few kernels are compiled."""
+    bound = 256
+    while bound < units:
+        bound *= 4
+    return bound
+
+
+@kernel("sequences", "most")
+def _cut(
+    tiles, count, q_start, kv_len, first, sequences, most,
+    SPAN: tl.constexpr, FIRST: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    each = tl.arange(0, UNITS)
+    real = each < sequences
+    start = tl.load(q_start + each, mask=real, other=0)
+    length = tl.load(q_start + each + 1, mask=real, other=0) - start
+    ends = tl.cumsum(tl.where(length > 1, tl.cdiv(length, SPAN), 0), 0)
+    total = tl.max(ends, 0)
+    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(count + slot, total, mask=slot == 0)
+    within = slot < total
+    # the last tiles of a prompt have the most keys and are to begin first
+    tile = total - 1 - slot
+    before = ends[None, :] <= tile[:, None]
+    sequence = tl.sum(before.to(tl.int32), 1)
+    token = (tile - tl.max(tl.where(before, ends[None, :], 0), 1)) * SPAN
+    start = tl.load(q_start + sequence, mask=within, other=0)
+    length = tl.load(q_start + sequence + 1, mask=within, other=0) - start
+    keys = tl.load(kv_len + sequence, mask=within, other=0)
+    position = tl.load(first + sequence, mask=within, other=0) if FIRST else keys - length
+    position += token
+    tokens = tl.minimum(length - token, SPAN)
+    there = tiles + slot * 5
+    tl.store(there, start + token, mask=within)
+    tl.store(there + 1, tokens, mask=within)
+    tl.store(there + 2, position, mask=within)
+    tl.store(there + 3, tl.minimum(position + tokens, keys), mask=within)
+    tl.store(there + 4, sequence, mask=within)
+    # nobody looks at the others but to see that they hold no tokens
+    tl.store(there + 1, 0, mask=(slot >= total) & (slot < most))
