@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ pytest.importorskip("triton", minversion=None if torch.cuda.is_available() else 
 from weir.ops import triton as gpu
 from weir.ops.triton import decode as decodes
 from weir.ops.triton import hopper
+from weir.ops.triton.tiles import tiles_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: exp of -inf
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -183,6 +185,40 @@ def test_chunks_on_hopper(
     case = make(longer, heads, kv_heads, size, page, dtype, **options)
     case.batch.lengths = min(chunk for _, chunk in longer), max(chunk for _, chunk in longer)
     check(case, dtype)
+
+
+@settings(max_examples=40 if DEVICE == "cuda" else 8, deadline=None)
+@given(
+    sequences=st.lists(st.tuples(st.integers(1, 90), st.integers(0, 200)), min_size=1, max_size=20),
+    span=st.sampled_from([1, 7, 32]),
+    shift=st.none() | st.integers(-50, 3),
+)
+def test_tiles_hold_every_token_once_and_those_with_more_keys_come_first(
+    sequences: list[tuple[int, int]], span: int, shift: int | None
+) -> None:
+    """sequences: chunks, and the keys before them."""
+
+    def numbers(x: list[int]) -> Tensor:
+        return torch.tensor(x, dtype=torch.int32, device=DEVICE)
+
+    starts = [0, *accumulate(chunk for chunk, _ in sequences)]
+    keys = [before + chunk for chunk, before in sequences]
+    first = [before + (shift or 0) for _, before in sequences]
+    there = None if shift is None else numbers(first)
+    batch = Batch(numbers(starts), numbers(keys), numbers([0]), numbers([0]), there)
+    tiles = tiles_of(batch, starts[-1], span)
+    want = [
+        (starts[s] + at, count, first[s] + at, min(first[s] + at + count, keys[s]), s)
+        for s, (chunk, _) in enumerate(sequences)
+        for at in range(0, chunk, span)
+        if chunk > 1 and (count := min(span, chunk - at))
+    ]
+    got = [tuple(row) for row in tiles.each.tolist()]
+    assert sorted(got[: len(want)]) == sorted(want) and tiles.count.item() == len(want)
+    assert all(row[1] == 0 for row in got[len(want) :])
+    positions = [row[2] for row in got[: len(want)]]
+    assert positions == sorted(positions, reverse=True)
+    assert tiles_of(batch, starts[-1], span) is tiles
 
 
 def test_other_kernels_take_what_hopper_s_does_not() -> None:
