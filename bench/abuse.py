@@ -7,8 +7,6 @@ error event once tokens had been streamed. Afterwards no page is held and no fil
 is lost.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import itertools

@@ -7,8 +7,6 @@ to the order. Learning to Rank, section 5: Poisson arrivals for a minute; a rate
 at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 from dataclasses import replace

@@ -6,8 +6,6 @@ requests' own time in the last arm what they cost others. What follows the optio
 field=value.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import statistics

@@ -9,8 +9,6 @@ forms, in rounds that alternate. `policies`: claims of docs/scheduling.md on thi
 workloads of its size.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import gc

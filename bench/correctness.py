@@ -8,8 +8,6 @@ argmax. Where it is not, the gap of the two logits is shown; below 1e-4 it is a 
 real ones (WEIR_DATA/prefix, else the committed sample).
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import json

@@ -8,8 +8,6 @@ what vLLM took there. The two engines schedule alike; the kernels are those the 
 `weir profile MODEL --check 60` does the same for single steps on this machine.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import statistics

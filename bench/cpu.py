@@ -8,8 +8,6 @@ Prompts of 128 random tokens. "prefill" is prompt tokens over the time to genera
 llama-bench and llama-batched-bench; `llama-quantize --allow-requantize` makes its bf16 file.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -6,8 +6,6 @@ Prompts of random tokens, one at a time, which together exceed the pages in memo
 again after a restart. FOLDER (default: a temporary one) is on the disk that is measured.
 """
 
-from __future__ import annotations
-
 import random
 import statistics
 import sys

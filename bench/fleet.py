@@ -5,8 +5,6 @@
 Llama-3.1-8B on simulated H100s; the traces are those of the folder WEIR_DATA.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import resource

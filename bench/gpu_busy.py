@@ -8,8 +8,6 @@ ran on the device, kernels and copies, as PyTorch's profiler saw it, over the ti
 the last; the profiler itself costs time, so steps are timed before it is used.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import shutil

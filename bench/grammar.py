@@ -4,8 +4,6 @@ Needs WEIR_DATA. llguidance runs beside it on the same schemas, texts and vocabu
 masks of xgrammar where it is installed.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import gzip

@@ -6,8 +6,6 @@ The bound is 1.5 ms with 256 running and 10,000 waiting requests, whatever the p
 request decodes; the waiting ones cannot be admitted because as many run as may.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import random

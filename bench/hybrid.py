@@ -9,8 +9,6 @@ With --neo, what NEO (arXiv 2411.01142) reports is predicted: gains on A10Gs wit
 and the rate that keeps to a mean latency a token, found by bisection.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

@@ -7,8 +7,6 @@ Contestants take turns, so a busy machine slows all alike; printed is the best o
 Weights are rotated through copies larger than the last-level cache, as a model's layers are.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

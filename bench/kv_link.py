@@ -6,8 +6,6 @@ Pages of the Llama-3.1-8B shape (2 MiB each, 64 KiB a layer), by the engine's ow
 numbers of programs that read or write the host's memory; in codes there, if these are named.
 """
 
-from __future__ import annotations
-
 import random
 import statistics
 import sys

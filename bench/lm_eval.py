@@ -8,8 +8,6 @@ multiple-choice questions, scored, and 10 of GSM8K, generated. Every log-likelih
 is then computed again from the strings in lm-eval's log, with `weir.LLM` in this process.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

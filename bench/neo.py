@@ -8,8 +8,6 @@ take the same requests. Of a full run what counts is the time after the first pa
 fills; of a stream, what a request takes for each token of its answer, waiting included.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import gzip

@@ -14,8 +14,6 @@ at their best, as others may use the machine besides. Without a GPU main memory 
 for its memory. The bound is what moving and reading all bytes once would take, if nothing else did.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

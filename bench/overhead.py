@@ -5,8 +5,6 @@
 Runs alternate, so that a busy neighbour hurts both; the medians are compared.
 """
 
-from __future__ import annotations
-
 import asyncio
 import statistics
 import sys

@@ -6,8 +6,6 @@ and appendix A.4), and of what each way to place something is worth on machines 
 Nothing is run. Needs the extra `plan`.
 """
 
-from __future__ import annotations
-
 import statistics
 
 from msgspec.structs import replace

@@ -6,8 +6,6 @@ Data: the folder `prefix` of $WEIR_DATA, or the samples that come with Weir. The
 rate of a cache without bounds and with pages of one token, had the prompts come one after another.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

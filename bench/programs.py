@@ -9,8 +9,6 @@ a call for each choice, one after the other and without a cache. What follows th
 settings of the engine.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import gzip

@@ -8,8 +8,6 @@ models: the weights of the file in float32, then rounded again. A layer is that 
 linears are recorded as one CUDA graph over several layers, which do not fit the cache.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import json

@@ -7,8 +7,6 @@ trained on, drawn again and again; lengths are what one family of models answere
 characters of a prompt are a token.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import time

@@ -5,8 +5,6 @@
 Llama-3.1-8B on the H100 of weir/cost/hardware.py; tables on standard output, figures as PNG files.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 Files come from the folder WEIR_DATA. Prompts of which only lengths matter are random tokens.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

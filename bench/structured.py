@@ -4,8 +4,6 @@ Arms, in turn: free text of the same length, masks alone, masks with jumps, and 
 that is compiled and opened anew for every request. Greedy. What follows the options are settings.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import time

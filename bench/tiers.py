@@ -10,8 +10,6 @@ With a FOLDER, the real engine: SmolLM2-135M on this CPU, all lengths SMALLER ti
 requests left out, and what main memory has no room for on the disk of that folder.
 """
 
-from __future__ import annotations
-
 import gc
 import gzip
 import json

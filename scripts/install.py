@@ -4,8 +4,6 @@ Without an NVIDIA driver it asks for PyTorch's CPU build first, which is gigabyt
 TORCH_INDEX_URL to an index that has it if the default one does not.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

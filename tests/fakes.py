@@ -5,8 +5,6 @@ a function of the prompt, the seed and the position alone, as a real engine's ar
 request can be scripted through the request's `user`: see `FakeEngine`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The import rules of docs/design.md, checked on the syntax tree. Run as a test."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

@@ -5,8 +5,6 @@ another prefix, a page given away too early or a move in the wrong order fails a
 samples is a function of the prefix alone: outputs must not depend on any policy.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 
 from msgspec import structs

@@ -1,7 +1,5 @@
 """Every setting from every place: who wins, what is refused, and in which words."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the docs say exists: settings, links, commands and their flags, routes, metrics."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache

@@ -1,7 +1,5 @@
 """What the engine reports of its steps is what its plans were."""
 
-from __future__ import annotations
-
 import random
 from bisect import bisect_left
 

@@ -1,7 +1,5 @@
 """The GGUF reader agrees with the `gguf` package, and no file, however broken, gets past it."""
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

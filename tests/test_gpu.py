@@ -1,7 +1,5 @@
 """The whole engine on a GPU: the tokens of the CPU engine, whatever the chunks, pages and batch."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -3,8 +3,6 @@
 pip is real; the index is a local folder of small wheels made here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`--offload` on the whole engine: the tokens of a model that lies in one place."""
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

@@ -1,7 +1,5 @@
 """Names on the command line become policies, or one sentence that says what is wrong."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Steps of a model are timed apart: what its layers take, attention, and the rest."""
 
-from __future__ import annotations
-
 import torch
 
 from weir import hub

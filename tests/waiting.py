@@ -1,7 +1,5 @@
 """Waiting for what must come, however slow the machine: for the event, never for a time."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time

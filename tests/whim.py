@@ -1,7 +1,5 @@
 """Colder tiers that are at hand, or worth loading from, as chance will have it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random

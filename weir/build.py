@@ -1,7 +1,5 @@
 """From a `Config` to an `Engine`: the one file that knows every class, the last to see Config."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import logging

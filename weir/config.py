@@ -6,8 +6,6 @@ environment, else the file, else the default, and is checked here, once. Nothing
 line may read the environment or this module; `Config` stops at `weir.build`.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from pathlib import Path

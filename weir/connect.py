@@ -1,7 +1,5 @@
 """From a `Config` to a tokenizer and a client; no torch. `weir.build` makes the engine."""
 
-from __future__ import annotations
-
 import logging
 from importlib import import_module
 from pathlib import Path

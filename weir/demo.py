@@ -4,8 +4,6 @@ Starts a server with the embedded model, streams a chat answer, sends 64 few-sho
 shows what that took, and stops the server. Exits with 1 and one sentence if anything fails.
 """
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import sys

@@ -3,8 +3,6 @@
 Sizes come from `Config` and from what is free; who computes what when is the scheduler's.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

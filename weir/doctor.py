@@ -4,8 +4,6 @@ Must work where nothing else does: every probe answers for itself, and PyTorch, 
 or broken, is imported only inside the probes that need it.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

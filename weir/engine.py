@@ -3,8 +3,6 @@
 The engine knows requests and plans; it knows no text, no tensor and no client.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

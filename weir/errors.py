@@ -1,7 +1,5 @@
 """Errors a caller can act on. Every one says in a sentence what is wrong and what to do."""
 
-from __future__ import annotations
-
 
 class WeirError(Exception):
     """Base of every error raised on purpose."""

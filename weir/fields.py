@@ -3,8 +3,6 @@
 Knows no setting by name.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from types import NoneType

@@ -1,7 +1,5 @@
 """Where this user keeps what was fetched, measured or compiled, from one run to the next."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -7,14 +7,12 @@ allocation larger than the file justifies.
 Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
 """
 
-from __future__ import annotations
-
 import math
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct, calcsize, unpack_from
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from weir.errors import ConfigError
 
@@ -99,7 +97,7 @@ class GGUF:
         self._view = view
 
     @classmethod
-    def open(cls, path: str | Path) -> GGUF:
+    def open(cls, path: str | Path) -> Self:
         """Map the file and read its header; `ConfigError` if it is not a sound GGUF file."""
         path = Path(path)
         try:

@@ -4,8 +4,6 @@ It reads its orders from standard input, makes the engine, says `Ready`, and run
 thread gives a sign of life however long a step takes, and ends the process when its parent is gone.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import select

@@ -4,8 +4,6 @@ A name is a folder, a .gguf file, one of the embedded models (which travel as pa
 are never imported), or an id on the Hugging Face hub. Nothing here knows what is in the files.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

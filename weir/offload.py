@@ -3,8 +3,6 @@
 What a plan says beyond the shares of weights becomes settings, where these were left to us.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass

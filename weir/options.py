@@ -4,8 +4,6 @@ Every field has one flag in kebab-case, other engines' names for it as aliases, 
 nothing about a setting is written down a second time.
 """
 
-from __future__ import annotations
-
 import os
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from typing import Any, Literal, get_args, get_origin

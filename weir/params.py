@@ -4,8 +4,6 @@
 and everything else about text stay on this side.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

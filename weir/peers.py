@@ -3,8 +3,6 @@
 Plain tables; `config` and `options` read them.
 """
 
-from __future__ import annotations
-
 ALIASES = {
     "model_path": "model",
     "tokenizer_path": "tokenizer",

@@ -3,8 +3,6 @@
 Apart from `weir.build` because a simulation makes the same scheduler and needs no PyTorch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A progress bar of things done and tokens a second, on standard error."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator

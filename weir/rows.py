@@ -1,7 +1,5 @@
 """Files of rows, as data sets come: JSON lines and CSV, gzipped or not."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

@@ -1,7 +1,5 @@
 """The shape of a model, whatever file it came from. Plain values, without tensors."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from msgspec import Struct

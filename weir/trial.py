@@ -3,8 +3,6 @@
 Knows nothing of where weights will lie: here they are in main memory.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

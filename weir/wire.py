@@ -1,7 +1,5 @@
 """Messages between the server process and the engine process: msgpack over ZeroMQ on loopback."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from typing import Any, ClassVar, Self
 

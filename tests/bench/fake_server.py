@@ -4,8 +4,6 @@ The prompt scripts the answer: a text prompt that begins with `{` is JSON of a `
 prompt gets the default one. Prompts are counted one token a word.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading

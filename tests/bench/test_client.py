@@ -1,7 +1,5 @@
 """Timing and counting of one conversation, for every kind of API."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

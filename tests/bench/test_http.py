@@ -1,7 +1,5 @@
 """The HTTP client: framing however it is cut, errors in words, nothing hung."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """The named workloads are what they are compared as, and run on a model that is a config alone."""
 
-from __future__ import annotations
-
 import json
 from argparse import ArgumentParser
 from collections import Counter

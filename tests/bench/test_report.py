@@ -1,7 +1,5 @@
 """The report's arithmetic, and the block of text that scripts parse."""
 
-from __future__ import annotations
-
 import statistics
 
 import pytest

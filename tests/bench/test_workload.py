@@ -1,7 +1,5 @@
 """Workloads keep what makes a trace worth replaying: its times, lengths and shared prefixes."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

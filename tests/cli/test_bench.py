@@ -1,7 +1,5 @@
 """`weir bench serve` from its flags to its files."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

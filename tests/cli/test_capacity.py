@@ -1,7 +1,5 @@
 """`weir capacity` on the simulator and against a server."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

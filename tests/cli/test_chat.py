@@ -1,7 +1,5 @@
 """A talk in the terminal: history, commands, and errors that do not end it."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

@@ -1,7 +1,5 @@
 """The doctor sees a machine as it is, and works where things are missing."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

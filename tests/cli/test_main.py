@@ -1,7 +1,5 @@
 """The command itself: fast, helpful, one line for an error."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from argparse import ArgumentParser

@@ -1,7 +1,5 @@
 """Commands that compute, with the embedded model where it is at hand."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

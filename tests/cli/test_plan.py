@@ -1,7 +1,5 @@
 """`weir plan`: what it prints, and that it says what is wrong."""
 
-from __future__ import annotations
-
 import json
 
 import msgspec

@@ -1,7 +1,5 @@
 """A command's own server: ready, guarded, and gone afterwards, whatever happens."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

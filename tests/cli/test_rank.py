@@ -1,7 +1,5 @@
 """`weir rank` from data to a ranker, its table, and a server's answers to data."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """`weir simulate` from its flags to its files."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

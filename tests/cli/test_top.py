@@ -1,7 +1,5 @@
 """The live view: what two scrapes of /metrics come to."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

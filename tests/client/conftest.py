@@ -1,7 +1,5 @@
 """Coroutines with a time limit, and proof that nothing was left behind."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc

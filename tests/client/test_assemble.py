@@ -1,7 +1,5 @@
 """However an answer is cut into deltas, its events say the same."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

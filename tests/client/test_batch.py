@@ -1,7 +1,5 @@
 """Batch files: every line once, whatever is in it, and however often the run is killed."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Predicted lengths on their way from a ranker to the engine, and what happens without them."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading

@@ -1,7 +1,5 @@
 """What is admitted and what is turned away, and that nobody is forgotten."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

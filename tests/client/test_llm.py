@@ -1,7 +1,5 @@
 """Offline use: batches in this thread, streams beside others, and what happens on Ctrl-C."""
 
-from __future__ import annotations
-
 import itertools
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """An engine process that dies, hangs or cannot start: everybody is answered and nothing is left."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """What both clients do with an engine that is well: the same tests on a thread and on a process."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 

@@ -1,7 +1,5 @@
 """What plans take whose decodes may be the host's, beside NEO's formula, and who takes part."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

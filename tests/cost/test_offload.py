@@ -1,7 +1,5 @@
 """Offloading: the linear program against brute force, its limits, and what the paper measured."""
 
-from __future__ import annotations
-
 import itertools
 import sys
 

@@ -1,7 +1,5 @@
 """The roofline against kernels measured on an H100, and the counts it is made of."""
 
-from __future__ import annotations
-
 import statistics
 
 import pytest

@@ -1,7 +1,5 @@
 """Profiles: what a table makes of measured steps, and how it is kept."""
 
-from __future__ import annotations
-
 import statistics
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A latency target: budgets that meet it, correction by what steps take, targets out of reach."""
 
-from __future__ import annotations
-
 import math
 import sys
 

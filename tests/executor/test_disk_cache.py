@@ -1,7 +1,5 @@
 """The cache on disk under the real engine: same tokens, and prefixes outlive engines."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

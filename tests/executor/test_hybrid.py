@@ -1,7 +1,5 @@
 """Decodes whose KV is in main memory, under the real scheduler and engine: the same tokens."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

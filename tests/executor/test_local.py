@@ -1,7 +1,5 @@
 """The local executor under hand-made plans, and under the real scheduler and engine."""
 
-from __future__ import annotations
-
 import random
 import threading
 

@@ -1,7 +1,5 @@
 """Layers from memory and disk, KV on two tiers and steps in lanes, under a real scheduler."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Drawn by a seed, so that a run can be repeated. Each is compiled as the server w
 accepted is opened and asked for its first masks. Prints what became of them and what took longest.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import time

@@ -1,7 +1,5 @@
 """Compiling in processes: refusals, limits that kill, what is remembered, many at once."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec

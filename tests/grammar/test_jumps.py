@@ -1,7 +1,5 @@
 """A jump says what masks alone would have said, on random grammars and vocabularies."""
 
-from __future__ import annotations
-
 import math
 import random
 import zlib

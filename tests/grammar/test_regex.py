@@ -1,7 +1,5 @@
 """Patterns against Python's own engine: random ones, those of the data, and what is refused."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

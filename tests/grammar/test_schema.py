@@ -1,7 +1,5 @@
 """Schemas that become automata: their instances, and what is left to llguidance."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """A small vocabulary, which a process that follows grammars can read, too."""
 
-from __future__ import annotations
-
 import os
 import time
 

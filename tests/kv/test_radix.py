@@ -1,7 +1,5 @@
 """The radix tree and the cache alone: what is found, what goes first, who owns what."""
 
-from __future__ import annotations
-
 import random
 
 from hypothesis import given, settings

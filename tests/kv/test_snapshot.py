@@ -1,7 +1,5 @@
 """What sinks to the coldest tier is found by the next cache; what is not a tree is refused."""
 
-from __future__ import annotations
-
 import random
 
 import msgspec

@@ -1,7 +1,5 @@
 """The classic programs on the embedded model: what they say is the model's, how is ours."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

@@ -1,7 +1,5 @@
 """Programs on an engine whose greedy answer is its prompt again: every text is known by heart."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 

@@ -1,7 +1,5 @@
 """Programs over HTTP: a Weir server, OpenAI's two endpoints, Anthropic's, and speculation."""
 
-from __future__ import annotations
-
 import json
 import threading
 from contextlib import contextmanager

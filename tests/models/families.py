@@ -1,7 +1,5 @@
 """Two-layer random checkpoints written by transformers, and the dense forward they are held to."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

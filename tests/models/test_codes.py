@@ -1,7 +1,5 @@
 """Quantised weights kept as codes: the same numbers as unpacked, nearly the same products."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """What a configuration means, in every dialect, and what is said of one that cannot be served."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """Every family gives the logits of transformers on a GPU, too."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Every quantised type unpacks bit for bit as the `gguf` package does it."""
 
-from __future__ import annotations
-
 import gguf
 import numpy as np
 import pytest

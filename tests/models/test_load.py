@@ -1,7 +1,5 @@
 """Weights that do not fit are named; random ones are sane, and the same for the same seed."""
 
-from __future__ import annotations
-
 import json
 
 import gguf

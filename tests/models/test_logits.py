@@ -1,7 +1,5 @@
 """Every family gives the logits of transformers, from safetensors and from GGUF."""
 
-from __future__ import annotations
-
 import gguf
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Quantised checkpoints, as their makers write them, against the weights that they stand for."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

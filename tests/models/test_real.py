@@ -3,8 +3,6 @@
 Skipped unless the files are in $WEIR_MODELS or in Weir's cache (`weir pull` brings them).
 """
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A model whose layers are read from disk as they are needed is the model that was saved."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

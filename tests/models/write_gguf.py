@@ -3,8 +3,6 @@
 Names come from the `gguf` package, so that ours are checked against theirs.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

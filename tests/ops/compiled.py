@@ -1,8 +1,6 @@
 """Compiles every kernel for a Hopper GPU, where there is none: what the interpreter lets pass, such
 as a name with two types, no compiler does. Run by test_compile.py."""
 
-from __future__ import annotations
-
 import torch
 import triton
 from torch import Tensor

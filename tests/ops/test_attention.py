@@ -1,7 +1,5 @@
 """Paged attention against a dense float64 softmax, and what its result must not depend on."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass
 

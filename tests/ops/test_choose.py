@@ -1,7 +1,5 @@
 """The choice of tokens on a GPU, or in Triton's interpreter, against the same choice in PyTorch."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The kernels compile for a GPU, also where there is none to run them on."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The Triton kernels against their references: on a GPU, or in Triton's interpreter without one."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import accumulate
 

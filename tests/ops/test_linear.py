@@ -1,7 +1,5 @@
 """Linear layers against double precision, and that a row's result depends on that row alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

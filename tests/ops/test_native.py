@@ -1,7 +1,5 @@
 """Compiling, caching, falling back, and the other instruction sets the one source serves."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Pages are packed into records and back, by the kernel as by the reference."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Which decodes of a batch are found to share a prefix."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

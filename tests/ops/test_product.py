@@ -1,7 +1,5 @@
 """Linear layers of few rows on a GPU, or in Triton's interpreter, against plain PyTorch."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

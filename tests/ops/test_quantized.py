@@ -1,8 +1,6 @@
 """Weights of 4 and 8 bits: what they stand for, and their products on a GPU or in Triton's
 interpreter against plain PyTorch."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

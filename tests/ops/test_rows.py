@@ -1,7 +1,5 @@
 """Norms, rotary embedding and activations against plain PyTorch."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

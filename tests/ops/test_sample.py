@@ -1,7 +1,5 @@
 """Each filter, penalty and choice against a plain implementation of one row."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What many models' lengths say of a prompt, whatever the habits of the models."""
 
-from __future__ import annotations
-
 from random import Random
 
 import numpy as np

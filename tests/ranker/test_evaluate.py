@@ -1,7 +1,5 @@
 """The table of a ranker beside its yardsticks."""
 
-from __future__ import annotations
-
 from math import isnan
 
 import pytest

@@ -1,7 +1,5 @@
 """The light ranker: what it reads, what it learns, what it keeps, and files it must refuse."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from itertools import combinations

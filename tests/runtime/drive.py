@@ -1,7 +1,5 @@
 """Hand-made plans: what a scheduler would send, with every choice in the test's hands."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What a codec gives back is as near as it says, in as many bytes as it says."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

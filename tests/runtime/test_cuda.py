@@ -1,7 +1,5 @@
 """The runner on a GPU, with and without a second tier on the CPU: as on the CPU alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

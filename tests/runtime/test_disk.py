@@ -1,7 +1,5 @@
 """The file of KV pages: what is written is read, survives an engine, and is not trusted blindly."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """Padded lanes give what lanes of their own size give; without a GPU, too."""
 
-from __future__ import annotations
-
 import random
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Decodes that share pages are found and named to attention, in padded lanes and in others."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.reference import Tiny, generate

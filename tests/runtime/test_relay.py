@@ -1,7 +1,5 @@
 """Attention away from a lane's device: the tokens of one tier alone, whatever lanes there are."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

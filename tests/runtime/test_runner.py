@@ -1,7 +1,5 @@
 """Whatever the plan looks like, the tokens and logits are those of the dense reference."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

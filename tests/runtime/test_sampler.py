@@ -1,7 +1,5 @@
 """What a request asks of its tokens, through whole plans."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

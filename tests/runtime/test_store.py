@@ -1,7 +1,5 @@
 """Pages keep their content through any moves."""
 
-from __future__ import annotations
-
 import gc
 
 import pytest

@@ -1,7 +1,5 @@
 """Streamed layers are the layers they were made of, wherever they lie and whatever breaks off."""
 
-from __future__ import annotations
-
 import errno
 import os
 import random

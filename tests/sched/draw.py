@@ -1,7 +1,5 @@
 """Random policies for property tests, and the invariants that hold under every one of them."""
 
-from __future__ import annotations
-
 import random
 import sys
 

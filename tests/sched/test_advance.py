@@ -1,7 +1,5 @@
 """The short way to plan a decode is the long way."""
 
-from __future__ import annotations
-
 import copy
 
 from hypothesis import given

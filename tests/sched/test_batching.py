@@ -1,7 +1,5 @@
 """What each composer and each placement promises."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """Random arrivals, policies, tiers, depths and aborts: no page lost or misread, same tokens."""
 
-from __future__ import annotations
-
 import random
 
 from hypothesis import given, settings

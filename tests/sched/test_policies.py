@@ -1,7 +1,5 @@
 """What each policy promises, on the real scheduler over a checked executor."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass, field
 

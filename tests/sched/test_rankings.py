@@ -1,7 +1,5 @@
 """What each ranking promises, on the real scheduler over a checked executor."""
 
-from __future__ import annotations
-
 import logging
 import random
 

@@ -1,8 +1,6 @@
 """Traps that published schedulers fell into, one test each; docs/scheduling.md lists those that are
 tested elsewhere."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The server over the fake engine, on a loopback port and a thread of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A server process around the fake engine, for tests of its signals: `python -m` this."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

@@ -1,7 +1,5 @@
 """No request of any kind makes a 5xx, and each refusal says what is wrong."""
 
-from __future__ import annotations
-
 import json
 import socket
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What clients other than OpenAI's rely on: echo, logprobs, token ids, truncation, raw frames."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

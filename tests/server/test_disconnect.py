@@ -1,7 +1,5 @@
 """A client that goes takes its request with it, whatever it was waiting for."""
 
-from __future__ import annotations
-
 import json
 import socket
 import time

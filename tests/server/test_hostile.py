@@ -1,7 +1,5 @@
 """Patterns, schemas and tools that mean harm, over HTTP, against a server that has a model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx

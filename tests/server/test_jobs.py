@@ -1,7 +1,5 @@
 """A job is all or nothing, whatever happens between its first prompt and its last event."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

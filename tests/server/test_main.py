@@ -1,7 +1,5 @@
 """The server as a process: its start, its signals, its way out."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

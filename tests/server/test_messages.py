@@ -1,7 +1,5 @@
 """Anthropic's requests as OpenAI's, and answers in its words, whole and in events."""
 
-from __future__ import annotations
-
 import json
 
 import httpx

@@ -1,7 +1,5 @@
 """POST /generate as SGLang's clients use it, /tokenize and /detokenize as vLLM's do."""
 
-from __future__ import annotations
-
 import json
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Metrics, traces and logs say what happened, and only that."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time

@@ -1,7 +1,5 @@
 """Health, information, orders, ids, CORS, keys, overload: what operators and proxies meet."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """The OpenAPI document: complete, valid, and kept by the server when schemathesis tries it."""
 
-from __future__ import annotations
-
 from unittest import SkipTest
 
 import httpx

@@ -1,7 +1,5 @@
 """The real `openai` client against the server."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 

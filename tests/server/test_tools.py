@@ -1,7 +1,5 @@
 """Tool calls: the grammar they follow, and how answers are read, however they are cut."""
 
-from __future__ import annotations
-
 import json
 
 import msgspec

@@ -1,7 +1,5 @@
 """Replays: the simulator plans what the real engine plans, and its report adds up."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Capacity: the search finds the edge, and what a rate must keep."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

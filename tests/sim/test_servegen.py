@@ -1,7 +1,5 @@
 """ServeGen clients: rates, lengths and files that are no such thing."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from pathlib import Path

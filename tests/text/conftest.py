@@ -1,7 +1,5 @@
 """Two small vocabularies, trained here and written as GGUF, and the real ones where present."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """However tokens arrive, their text is the same, and no character comes in halves."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

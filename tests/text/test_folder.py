@@ -1,7 +1,5 @@
 """A Hugging Face folder is read as its files mean it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

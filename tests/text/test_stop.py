@@ -1,7 +1,5 @@
 """The stop checker finds what a search over the whole text finds, however the text is cut."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

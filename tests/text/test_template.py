@@ -1,7 +1,5 @@
 """Chat templates render as their authors expect, and their failures are the request's."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from pathlib import Path
 

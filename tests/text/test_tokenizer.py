@@ -1,7 +1,5 @@
 """Tokenizers built from GGUF files give exactly the ids of the models' own."""
 
-from __future__ import annotations
-
 import heapq
 import json
 import re

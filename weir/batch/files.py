@@ -3,8 +3,6 @@
 Every line of the output names its line of the input. Knows no server and sends nothing.
 """
 
-from __future__ import annotations
-
 import fcntl
 from collections.abc import Iterator
 from pathlib import Path

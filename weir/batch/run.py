@@ -5,8 +5,6 @@ input, so none is lost and none done twice. The requests go through the HTTP app
 process or on a server elsewhere, so that a batch means what the same requests online would.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections import Counter

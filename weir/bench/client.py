@@ -4,8 +4,6 @@ An event counts as tokens if it carries text, or could but holds it back; a stre
 with the role and its last with the usage do not. Token counts are the server's own.
 """
 
-from __future__ import annotations
-
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Flags that choose a workload, and the workload they choose. Shared by the benchmarks."""
 
-from __future__ import annotations
-
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable

@@ -4,8 +4,6 @@ One connection a request, as of unrelated users. A streamed answer is an iterato
 server-sent events, each with the moment its bytes arrived. Knows no API, only HTTP.
 """
 
-from __future__ import annotations
-
 import asyncio
 import ssl
 import time

@@ -5,8 +5,6 @@ largest matrix product. Times are medians of events around the op, the L2 cache 
 decodes are timed as a CUDA graph of calls over different keys.
 """
 
-from __future__ import annotations
-
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Running a workload against a server: requests leave at their times, under a cap on how many."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable

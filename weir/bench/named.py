@@ -4,8 +4,6 @@ Prompts are random token ids, EOS is ignored, temperature 1. The lengths of two 
 a file, `bench/workloads.json` under the folder that WEIR_DATA names.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

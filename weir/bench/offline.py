@@ -7,8 +7,6 @@ With --workload the named workloads run as they are compared among GPU engines: 
 default, the prefix cache on and empty, temperature 1, one table.
 """
 
-from __future__ import annotations
-
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

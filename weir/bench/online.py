@@ -5,8 +5,6 @@ default, temperature 1, EOS ignored. The server starts once; its prefix cache is
 run.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace

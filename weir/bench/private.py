@@ -1,7 +1,5 @@
 """A server for the length of a command: on loopback, on a free port, with a key of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import secrets

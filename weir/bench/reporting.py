@@ -1,7 +1,5 @@
 """Flags for when requests arrive and what is reported of them. Shared by load and simulation."""
 
-from __future__ import annotations
-
 import math
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Works against any OpenAI-compatible server, and against SGLang's /generate. The 
 the keys of the JSON file are those of `vllm bench serve`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import resource

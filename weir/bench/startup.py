@@ -4,8 +4,6 @@ Cold means that the model's files are not in the page cache and no kernel is com
 start after an installation. Warm is every start after it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import shlex

@@ -1,7 +1,5 @@
 """A conversation with a chat server, streamed and remembered."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field

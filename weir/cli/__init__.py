@@ -3,8 +3,6 @@
 This file must stay free of other imports: `weir --help` answers in a fraction of a second.
 """
 
-from __future__ import annotations
-
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ target and the median delay until a request is first scheduled within 2 seconds 
 definition). Rates are tried on the simulator or, with --base-url, on a running Weir server.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from argparse import ArgumentParser, Namespace

@@ -6,8 +6,6 @@ In the talk: /reset forgets it, /system TEXT sets the system prompt, /quit leave
 answer; Ctrl-D leaves.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from argparse import ArgumentParser, Namespace

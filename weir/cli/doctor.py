@@ -1,7 +1,5 @@
 """Show what this machine offers, what will be used, what is missing and how to get it."""
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, Namespace
 
 import msgspec

@@ -3,8 +3,6 @@
 Prints the completions, or with --jsonl one JSON object a prompt.
 """
 
-from __future__ import annotations
-
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

@@ -5,8 +5,6 @@ second (or, for latency, one request soonest), what is predicted of them and wha
 beside the choices one would make by hand. No model is loaded, only its shape is read.
 """
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any

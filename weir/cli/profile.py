@@ -4,8 +4,6 @@ Runs a grid of steps on the real engine: prompt chunks by length and start, deco
 context. With --check, also random mixed steps, and the error of each cost model on them.
 """
 
-from __future__ import annotations
-
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Fetch a model into the local cache; show where it is and under which licence."""
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, Namespace
 
 from weir import hub

@@ -4,8 +4,6 @@ Each input line is a request to /v1/chat/completions, /v1/completions or /v1/emb
 line its answer. A run that was stopped goes on where it was when it is started again.
 """
 
-from __future__ import annotations
-
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

@@ -4,8 +4,6 @@ Every option is also a line of the --config file and an environment variable (--
 WEIR_BLOCK_SIZE); a flag wins over the environment, the environment over the file.
 """
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, Namespace
 
 from weir.options import add_config, config

@@ -4,8 +4,6 @@ The report is that of `weir bench serve`. Arrivals are the trace's own, or --req
 gamma-distributed intervals (--burstiness 1: Poisson); no model is loaded, only its shape is read.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import sys

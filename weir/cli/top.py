@@ -4,8 +4,6 @@
 # of counters, percentiles come from what was added to the histograms in between, so they describe
 # the last interval and not the server's whole life.
 
-from __future__ import annotations
-
 import asyncio
 import math
 import re

@@ -1,7 +1,5 @@
 """Show the version of Weir and of the Python that runs it."""
 
-from __future__ import annotations
-
 import platform
 from argparse import ArgumentParser, Namespace
 

@@ -3,8 +3,6 @@
 Pure: no event loop, no engine, and time is an argument. Offline use and servers share it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -3,8 +3,6 @@
 `Client` checks, submits, aborts and delivers; how messages travel is for `Local` and `Remote`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import time

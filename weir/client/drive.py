@@ -1,7 +1,5 @@
 """The loop around an engine, the same on a thread of the server and in a process of its own."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -4,8 +4,6 @@ A request is handed to the engine at once and its prediction follows; nobody wai
 ranker only as something that turns texts into numbers.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

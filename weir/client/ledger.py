@@ -3,8 +3,6 @@
 Pure, like `assemble`: what must be sent to the engine is returned, and time is an argument.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 import uuid

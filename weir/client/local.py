@@ -1,7 +1,5 @@
 """An engine in this process, on a thread of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import queue
 import threading

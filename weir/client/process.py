@@ -5,8 +5,6 @@ Messages travel over a ZeroMQ socket in a private folder, or on loopback where t
 token given through the pipe keeps other users of this machine out.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

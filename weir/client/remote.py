@@ -1,7 +1,5 @@
 """An engine in a process of its own, watched: what dies or hangs is replaced."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

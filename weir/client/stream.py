@@ -1,7 +1,5 @@
 """A request's events on the event loop: what the caller of `submit` iterates over."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable

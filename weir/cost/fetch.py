@@ -4,8 +4,6 @@ All rates are learned from what has been loaded and computed here; until they ar
 so often after, loading is tried.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol

@@ -4,8 +4,6 @@ These are not data sheets. A preset that says `measured` was fitted to kernels t
 the others take the share of the data sheet's rates that those kernels reached. Knows no model.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

@@ -2,8 +2,6 @@
 them hold and sustain. Only offloading looks at a machine this way; it knows no model.
 """
 
-from __future__ import annotations
-
 import io
 import mmap
 import os

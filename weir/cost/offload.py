@@ -8,8 +8,6 @@ so one set of rows prices a placement given and is what the linear program of `w
 minimises over. Nothing here searches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -4,8 +4,6 @@ Steps are made by hand: pages need no content for their time to be right. Knows 
 device; asks for nothing but `submit` and a capacity.
 """
 
-from __future__ import annotations
-
 import hashlib
 import platform
 import statistics

@@ -4,8 +4,6 @@ Linears take the longer of reading their weights and multiplying, with a soft kn
 decodes reads its keys and values, attention of prompts multiplies; kernels run one after another.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 
 from weir.cost.hardware import Hardware

@@ -2,8 +2,6 @@
 enumeration over sizes of batches and blocks, and the choices one would make without it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 

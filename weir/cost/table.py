@@ -5,8 +5,6 @@ decodes, by how many and what context each reads. A mixed step runs its linears 
 so every part adds only what it took beyond the linears of its own tokens.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
 

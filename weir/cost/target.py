@@ -5,8 +5,6 @@ Sarathi-Serve section 4.3 profiles one budget for all steps; here each step has 
 decodes and their context are known. Knows neither requests nor clocks.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from typing import Protocol

@@ -4,8 +4,6 @@ A GPU's link is used beside the GPU's work (weir.runtime.link does it): pages pa
 the GPU, and a step waits only for more than fits these. A disk is read while the step waits.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """What the engine asks of whatever runs its plans: a device, several ranks, or virtual time."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from weir.core import Capacity, Plan, Result

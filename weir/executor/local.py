@@ -5,8 +5,6 @@ the caller plans the next iteration meanwhile: kernels and PyTorch let go of the
 while they compute.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Callable

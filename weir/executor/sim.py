@@ -3,8 +3,6 @@
 Time is an argument everywhere, so the scheduler that a simulation runs is the real one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

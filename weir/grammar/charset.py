@@ -3,8 +3,6 @@
 Surrogates are in no set: they have no UTF-8. Knows nothing of bytes or automata.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """One character, one escape or one class of a regular expression, as the set it stands for."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import NoReturn

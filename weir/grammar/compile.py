@@ -3,8 +3,6 @@
 Runs in a worker process, which may be killed at any time; see `compiler`.
 """
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from typing import Any

@@ -4,8 +4,6 @@ A pattern may be hostile: it costs its own request a refusal after `seconds`, an
 Used by clients, before a request reaches the engine; blocks, and may be called from many threads.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -5,8 +5,6 @@ llguidance may hold the interpreter's lock for milliseconds: here no step waits 
 opens grammars, the other takes tokens in, so that a grammar that is slow to open holds up nobody.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pickle

@@ -4,8 +4,6 @@ A compiler and its workers: jobs, as JSON, whose integers have any size. An engi
 that follows grammars for it: one answer, a `Followed`, to each `Follow`, in whatever order.
 """
 
-from __future__ import annotations
-
 from msgspec import Struct
 
 from weir.core import Grammar

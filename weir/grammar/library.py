@@ -5,8 +5,6 @@ between two steps; they are read on a thread while the engine starts. Whatever t
 threads: a request waits for its grammar, a step never does.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence

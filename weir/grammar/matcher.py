@@ -5,8 +5,6 @@ have cut the whole text. Only tokens that nothing longer competes with are taken
 to the model, so a jump decides nothing that the model could have decided otherwise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

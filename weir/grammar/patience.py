@@ -3,8 +3,6 @@
 Knows no grammar, and no more of what it waits for than that it takes time.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from concurrent.futures import Future

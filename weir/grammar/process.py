@@ -4,8 +4,6 @@ Over there its socket is standard input. Messages are bytes, each behind its len
 grammar.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import socket

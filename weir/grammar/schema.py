@@ -5,8 +5,6 @@ the order of `properties`. So most of it is forced, and a model has nothing to c
 What is not regular, or would explode, is `Unsuitable`: llguidance takes it, or says what it cannot.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

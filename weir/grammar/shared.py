@@ -1,7 +1,5 @@
 """Masks in memory that two processes share, a row for each matcher."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import os

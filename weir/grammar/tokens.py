@@ -1,7 +1,5 @@
 """What grammars need of a tokenizer. Imports nothing: servers that compute nothing name it too."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The trie is built once a model and shared by all grammars. It is walked in C++, 
 interpreter's lock, as soon as the native library is there. Knows no tokenizer.
 """
 
-from __future__ import annotations
-
 import ctypes
 import threading
 from collections import OrderedDict

@@ -4,8 +4,6 @@ One job after the other, each answered; an empty answer before the first says th
 It limits its own memory; its parent limits its time, and if that is gone a job in hand ends too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

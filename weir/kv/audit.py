@@ -1,7 +1,5 @@
 """What must hold of a cache between any two calls."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 

@@ -5,8 +5,6 @@ pages to the radix tree, so preemption, finishing and caching are one code path.
 is a prefix hit. What is evicted is recomputed or, given a colder tier, moved and moved back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """The free pages of one tier."""
 
-from __future__ import annotations
-
 from weir.core import Page, Tier
 
 

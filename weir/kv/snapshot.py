@@ -4,8 +4,6 @@ So that a cache on disk outlives its engine. Where the bytes and the pages are k
 here; who hands them back has made sure that they are the same.
 """
 
-from __future__ import annotations
-
 import msgspec
 from msgspec import Struct
 

@@ -1,7 +1,5 @@
 """How `select` rates its choices, from the logprobs of their tokens (SGLang's three methods)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from statistics import fmean
 

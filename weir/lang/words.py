@@ -1,7 +1,5 @@
 """The words of the language: functions that make nodes, in SGLang's names."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """`LLM`: a model in this process and thread, for batches."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

@@ -1,7 +1,5 @@
 """`AsyncLLM`: a model whose answers come as they are made, many at once."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Self

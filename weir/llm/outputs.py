@@ -1,7 +1,5 @@
 """What `LLM` and `AsyncLLM` return, in vLLM's names."""
 
-from __future__ import annotations
-
 from msgspec import Struct
 from msgspec.structs import replace
 

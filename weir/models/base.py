@@ -8,8 +8,6 @@ A model knows no cache, no rank and no phase of a request. The forward loop is t
 On a CPU x is float32 whatever the weights are; on a GPU it has their type.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar

@@ -3,8 +3,6 @@
 Each class turns its format's names and conventions into those of `weights.Checkpoint`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

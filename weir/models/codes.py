@@ -5,8 +5,6 @@ of 4 and 5 bits and Q8_0 go over as they are (the K types' scales are rounded to
 other types are unpacked and rounded anew to 8 bits.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

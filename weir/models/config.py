@@ -3,8 +3,6 @@
 Everything after this file reads a `Spec`. No tensors, no files.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Annotated, Any

@@ -5,8 +5,6 @@ Common types are split into codes, scales and offsets in torch, as which a CPU m
 llama.cpp. A block is a row of bytes; its first values come first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -4,8 +4,6 @@ scaled embedding.
 Norm weights arrive as what they multiply by (1 + w is applied when they are read).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -3,8 +3,6 @@
 They differ in biases, per-head norms and windows only, all of which the Spec and the weights tell.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

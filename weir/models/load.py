@@ -1,7 +1,5 @@
 """Makes a model from what is on disk: a folder of safetensors, a GGUF file, or a config alone."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

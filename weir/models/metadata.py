@@ -3,8 +3,6 @@
 Everything after this file reads a `Spec`. OPT is absent because llama.cpp has no such architecture.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, TypeVar
 

@@ -3,8 +3,6 @@
 OPT-350m is the odd one: it norms after each block, and projects a narrower embedding in and out.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

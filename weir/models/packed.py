@@ -3,8 +3,6 @@
 What they hold becomes `Codes` or `Scaled`, in which every format is the same.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

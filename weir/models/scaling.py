@@ -1,7 +1,5 @@
 """A RopeSpec from a rope's parameters, as `config.json` and GGUF files give them. No tensors."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

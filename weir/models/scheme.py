@@ -3,8 +3,6 @@
 No tensors, no files: `weir.models.packed` reads what this describes.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import msgspec

@@ -1,7 +1,5 @@
 """The shape of a model from its files or by its name, without weights and without PyTorch."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

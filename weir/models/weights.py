@@ -3,12 +3,10 @@
 One layer is read at a time by each thread, so what is in memory beyond the model is a few layers.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -81,7 +79,7 @@ class Weights:
         self.activation = torch.float32 if device.type == "cpu" else dtype
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
 
-    def __enter__(self) -> Weights:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

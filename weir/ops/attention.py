@@ -5,8 +5,6 @@ One entry serves decode and chunked prefill. It knows one layer and one tier; wh
 caller's.
 """
 
-from __future__ import annotations
-
 from ctypes import byref
 
 import torch

@@ -1,7 +1,5 @@
 """What attention is given beside queries and pages: whose they are, and where new keys go."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

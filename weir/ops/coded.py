@@ -9,8 +9,6 @@ scale, bfloat16 both, and 16 words of 16 bits: the nibbles of word j are the ste
 of numbers j, j + 16, j + 32 and j + 48 (FlexGen, section 5, groups along the head).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

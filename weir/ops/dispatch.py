@@ -1,7 +1,5 @@
 """Which kernels take a tensor: native ones float32 on the CPU, Triton's what is on a GPU."""
 
-from __future__ import annotations
-
 from types import ModuleType
 
 import torch

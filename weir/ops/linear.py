@@ -1,7 +1,5 @@
 """Linear layers: x @ W.T; rows may be normed or gated first, bias and residual added after."""
 
-from __future__ import annotations
-
 from ctypes import addressof
 from dataclasses import dataclass, field
 from enum import IntEnum

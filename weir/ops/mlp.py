@@ -1,7 +1,5 @@
 """Activations between the linears of an MLP."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Normalisation of each row over the hidden dimension."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ A record is a page of the first layer, then of the second, and so on; it is how 
 may be of fewer bits than they. Who owns a page, and where to, is the caller's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate

@@ -1,8 +1,6 @@
 """Rotary position embedding (arXiv 2104.09864), the norm of each head that may precede it, and the
 write of keys and values to their pages that may follow."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ A model's own lengths are noisy (two samples of one model rank the prompts of a 
 tau of 0.4), and those of two models are no order of two prompts. So a ranker is fitted to effects.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How well rankers order prompts by the lengths of answers, source by source, beside yardsticks."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A file of weights holds for this very code: whoever changes what comes out raises `VERSION`.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

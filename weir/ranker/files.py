@@ -1,7 +1,5 @@
 """Files of rankers, whatever is in them: arrays, and the name of what can read them."""
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence

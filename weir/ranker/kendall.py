@@ -1,7 +1,5 @@
 """Kendall's tau-b: how far two orders agree, from -1 to 1, with ties (Kendall 1945)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

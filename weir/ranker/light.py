@@ -2,8 +2,6 @@
 NumPy. A fraction of a millisecond a prompt on one core; the server process can afford it and needs
 no PyTorch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path

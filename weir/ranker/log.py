@@ -1,7 +1,5 @@
 """A file of prompts and lengths of answers, written as they come, that a ranker is trained on."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

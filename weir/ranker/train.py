@@ -3,8 +3,6 @@
 A step is a few lists of prompts. What a list should look like is `lists`' to say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

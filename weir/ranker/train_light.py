@@ -1,7 +1,5 @@
 """Fits the light ranker: networks in PyTorch, what a transformer teaches it, and both in NumPy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random

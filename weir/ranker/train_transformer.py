@@ -1,7 +1,5 @@
 """Makes a pretrained transformer a ranker: fine-tuned (arXiv 2408.15792 section 4), or frozen."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from random import Random
 

@@ -4,8 +4,6 @@
 called decides what overlaps (forward.py). Knows tensors and tiers, no requests.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

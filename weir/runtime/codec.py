@@ -4,8 +4,6 @@ int8 takes 1.94 times fewer bytes than 16-bit numbers, with 0.6 % error of norma
 (root mean square); int4 3.56 times fewer, 9 % error.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

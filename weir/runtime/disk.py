@@ -12,8 +12,6 @@ never speaks of pages that have changed since.
 Knows bytes and page numbers; no tensor, no token.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

@@ -5,8 +5,6 @@ the linears of the other (NEO). With K lanes and streamed weights each layer's w
 batches (FlexGen's zig-zag).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ CUDA graph for the forward pass and one for the choice of tokens. Where there is
 is calling: the same lanes, tested anywhere.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

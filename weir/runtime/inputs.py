@@ -3,8 +3,6 @@
 Knows positions, pages and which rows of the last hidden state are wanted; no weights, no sampling.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain

@@ -8,8 +8,6 @@ for a link only where more comes than fits the slots, and no page is read or wri
 Knows page numbers and bytes, no request.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Everything is fetched without waiting; `Landing.result` waits once, for all of it.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A layer takes one copy and one read: what lies in main memory lies there side by
 what is on disk. Knows layers as dataclasses of tensors, and slots of memory; no order of layers.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future

@@ -3,8 +3,6 @@
 Knows positions and pages; what is done with a part is attention.py's.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@ Every token of a sequence is fed exactly once before what follows it is sampled,
 counted twice, and a token that only the device knows is counted there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Knows bytes; what lies there is its owner's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import mmap

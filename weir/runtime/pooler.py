@@ -1,7 +1,5 @@
 """Hidden vectors of pooled requests: the last state, or the mean of all, of unit length."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

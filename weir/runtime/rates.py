@@ -1,8 +1,6 @@
 """How fast a GPU copies and multiplies, from which the time of any step is estimated, and how fast
 main memory reaches it."""
 
-from __future__ import annotations
-
 import timeit
 from collections.abc import Callable
 

@@ -3,8 +3,6 @@
 The data plane of one rank. It decides nothing: order, memory and stopping are the plan's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

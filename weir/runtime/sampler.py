@@ -4,8 +4,6 @@ What a request asks is read once and kept by its row. A row whose logits or wish
 fails alone. The arithmetic is in ops/sample.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

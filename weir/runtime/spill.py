@@ -5,8 +5,6 @@ only push out what is needed sooner; and it is gone with the engine, however tha
 and offsets; no layer, no device.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 On the CPU both are the same memory and nothing is copied twice.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 Sized in pages, addressed by page number. Who owns a page is not known here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch

@@ -4,8 +4,6 @@ Rows live in arrays, on the host and on the device, so that a step gathers them 
 and positions, no policy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np

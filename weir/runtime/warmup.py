@@ -3,8 +3,6 @@
 They run before the first request, over the pages that it will be given, and leave nothing behind.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 

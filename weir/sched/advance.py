@@ -1,7 +1,5 @@
 """What an iteration does to one request: it advances when planned and settles when committed."""
 
-from __future__ import annotations
-
 from weir.core import PENDING, Chunk, Delta, Matcher, Request, Result, Score
 from weir.errors import GrammarError
 

@@ -1,7 +1,5 @@
 """Nobody starves: orders that change with how long requests wait, and with how many do."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """How much of whom one iteration computes."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Fair sharing between tenants, by the tokens they were served (Sheng et al., OSDI 2024)."""
 
-from __future__ import annotations
-
 import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -2,8 +2,6 @@
 it (NEO, arXiv 2411.01142). Knows what lanes cost, no device.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What one call of `plan` gathers, and the order it was made in."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 
 from weir.core import Budget, Chunk, Move, Request

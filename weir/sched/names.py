@@ -1,7 +1,5 @@
 """The names of policies, as they are written on a command line, and the classes behind them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Where a request's KV lives, who is admitted to it, who makes room, and which lane computes it."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol

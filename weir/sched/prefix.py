@@ -1,7 +1,5 @@
 """Cache-aware orders: whoever shares most with what is cached goes first (SGLang section 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Calls of one program together: a program is done when its last call is (SGLang section 3)."""
 
-from __future__ import annotations
-
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field

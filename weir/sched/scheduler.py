@@ -5,8 +5,6 @@ when a plan is made, so the next plan can be made before this one has run, and a
 be sampled stands as PENDING until its value is known.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 

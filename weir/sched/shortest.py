@@ -5,8 +5,6 @@ How long an answer will be is known (a benchmark), promised (`max_tokens`) or pr
 it has answered a request counts as one of average length.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence

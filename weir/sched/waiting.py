@@ -4,8 +4,6 @@ Each is put into its place once and looked at again only when its ranking says s
 every step are the heads of the groups, and of those only the ones that may come first.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Collection, Iterable, Iterator, Sequence
 

@@ -3,8 +3,6 @@
 A field that is `UNSET` is left out; one that is None is sent as null, as OpenAI does.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The HTTP application: which routes there are, and what stands in front of all of them."""
 
-from __future__ import annotations
-
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException

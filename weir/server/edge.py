@@ -1,7 +1,5 @@
 """What every HTTP request meets first: an id, a log line, a count, and an answer to every error."""
 
-from __future__ import annotations
-
 import logging
 import re
 import time

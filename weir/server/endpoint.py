@@ -5,8 +5,6 @@ frames, sent as server-sent events; or a Response. What it submitted to the engi
 and with the client's connection.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence

@@ -1,7 +1,5 @@
 """One HTTP request's prompts in the engine: submitted together, read together, ended together."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing

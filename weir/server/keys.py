@@ -1,7 +1,5 @@
 """Who may ask, and for which tenant: the API keys of a server. Keeps no key, only digests."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Writes down how long answers are, where the operator asks for it: what a ranker is trained on."""
 
-from __future__ import annotations
-
 from weir.client import Client, Finished
 from weir.client.expect import Reader
 from weir.ranker.log import LengthLog

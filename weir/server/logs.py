@@ -1,7 +1,5 @@
 """Log lines, as text or JSON, each with the id of the HTTP request it belongs to."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

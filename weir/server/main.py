@@ -1,7 +1,5 @@
 """The server process: an engine in its own process, the application, signals, and the way out."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc

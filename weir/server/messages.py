@@ -1,7 +1,5 @@
 """POST /v1/messages and /v1/messages/count_tokens: Anthropic's way to chat."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 

@@ -5,8 +5,6 @@ and spreads are read at scrape time. Names are `weir_*`; `Mirror` repeats those 
 has under its names.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 

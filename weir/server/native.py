@@ -1,7 +1,5 @@
 """POST /generate, in SGLang's words: texts or ids in, cumulative texts and `meta_info` out."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any

@@ -4,8 +4,6 @@ What a field's type admits is what we serve: a field typed `Unserved` takes only
 `Ignored` changes nothing we do, and any other name is refused. Answers are in `answers`.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct

@@ -1,7 +1,5 @@
 """Health, metrics, and what an operator asks or orders: nothing here generates for a user."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Annotated, Any
 

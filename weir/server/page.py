@@ -1,7 +1,5 @@
 """The routes as a web page for people: no script, nothing from elsewhere, readable on a phone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html import escape
 

@@ -3,8 +3,6 @@
 The one place that knows which error becomes which status; nothing here knows a route.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Literal, NamedTuple

@@ -1,7 +1,5 @@
 """What programs of many calls cost: counted by the `program` that requests name."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 from msgspec import Struct

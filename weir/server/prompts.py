@@ -1,7 +1,5 @@
 """From the prompt fields of requests to what `Client.submit` takes: a text or token ids."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """The OpenAPI document, made from the endpoints and the types of their bodies and answers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

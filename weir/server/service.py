@@ -1,7 +1,5 @@
 """What the server's routes share: the client, the jobs in hand, whether new ones are taken."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Server-sent events: a value as one `data:` frame, and a job as OpenAI's chunks."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 

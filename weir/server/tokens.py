@@ -1,7 +1,5 @@
 """POST /tokenize and /detokenize, GET /tokenizer_info"""
 
-from __future__ import annotations
-
 from weir.errors import BadRequest
 from weir.server.answers import Prompt, TokenizerInfo, Tokens
 from weir.server.endpoint import Call, Reply

@@ -4,8 +4,6 @@ A call is written as Hermes and Qwen write it: a JSON object between `<tool_call
 sees to it from the tag on, so what is read back here has one form only.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ One span a prompt, a child of the caller's `traceparent`, with its wait, prefill
 children. Attribute names follow the `gen_ai` conventions, as vLLM's do.
 """
 
-from __future__ import annotations
-
 import time
 from typing import Any
 from urllib.parse import urlsplit

@@ -1,7 +1,5 @@
 """Flags that describe what is simulated, and the fleet they describe. Shared by the commands."""
 
-from __future__ import annotations
-
 import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass

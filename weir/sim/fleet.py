@@ -1,7 +1,5 @@
 """Replicas for virtual time: a scheduler as it would serve, over a device that is only priced."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from weir import policies

@@ -1,7 +1,5 @@
 """A report as a picture: distributions of latency, and a run over time. Needs matplotlib."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

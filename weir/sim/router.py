@@ -1,7 +1,5 @@
 """Which replica of a fleet a request goes to. Knows loads and tokens, no engine."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ A rate is kept if the P99 of the time between tokens, over all tokens, is within
 median scheduling delay within its limit, so that no queue builds up. Knows not who serves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Each client has lengths of its own and, for every window of ten minutes, a rate 
 of the times between its requests: bursts and shifts of one client show in the sum.
 """
 
-from __future__ import annotations
-
 import heapq
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence

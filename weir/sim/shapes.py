@@ -1,7 +1,5 @@
 """Shapes of well-known models, so that they can be simulated without their files."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from weir import hub

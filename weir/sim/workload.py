@@ -5,8 +5,6 @@ the offline benchmark and the simulator are all fed from here. Everything is a f
 arguments and a seed. Files may be gzipped.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -4,14 +4,12 @@ A token is a run of bytes, which need not end where a character ends. `Spelling`
 tokenizer what bytes each token stands for; `Detokenizer` joins them and decodes UTF-8 as it goes.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from tokenizers import Tokenizer
 
@@ -41,7 +39,7 @@ class Spelling:
     strips: bool = False  # one space is dropped where a text begins
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Spelling:
+    def of(cls, tokenizer: Tokenizer) -> Self:
         """Read the decoder. Raises `ConfigError` for one that does not work token by token."""
         if tokenizer.decoder is None:
             raise ConfigError("the tokenizer has no decoder; tokenizer.json must name one")

@@ -1,7 +1,5 @@
 """Reads the tokenizer of a Hugging Face model folder."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

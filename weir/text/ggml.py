@@ -2,8 +2,6 @@
 ("llama"). The reference for what the metadata mean is llama.cpp (src/llama-vocab.cpp).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

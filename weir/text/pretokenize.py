@@ -5,8 +5,6 @@ a pattern, are llama.cpp's (src/llama-vocab.cpp). Each pattern cuts every piece 
 """
 # ruff: noqa: RUF001 (the patterns are about such characters)
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """Finds stop strings in a stream of text, holding back only what could still become one."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 

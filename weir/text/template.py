@@ -5,8 +5,6 @@ The environment is the one templates are written for: transformers' `apply_chat_
 not trusted: it runs in jinja2's immutable sandbox, and whatever it raises is the request's error.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,9 @@
 """`Text`: everything the engine's frontends know of a model's tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tokenizers import Tokenizer
 
@@ -43,12 +41,12 @@ class Text:
         self._template = ChatTemplate(templates, vocabulary.variables)
 
     @classmethod
-    def from_folder(cls, path: str | Path, chat_template: str | None = None) -> Text:
+    def from_folder(cls, path: str | Path, chat_template: str | None = None) -> Self:
         """A Hugging Face folder. Raises `ConfigError`."""
         return cls(read_folder(Path(path)), chat_template)
 
     @classmethod
-    def from_gguf(cls, gguf: GGUF, chat_template: str | None = None) -> Text:
+    def from_gguf(cls, gguf: GGUF, chat_template: str | None = None) -> Self:
         """The tokenizer inside a GGUF file. Raises `ConfigError`."""
         return cls(read_gguf(gguf), chat_template)
 

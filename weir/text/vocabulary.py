@@ -1,7 +1,5 @@
 """What a model's files say about its tokens, whatever files they are."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

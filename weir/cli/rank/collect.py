@@ -5,8 +5,6 @@ no --url is given. What stands in the output already is not asked again. A serve
 with --length-log writes the same form about the requests it serves.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from argparse import ArgumentParser, Namespace

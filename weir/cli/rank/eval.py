@@ -6,8 +6,6 @@ seen in a prompt. Several rankers, such as one for each --head of `weir rank tra
 columns.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from argparse import ArgumentParser, Namespace

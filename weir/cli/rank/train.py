@@ -5,8 +5,6 @@ and, where known, model and source, as `weir rank collect` writes them. One prom
 aside, and every answer of the models to --hold; `weir rank eval` judges on those.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 import time

@@ -1,7 +1,5 @@
 """A service that speaks Anthropic's messages."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import AsyncGenerator
 from typing import Any

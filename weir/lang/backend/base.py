@@ -1,7 +1,5 @@
 """What a program asks of whoever writes its text."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """Which backend a program runs on."""
 
-from __future__ import annotations
-
 from weir.errors import ConfigError
 from weir.lang.backend.base import Backend
 from weir.lang.backend.endpoint import RuntimeEndpoint

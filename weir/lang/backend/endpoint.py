@@ -1,7 +1,5 @@
 """A Weir server as a backend, or an SGLang one that serves the same endpoints."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from typing import Any

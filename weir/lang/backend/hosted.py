@@ -1,7 +1,5 @@
 """What models behind other people's services have in common: no hints, turns written plainly."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A service over HTTP: JSON in, JSON or server-sent events out, errors as sentences."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any

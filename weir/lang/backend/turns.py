@@ -4,8 +4,6 @@ A program's text only ever grows, so a turn needs what stands before and after i
 whatever the content is. Both are read off conversations of marks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 

@@ -5,8 +5,6 @@ batch states; everything about single sequences is read on the device. So calls 
 a CUDA graph and replayed for other sequences within those bounds.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Two codes of a byte become two numbers at once: their bits are made the lowest o
 place is worth 1. Knows bits, scales and offsets; no layout of a weight but a block of 64 columns.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

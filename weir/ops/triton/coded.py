@@ -4,8 +4,6 @@ A group is words of 16 bits behind its header of one or two: number `n * STEP + 
 group is part n of word j. Knows groups; no head, no page.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

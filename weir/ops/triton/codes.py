@@ -5,8 +5,6 @@ The weight lies as `weir.ops.quantize.to_tiles` has it: what a program reads nex
 has read.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -13,8 +13,6 @@ more rows of queries (cascade inference; Hydragen, arXiv 2402.05099), and a seco
 each has of its own.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

@@ -4,8 +4,6 @@ falls.
 Knows rows that no filter cuts; those are filters.py's.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait

@@ -3,8 +3,6 @@
 For kernels of which shapes and chips decide. Knows no kernel.
 """
 
-from __future__ import annotations
-
 import logging
 import statistics
 from collections.abc import Callable, Hashable

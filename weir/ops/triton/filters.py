@@ -3,8 +3,6 @@
 Knows the chunks' weights from draw.py; a line is some neighbours of which the largest is known.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait

@@ -9,8 +9,6 @@ keys are on their way while the last one's result is written. Written in Gluon, 
 Triton in which layouts and barriers are explicit.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

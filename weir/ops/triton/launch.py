@@ -4,8 +4,6 @@ Triton's own launch looks at every argument in every way it could be compiled fo
 compiled for its constants, the types of its tensors and whether they lie on 16 bytes, no more.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -8,8 +8,6 @@ program does it again costs less than a launch. Weights of 8-bit floats are wide
 weights of 4 bits have a loop of their own (codes.py) and the rest from here.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 

@@ -4,8 +4,6 @@ Either side may be pinned host memory: a few programs keep a PCIe link busy, and
 the GPU to others.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ so that keys and values are read once for all of them (FlashAttention-2, arXiv 2
 tokens that follow c it multiplies 4 · Hq · D · (n · c + n² / 2) FLOP: arithmetic bounds it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 

@@ -1,7 +1,5 @@
 """Rotary embedding on a GPU, the norm of each head before it and the write to pages after it."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Norms and activations on a GPU: one pass over the rows, arithmetic in float32."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

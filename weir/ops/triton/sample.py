@@ -10,8 +10,6 @@ The end of a prefix is found by bisecting the values, over those lines of the ro
 largest could be in it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

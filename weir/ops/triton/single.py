@@ -6,8 +6,6 @@ float32 that is some power of two smaller than the weight, which x makes up for.
 three to five instructions, and what GPUs and Triton's interpreter compute is the same.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

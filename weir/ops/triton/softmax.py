@@ -3,8 +3,6 @@
 Knows a tile of queries and the pages of one sequence and kv head; not who launched it.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

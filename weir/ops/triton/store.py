@@ -1,7 +1,5 @@
 """Writes keys and values to their pages on a GPU, or to a host's pages from there."""
 
-from __future__ import annotations
-
 import triton.language as tl
 from torch import Tensor
 

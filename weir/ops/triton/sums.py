@@ -4,8 +4,6 @@ by the last to finish, in their order, and finished and stored as the linear lay
 Knows float32 sums [rows of the weight, rows of x]; not how they came about.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -3,8 +3,6 @@ common: its keys, its queries, how the parts that several programs read are join
 result goes.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -6,8 +6,6 @@ is launched while the kernels before it still run, loads it meanwhile and then w
 of the chain there remains one read of x, a sum and a store for each layer.
 """
 
-from __future__ import annotations
-
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait

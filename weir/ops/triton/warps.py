@@ -2,8 +2,6 @@
 four multiply. Both know one tile of queries; hopper.py says which, and where the ring lies.
 """
 
-from __future__ import annotations
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
