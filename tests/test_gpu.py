@@ -1,7 +1,6 @@
 """The whole engine on a GPU: the tokens of the CPU engine, whatever the chunks, pages and batch."""
 
 import json
-import os
 import random
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import msgspec
 import pytest
 import torch
 
+from tests.embedded import find
 from tests.runtime.drive import CPU, Drive
 from weir import build
 from weir.config import load as config
@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 CUDA = torch.device("cuda", 0) if torch.cuda.is_available() else CPU
-SMALL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = [[504, 3575, 282, 4649, 314], [*range(1000, 1700, 7)], [*range(300, 320)] * 10, [42]]
 PROMPTS += [[*range(2000, 2000 + 13 * n, 3)] for n in range(1, 9)]
 LENGTH = 24
@@ -70,12 +69,7 @@ def folder(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def smollm() -> str:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = os.environ.get("WEIR_CACHE") or Path(home) / "weir"
-    for root in (os.environ.get("WEIR_MODELS"), cache):
-        if root and (found := sorted(Path(root).rglob(SMALL))):
-            return str(found[0])
-    pytest.skip(f"{SMALL} is not here")
+    return str(find())
 
 
 def generate(

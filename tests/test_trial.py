@@ -2,7 +2,7 @@
 
 import torch
 
-from weir import hub
+from tests.embedded import find
 from weir.cost.machine import processor
 from weir.cost.work import layer_weights
 from weir.models.base import tensors
@@ -16,7 +16,7 @@ CPU, KV = torch.device("cpu"), torch.bfloat16
 def test_a_model_is_timed_by_its_first_layers(monkeypatch) -> None:
     monkeypatch.setattr("weir.trial.COLD", 3 * 3538944)
     monkeypatch.setattr("weir.trial.REPEATS", 1)
-    path = hub.resolve("smollm2-135m", None, None).path
+    path = find()
     model = load(path, layers=3)
     assert len(model.layers) == len(model.spec.attention) == len(model.spec.rope) == 3
     spec = read_spec(path)

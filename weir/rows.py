@@ -1,4 +1,5 @@
-"""Files of rows, as data sets come: JSON lines and CSV, gzipped or not."""
+"""Files of JSON objects and of rows, as models and data sets come: JSON lines and CSV are gzipped
+or not."""
 
 import csv
 import gzip
@@ -8,6 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from weir.errors import ConfigError
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no such file. Raises `ConfigError`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold a JSON object")
+    return value
 
 
 def open_text(path: Path) -> Any:

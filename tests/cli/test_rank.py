@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.models.test_real import find
+from tests.embedded import find
 from tests.server.conftest import serving
 from weir.cli import main
 from weir.ranker import files
@@ -40,7 +40,7 @@ def test_train_and_eval(data, tmp_path, capsys):
 
 
 def test_a_transformer_is_trained_and_judged_alike(data, tmp_path, capsys):
-    model, out = find("SmolLM2-135M-Instruct.Q4_1.gguf"), tmp_path / "t.npz"
+    model, out = find(), tmp_path / "t.npz"
     train = ["rank", "train", str(data), "-o", str(out), "--backbone", str(model), "--quiet"]
     for head in (["--head", "listmle", "--steps", "2"], []):
         assert main([*train, "--layers", "1", *head]) == 0
@@ -88,7 +88,7 @@ def test_collect_counts_the_answers_of_a_file_once(tmp_path, capsys):
     talk = [{"value": "Tell me a story about a fox"}, {"value": "There was a fox and a hen."}]
     shares.write_text(json.dumps([{"conversations": talk}]))
     words = ["rank", "collect", str(shares), "-o", str(out)]
-    words += ["--model", str(find("SmolLM2-135M-Instruct.Q4_1.gguf"))]
+    words += ["--model", str(find())]
     for count in ("1 counted, 0 failed, 0 known", "0 counted, 0 failed, 1 known"):
         assert main(words) == 0
         assert count in capsys.readouterr().err

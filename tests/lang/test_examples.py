@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 import weir
-from tests.models.test_real import find
+from tests.embedded import find
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -23,7 +23,7 @@ def load(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def backend():
-    path = find("SmolLM2-135M-Instruct.Q4_1.gguf")
+    path = find()
     runtime = weir.Runtime(str(path), max_model_len=1024, kv_cache_memory="256MiB", seed=1)
     yield runtime
     runtime.shutdown()

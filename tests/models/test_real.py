@@ -1,11 +1,6 @@
-"""The embedded models against transformers' own classes, given the same dequantised weights.
+"""The embedded models against transformers' own classes, given the same dequantised weights."""
 
-Skipped unless the files are in $WEIR_MODELS or in Weir's cache (`weir pull` brings them).
-"""
-
-import os
 import time
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -13,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from tests.embedded import find
 from tests.models.families import error, expected, logits
 from weir.gguf import GGUF
 from weir.models.load import load
@@ -24,15 +20,6 @@ PROMPTS = [
 ]
 LAST = 5  # positions compared; a vocabulary has 262,144
 LONG = list(range(2, 1202, 2))  # past the sliding window of Gemma
-
-
-def find(name: str) -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = os.environ.get("WEIR_CACHE") or Path(home) / "weir"
-    for root in (os.environ.get("WEIR_MODELS"), cache):
-        if root and (found := sorted(Path(root).rglob(name))):
-            return found[0]
-    pytest.skip(f"{name} is not here")
 
 
 def filled(config: transformers.PreTrainedConfig, file: GGUF, arch: gguf.MODEL_ARCH):
@@ -78,7 +65,7 @@ def test_gemma3(prompt, gemma3):
 
 @pytest.mark.slow  # of what an idle machine takes
 def test_smollm2_is_ready_soon():
-    path = find("SmolLM2-135M-Instruct.Q4_1.gguf")
+    path = find()
     load(path)  # brings the file into memory
     begin = time.perf_counter()
     load(path)
@@ -87,7 +74,7 @@ def test_smollm2_is_ready_soon():
 
 @pytest.fixture(scope="module")
 def smollm2():
-    path = find("SmolLM2-135M-Instruct.Q4_1.gguf")
+    path = find()
     config = transformers.LlamaConfig(
         vocab_size=49152,
         hidden_size=576,
@@ -106,7 +93,7 @@ def smollm2():
 
 @pytest.fixture(scope="module")
 def gemma3():
-    path = find("gemma-3-270m-q4_k_m.gguf")
+    path = find("gemma3-270m")
     config = transformers.Gemma3TextConfig(
         vocab_size=262144,
         hidden_size=640,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from tests.models.test_real import find
+from tests.embedded import find
 from tests.ranker.test_light import made
 from weir.errors import ConfigError
 from weir.models.load import load, opened
@@ -29,7 +29,7 @@ LEARN = replace(RECIPE, steps=12, lists=1, size=24, mixed=0.0, rate=1e-3, head="
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    return find("SmolLM2-135M-Instruct.Q4_1.gguf")
+    return find()
 
 
 @pytest.fixture(scope="module")

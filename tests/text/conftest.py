@@ -1,7 +1,6 @@
 """Two small vocabularies, trained here and written as GGUF, and the real ones where present."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import gguf
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from weir.folders import cache_folder
+from tests.embedded import find
 from weir.gguf import GGUF
 from weir.text import Text
 
@@ -143,22 +142,11 @@ def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Text:
     return Text.from_gguf(write(path, sentencepiece_fields()))
 
 
-def real(name: str) -> GGUF:
-    """A real model's file, from WEIR_MODELS or the cache. Skips the test where it is not here."""
-    folders = [Path(os.environ.get("WEIR_MODELS", "/nonexistent")), cache_folder("models")]
-    path = next(
-        (path for folder in folders for path in sorted((folder / name).glob("*.gguf"))), None
-    )
-    if path is None:
-        pytest.skip(f"{name} is not here: run `weir pull {name}`, or set WEIR_MODELS")
-    return GGUF.open(path)
-
-
 @pytest.fixture(scope="session")
 def smollm() -> Text:
-    return Text.from_gguf(real("smollm2-135m"))
+    return Text.from_gguf(GGUF.open(find()))
 
 
 @pytest.fixture(scope="session")
 def gemma() -> Text:
-    return Text.from_gguf(real("gemma3-270m"))
+    return Text.from_gguf(GGUF.open(find("gemma3-270m")))

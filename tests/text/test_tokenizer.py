@@ -3,18 +3,19 @@
 import heapq
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.embedded import find
 from tests.text.conftest import (
     CORPUS,
     Build,
     byte_level_fields,
     byte_level_tokenizer,
-    real,
     sentencepiece_fields,
     write,
 )
@@ -36,10 +37,16 @@ def test_llama_cpp_agrees(model: str, request: pytest.FixtureRequest):
         assert text.encode(source) == ids, source
 
 
+@cache
+def scored(gguf: GGUF) -> tuple[dict[str, int], list[float]]:
+    """Ids by token, and scores by id."""
+    ids = {token: n for n, token in enumerate(gguf.metadata["tokenizer.ggml.tokens"])}
+    return ids, gguf.metadata["tokenizer.ggml.scores"]
+
+
 def merged(text: str, gguf: GGUF) -> list[int]:
     """SentencePiece's BPE, step by step: join the best-scored neighbours, leftmost first."""
-    ids = {token: n for n, token in enumerate(gguf.metadata["tokenizer.ggml.tokens"])}
-    scores = gguf.metadata["tokenizer.ggml.scores"]
+    ids, scores = scored(gguf)
     symbols: list[str | None] = list(text)
     left = [n - 1 for n in range(len(text))]
     right = [n + 1 for n in range(len(text))]
@@ -96,7 +103,7 @@ def test_gemma_merges_by_score_even_where_halves_overlap(gemma: Text, gguf: GGUF
 
 @pytest.fixture(scope="module")
 def gguf() -> GGUF:
-    return real("gemma3-270m")
+    return GGUF.open(find("gemma3-270m"))
 
 
 @given(source=st.one_of(ANY_TEXT, FAMILIAR))

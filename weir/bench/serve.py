@@ -10,6 +10,7 @@ import resource
 import sys
 from argparse import ArgumentParser, Namespace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from weir.bench.talk import first_model
 from weir.errors import ConfigError
 from weir.progress import progress
 from weir.sim.report import Record, block, flat, measure
-from weir.sim.workload import Workload, as_text
+from weir.sim.workload import Item, Workload, as_text
 
 USAGE = "weir bench serve [OPTIONS]"
 
@@ -90,7 +91,7 @@ async def bench(options: Namespace) -> tuple[list[Record], float, str]:
     target = Target(http, options.backend, model, options.endpoint, *sampled)
     workload = reporting.timed(options, prepared(options, model), options.seed)
     for _ in range(options.num_warmups):
-        warm = await target.request(*opening(options.backend))
+        warm = (await target.converse(Item("Hello", 4)))[0]
         if warm.error:
             raise HttpError(f"the first request failed: {warm.error}")
     with progress(len(workload.items), "requests", hidden=options.disable_tqdm) as bar:
@@ -102,24 +103,12 @@ async def bench(options: Namespace) -> tuple[list[Record], float, str]:
 
 def prepared(options: Namespace, model: str) -> Workload:
     """The workload in the form that the API takes: text for chats, else as it is."""
-    loaded: list[Any] = []
-
-    def tokenizer() -> Any:
-        if not loaded:
-            loaded.append(datasets.tokenizer(options.tokenizer or model))
-        return loaded[0]
-
+    tokenizer = cache(lambda: datasets.tokenizer(options.tokenizer or model))
     workload = datasets.make(options, tokenizer, options.seed)
     conversation = any(item.turns for item in workload.items)
     if options.backend == "openai-chat" or conversation:
         return as_text(workload, lambda ids: tokenizer().decode(ids))
     return workload
-
-
-def opening(backend: str) -> tuple[Any, int]:
-    """A short first request, unlike those that are measured."""
-    text = "Hello"
-    return ([{"role": "user", "content": text}] if backend == "openai-chat" else text), 4
 
 
 def parse_metadata(words: list[str]) -> dict[str, str]:

@@ -152,25 +152,11 @@ def _package(kind: int) -> Callable[[Tensor], Tensor]:
     return lambda blocks: torch.from_numpy(quants.dequantize(blocks.numpy(), known))
 
 
-PLAIN: dict[int, torch.dtype] = {
-    0: torch.float32,
-    1: torch.float16,
-    24: torch.int8,
-    25: torch.int16,
-    26: torch.int32,
-    27: torch.int64,
-    28: torch.float64,
-    30: torch.bfloat16,
-}
+PLAIN = {
+    0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 28: torch.float64,
+    24: torch.int8, 25: torch.int16, 26: torch.int32, 27: torch.int64,
+}  # fmt: skip
 SPLITS: dict[int, Callable[[Tensor], Parts]] = {
-    2: _q4_0,
-    3: _q4_1,
-    6: _q5_0,
-    7: _q5_1,
-    8: _q8_0,
-    10: _q2_k,
-    11: _q3_k,
-    12: _q4_k,
-    13: _q5_k,
-    14: _q6_k,
-}
+    2: _q4_0, 3: _q4_1, 6: _q5_0, 7: _q5_1, 8: _q8_0,
+    10: _q2_k, 11: _q3_k, 12: _q4_k, 13: _q5_k, 14: _q6_k,
+}  # fmt: skip

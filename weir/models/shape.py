@@ -1,8 +1,6 @@
 """The shape of a model from its files or by its name, without weights and without PyTorch."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from weir.errors import BadRequest, ConfigError
 from weir.gguf import GGUF
@@ -10,6 +8,7 @@ from weir.models.config import from_config
 from weir.models.metadata import from_gguf
 from weir.models.scheme import Scheme, read_scheme
 from weir.params import SamplingParams, convert
+from weir.rows import read_object
 from weir.spec import Spec
 
 RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -24,14 +23,14 @@ def read_spec(path: str | Path) -> Spec:
 
 def scheme_of(path: Path) -> Scheme | None:
     """How the weights of a folder are quantised."""
-    return read_scheme(_json(_config_file(path)))
+    return read_scheme(read_object(_config_file(path)))
 
 
 def recommended(path: Path) -> SamplingParams:
     """How those who made the model at `path`, a folder or a file in it, would have it sampled.
     Raises `ConfigError` for a `generation_config.json` that makes no sense."""
     file = (path if path.is_dir() else path.parent) / "generation_config.json"
-    said = _json(file) if file.is_file() else {}
+    said = read_object(file)
     try:
         params = convert({k: said[k] for k in RECOMMENDED if said.get(k) is not None})
         params.check(vocab=0)
@@ -50,15 +49,4 @@ def _config_file(path: Path) -> Path:
 
 def _spec_of_folder(path: Path) -> Spec:
     file = _config_file(path)
-    generation = file.with_name("generation_config.json")
-    return from_config(_json(file), _json(generation) if generation.is_file() else None)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {file}: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{file} must hold a JSON object")
-    return value
+    return from_config(read_object(file), read_object(file.with_name("generation_config.json")))

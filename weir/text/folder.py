@@ -1,19 +1,19 @@
 """Reads the tokenizer of a Hugging Face model folder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from weir.errors import ConfigError
+from weir.rows import read_object
 from weir.text.vocabulary import Vocabulary
 
 
 def read_folder(path: Path) -> Vocabulary:
     """tokenizer.json and what stands beside it. Raises `ConfigError` naming the file at fault."""
-    config = _json(path / "tokenizer_config.json")
-    variables = _special(_json(path / "special_tokens_map.json")) | _special(config)
+    config = read_object(path / "tokenizer_config.json")
+    variables = _special(read_object(path / "special_tokens_map.json")) | _special(config)
     templates = _templates(path, config)
     if (path / "tokenizer.json").is_file():
         try:
@@ -43,19 +43,6 @@ def lacks_tokenizer(path: Path) -> bool:
     return path.is_file() or not any((path / name).is_file() for name in names)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold a JSON object")
-    return value
-
-
 def _special(config: dict[str, Any]) -> dict[str, str]:
     """bos_token and so on: a string, or an object with the string as its content."""
     found = {
@@ -68,7 +55,9 @@ def _special(config: dict[str, Any]) -> dict[str, str]:
 
 def _templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
     """Chat templates by name; files of their own win over tokenizer_config.json."""
-    value = _json(path / "chat_template.json").get("chat_template", config.get("chat_template"))
+    value = read_object(path / "chat_template.json").get(
+        "chat_template", config.get("chat_template")
+    )
     if isinstance(value, str):
         value = [{"name": "default", "template": value}]
     templates = {
@@ -88,7 +77,7 @@ def _eos(path: Path, tokenizer: Tokenizer, token: str | None) -> list[int]:
     """The tokenizer's EOS, then generation_config.json's (config.json's where that has none)."""
     found = [] if token is None else [tokenizer.token_to_id(token)]
     for name in ("generation_config.json", "config.json"):
-        value = _json(path / name).get("eos_token_id")
+        value = read_object(path / name).get("eos_token_id")
         if value is not None:
             found += value if isinstance(value, list) else [value]
             break
