@@ -59,23 +59,21 @@ Report = dict[str, list[Finding]]
 
 def examine(measure: bool = True) -> Report:
     """Every section. A probe that fails becomes a finding; none is fatal."""
-    sections: dict[str, Callable[[], list[Finding]]] = {
-        "machine": machine,
-        "gpu": gpus,
-        "libraries": libraries,
-        "kernels": kernels,
-        "use": use,
-        "features": features,
-        "cache": cache,
-    }
+    torch, broken = import_torch()
+    sections = {"machine": attempt(machine), "gpu": attempt(gpus, torch)}
+    sections["libraries"] = attempt(libraries, torch, broken)
+    sections["kernels"] = attempt(kernels)
+    sections["use"] = attempt(use, torch)
+    sections["features"] = attempt(features, torch)
+    sections["cache"] = attempt(cache)
     if measure:
-        sections["measured"] = measured
-    return {name: attempt(probe) for name, probe in sections.items()}
+        sections["measured"] = attempt(measured, torch)
+    return sections
 
 
-def attempt(probe: Callable[[], list[Finding]]) -> list[Finding]:
+def attempt(probe: Callable[..., list[Finding]], *known: Any) -> list[Finding]:
     try:
-        return probe()
+        return probe(*known)
     except Exception as error:  # a report with a hole is better than none
         return [Finding(probe.__name__, f"could not be examined: {error}", "please report this")]
 
@@ -102,11 +100,10 @@ def machine() -> list[Finding]:
     ]
 
 
-def gpus() -> list[Finding]:
+def gpus(torch: Any) -> list[Finding]:
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
-    torch = import_torch()
-    if isinstance(torch, str) or not torch.cuda.is_available():
-        if driver and not isinstance(torch, str):
+    if torch is None or not torch.cuda.is_available():
+        if driver and torch is not None:
             advice = f"PyTorch {torch.__version__} cannot use it: install a CUDA build of PyTorch"
             return [Finding("GPU", "an NVIDIA driver, but no GPU that PyTorch can use", advice)]
         return [Finding("GPU", "none; the CPU will be used")]
@@ -120,12 +117,11 @@ def gpus() -> list[Finding]:
     return [*found, library("triton", "kernels")]
 
 
-def libraries() -> list[Finding]:
+def libraries(torch: Any, broken: str) -> list[Finding]:
     found = [library(name, "") for name in REQUIRED]
     found += [library(name, purpose) for name, purpose in OPTIONAL.items()]
-    torch = import_torch()
-    if isinstance(torch, str):
-        found[0].advice = f"PyTorch cannot be imported: {torch}"
+    if torch is None:
+        found[0].advice = f"PyTorch cannot be imported: {broken}"
     elif tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
         found[0].advice = f"Weir needs PyTorch {'.'.join(map(str, OLDEST_TORCH))} or later"
     return found
@@ -147,10 +143,9 @@ def kernels() -> list[Finding]:
     return [Finding("C++ compiler", compiler or "none", advice), status]
 
 
-def use() -> list[Finding]:
+def use(torch: Any) -> list[Finding]:
     """What `--device auto` and `--dtype auto` come to here."""
-    torch = import_torch()
-    if isinstance(torch, str):
+    if torch is None:
         return [Finding("device", "none", "Weir cannot compute without PyTorch")]
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)
@@ -163,10 +158,9 @@ def use() -> list[Finding]:
     ]
 
 
-def features() -> list[Finding]:
+def features(torch: Any) -> list[Finding]:
     """What depends on the machine, as the code that would serve it decides."""
-    torch = import_torch()
-    if isinstance(torch, str):
+    if torch is None:
         return [Finding("all", "none without PyTorch")]
     linear: Any = import_module("weir.ops.linear")
     gpu = torch.cuda.is_available()
@@ -209,14 +203,13 @@ def cache() -> list[Finding]:
     return [Finding("folder", str(root)), *sizes]
 
 
-def measured() -> list[Finding]:
+def measured(torch: Any) -> list[Finding]:
     """Rates of this moment: another busy process shows here."""
     found = []
     if (rate := native.read_bandwidth()) is not None:
         found.append(Finding("memory read", f"{rate / 1e9:.1f} GB/s"))
     found.append(Finding("memory copy, one core", f"{copy_rate() / 1e9:.1f} GB/s read and written"))
-    torch = import_torch()
-    if isinstance(torch, str):
+    if torch is None:
         return found
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     for device in devices:
@@ -250,12 +243,12 @@ def best(work: Callable[[], object]) -> float:
     return min(timeit.repeat(work, number=1, repeat=4))
 
 
-def import_torch() -> Any:
-    """PyTorch, or in words why it cannot be imported."""
+def import_torch() -> tuple[Any, str]:
+    """PyTorch; or None and why it cannot be imported."""
     try:
-        return import_module("torch")  # here it is the patient: nothing depends on it
+        return import_module("torch"), ""  # here it is the patient: nothing depends on it
     except Exception as error:  # a broken build fails in many ways
-        return str(error).splitlines()[0] if str(error) else repr(error)
+        return None, str(error).splitlines()[0] if str(error) else repr(error)
 
 
 def cpu_info() -> dict[str, str]:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
-from weir.client import Completion, Logprob, Stream
+from weir.client import Completion, Logprob
 from weir.errors import BadRequest
 from weir.params import MAX_N, MAX_STOPS, SamplingParams, StructuredOutputs
 from weir.server.endpoint import Call, Reply
@@ -196,39 +196,29 @@ def _generated(job: Job, body: GenerateRequest, text: Text, whole: Completion) -
         e2e_latency=max(0.0, latest - stream.timing.arrival),
     )
     if body.return_logprob:
-        named = body.return_text_in_logprobs
-        inputs = _inputs(stream, body)
+        start, named = body.logprob_start_len, body.return_text_in_logprobs
         outputs = whole.logprobs or []
+        # from `start` on; the first has no logprob, in SGLang either
+        inputs = [] if stream.prompt_logprobs is None else stream.prompt_logprobs[start:]
         meta.input_token_logprobs = [
             (None, token, text.token(token) if named else None)
             if one is None
             else _tuple(one, named)
-            for token, one in inputs
+            for token, one in zip(stream.prompt_ids[start:], inputs, strict=False)
         ]
         meta.output_token_logprobs = [_tuple(one, named) for one in outputs]
         if body.top_logprobs_num:
-            meta.input_top_logprobs = [
-                None if one is None else _top(one, named) for _, one in inputs
-            ]
+            meta.input_top_logprobs = [_top(one, named) for one in inputs]
             meta.output_top_logprobs = [_top(one, named) for one in outputs]
     return Generated(whole.text, whole.token_ids, meta)
-
-
-def _inputs(stream: Stream, body: GenerateRequest) -> list[tuple[int, Logprob | None]]:
-    """Prompt positions from `logprob_start_len` on; the first has no logprob, in SGLang either."""
-    if stream.prompt_logprobs is None:
-        return []
-    start = body.logprob_start_len
-    pairs = list(zip(stream.prompt_ids, stream.prompt_logprobs, strict=True))
-    return pairs[start:]
 
 
 def _tuple(one: Logprob, named: bool) -> TokenTuple:
     return one.logprob, one.token_id, one.token if named else None
 
 
-def _top(one: Logprob, named: bool) -> list[TokenTuple]:
-    return [_tuple(entry, named) for entry in one.top]
+def _top(one: Logprob | None, named: bool) -> list[TokenTuple] | None:
+    return None if one is None else [_tuple(entry, named) for entry in one.top]
 
 
 def _finish(whole: Completion) -> dict[str, Any] | None:
