@@ -9,8 +9,6 @@ real ones (WEIR_DATA/prefix, else the committed sample).
 """
 
 import argparse
-import gzip
-import json
 import os
 import sys
 import time
@@ -23,6 +21,7 @@ from weir import build, hub
 from weir.config import Config
 from weir.core import Request, Sampling
 from weir.gguf import GGUF
+from weir.rows import read_rows
 from weir.text import Text
 
 TIE = 1e-4
@@ -48,16 +47,13 @@ def prompts(text: Text, count: int) -> list[list[int]]:
     folder = os.environ.get("WEIR_DATA")
     if folder:
         base = Path(folder) / "prefix"
-        questions = [json.loads(line)["question"] for line in gzip.open(base / "gsm8k.jsonl.gz")]
-        questions += [
-            json.loads(line)["turns"][0] for line in gzip.open(base / "mt_bench.jsonl.gz")
-        ]
-        code = [json.loads(line)["prompt"] for line in gzip.open(base / "humaneval.jsonl.gz")]
+        questions = [row["question"] for row in read_rows(base / "gsm8k.jsonl.gz")]
+        questions += [row["turns"][0] for row in read_rows(base / "mt_bench.jsonl.gz")]
+        code = [row["prompt"] for row in read_rows(base / "humaneval.jsonl.gz")]
         texts = [*questions[: count // 2], *questions[-60:], *code][:count]
         head = questions[-1] + "\n\n" + questions[3] + "\n\n"
     else:
-        rows = [json.loads(line) for line in SAMPLE.open()]
-        texts = [str(row) for row in rows][:count]
+        texts = [str(row) for row in read_rows(SAMPLE, count)]
         head = texts[0]
     texts = [head + t if i % 4 == 0 else t for i, t in enumerate(texts)]
     return [text.encode(t)[:400] for t in texts]

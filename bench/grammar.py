@@ -6,7 +6,6 @@ masks of xgrammar where it is installed.
 
 import argparse
 import collections
-import gzip
 import json
 import os
 import random
@@ -31,6 +30,7 @@ from weir.grammar.tokens import Tokens, Wrapped
 from weir.grammar.vocabulary import Masks, Vocabulary
 from weir.ops import native
 from weir.params import StructuredOutputs
+from weir.rows import read_rows
 from weir.text import Text
 
 try:
@@ -44,8 +44,7 @@ IRREGULAR = ("backreference", "lookbehind", "conditional", "recursion", "atomic"
 
 
 def rows(name: str) -> list[dict]:
-    with gzip.open(Path(os.environ["WEIR_DATA"]) / "constrained" / name, "rt") as file:
-        return [json.loads(line) for line in file]
+    return list(read_rows(Path(os.environ["WEIR_DATA"]) / "constrained" / name))
 
 
 def percentiles(seconds: list[float], unit: float) -> str:

@@ -11,7 +11,6 @@ settings of the engine.
 
 import argparse
 import asyncio
-import gzip
 import json
 import os
 import time
@@ -23,14 +22,14 @@ from statistics import median
 import weir as w
 from weir.lang.backend.base import Prompt
 from weir.lang.loop import spawn, wait
+from weir.rows import read_rows
 
 
 def rows(name: str, count: int) -> list[dict]:
     folder = os.environ.get("WEIR_DATA")
     if folder is None:
         raise SystemExit("set WEIR_DATA to the folder with the benchmark data")
-    with gzip.open(Path(folder) / "prefix" / f"{name}.jsonl.gz", "rt") as lines:
-        return [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
+    return list(read_rows(Path(folder) / "prefix" / f"{name}.jsonl.gz", count))
 
 
 @w.function

@@ -9,8 +9,6 @@ linears are recorded as one CUDA graph over several layers, which do not fit the
 """
 
 import argparse
-import gzip
-import json
 import math
 import os
 import statistics
@@ -34,6 +32,7 @@ from weir.ops.batch import Batch
 from weir.ops.coded import BYTES, row_bytes
 from weir.ops.linear import Codec, Linear, gated_linear, linear, normed_linear, pack
 from weir.ops.quantize import to_codes, to_fp8
+from weir.rows import read_rows
 
 MODELS = ("smollm2-135m", "gemma3-270m")
 WINDOW = 512
@@ -108,13 +107,11 @@ def text_of(model: str, tokens: int) -> Tensor:
     encode = connect.text(Config(model=model)).encode
     file = Path(os.environ["WEIR_DATA"], "lengths", "prompts.jsonl.gz")
     ids: list[int] = []
-    with gzip.open(file, "rt") as lines:
-        for line in lines:
-            row = json.loads(line)
-            if row["source"] in ("oasst-prompts", "arena-hard-v0.1", "vicuna-80"):
-                ids += encode(row["prompt"] + "\n\n", False)
-            if len(ids) >= tokens:
-                break
+    for row in read_rows(file):
+        if row["source"] in ("oasst-prompts", "arena-hard-v0.1", "vicuna-80"):
+            ids += encode(row["prompt"] + "\n\n", False)
+        if len(ids) >= tokens:
+            break
     return torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).view(-1, WINDOW)
 
 

@@ -3,15 +3,13 @@
 Files come from the folder WEIR_DATA. Prompts of which only lengths matter are random tokens.
 """
 
-import csv
-import gzip
-import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
 from weir.bench.datasets import tokenizer
+from weir.rows import read_rows, read_table
 from weir.sim.flags import Vocabulary
 from weir.sim.workload import Item, Words, Workload
 
@@ -40,7 +38,9 @@ def uniform(count: int, seed: int) -> Workload:
 
 def lengths(file: str, count: int, seed: int, longest: int = 8000) -> Workload:
     """A sample of the rows of a trace, in random order."""
-    rows = [(int(row["prompt_tokens"]), int(row["output_tokens"])) for row in _csv(file)]
+    rows = [
+        (int(row["prompt_tokens"]), int(row["output_tokens"])) for row in read_table(DATA / file)
+    ]
     rows = [(asked, answered) for asked, answered in rows if asked + answered <= longest]
     return drawn(file, Random(seed).choices([r for r in rows if min(r) > 0], k=count), seed)
 
@@ -48,12 +48,12 @@ def lengths(file: str, count: int, seed: int, longest: int = 8000) -> Workload:
 def chats(count: int, seed: int) -> Workload:
     """Requests drawn from the lengths of real models' answers to chat prompts."""
     asked = {}
-    for row in _jsonl("lengths/prompts.jsonl.gz"):
+    for row in read_rows(DATA / "lengths/prompts.jsonl.gz"):
         if row["source"] in CHAT:
             asked[row["prompt_id"]] = int(row["prompt_tokens"])
     pairs = [
         (asked[row["prompt_id"]], int(row["output_tokens"]))
-        for row in _csv("lengths/output_lengths.csv.gz")
+        for row in read_table(DATA / "lengths/output_lengths.csv.gz")
         if row["prompt_id"] in asked and int(row["output_tokens"]) > 0
     ]
     return drawn("chats", Random(seed).choices(pairs, k=count), seed)
@@ -61,7 +61,11 @@ def chats(count: int, seed: int) -> Workload:
 
 def asked(count: int, seed: int) -> list[str]:
     """Texts of chat prompts."""
-    rows = [row["prompt"] for row in _jsonl("lengths/prompts.jsonl.gz") if row["source"] in CHAT]
+    rows = [
+        row["prompt"]
+        for row in read_rows(DATA / "lengths/prompts.jsonl.gz")
+        if row["source"] in CHAT
+    ]
     return Random(seed).sample(rows, count)
 
 
@@ -70,9 +74,9 @@ def fewshot(count: int, seed: int) -> Workload:
     rng, source = Random(seed), words(seed)
     heads = [
         source.block(row["prefix_id"], int(row["prefix_tokens"]))
-        for row in _jsonl("prefix/fewshot_prefixes.jsonl.gz")
+        for row in read_rows(DATA / "prefix/fewshot_prefixes.jsonl.gz")
     ]
-    asked = [int(row["question_tokens"]) for row in _jsonl("prefix/gsm8k.jsonl.gz")]
+    asked = [int(row["question_tokens"]) for row in read_rows(DATA / "prefix/gsm8k.jsonl.gz")]
     items = [Item(rng.choice(heads) + source.draw(rng.choice(asked)), 64) for _ in range(count)]
     return Workload("few-shot", items)
 
@@ -85,8 +89,8 @@ def trees(tasks: int, seed: int, rate: float = 2.0, think: float = 3.0) -> Workl
     """Recorded tree-of-thought searches: in each step a prompt to go on from every state, and one
     to judge every proposal. Searches start at random, a step each `think` seconds."""
     rng, encode, now = Random(seed), tokenizer("smollm2-135m").encode, 0.0
-    head = next(_jsonl("prefix/fewshot_prefixes.jsonl.gz"))["prefix"]
-    rows = list(_jsonl("prefix/tree_of_thought.jsonl.gz"))
+    head = next(read_rows(DATA / "prefix/fewshot_prefixes.jsonl.gz"))["prefix"]
+    rows = list(read_rows(DATA / "prefix/tree_of_thought.jsonl.gz"))
     items = []
     for row in rng.sample(rows, min(tasks, len(rows))):
         now += rng.expovariate(rate)
@@ -112,13 +116,3 @@ def best_hits(workload: Workload, page: int) -> float:
             hits += page * (chain in seen)
             seen.add(chain)
     return hits / total
-
-
-def _csv(file: str) -> Iterator[dict[str, str]]:
-    with gzip.open(DATA / file, "rt") as lines:
-        yield from csv.DictReader(lines)
-
-
-def _jsonl(file: str) -> Iterator[dict]:
-    with gzip.open(DATA / file, "rt") as lines:
-        yield from map(json.loads, lines)

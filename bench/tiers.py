@@ -11,8 +11,6 @@ requests left out, and what main memory has no room for on the disk of that fold
 """
 
 import gc
-import gzip
-import json
 import sys
 import tempfile
 import time
@@ -30,6 +28,7 @@ from weir.core import Request, Sampling
 from weir.cost.hardware import H100
 from weir.cost.roofline import Roofline
 from weir.cost.work import cache_bytes
+from weir.rows import read_rows
 from weir.sim.flags import Scene
 from weir.sim.fleet import capacity
 from weir.sim.replay import replay
@@ -50,11 +49,9 @@ REAL_SHARE, REAL_LONGEST = 64, 40_000
 
 def rows(name: str, share: int, longest: int) -> list[dict[str, Any]]:
     """A share of the conversations, which differ from the second block on."""
-    with gzip.open(sets.DATA / "traces" / f"mooncake_{name}.jsonl.gz", "rt") as lines:
-        found = [json.loads(line) for line in lines]
     return [
         row
-        for row in found
+        for row in read_rows(sets.DATA / "traces" / f"mooncake_{name}.jsonl.gz")
         if zlib.crc32(repr(row["hash_ids"][:2]).encode()) % share == 0
         and row["input_length"] + row["output_length"] <= longest
     ]
