@@ -78,6 +78,7 @@ def test_sigterm_lets_streams_finish_and_refuses_new_requests(tmp_path):
             text = next(chunks)
             running.send_signal(signal.SIGTERM)
             until(lambda: http.get("/ready").status_code == 503)
+            assert http.get("/health").status_code == 200
             refused = http.post("/v1/completions", json={"prompt": "a"})
             assert refused.status_code == 503 and "retry-after" in refused.headers
             free.touch()

@@ -284,24 +284,6 @@ def test_a_duplicate_id_in_the_body_is_refused_but_not_one_in_the_header(slow):
         assert proxied.json()["id"].startswith("cmpl-twice-")
 
 
-def test_a_draining_server_finishes_and_takes_nothing_new(tmp_path):
-    with serving(engine=FakeEngine(step_seconds=0.01)) as running:
-        with client(running) as http:
-            free = tmp_path / "free"
-            body = {"prompt": "abc", "max_tokens": 30, "stream": True, "user": f"hold:{free}"}
-            with http.stream("POST", "/v1/completions", json=body) as answer:
-                chunks = answer.iter_text()
-                text = next(chunks)
-                running.app.state.service.draining = True
-                refused = http.post("/v1/completions", json={"prompt": "a"})
-                assert refused.status_code == 503 and "retry-after" in refused.headers
-                assert http.get("/ready").status_code == 503
-                assert http.get("/health").status_code == 200
-                free.touch()
-                text += "".join(chunks)
-            assert len(events(text)) == 31
-
-
 def test_docs_need_nothing_from_outside(http):
     page = http.get("/docs").text
     assert page == http.get("/").text
