@@ -4,11 +4,14 @@ A field that is `UNSET` is left out; one that is None is sent as null, as OpenAI
 """
 
 from collections import Counter
+from collections.abc import AsyncGenerator, Callable
 from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from weir.client import Logprob, Usage
+from weir.client import Logprob, Output, Usage
+from weir.server.jobs import Job
+from weir.server.sse import DONE, frame
 
 
 class PromptTokensDetails(Struct):
@@ -180,6 +183,29 @@ class Completion(Struct):
     choices: list[CompletionChoice]
     object: Literal["text_completion"] = "text_completion"
     usage: CompletionUsage | UnsetType | None = UNSET
+
+
+async def chunks(
+    job: Job,
+    write: Callable[[int, Output], ChatChunk | Completion],
+    last: ChatChunk | Completion,
+    usage_wanted: bool,
+    usage_always: bool,
+) -> AsyncGenerator[bytes, None]:
+    """A frame for each event, as `write` makes it of its prompt's index and the event; with usage
+    in each, or in `last`, which has no choices."""
+    async for burst in job.bursts():
+        frames = []
+        for prompt, output in burst:
+            chunk = write(prompt, output)
+            if usage_always:
+                chunk.usage = usage(job.usage)
+            elif usage_wanted:
+                chunk.usage = None
+            frames.append(frame(chunk))
+        yield b"".join(frames)
+    last.usage = usage(job.usage)
+    yield (frame(last) if usage_wanted else b"") + DONE
 
 
 # /v1/embeddings, /v1/models, /tokenize, /detokenize

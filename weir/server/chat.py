@@ -16,6 +16,7 @@ from weir.server.answers import (
     ChatCompletion,
     Delta,
     chat_logprobs,
+    chunks,
     prompt_logprobs,
     usage,
 )
@@ -23,7 +24,6 @@ from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
 from weir.server.openai import ChatRequest
 from weir.server.prompts import render
-from weir.server.sse import chunks
 from weir.server.tools import Calls, whole
 
 
@@ -82,7 +82,8 @@ def _chunks(
                 value.prompt_token_ids = job.streams[0].prompt_ids
         return value
 
-    return chunks(job, body, write, ChatChunk(identity, created, model, []))
+    last = ChatChunk(identity, created, model, [])
+    return chunks(job, write, last, body.usage_wanted, body.usage_always)
 
 
 def _delta(output: Output, calls: Calls | None) -> Delta:

@@ -11,6 +11,7 @@ from weir.server.answers import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
+    chunks,
     prompt_logprobs,
     usage,
 )
@@ -18,7 +19,6 @@ from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
 from weir.server.openai import CompletionRequest
 from weir.server.prompts import split
-from weir.server.sse import chunks
 from weir.text import Text
 
 
@@ -37,7 +37,8 @@ async def completions(call: Call, body: CompletionRequest) -> Reply:
             choice = writer.choice(prompt, output.index, output)
             return Completion(identity, created, model, [choice])
 
-        return chunks(job, body, write, Completion(identity, created, model, []))
+        last = Completion(identity, created, model, [])
+        return chunks(job, write, last, body.usage_wanted, body.usage_always)
     choices = [
         writer.choice(one.index // job.choices, one.index % job.choices, one)
         for one in await job.collect()
