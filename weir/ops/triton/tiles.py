@@ -4,8 +4,6 @@ A batch's arrays are read once a step for all of its layers: their programs need
 chunk that each is to compute, and none of them finds nothing to do. Decodes have no tiles.
 """
 
-from __future__ import annotations
-
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
