@@ -309,6 +309,44 @@ def test_the_constant_prefix_of_a_batch_is_computed_first(backend):
     assert [kind for kind, _ in backend.asked] == ["cache", "generate", "generate"]
 
 
+def test_programs_call_bind_run_and_batch_one_another(backend):
+    @weir.function
+    def inner(s, word, length):
+        s += word + greedy("said", length)
+        return s["said"]
+
+    @weir.function
+    def outer(s, word):
+        own = inner(s, word, length=2)
+        once = inner.bind(length=3)("xyz" + word, backend=backend)["said"]
+        pair = inner.run_batch([["pq", 1], {"word": "rs", "length": 2}], backend=backend)
+        s += f"|{own}{once}" + ",".join(state["said"] for state in pair)
+
+    states = outer.run_batch([{"word": "ab"}, ["cd"], {"word": "ef"}], backend=backend)
+    words = ("ab", "cd", "ef")
+    assert [state.text() for state in states] == [f"{w}{w}|{w}xyzp,rs" for w in words]
+
+
+def test_a_branch_may_be_joined_twice_and_be_read_from_another_thread(backend):
+    @weir.function
+    def program(s):
+        s += "ab"
+        branches = s.fork(2)
+        branches += greedy("x", 1)
+        branches.join()
+        s += "".join(s["x"])
+        branches += greedy("y", 2)
+        branches.join()
+
+    state = program.run(backend=backend)
+    assert (state.text(), state["x"], state["y"]) == ("abaa", ["a", "a"], ["ab", "ab"])
+    found = []
+    reader = threading.Thread(target=lambda: found.append(state["y"]))
+    reader.start()
+    reader.join(CEILING)
+    assert found == [["ab", "ab"]]
+
+
 def test_coroutines_are_programs_too(backend):
     @weir.function
     async def program(s, word):
@@ -460,6 +498,18 @@ def test_bad_programs_are_refused_with_a_sentence(backend):
         weir.select("x", "yes")
     with pytest.raises(TypeError, match="'ab'"):
         weir.function(lambda s, a: s.extend(a)).run_batch(["ab"], backend=backend)
+    with pytest.raises(TypeError, match="belong into the batch"):
+        weir.function(lambda s, a: s.extend(a)).run_batch([["b"]], a="c", backend=backend)
+    with pytest.raises(ValueError, match="'auto' or positive"):
+        weir.function(lambda s: s.extend("a")).run_batch([[]], num_threads=0, backend=backend)
+    with pytest.raises(ValueError, match="1 values for 2 branches"):
+        weir.function(lambda s: s.fork(2).__iadd__(["a"])).run(backend=backend)
+    with pytest.raises(ValueError, match="not 'sideways'"):
+        weir.function(lambda s: s.fork(2).join("sideways")).run(backend=backend)
+    with pytest.raises(BadRequest, match="same choice twice"):
+        weir.gen("x", choices=["a", "a"])
+    with pytest.raises(BadRequest, match="temperature must be 0"):
+        weir.select("x", ["a"], temperature=0.5)
     with pytest.raises(TypeError, match="'question' is no setting of gen, nor an argument: q"):
         weir.function(lambda s, q: s.extend(q)).run(question="a", backend=backend)
     with pytest.raises(weir.ProgramError, match="text only"):
