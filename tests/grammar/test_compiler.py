@@ -61,6 +61,14 @@ def test_a_job_ends_with_the_process_that_asked():
     assert process._process.wait(CEILING) == 0
 
 
+def test_a_worker_that_does_not_start_is_no_verdict_on_the_grammar(compiler, monkeypatch):
+    monkeypatch.setattr(module, "Process", lambda _: Process("weir.grammar.nothing"))
+    with pytest.raises(Overloaded, match="could be started: the process ended"):
+        compiler.compile(StructuredOutputs(regex="a"))
+    monkeypatch.undo()
+    assert compiler.compile(StructuredOutputs(regex="a")).kind == "automaton"
+
+
 def test_what_takes_too_much_memory_is_refused():
     small = Compiler(seconds=60.0, memory=1 << 28)
     with pytest.raises(BadRequest, match=r"complex|memory"):
@@ -79,10 +87,14 @@ def test_a_backend_can_be_forced():
 
 def test_too_many_at_once_are_turned_away(compiler, monkeypatch):
     monkeypatch.setattr(module, "MAX_WAITING", 2)
+    workers = [compiler._idle.get() for _ in compiler._workers]
     waiting = [compiler.submit(StructuredOutputs(regex=f"a{n}")) for n in range(2)]
     with pytest.raises(Overloaded):
         compiler.submit(StructuredOutputs(regex="b"))
+    for worker in workers:
+        compiler._idle.put(worker)
     assert all(one.result().kind == "automaton" for one in waiting)
+    until(lambda: not compiler._waiting)
     assert compiler.submit(StructuredOutputs(regex="b")).result()
 
 

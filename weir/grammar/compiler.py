@@ -40,29 +40,36 @@ class Worker:
         self._process: Process | None = None
 
     def run(self, job: Job, seconds: float) -> Answer:
-        """Raises TimeoutError and, if the process died of it, OSError; it is gone in both cases."""
+        """Raises TimeoutError and, if the process died of it, OSError; it is gone in both cases.
+        Raises Overloaded where none could be started."""
         try:
-            if self._process is None:
-                self._process = Process("weir.grammar.worker")
-                self._answer(self._process, START)  # an empty one: it is ready
-            self._process.send(msgspec.json.encode(job))
-            return msgspec.msgpack.decode(self._answer(self._process, seconds), type=Answer)
+            process = self._process or self._started()
+            process.send(msgspec.json.encode(job))
+            return msgspec.msgpack.decode(_answer(process, seconds), type=Answer)
         except BaseException:
             self.stop()
             raise
 
-    @staticmethod
-    def _answer(process: Process, seconds: float) -> bytes:
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            if messages := process.receive(left):
-                return messages[0]
-        raise TimeoutError
+    def _started(self) -> Process:
+        process = self._process = Process("weir.grammar.worker")
+        try:
+            _answer(process, START)  # an empty one: it is ready
+        except OSError as error:
+            raise Overloaded(f"no process to compile grammars could be started: {error}") from None
+        return process
 
     def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.stop()
+
+
+def _answer(process: Process, seconds: float) -> bytes:
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if messages := process.receive(left):
+            return messages[0]
+    raise TimeoutError(f"it took more than {seconds:g} s")
 
 
 class Compiler:
