@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from weir.bench.http import Http, HttpError, run
-from weir.bench.private import private
+from weir.bench.private import private, ready
 
 MODEL = "smollm2-135m"
 
@@ -141,7 +141,7 @@ async def kills(http: Http, pid: int, count: int) -> None:
             os.kill(engine, signal.SIGKILL)
         began = time.monotonic()
         await asyncio.sleep(0.1)
-        while not await healthy(http):
+        while not await ready(http):
             await asyncio.sleep(0.05)
         back.append(time.monotonic() - began)
     ends = await load
@@ -149,14 +149,6 @@ async def kills(http: Http, pid: int, count: int) -> None:
     print(f"kill -9 of the engine {count} times under load: {dict(ends)}")
     print(f"  back after {min(back):.1f} to {max(back):.1f} s")
     print(f"  before {before}\n  after  {resources(pid)}", flush=True)
-
-
-async def healthy(http: Http) -> bool:
-    try:
-        await http.get("/ready")
-    except HttpError:
-        return False
-    return True
 
 
 async def soak(http: Http, pid: int, seconds: float) -> None:

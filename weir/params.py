@@ -4,7 +4,6 @@
 and everything else about text stay on this side.
 """
 
-import math
 from typing import Any
 
 import msgspec
@@ -17,6 +16,17 @@ MAX_LOGPROBS = 100
 MAX_STOPS = 64
 MAX_N = 128
 MAX_BIAS = 100.0
+RANGES = {
+    "n": (1, MAX_N),
+    "temperature": (0, 100),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "repetition_penalty": (0.01, 10),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+}
+"""Least and most of numbers, where they are given."""
 
 
 class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -99,40 +109,30 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
                     f"{param} must be {rule}, got {getattr(self, param)!r}", param=param
                 )
 
-        def between(param: str, low: float, high: float) -> None:
+        for param, (low, high) in RANGES.items():
             value = getattr(self, param)
-            inside = math.isfinite(value) and low <= value <= high
-            need(inside, param, f"between {low:g} and {high:g}")
-
-        def tokens(param: str) -> None:
-            ids = getattr(self, param) or ()
-            bad = next((t for t in ids if not 0 <= t < vocab), None)
+            need(value is None or low <= value <= high, param, f"between {low:g} and {high:g}")
+        need(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
+        need(-1 <= self.top_k, "top_k", "-1, 0 or positive")
+        need(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer")
+        need(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "0 or positive")
+        need(self.min_tokens >= 0, "min_tokens", "0 or positive")
+        need(self.score_from >= 0, "score_from", "0 or positive")
+        need(len(self.pin) <= 256, "pin", "at most 256 characters long")
+        for param in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+            bad = next((t for t in getattr(self, param) or () if not 0 <= t < vocab), None)
             if bad is not None:
                 raise BadRequest(
                     f"{param} holds {bad}, but token ids of this model run from 0 to {vocab - 1}",
                     param=param,
                 )
-
-        need(1 <= self.n <= MAX_N, "n", f"between 1 and {MAX_N}")
-        between("temperature", 0.0, 100.0)
-        need(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
-        need(-1 <= self.top_k, "top_k", "-1, 0 or positive")
-        between("min_p", 0.0, 1.0)
-        between("presence_penalty", -2.0, 2.0)
-        between("frequency_penalty", -2.0, 2.0)
-        between("repetition_penalty", 0.01, 10.0)
         if not all(-MAX_BIAS <= bias <= MAX_BIAS for bias in self.logit_bias.values()):
             raise BadRequest(
                 f"logit_bias values must be between {-MAX_BIAS:g} and {MAX_BIAS:g}",
                 param="logit_bias",
             )
-        tokens("logit_bias")
-        tokens("allowed_token_ids")
-        tokens("stop_token_ids")
-        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+        if self.allowed_token_ids == []:
             raise BadRequest("allowed_token_ids must not be empty", param="allowed_token_ids")
-        if self.seed is not None:
-            need(-(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer")
         if len(self.stops) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
             raise BadRequest(
                 f"at most {MAX_STOPS} stop strings and {MAX_STOPS} stop_token_ids are allowed",
@@ -140,20 +140,13 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
             )
         if any(not s or len(s) > 1024 for s in self.stops):
             raise BadRequest("stop strings must have 1 to 1024 characters", param="stop")
-        need(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "0 or positive")
-        need(self.min_tokens >= 0, "min_tokens", "0 or positive")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise BadRequest(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})",
                 param="min_tokens",
             )
-        for param in ("logprobs", "prompt_logprobs"):
-            if getattr(self, param) is not None:
-                between(param, 0, MAX_LOGPROBS)
         if self.structured_outputs is not None:
             self.structured_outputs.check()
-        need(len(self.pin) <= 256, "pin", "at most 256 characters long")
-        need(self.score_from >= 0, "score_from", "0 or positive")
 
     def sampling(
         self, *, index: int, seed: int, eos: list[int], max_tokens: int, pool: str | None = None

@@ -6,7 +6,6 @@ definition). Rates are tried on the simulator or, with --base-url, on a running 
 """
 
 import sys
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from weir.bench.http import run as run_loop
 from weir.bench.load import load
 from weir.bench.talk import first_model
 from weir.cli import simulate
-from weir.cli.top import Scrape, parse, percentile
+from weir.cli.top import look, percentile
 from weir.errors import ConfigError
 from weir.fields import parse_duration
 from weir.options import config
@@ -102,16 +101,12 @@ def live(options: Namespace) -> Callable[[float], Report]:
 
 async def _loaded(target: Target, workload: Workload) -> Report:
     await target.http.post("/flush_cache")  # or a trial would find the prompts of the one before
-    before = await _scrape(target.http)
+    before = await look(target.http)
     records, duration, lag = await load(target, workload)
-    after = await _scrape(target.http)
+    after = await look(target.http)
     if lag > 0.1:
         print(f"weir capacity: this client was up to {lag:.2f} s late", file=sys.stderr)
     median = percentile(before.buckets.get(QUEUE, {}), after.buckets.get(QUEUE, {}), 0.5)
     for record in records:
         record.started = record.start + median
     return measure(records, duration)
-
-
-async def _scrape(http: Http) -> Scrape:
-    return parse((await http.get("/metrics")).decode(), time.perf_counter())
