@@ -6,6 +6,7 @@ request can be scripted through the request's `user`: see `FakeEngine`.
 """
 
 import json
+import logging
 import os
 import signal
 import tempfile
@@ -205,6 +206,14 @@ def _logprobs(token: int, top: int) -> TokenLogprobs:
 def engine(config: dict[str, Any]) -> FakeEngine:
     """The factory of an engine process; `config` holds FakeEngine's first fields."""
     return FakeEngine(**config)
+
+
+def talking_engine(config: dict[str, Any]) -> FakeEngine:
+    """A factory that logs, and prints what a library in C++ might."""
+    logging.getLogger("weir.fakes").warning("mind %s", "the\ngap")
+    os.write(2, b"plain\n")
+    logging.getLogger("weir.fakes").info("that is all")
+    return FakeEngine()
 
 
 def broken_engine(config: dict[str, Any]) -> FakeEngine:

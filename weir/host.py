@@ -5,6 +5,7 @@ thread gives a sign of life however long a step takes, and ends the process when
 """
 
 import gc
+import logging
 import os
 import select
 import shutil
@@ -23,7 +24,9 @@ import zmq
 
 from weir.client.drive import Engine, Loop
 from weir.errors import WeirError
-from weir.wire import Boot, Deltas, Down, Fatal, Ready, Up, decode_up, encode
+from weir.wire import RECORD, Boot, Deltas, Down, Fatal, Logged, Ready, Up, decode_up, encode
+
+log = logging.getLogger("weir.host")
 
 TIDY_IDLE, TIDY_BUSY = 10.0, 300.0  # seconds between collections of garbage
 
@@ -53,12 +56,20 @@ class Link:
             try:
                 messages.append(decode_up(payload))
             except msgspec.DecodeError as error:
-                print(f"dropped a message that makes no sense: {error}", file=sys.stderr)
+                log.warning("dropped a message that makes no sense: %s", error)
         return messages
 
     def close(self) -> None:
         """Return once everything sent is on its way, or after a second."""
         self._context.destroy(linger=1000)
+
+
+class Records(logging.Handler):
+    """Tells the client's log, from any thread and until the last moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logged = Logged(record.name, record.levelno, self.format(record))
+        os.write(2, RECORD + msgspec.json.encode(logged) + b"\n")
 
 
 class Pulse(threading.Thread):
@@ -125,6 +136,8 @@ def serve(boot: Boot, link: Link) -> None:
 def main() -> None:
     os.dup2(2, 1)  # nothing but the client's own output belongs on standard output
     stdin = open(0, "rb", buffering=0, closefd=False)  # no byte beyond the line may be taken
+    logging.basicConfig(handlers=[Records()], format="%(message)s")
+    logging.getLogger("weir").setLevel(logging.INFO)
     boot = msgspec.json.decode(stdin.readline(), type=Boot)
     link, code = Link(boot, "loop"), 0
     try:

@@ -19,6 +19,18 @@ class Boot(Struct):
     silence: float  # most seconds between two signs of life
 
 
+class Logged(Struct):
+    """A line of an engine process's standard error that begins with `RECORD`: for its client's log,
+    which has a form, a level and a place to go."""
+
+    logger: str
+    level: int
+    message: str
+
+
+RECORD = b"\x1e"  # ASCII's record separator
+
+
 class Submit(Struct, tag=True):
     uid: int
     tokens: list[int]

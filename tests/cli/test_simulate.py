@@ -51,7 +51,7 @@ def test_a_plot_or_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        assert status == 1 and "pip install weir-llm[plot]" in capsys.readouterr().err
+        assert status == 1 and "weir-llm[plot]" in capsys.readouterr().err
     else:
         assert status == 0 and path.read_bytes().startswith(b"\x89PNG")
 

@@ -1,6 +1,7 @@
 """An engine process that dies, hangs or cannot start: everybody is answered and nothing is left."""
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -38,6 +39,24 @@ async def ready(client):
 
 async def answers(streams):
     return await asyncio.gather(*(s.collect() for s in streams), return_exceptions=True)
+
+
+def test_what_the_engine_logs_is_in_our_log(run, make, monkeypatch, caplog, capfd):
+    logger = logging.getLogger("weir.fakes")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)
+
+    async def main():
+        client = make(factory="talking_engine")
+        with caplog.at_level("INFO", "weir.fakes"):
+            await client.start()
+            await eventually(lambda: len(caplog.records) == 2)
+        await client.close()
+
+    run(main)
+    said = [(one.levelname, one.getMessage()) for one in caplog.records]
+    assert said == [("WARNING", "mind the\ngap"), ("INFO", "that is all")]
+    assert capfd.readouterr().err == "plain\n"
 
 
 def test_what_showed_nothing_is_replayed_and_the_rest_told(run, make, tmp_path):

@@ -88,7 +88,7 @@ def report(planned: Planned, others: list[Planned], found: machine.Machine) -> l
     offload, predicted = planned.offload, planned.predicted
     steps = "one step" if offload.lanes > 1 else "steps of their own"
     lines = [
-        f"{offload.block} requests, prompts in {steps}, {offload.batch} at once",
+        f"{found.name}: {offload.block} requests, prompts in {steps}, {offload.batch} at once",
         f"{'':12}{'memory' if found.alone else 'GPU':>8}{'CPU':>8}{'disk':>8}",
     ]
     parts: dict[str, Any] = {

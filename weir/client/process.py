@@ -23,7 +23,7 @@ import zmq
 import zmq.asyncio
 
 from weir.errors import EngineDead
-from weir.wire import Boot, Deltas, Ready, Stop, Up, decode_down, encode
+from weir.wire import RECORD, Boot, Deltas, Logged, Ready, Stop, Up, decode_down, encode
 
 log = logging.getLogger(__name__)
 
@@ -226,9 +226,24 @@ class EngineProcess:
                 self._fatal = message.message
 
     async def _read_stderr(self) -> None:
-        """Pass its standard error on to ours, and remember the end of it."""
+        """Pass its log and standard error on to ours, and remember the end of them."""
         assert self._process is not None and self._process.stderr is not None
+        rest = b""
         while chunk := await self._process.stderr.read(65536):
-            self._words = (self._words + chunk)[-LAST_WORDS:]
-            with contextlib.suppress(OSError):
-                os.write(2, chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > LAST_WORDS:
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                self._pass_on(line + b"\n")
+        self._pass_on(rest)
+
+    def _pass_on(self, line: bytes) -> None:
+        if line.startswith(RECORD):
+            with contextlib.suppress(msgspec.DecodeError):
+                said = msgspec.json.decode(line[len(RECORD) :], type=Logged)
+                logging.getLogger(said.logger).log(said.level, "%s", said.message)
+                self._words = (self._words + said.message.encode() + b"\n")[-LAST_WORDS:]
+                return
+        self._words = (self._words + line)[-LAST_WORDS:]
+        with contextlib.suppress(OSError):
+            os.write(2, line)

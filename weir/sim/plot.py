@@ -21,9 +21,10 @@ class Moment:
 
 
 class Timeline:
-    """Watches a replica: `replica.watch = timeline`."""
+    """Watches a replica: `replica.watch = timeline`. Raises `ConfigError` if it cannot be drawn."""
 
     def __init__(self) -> None:
+        library()  # before a simulation of minutes
         self.moments: list[Moment] = []
         self._computed: dict[int, int] = {}  # replica → tokens of all its steps so far
 
@@ -35,16 +36,21 @@ class Timeline:
         self.moments.append(Moment(replica.clock.time, len(s.running), waiting, tokens))
 
 
-def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.6)) -> Any:
-    """(figure, axes) without a display. Raises `ConfigError` where matplotlib is missing."""
+def library() -> Any:
+    """pyplot, without a display. Raises `ConfigError` where matplotlib is missing."""
     try:
         import matplotlib
-    except ImportError:
-        raise ConfigError("a plot needs matplotlib: pip install weir-llm[plot]") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    return pyplot.subplots(
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise ConfigError("a plot needs matplotlib: pip install 'weir-llm[plot]'") from None
+    return pyplot
+
+
+def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.6)) -> Any:
+    """(figure, axes). Raises `ConfigError` where matplotlib is missing."""
+    return library().subplots(
         rows, columns, figsize=(columns * size[0], rows * size[1]), layout="constrained"
     )
 
