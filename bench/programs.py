@@ -85,7 +85,7 @@ def choose(s, prefix, query, choices):
     s += w.select("choice", [" " + choice for choice in choices])
 
 
-def workloads(count: int) -> dict[str, tuple[w.lang.Program, list[dict]]]:
+def workloads(count: int) -> dict[str, tuple[w.Program, list[dict]]]:
     questions = [row["question"] for row in rows("gsm8k", count)]
     solved = rows("gsm8k", count + 8)[count:]
     shots = "".join(f"Question: {r['question']}\nAnswer: {r['solution']}\n\n" for r in solved)
@@ -177,7 +177,7 @@ def run(model: str, engine: str, settings: dict, jobs: dict) -> dict[str, dict[s
     return {arm: seconds[arm] for arm in arms}
 
 
-def once(backend: Plain, program: w.lang.Program, batch: list[dict]) -> float:
+def once(backend: Plain, program: w.Program, batch: list[dict]) -> float:
     w.flush_cache(backend)
     began = time.perf_counter()
     states = program.run_batch(batch, backend=backend, temperature=0)
@@ -198,7 +198,7 @@ async def separately(backend: w.Runtime, prompt: str, choices: list[str]) -> lis
 
 
 def selects(
-    model: str, settings: dict, job: tuple[w.lang.Program, list[dict]], rounds: int
+    model: str, settings: dict, job: tuple[w.Program, list[dict]], rounds: int
 ) -> None:
     """Seconds for all questions of a job, both ways; four choices each."""
     program, batch = job

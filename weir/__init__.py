@@ -5,16 +5,24 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {"LLM": "weir.llm", "AsyncLLM": "weir.llm", "SamplingParams": "weir.params"}
-_HOMES |= dict.fromkeys(
-    (
-        "Anthropic OpenAI ProgramError Runtime RuntimeEndpoint assistant assistant_begin "
-        "assistant_end flush_cache function gen gen_int gen_string greedy_token_selection image "
-        "select set_default_backend system system_begin system_end token_length_normalized "
+_NAMES = {
+    "weir.llm": "AsyncLLM LLM",
+    "weir.params": "SamplingParams",
+    "weir.lang.backend.anthropic": "Anthropic",
+    "weir.lang.backend.choose": "flush_cache set_default_backend",
+    "weir.lang.backend.endpoint": "RuntimeEndpoint",
+    "weir.lang.backend.openai": "OpenAI",
+    "weir.lang.backend.runtime": "Runtime",
+    "weir.lang.program": "Program function",
+    "weir.lang.state": "Group State",
+    "weir.lang.stream": "ProgramError",
+    "weir.lang.words": (
+        "assistant assistant_begin assistant_end gen gen_int gen_string greedy_token_selection "
+        "image select system system_begin system_end token_length_normalized "
         "unconditional_likelihood_normalized user user_begin user_end"
-    ).split(),
-    "weir.lang",
-)
+    ),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ["__version__", *_HOMES]
 
 

@@ -154,9 +154,8 @@ class Program:
     def _stream(self, backend: Backend, defaults: dict[str, Any]) -> Stream:
         if self.num_api_spec_tokens is None:
             return Stream(backend, defaults)
-        if backend.chats:
-            return Forms(backend, defaults, self.num_api_spec_tokens)
-        return Stream(Ahead(backend, self.num_api_spec_tokens), defaults)
+        kind = Forms if backend.chats else Ahead
+        return kind(backend, defaults, self.num_api_spec_tokens)
 
     def _whole(self, state: State, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
         """The body, and all that it appended. What the body raises is kept in the state."""

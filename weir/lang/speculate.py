@@ -12,7 +12,7 @@ from typing import Any
 
 from weir.errors import BadRequest
 from weir.lang import ir
-from weir.lang.backend.base import Backend, Piece, Prompt, Score, Turn
+from weir.lang.backend.base import Backend, Piece, Prompt
 from weir.lang.stream import Answer, Item, Stream, meta_of
 
 OWN = frozenset(("n", "logprobs", "regex", "json_schema"))
@@ -21,42 +21,43 @@ TRIES = 3
 """Times a whole turn is asked for before a program is told that none had its form."""
 
 
-class Ahead:
-    """A completion backend for one stream, which reads `tokens` ahead of every `gen`."""
+class Speculating(Stream):
+    """A stream that asks for `tokens` at once."""
 
-    def __init__(self, backend: Backend, tokens: int):
-        self.backend = backend
-        self.tokens = tokens
-        self.chats = backend.chats
-        self._written: dict[str, tuple[str, str | None]] = {}
-        """By branch: what was said with what the service wrote beyond, and why that ended."""
+    def __init__(
+        self, backend: Backend, defaults: dict[str, Any], tokens: int, waits: bool = False
+    ):
+        super().__init__(backend, defaults, waits)
+        self._tokens = tokens
 
-    def shutdown(self) -> None:
-        self.backend.shutdown()
+    def branch(self) -> Stream:
+        return type(self)(self.backend, self.defaults, self._tokens, waits=True)
 
-    def turn(self, roles: Sequence[str]) -> Turn:
-        return self.backend.turn(roles)
 
-    async def generate(
+class Ahead(Speculating):
+    """A completion service's stream: what was written beyond a `gen` is held for those after it."""
+
+    _held: tuple[str, str | None] = "", None
+    """All that was said, with what was written beyond, and why that ended."""
+
+    async def _written(
         self, prompt: Prompt, settings: dict[str, Any]
     ) -> AsyncGenerator[Piece, None]:
-        plain = OWN.isdisjoint(settings)
-        found = self._held(prompt, stops(settings)) if plain else None
-        if found is not None:
-            yield Piece(found, finish_reason="stop")
-            return
-        if plain and stops(settings):
-            piece = await self._ahead(prompt, settings)
-            if piece is not None:
+        if OWN.isdisjoint(settings):
+            found = self._beyond(prompt, stops(settings))
+            if found is not None:
+                yield Piece(found, finish_reason="stop")
+                return
+            if stops(settings) and (piece := await self._ahead(prompt, settings)) is not None:
                 yield piece
                 return
         # only its own limit ends this one, and only the service can count tokens
         async for piece in self.backend.generate(prompt, settings):
             yield piece
 
-    def _held(self, prompt: Prompt, ends: Sequence[str]) -> str | None:
+    def _beyond(self, prompt: Prompt, ends: Sequence[str]) -> str | None:
         """What the service wrote after the prompt, if it agreed with it so far, up to an end."""
-        text, reason = self._written.get(prompt.program, ("", None))
+        text, reason = self._held
         if not text.startswith(prompt.text) or len(text) == len(prompt.text):
             return None
         held = text[len(prompt.text) :]
@@ -67,26 +68,17 @@ class Ahead:
         """Ask for more than a `gen` wants; None: its limit would have ended it before its end."""
         own = settings.get("max_tokens")
         longer = {name: value for name, value in settings.items() if name != "stop"}
-        longer["max_tokens"] = max(self.tokens, own or 0)
+        longer["max_tokens"] = max(self._tokens, own or 0)
         pieces = [piece async for piece in self.backend.generate(prompt, longer)]
         if not pieces:
             return None
         text, meta = "".join(p.text for p in pieces), meta_of(pieces)
-        self._written[prompt.program] = prompt.text + text, meta["finish_reason"]
+        self._held = prompt.text + text, meta["finish_reason"]
         found = cut(text, stops(settings))
         if found is not None:
             return replace(pieces[-1], text=found, finish_reason="stop")
         whole = replace(pieces[-1], text=text, finish_reason=meta["finish_reason"])
         return whole if longer["max_tokens"] == own else None
-
-    async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
-        return await self.backend.score(prompt, choices)
-
-    async def cache(self, prompt: Prompt) -> None:
-        await self.backend.cache(prompt)
-
-    async def flush(self) -> None:
-        await self.backend.flush()
 
 
 @dataclass(slots=True, eq=False)
@@ -94,19 +86,13 @@ class Need(ir.Node):
     """A value of the open turn is wanted before the turn has ended."""
 
 
-class Forms(Stream):
+class Forms(Speculating):
     """A chat service's stream: an assistant's turn is asked for as a whole, when it ends or one of
     its values is read, and its `gen`s are found in the answer by the text between them."""
 
-    def __init__(
-        self, backend: Backend, defaults: dict[str, Any], tokens: int, waits: bool = False
-    ):
-        super().__init__(backend, defaults, waits)
-        self._tokens = tokens
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
         self._form: list[Item] = []  # of the open turn, not asked for yet
-
-    def branch(self) -> Forms:
-        return Forms(self.backend, self.defaults, self._tokens, waits=True)
 
     def need(self) -> None:
         self.push(Need())

@@ -235,7 +235,7 @@ class Stream:
     async def _gen(self, node: ir.Gen, fill: dict[str, Value]) -> None:
         settings = self.defaults | node.settings
         choices: dict[int, list[Piece]] = {}
-        pieces = self.backend.generate(replace(self.prompt), settings)
+        pieces = self._written(replace(self.prompt), settings)
         try:
             async for piece in pieces:
                 choices.setdefault(piece.index, []).append(piece)
@@ -251,6 +251,9 @@ class Stream:
             one = settings.get("n", 1) == 1
             meta = metas[0] if one else {"choices": metas}
             fill[node.name].set_result(Answer(texts[0] if one else texts, meta))
+
+    def _written(self, prompt: Prompt, settings: dict[str, Any]) -> AsyncGenerator[Piece, None]:
+        return self.backend.generate(prompt, settings)
 
     async def _select(self, node: ir.Select, fill: dict[str, Value]) -> None:
         prompt = replace(self.prompt)
