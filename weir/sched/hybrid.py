@@ -190,17 +190,10 @@ class Hybrid(OnDemand):
         """Could a tier hold the request alone, to its last token?"""
         return cache.pages(r.prompt + r.sampling.max_tokens) <= cache.pools[tier].size
 
-    def victim(self, after: Sequence[Request], r: Request, cache: Cache) -> Request | None:
-        """The last that holds pages of the tier that `r` would have."""
+    def yields(self, other: Request, r: Request, cache: Cache) -> bool:
+        """Only who holds pages of the tier that `r` would have, and is not under way."""
         tier = self.tier(r, cache)
-        return next(
-            (
-                other
-                for other in reversed(after)
-                if other.uid not in self.passing and any(page.tier == tier for page in other.pages)
-            ),
-            None,
-        )
+        return other.uid not in self.passing and any(page.tier == tier for page in other.pages)
 
     def landed(self, plan: Plan, seconds: float) -> None:
         if self.balance is not None:

@@ -1,6 +1,6 @@
 """What one call of `plan` gathers, and the order it was made in."""
 
-from bisect import bisect_right
+from collections.abc import Iterator
 
 from weir.core import Budget, Chunk, Move, Request
 from weir.sched.ranking import Key
@@ -38,11 +38,11 @@ class Iteration:
         budget.taken += 1
         self.chunks.append(chunk)
 
-    def after(self, key: Key, r: Request) -> list[Request]:
-        """Running requests, in order, that rank after `r`, at `key`, and are not in the plan."""
-        first = bisect_right(self.running, key, key=lambda entry: entry[0])
-        return [
-            other
-            for _, other in self.running[first:]
-            if other.running and other.done is None and other is not r and other.last < self.step
-        ]
+    def after(self, key: Key, r: Request) -> Iterator[Request]:
+        """Running requests that rank after `r`, at `key`, and are not in the plan, from the last.
+        They are many, and the first will often do."""
+        for place, other in reversed(self.running):
+            if place <= key:
+                return
+            if other.running and other.done is None and other is not r and other.last < self.step:
+                yield other

@@ -29,9 +29,8 @@ class Placement(Protocol):
         """Pages that must be let go, at least, before it can be placed."""
         ...
 
-    def victim(self, after: Sequence[Request], r: Request, cache: Cache) -> Request | None:
-        """Whom to evict for `r` of these running requests, at least one, in rank order, which all
-        rank after it; None: nobody."""
+    def yields(self, other: Request, r: Request, cache: Cache) -> bool:
+        """Whether `other`, which runs and ranks after `r`, may be evicted for it."""
         ...
 
     def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
@@ -118,8 +117,8 @@ class OnDemand:
         left = cache.room(tier) + len(r.pages) - cache.pages(len(r.tokens))
         return left >= int(self.spare * cache.pools[tier].size)
 
-    def victim(self, after: Sequence[Request], r: Request, cache: Cache) -> Request | None:
-        return after[-1]
+    def yields(self, other: Request, r: Request, cache: Cache) -> bool:
+        return True
 
     def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
         cache.release(victim)
@@ -160,8 +159,8 @@ class Reserve(OnDemand):
         self.pledged = pledged
         return True
 
-    def victim(self, after: Sequence[Request], r: Request, cache: Cache) -> Request | None:
-        return None
+    def yields(self, other: Request, r: Request, cache: Cache) -> bool:
+        return False
 
     @staticmethod
     def _most(r: Request, cache: Cache) -> int:

@@ -269,12 +269,13 @@ class Scheduler:
     def _displace(self, r: Request, length: int, key: Key, it: Iteration) -> Tier | None:
         """Take what `r` needs from requests that rank after `key` and are not in this plan."""
         cache, placement, fresh = self.cache, self.placement, r.uid not in self.running
-        after, lacking = it.after(key, r), placement.lacking(r, length, cache)
-        if lacking > 0 and sum(len(victim.pages) for victim in after) < lacking:
+        lacking = placement.lacking(r, length, cache)
+        if lacking > 0 and sum(len(other.pages) for other in it.after(key, r)) < lacking:
             return None  # all of them together would go in vain
-        while after and (victim := placement.victim(after, r, cache)) is not None:
-            after.remove(victim)
-            self._evict(victim, it)
+        for other in it.after(key, r):
+            if not placement.yields(other, r, cache):
+                continue
+            self._evict(other, it)
             if not fresh or len(self.running) < self.capacity.requests:
                 home = placement.place(r, length, cache, it.moves)
                 if home is not None:
