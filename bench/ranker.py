@@ -1,16 +1,19 @@
 """What the shipped ranker is worth: served by it, by the true lengths, and in order of arrival.
 
-    python bench/ranker.py [--ranker FILE] [--seed 1] [--engine N]
+    python bench/ranker.py [--ranker FILE] [--seed 1] [--engine N | --served N ...]
 
 Llama-3.1-8B on the simulated H100 of bench/scheduling.py. Prompts are those the ranker was not
 trained on, drawn again and again; lengths are what one family of models answered to them. Four
-characters of a prompt are a token.
+characters of a prompt are a token. With --served the ranker has learned from that many answers to
+other prompts of the same mixture.
 """
 
 import argparse
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -23,9 +26,12 @@ from weir.core import Request
 from weir.llm import AsyncLLM
 from weir.params import SamplingParams
 from weir.ranker import files, lengths
+from weir.ranker.adapt import Adapted
 from weir.ranker.files import Ranker
 from weir.ranker.kendall import tau_b
 from weir.ranker.lengths import Lengths
+from weir.ranker.log import Answered
+from weir.rows import read_rows
 from weir.sched.aging import Aging, Queued
 from weir.sched.ranking import FCFS, Ranking
 from weir.sched.shortest import Learned, Shortest
@@ -87,24 +93,65 @@ class Burst:
         return Blind(scorer=Known(self.expected), preempt=preempt)
 
 
-def burst(data: Lengths, family: str, ranker: Ranker, count: int, seed: int) -> Burst:
-    """`count` requests for what models of one family answered to unseen chat prompts."""
-    answers = [
-        answer
+def answered(data: Lengths, family: str, sources: Collection[str] = ()) -> list[Answered]:
+    """What models of one family answered to the prompts of some sources, or all."""
+    return [
+        Answered(data.prompts[answer.prompt], answer.tokens)
         for answer in data.families()[family]
-        if data.sources[answer.prompt] in CHAT and answer.tokens >= 1
+        if (not sources or data.sources[answer.prompt] in sources) and answer.tokens >= 1
     ]
+
+
+def burst(name: str, answers: list[Answered], ranker: Adapted, count: int, seed: int) -> Burst:
+    """`count` requests for some of the answers, again and again."""
     drawn = Random(seed).choices(answers, k=count)
     words = sets.words(seed)
-    prompts = [data.prompts[answer.prompt] for answer in drawn]
-    items = [
-        Item(words.draw(max(1, len(prompt) // 4)), round(answer.tokens))
-        for prompt, answer in zip(prompts, drawn, strict=True)
-    ]
-    known = {place: ranker.predict([data.prompts[place]])[0] for place in {a.prompt for a in drawn}}
-    expected = [known[answer.prompt] for answer in drawn]
+    prompts = [answer.prompt for answer in drawn]
+    items = [Item(words.draw(max(1, len(a.prompt) // 4)), round(a.tokens)) for a in drawn]
+    asked = sorted({*prompts})
+    known = dict(zip(asked, ranker.predict(asked), strict=True))
+    expected = [known[prompt] for prompt in prompts]
     tau = tau_b(expected, [answer.tokens for answer in drawn])
-    return Burst(Workload(family, items), prompts, expected, tau)
+    return Burst(Workload(name, items), prompts, expected, tau)
+
+
+def learning(
+    name: str, halves: Sequence[list[Answered]], base: Ranker, served: list[int], options: Namespace
+) -> None:
+    """Bursts of either half of some answers, after so many of the other half were served."""
+    rows: list[list[object]] = []
+    for count in served:
+        means: dict[str, list[float]] = defaultdict(list)
+        for asked, told in (halves, halves[::-1]):
+            ranker = Adapted(base)
+            ranker.learn(Random(options.seed).sample(told, min(count, len(told))))
+            one = burst(name, asked, ranker, options.requests, options.seed)
+            means["tau"].append(one.tau)
+            for arm in [arm for arm in one.arms() if arm.name in ("FCFS", "learned", "oracle")]:
+                means[arm.name].append(arm.run(one.load).metrics["ptl"].mean)
+        fcfs, *ours = (fmean(means[name]) for name in ("FCFS", "learned", "oracle"))
+        rows.append([min(count, *map(len, halves)), fmean(means["tau"]), fcfs, ours[0]])
+        rows[-1] += [fcfs / ours[0], fcfs / ours[1], f"{(fcfs - ours[0]) / (fcfs - ours[1]):.0%}"]
+    head = ["served", "tau", "FCFS", "learned", "times better", "oracle", "of its gain"]
+    table(f"{name}: {options.requests:,} at once, mean latency a token", head, rows)
+
+
+def dialogues(seed: int) -> list[list[Answered]]:
+    """What GPT-4 wrote in MT-Bench-101, which no ranker was trained on, half of it each."""
+    rows = list(read_rows(sets.DATA / "prefix/mt_bench_101.jsonl.gz"))
+    Random(seed).shuffle(rows)
+    return [
+        [Answered(turn["user"], turn["bot_tokens"]) for row in half for turn in row["turns"]]
+        for half in (rows[::2], rows[1::2])
+    ]
+
+
+def halved(answers: list[Answered], seed: int) -> list[list[Answered]]:
+    """By prompt: the same one is not on both sides."""
+    prompts = sorted({answer.prompt for answer in answers})
+    Random(seed).shuffle(prompts)
+    first = {*prompts[::2]}
+    return [[a for a in answers if (a.prompt in first) == side] for side in (True, False)]
 
 
 def latencies(one: Burst, rate: float, seed: int) -> None:
@@ -180,7 +227,7 @@ def engines(one: Burst) -> None:
     table(f"{len(one.load.items)} requests at once on this CPU, tau {one.tau:.2f}", head, rows)
 
 
-def cost(data: Lengths, ranker: Ranker, count: int, seed: int) -> None:
+def cost(data: Lengths, ranker: Adapted, count: int, seed: int) -> None:
     """Milliseconds a prompt on one core, the median and the worst of five rounds."""
     prompts = Random(seed).sample(data.prompts, count)
     rounds = []
@@ -200,18 +247,29 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--timed", type=int, default=1000, help="prompts that it is timed on")
     parser.add_argument("--engine", type=int, metavar="N", help="N requests on this CPU instead")
+    parser.add_argument(
+        "--served", type=int, nargs="+", metavar="N", help="N answers later instead"
+    )
     options = parser.parse_args()
-    ranker = files.load(options.ranker) if options.ranker else files.shipped()
+    base = files.load(options.ranker) if options.ranker else files.shipped()
+    ranker = Adapted(base)
     data = lengths.read(sets.DATA / "lengths", ["bbh"])
     cost(data, ranker, options.timed, options.seed)
     _, unseen = data.split()
-    if options.engine:
-        return engines(burst(unseen, options.families[0], ranker, options.engine, options.seed))
+    if options.served:
+        learning("MT-Bench-101", dialogues(options.seed), base, options.served, options)
+        for family in options.families:
+            found = answered(unseen, family, CHAT if family == "gpt-4" else ())
+            learning(family, halved(found, options.seed), base, options.served, options)
+        return
     for family in options.families:
-        one = burst(unseen, family, ranker, options.requests, options.seed)
+        asked = answered(unseen, family, CHAT)
+        if options.engine:
+            return engines(burst(family, asked, ranker, options.engine, options.seed))
+        one = burst(family, asked, ranker, options.requests, options.seed)
         for rate in (float("inf"), 200.0, 120.0):
             latencies(one, rate, options.seed)
-        samples(burst(unseen, family, ranker, 5 * options.requests, options.seed))
+        samples(burst(family, asked, ranker, 5 * options.requests, options.seed))
 
 
 if __name__ == "__main__":

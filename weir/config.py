@@ -117,6 +117,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ranker: Annotated[
         Text, about("what predicts lengths of answers: auto, none or a file of `weir rank train`")
     ] = "auto"
+    ranker_memory: Annotated[
+        Count, about("answers that predicted lengths learn from, the latest; 0: none")
+    ] = 1024
     length_log: Annotated[
         File | None, about("file that prompts and lengths of answers are added to, for a ranker")
     ] = None

@@ -16,6 +16,7 @@ from weir.grammar.compiler import Compiler
 from weir.grammar.tokens import Tokens
 from weir.models.shape import RECOMMENDED, read_spec, recommended
 from weir.params import SamplingParams
+from weir.ranker.log import LengthLog
 from weir.text import Text
 from weir.text.folder import lacks_tokenizer
 from weir.text.vocabulary import numbered
@@ -73,11 +74,17 @@ def compiler(config: Config) -> Compiler:
 
 
 def ranker(config: Config) -> Ranker | None:
-    """What predicts lengths for the scheduling policy, if it asks. Raises `ConfigError`."""
+    """What predicts lengths for the scheduling policy, if it asks; it has learned what a length log
+    tells of this model. Raises `ConfigError`."""
     if not policies.ranked(config):
         return None
     files: Any = import_module("weir.ranker.files")  # NumPy: nobody else waits for its import
-    made: Ranker = files.shipped() if config.ranker == "auto" else files.load(Path(config.ranker))
+    adapt: Any = import_module("weir.ranker.adapt")
+    base = files.shipped() if config.ranker == "auto" else files.load(Path(config.ranker))
+    made: Ranker = adapt.Adapted(base, config.ranker_memory)
+    if config.length_log and config.ranker_memory:
+        log = LengthLog(Path(config.length_log))
+        made.learn(log.latest(config.names[0], config.ranker_memory))
     return made
 
 

@@ -7,9 +7,9 @@ import threading
 from tests.fakes import FakeEngine
 from tests.waiting import CEILING, eventually
 from weir.client import Local
-from weir.client.expect import Reader
+from weir.client.expect import BATCH, Reader
 from weir.params import SamplingParams
-from weir.ranker.log import LengthLog
+from weir.ranker.log import Answered, LengthLog
 from weir.server.lengths import LengthListener
 
 ASK = SamplingParams(temperature=0, max_tokens=4)
@@ -18,8 +18,14 @@ ASK = SamplingParams(temperature=0, max_tokens=4)
 class Letters:
     """Expects as many tokens as the prompt has letters, once it may go."""
 
-    def __init__(self, failure: Exception | None = None):
-        self.failure = failure
+    def __init__(
+        self, failure: Exception | None = None, memory: int = 0, dull: Exception | None = None
+    ):
+        self.failure = failure  # of predicting
+        self.dull = dull  # of learning
+        self.memory = memory
+        self.taus: dict[str, float] = {}
+        self.told: list[Answered] = []
         self.read: list[str] = []
         self.go = threading.Event()
 
@@ -29,6 +35,12 @@ class Letters:
             raise self.failure
         self.read += prompts
         return [float(len(prompt)) for prompt in prompts]
+
+    def learn(self, answers):
+        self.told += answers
+        if self.dull is not None:
+            raise self.dull
+        self.taus = {"base": 1.0}
 
 
 def test_predictions_follow_requests_and_nobody_waits(run, text, clean, tmp_path):
@@ -71,6 +83,45 @@ def test_a_ranker_that_fails_is_not_asked_again(run, text, clean):
     run(main)
 
 
+def test_the_ranker_is_told_how_long_answers_were(run, text, clean):
+    """In batches, of what ended by itself or by its limit; of several choices, the mean."""
+
+    async def main():
+        ranker = Letters(memory=9)
+        ranker.go.set()
+        client = Local(FakeEngine(), text, ["m"], ranker=ranker)
+        await client.start()
+        await client.submit("lost", ASK, user="fail").collect()
+        await client.submit("two", SamplingParams(max_tokens=9, n=2), user="end:3").collect()
+        assert not ranker.told and not client.ranking
+        for place in range(BATCH - 2):
+            await client.submit(f"{place}", ASK).collect()
+        await eventually(lambda: client.ranking == {"base": 1.0})
+        assert ranker.told[:2] == [Answered("two", 3.0), Answered("0", 4.0, cut=True)]
+        assert len(ranker.told) == BATCH - 1
+        await client.close()
+
+    run(main)
+
+
+def test_a_ranker_that_fails_to_learn_goes_on_as_it_is(run, text, clean, caplog):
+    async def main():
+        engine, ranker = FakeEngine(), Letters(memory=9, dull=ZeroDivisionError("singular"))
+        ranker.go.set()
+        client = Local(engine, text, ["m"], ranker=ranker)
+        await client.start()
+        for place in range(3 * BATCH):
+            await client.submit(f"{place}", ASK).collect()
+        await eventually(lambda: str(3 * BATCH - 1) in ranker.read)
+        await client.close()
+        assert len(ranker.told) == BATCH and not client.ranking
+        assert not any(one.error for one in engine.expected)
+
+    run(main)
+    (warning,) = [record for record in caplog.records if "failed to learn" in record.getMessage()]
+    assert "singular" in warning.getMessage()
+
+
 def test_a_prompt_is_read_without_its_template(text):
     reader = Reader(text)
     whole = text.chat([{"role": "user", "content": "how long?"}])
@@ -91,5 +142,5 @@ def test_lengths_are_logged_for_training(run, text, clean, tmp_path):
 
     run(main)
     (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
-    row = {"prompt": "hello", "output_tokens": 4.0, "model": "m", "source": ""}
+    row = {"prompt": "hello", "output_tokens": 4.0, "cut": True, "model": "m", "source": ""}
     assert json.loads(line) == row

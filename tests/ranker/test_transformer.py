@@ -63,14 +63,14 @@ def test_a_batch_is_its_prompts(trained):
 
 def test_it_learns_and_is_kept(trained, tmp_path):
     unseen = made(60, seed=7)
-    tokens = trained.predict(unseen.prompts)
+    tokens = trained.read(unseen.prompts).expected
     for answers in unseen.answers.values():
         assert tau_b([tokens[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.5
     trained.about = "made of nothing"
     trained.save(tmp_path / "t.npz")
     again = files.load(tmp_path / "t.npz")
     assert again.about == trained.about
-    assert tau_b(again.predict(unseen.prompts), tokens) > 0.9  # weights are kept in 16 bits
+    assert tau_b(again.read(unseen.prompts).expected, tokens) > 0.9  # weights are kept in 16 bits
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +80,14 @@ def frozen(model) -> Transformer:
 
 def test_frozen_layers_rank_too_and_only_the_head_is_kept(frozen, tmp_path):
     unseen, path = made(60, seed=7), tmp_path / "t.npz"
-    tokens = frozen.predict(unseen.prompts)
+    tokens = frozen.read(unseen.prompts).expected
     for answers in unseen.answers.values():
         assert tau_b([tokens[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.5
     frozen.save(path)
     with np.load(path) as kept:
         assert not [name for name in kept if "layers." in name or "embedding" in name]
         arrays = dict(kept)
-    assert tau_b(files.load(path).predict(unseen.prompts), tokens) > 0.9
+    assert tau_b(files.load(path).read(unseen.prompts).expected, tokens) > 0.9
     for name in ("weight.head.mean", "weight.head.anchors"):
         np.savez(path, **arrays | {name: arrays[name][:-1]})
         with pytest.raises(ConfigError, match=r"damaged: .*head"):
@@ -102,11 +102,11 @@ def test_the_light_one_is_taught_what_the_layers_see(model, tmp_path):
     both = combine([ranker, train_light.ridge(known, RECIPE)], known, RECIPE)
     both.save(tmp_path / "l.npz")
     for one in (ranker, files.load(tmp_path / "l.npz")):
-        tokens = one.predict(unseen.prompts)
+        tokens = one.read(unseen.prompts).expected
         for answers in unseen.answers.values():
             assert tau_b([tokens[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.5
     few = taught(made(2), RECIPE, read.append, str(model), 1)
-    assert np.isfinite(few.predict(unseen.prompts)).all()
+    assert np.isfinite(few.read(unseen.prompts).expected).all()
 
 
 @torch.no_grad()

@@ -61,6 +61,8 @@ class Client(ABC):
         self.rejected: dict[str, int] = self._ledger.rejected
         self._send = send
         self._forecast = Forecast(ranker, text, send) if ranker is not None else None
+        if self._forecast is not None:
+            self.listeners.append(self._forecast.settle)
         self._streams: dict[str, Stream] = {}
         self._stats = Stats()
         self._health = "starting"
@@ -83,6 +85,11 @@ class Client(ABC):
     def health(self) -> str:
         """One of "ready", "starting", "restarting: why", "draining" and "dead: why"."""
         return self._health
+
+    @property
+    def ranking(self) -> dict[str, float]:
+        """Kendall's tau-b of predicted lengths, by predictor, once answers have told."""
+        return self._forecast.taus if self._forecast is not None else {}
 
     def unready(self) -> Overloaded:
         """What to tell those who ask while no request is taken: why, and when to try again."""

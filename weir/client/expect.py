@@ -1,20 +1,31 @@
 """Predicts on a thread how long answers will be, and tells the engine: it ranks requests by that.
 
-A request is handed to the engine at once and its prediction follows; nobody waits for it. Knows a
-ranker only as something that turns texts into numbers.
+A request is handed to the engine at once and its prediction follows; nobody waits for it. How long
+answers were is told to the ranker, which may learn from it. Knows a ranker only as something that
+turns texts into numbers.
 """
 
 import asyncio
+import logging
+import math
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from weir.client.assemble import Assembly
+from weir.client.events import Finished
 from weir.errors import BadRequest
+from weir.ranker.log import Answered
 from weir.text import Text
 from weir.wire import Lengths
 
-BATCH = 64  # prompts whose lengths are told at once
+log = logging.getLogger(__name__)
+
+BATCH = 64  # prompts whose lengths are told at once, and answers that are learned from at once
+LATEST = 256  # answers kept until then; the rest are not learned from
+REST = 99  # times as long as it took, nothing is learned: the engine may need the cores
 MARK = "weir's mark"
 
 
@@ -37,10 +48,29 @@ class Reader:
             prompt = self._text.decode(ids)
         return prompt.removeprefix(self._before).removesuffix(self._after)
 
+    def answered(self, finished: Finished) -> Answered | None:
+        """How long the answer was, the mean of several choices; None of what failed or was aborted,
+        and of what is no answer."""
+        reasons, tokens = finished.finish_reasons, finished.usage.completion_tokens
+        if not tokens or {*reasons} - {"stop", "length"}:
+            return None
+        prompt = self.read(finished.prompt, finished.prompt_ids)
+        return Answered(prompt, tokens / len(reasons), "length" in reasons)
+
 
 class Ranker(Protocol):
+    """memory: answers that it learns from; 0: it does not. taus: how well it ranks, by way of doing
+    so, once it knows."""
+
+    memory: int
+    taus: dict[str, float]
+
     def predict(self, prompts: Sequence[str]) -> list[float]:
         """Tokens expected of the answers."""
+        ...
+
+    def learn(self, answers: Sequence[Answered]) -> None:
+        """Take in how long answers were."""
         ...
 
 
@@ -48,7 +78,7 @@ class Forecast:
     """Predictions for the requests of one client.
 
     send: hands them to the engine. A ranker that raises is not asked again; the engine is told why
-    and goes on without."""
+    and goes on without. One that fails to learn stays as it is."""
 
     def __init__(self, ranker: Ranker, text: Text, send: Callable[[Lengths], None]):
         self.failure = ""
@@ -58,6 +88,9 @@ class Forecast:
         self._new: list[Assembly] = []
         self._task: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "weir-ranker")
+        self._learns = ranker.memory > 0
+        self._ended: deque[Finished] = deque(maxlen=LATEST)
+        self._rested = 0.0  # when it may learn again
 
     def add(self, assembly: Assembly) -> None:
         """Predict for a request that the engine has just been handed."""
@@ -68,7 +101,22 @@ class Forecast:
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._run())
 
+    def settle(self, finished: Finished) -> None:
+        """Learn from a request that has ended: a listener of the client."""
+        if not self._learns:
+            return
+        self._ended.append(finished)
+        if len(self._ended) >= BATCH and time.monotonic() >= self._rested:
+            self._rested = math.inf
+            self._thread.submit(self._learn, list(self._ended))
+            self._ended.clear()
+
+    @property
+    def taus(self) -> dict[str, float]:
+        return self._ranker.taus
+
     def close(self) -> None:
+        self._learns = False
         if self._task is not None:
             self._task.cancel()
         self._thread.shutdown(wait=False)
@@ -93,3 +141,13 @@ class Forecast:
 
     def _predict(self, batch: list[Assembly]) -> list[float]:
         return self._ranker.predict([self._reader.read(a.prompt, a.prompt_ids) for a in batch])
+
+    def _learn(self, ended: list[Finished]) -> None:
+        began = time.monotonic()
+        try:
+            found = map(self._reader.answered, ended)
+            self._ranker.learn([answered for answered in found if answered is not None])
+            self._rested = time.monotonic() + REST * (time.monotonic() - began)
+        except Exception as error:  # predictions go on as they are
+            self._learns = False
+            log.warning("the ranker failed to learn from answers, and no longer does: %r", error)

@@ -5,6 +5,7 @@ Plain PyTorch, so that it trains on any device. Knows tokens, not text, and no l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -87,20 +88,29 @@ class Kernel(nn.Module):
         """states: float32 [P, K], target and share: [P]."""
         made = cls(*states.shape).to(states.device)
         made.mean, made.scale = states.mean(0), states.std(0) + 1e-4
-        made.anchors = (states - made.mean) / made.scale
+        made.anchors = made.standard(states)
         made.weight = regression(made.like(made.anchors), target, share)[:, None]
         return made
 
+    def standard(self, states: Tensor) -> Tensor:
+        """States [P, K] in units of their spread among those that it was fitted to."""
+        found: Tensor = (states.float() - self.get_buffer("mean")) / self.get_buffer("scale")
+        return found
+
     def like(self, x: Tensor) -> Tensor:
         """How like each of x [P, K] is to each anchor, from 0 to 1: [P, count]."""
-        anchors = self.get_buffer("anchors")
-        return (torch.cdist(x, anchors).square() * (-NARROW / x.shape[1])).exp()
+        apart = torch.cdist(scaled(x), scaled(self.get_buffer("anchors")))
+        return apart.square().neg().exp()
 
     def forward(self, x: Tensor) -> Tensor:
         """[P, K] → float32 [P, 1]."""
         with torch.autocast(x.device.type, enabled=False):
-            x = (x.float() - self.get_buffer("mean")) / self.get_buffer("scale")
-            return self.like(x) @ self.get_buffer("weight")
+            return self.like(self.standard(x)) @ self.get_buffer("weight")
+
+
+def scaled(x: Tensor) -> Tensor:
+    """Numbers [P, K] of spread 1, so that exp(-apart ** 2) says how alike two of them are."""
+    return x * math.sqrt(NARROW / x.shape[1])
 
 
 class Backbone(nn.Module):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,14 @@ from weir.errors import ConfigError
 
 SHIPPED = files("weir") / "data" / "ranker.npz"
 KINDS = {"light": "weir.ranker.light", "transformer": "weir.ranker.transformer"}
+
+
+class Read(NamedTuple):
+    """What a ranker makes of prompts. expected: tokens of each answer, [P]. states: where they lie,
+    [P, K]; exp(-apart ** 2) says how alike two are."""
+
+    expected: NDArray[np.float32]
+    states: NDArray[np.float32]
 
 
 class Ranker(Protocol):
@@ -27,9 +35,7 @@ class Ranker(Protocol):
         """[P]."""
         ...
 
-    def predict(self, prompts: Sequence[str]) -> list[float]:
-        """Tokens expected of each answer."""
-        ...
+    def read(self, prompts: Sequence[str]) -> Read: ...
 
     def save(self, path: Path) -> None:
         """Raises `ConfigError`."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from weir.ranker import features
 from weir.ranker import files as ranker_files
 from weir.ranker.features import Features
+from weir.ranker.files import Read
 
 MOST_ALIKE = 80.0  # an exponent that is still a number; what lies so far out has no height
 
@@ -50,16 +51,27 @@ class Light:
     about: str = ""
 
     def score(self, prompts: Sequence[str]) -> Array:
-        """float32 [P]. Lets other threads run between two prompts: reading one takes longer than
-        the arithmetic, and holds the interpreter."""
-        scores = []
-        for prompt in prompts:
-            scores.append(self.forward(features.features([prompt]))[0])
-            sleep(0)
-        return np.array(scores, np.float32)
-
-    def forward(self, given: Features) -> Array:
         """float32 [P]."""
+        return self._each(prompts)[0]
+
+    def read(self, prompts: Sequence[str]) -> Read:
+        scores, near = self._each(prompts)
+        return Read(np.interp(scores, self.scores, self.lengths).astype(np.float32), near)
+
+    def _each(self, prompts: Sequence[str]) -> tuple[Array, Array]:
+        """`forward`, prompt by prompt. Lets other threads run between two: reading one takes longer
+        than the arithmetic, and holds the interpreter."""
+        scores = np.zeros(len(prompts), np.float32)
+        near = np.zeros((len(prompts), self.anchors.shape[1]), np.float32)
+        for place, prompt in enumerate(prompts):
+            scores[place : place + 1], near[place : place + 1] = self.forward(
+                features.features([prompt])
+            )
+            sleep(0)
+        return scores, near
+
+    def forward(self, given: Features) -> tuple[Array, Array]:
+        """Scores, float32 [P], and where prompts lie among those remembered, [P, K + S]."""
         total = np.add.reduceat(self.embedding[given.grams].astype(np.float32), given.starts)
         words = total / np.sqrt(given.counts.astype(np.float32))[:, None]
         shapes = (given.shapes - self.mean) / self.scale
@@ -69,12 +81,8 @@ class Light:
         near = np.concatenate([words[:, :own], SHAPE_NEAR * shapes], axis=1)
         like = 2 * near @ self.anchors.T - np.square(near).sum(1, keepdims=True)
         found = found + (np.exp(np.minimum(like, MOST_ALIKE)) @ self.heights)[:, None]
-        return found[:, 0] if found.shape[1] == 1 else found.argmax(axis=1).astype(np.float32)
-
-    def predict(self, prompts: Sequence[str]) -> list[float]:
-        """Tokens expected of each answer."""
-        found: list[float] = np.interp(self.score(prompts), self.scores, self.lengths).tolist()
-        return found
+        one = found[:, 0] if found.shape[1] == 1 else found.argmax(axis=1).astype(np.float32)
+        return one, near
 
     def save(self, path: Path) -> None:
         """Raises `ConfigError`."""

@@ -241,6 +241,6 @@ def _frozen(net: Net, lists: Lists, prompts: list[str]) -> Light:
 def _calibrate(light: Light, lists: Lists, prompts: list[str]) -> None:
     """Put the quantiles of its scores beside those of the lengths, over a sample of lists."""
     sample = [answer for _ in range(200) for answer in lists.draw()]
-    scores = light.forward(features.features([prompts[a.prompt] for a in sample]))
+    scores, _ = light.forward(features.features([prompts[a.prompt] for a in sample]))
     light.scores = np.quantile(scores, QUANTILES).astype(np.float32)
     light.lengths = np.quantile([a.tokens for a in sample], QUANTILES).astype(np.float32)

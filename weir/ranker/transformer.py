@@ -20,7 +20,8 @@ from weir.errors import BadRequest, ConfigError
 from weir.gguf import GGUF
 from weir.models.load import opened
 from weir.ranker import files
-from weir.ranker.backbone import Backbone, Kernel
+from weir.ranker.backbone import Backbone, Kernel, scaled
+from weir.ranker.files import Read
 from weir.text import Text
 
 FORMAT = "weir transformer ranker 2"
@@ -75,18 +76,23 @@ class Transformer:
 
     def score(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """float32 [P]."""
-        if not prompts:
-            return np.zeros(0, np.float32)
-        with torch.inference_mode():
-            found = self.backbone([self.tokens(prompt) for prompt in prompts]).cpu()
-        best = found[:, 0] if found.shape[1] == 1 else found.argmax(1)
-        scores: NDArray[np.float32] = best.float().numpy()
-        return scores
+        return self._each(prompts)[0]
 
-    def predict(self, prompts: Sequence[str]) -> list[float]:
-        """Tokens expected of each answer."""
-        found: list[float] = np.interp(self.score(prompts), self.scores, self.lengths).tolist()
-        return found
+    def read(self, prompts: Sequence[str]) -> Read:
+        scores, states = self._each(prompts)
+        return Read(np.interp(scores, self.scores, self.lengths).astype(np.float32), states)
+
+    def _each(self, prompts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scores, float32 [P], and states as they compare, [P, 2 H]."""
+        if not prompts:
+            return np.zeros(0, np.float32), np.zeros((0, self.backbone.norm.weight.numel()), "f4")
+        head = self.backbone.head
+        with torch.inference_mode():
+            states = self.backbone.states([self.tokens(prompt) for prompt in prompts])
+            found = head(states).float().cpu()
+            near = scaled(head.standard(states) if isinstance(head, Kernel) else states).cpu()
+        best = found[:, 0] if found.shape[1] == 1 else found.argmax(1)
+        return best.float().numpy(), near.numpy()
 
     def sample(self) -> NDArray[np.float32]:
         """float32 [L, H]: by what a file knows the tokens and the embedding that it was trained on,

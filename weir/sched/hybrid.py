@@ -191,7 +191,7 @@ class Hybrid(OnDemand):
         return cache.pages(r.prompt + r.sampling.max_tokens) <= cache.pools[tier].size
 
     def yields(self, other: Request, r: Request, cache: Cache) -> bool:
-        """Only who holds pages of the tier that `r` would have, and is not under way."""
+        """Only who holds pages of the tier that `r` would have, and is in no plan under way."""
         tier = self.tier(r, cache)
         return other.uid not in self.passing and any(page.tier == tier for page in other.pages)
 

@@ -6,8 +6,7 @@ from weir.ranker.log import LengthLog
 
 
 class LengthListener:
-    """Add an instance to `client.listeners`. Requests that failed or were aborted are left out; of
-    several choices it is the mean that counts."""
+    """Add an instance to `client.listeners`."""
 
     def __init__(self, client: Client, log: LengthLog):
         self._reader = Reader(client.text)
@@ -15,8 +14,5 @@ class LengthListener:
         self._log = log
 
     def __call__(self, finished: Finished) -> None:
-        reasons = finished.finish_reasons
-        if finished.usage.completion_tokens and not {*reasons} - {"stop", "length"}:
-            tokens = finished.usage.completion_tokens / len(reasons)
-            prompt = self._reader.read(finished.prompt, finished.prompt_ids)
-            self._log.add(prompt, tokens, self._model)
+        if (answered := self._reader.answered(finished)) is not None:
+            self._log.add(answered, self._model)

@@ -149,6 +149,13 @@ class EngineCollector(Collector):
             ("step_target_seconds", "Time that steps aim at; 0: none", stats.target_seconds),
         ):
             yield self._family(GaugeMetricFamily, name, help, {(): value})
+        yield self._family(
+            GaugeMetricFamily,
+            "ranking_tau",
+            "Kendall's tau-b of predicted lengths, over the answers learned from",
+            {(name,): tau for name, tau in self._client.ranking.items()},
+            "predictor",
+        )
         for name, help, spread in (
             ("step_seconds", "Time of the device for a step", stats.step_seconds),
             ("step_predicted_seconds", "Expected of it, under a target", stats.predicted_seconds),

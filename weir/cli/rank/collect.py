@@ -18,7 +18,7 @@ from weir.bench.http import run as run_async
 from weir.bench.talk import first_model
 from weir.errors import ConfigError
 from weir.progress import progress
-from weir.ranker.log import LengthLog
+from weir.ranker.log import Answered, LengthLog
 from weir.rows import read_rows
 from weir.sim.workload import custom, sharegpt
 
@@ -64,7 +64,7 @@ def run(options: Namespace) -> int:
         failed = run_async(_ask(options, list(new), log))
     else:
         for prompt, tokens in new.items():
-            log.add(prompt, tokens, "sharegpt", options.prompts.stem)
+            log.add(Answered(prompt, tokens), "sharegpt", options.prompts.stem)
     done = "asked" if options.url else "counted"
     print(f"{len(new)} {done}, {failed} failed, {len(known)} known before", file=sys.stderr)
     return 1 if failed else 0
@@ -87,7 +87,8 @@ async def _ask(options: Namespace, prompts: list[str], log: LengthLog) -> int:
         async with most:
             try:
                 answer = msgspec.json.decode(await http.post("/v1/chat/completions", body))
-                log.add(prompt, int(answer["usage"]["completion_tokens"]), model)
+                cut = answer["choices"][0]["finish_reason"] == "length"
+                log.add(Answered(prompt, int(answer["usage"]["completion_tokens"]), cut), model)
             except (HttpError, LookupError, TypeError, msgspec.DecodeError) as error:
                 failed += 1
                 if failed == 1:
