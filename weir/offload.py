@@ -146,12 +146,14 @@ def _tokens(spec: Spec, placed: Offload, size: int) -> tuple[float, float]:
 def _settings(
     config: Config, placed: Offload, apart: bool, job: Job, token: tuple[float, float]
 ) -> Config:
-    """`config` for such a placement: steps large enough to hide what they bring, in lanes as large
-    as a batch of prompts, and room for the KV of as many requests, each token so many bytes on
+    """`config` for such a placement: steps large enough to hide what they bring, with room for the
+    decodes of all beside prompts, in lanes as large as a batch of prompts, and room for the KV of as many requests, each token so many bytes on
     the GPU and in main memory, where the memory of the device does not decide. apart: all KV is in
     main memory."""
     prompts, (here, away, _) = placed.batch * job.prompt, placed.cache
-    tokens = config.max_num_batched_tokens or max(prompts * placed.lanes, placed.block)
+    together = prompts * placed.lanes
+    beside = placed.block if placed.lanes < placed.batches else 0
+    tokens = config.max_num_batched_tokens or max(together + beside, placed.block)
     one, cold = (size * (job.prompt + job.output + PAGE) for size in token)
     wide = "auto" if cache_bits(config) < 16 else config.kv_cache_dtype
     more: dict[str, Any] = {"kv_cache_dtype": CODES.get(placed.cache_bits, wide)}
@@ -174,7 +176,7 @@ def _settings(
         max_num_seqs=min(config.max_num_seqs or placed.block, tokens),
         max_num_batched_tokens=tokens,
         max_lane_tokens=config.max_lane_tokens or max(prompts, placed.block),
-        max_prefill_beside_decode=config.max_prefill_beside_decode or tokens,
+        max_prefill_beside_decode=config.max_prefill_beside_decode or min(tokens, together),
         enforce_eager=True,  # layers are never twice at one address
         **more,
     )
