@@ -85,6 +85,13 @@ def generate(**given: object) -> list[list[int]]:
         engine.close()
 
 
+@pytest.fixture
+def untimed(monkeypatch):
+    """Plans priced by plain rates: what a model's layers take is timed in tests/test_trial.py."""
+    monkeypatch.setattr(offload, "timed", lambda machine, *_: machine)
+
+
+@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize("device", DEVICES)
 def test_tokens_are_those_of_a_model_in_one_place(tmp_path, device):
     made, folder = model(device, tmp_path), tmp_path / "weights"
@@ -135,8 +142,12 @@ def test_a_cpu_keeps_in_memory_what_it_may(tmp_path):
         generate(device="cpu", offload="auto", cpu_memory="100MiB")
 
 
+@pytest.mark.usefixtures("untimed")
 def test_a_cpu_runs_a_plan_as_a_gpu_would(tmp_path, monkeypatch):
-    monkeypatch.setattr(offload, "measured", lambda one, _: replace(one, disk=GB, disk_read=1e9))
+    def measured(one: Machine, folder: Path | None) -> Machine:
+        return replace(one, disk=GB if folder else 0, disk_read=1e9)
+
+    monkeypatch.setattr(offload, "measured", measured)
     path = build.hub.resolve(MODEL, None, None).path
     file = plan(tmp_path, (0.2, 0.3, 0.5), batch=4, batches=2, lanes=2)
     given = settings(offload=file, offload_dir=str(tmp_path), cpu_memory="4GiB")
@@ -146,7 +157,6 @@ def test_a_cpu_runs_a_plan_as_a_gpu_would(tmp_path, monkeypatch):
     assert config.max_lane_tokens == 4 * 512 and placed.shelf is not None and not placed.hosted
     said = "weights 50% in main memory, weights 50% on disk, KV 100% in main memory; 8 requests, "
     assert placed.about.startswith(said)
-    monkeypatch.undo()
     with pytest.raises(ConfigError, match="weights on disk: add --offload-dir"):
         offload.arrange(settings(offload=file), path, CPU, torch.float32)
     small = settings(offload=file, offload_dir=str(tmp_path), cpu_memory="200MiB")
