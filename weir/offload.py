@@ -147,9 +147,9 @@ def _settings(
     config: Config, placed: Offload, apart: bool, job: Job, token: tuple[float, float]
 ) -> Config:
     """`config` for such a placement: steps large enough to hide what they bring, with room for the
-    decodes of all beside prompts, in lanes as large as a batch of prompts, and room for the KV of as many requests, each token so many bytes on
-    the GPU and in main memory, where the memory of the device does not decide. apart: all KV is in
-    main memory."""
+    decodes of all beside prompts, in lanes as large as a batch of prompts, and room for the KV of
+    as many requests, each token so many bytes on the GPU and in main memory, where the memory of
+    the device does not decide. apart: all KV is in main memory."""
     prompts, (here, away, _) = placed.batch * job.prompt, placed.cache
     together = prompts * placed.lanes
     beside = placed.block if placed.lanes < placed.batches else 0
