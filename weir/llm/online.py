@@ -36,6 +36,7 @@ class AsyncLLM:
                 text,
                 config.names,
                 limits=connect.limits(config),
+                seed=config.seed,
                 compiler=connect.compiler(config),
                 ranker=connect.ranker(config),
             )
