@@ -3,24 +3,42 @@
 import asyncio
 import json
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bench.fake_server import Fake
-from weir.bench.http import Chunks, Http, HttpError
+from weir.bench.http import Http, HttpError, Response
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=8), st.data())
 def test_chunked_bodies_are_the_same_however_reads_cut_them(parts: list[bytes], data) -> None:
-    wire = b"".join(b"%x;ext=1\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=12)))
-    chunks, got = Chunks(), b""
-    for low, high in zip([0, *cuts], [*cuts, len(wire)], strict=True):
-        got += chunks.feed(wire[low:high])
-    assert got == b"".join(parts)
-    assert chunks.done
+    wire = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    wire += b"".join(b"%x;ext=1\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(wire) - 1), max_size=12)))
+
+    async def main() -> bytes:
+        reader = asyncio.StreamReader()
+        response = Response(reader, 60)
+        for low, high in pairwise([0, *cuts, len(wire)]):
+            reader.feed_data(wire[low:high])
+            await response.receive()
+        assert response.done and response.status == 200
+        return await response.body()
+
+    assert asyncio.run(main()) == b"".join(parts)
+
+
+def test_a_body_without_a_length_ends_with_the_connection() -> None:
+    async def main() -> bytes:
+        reader = asyncio.StreamReader()
+        reader.feed_data(b"HTTP/1.1 200 OK\r\n\r\nall of it")
+        reader.feed_eof()
+        return await Response(reader, 60).body()
+
+    assert asyncio.run(main()) == b"all of it"
 
 
 def test_a_silent_server_is_an_error_not_a_hang() -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import uvloop
+from httptools import HttpParserError, HttpResponseParser
 
 from weir.errors import WeirError
 
@@ -35,55 +36,52 @@ class Event(NamedTuple):
     data: bytes
 
 
-class Chunks:
-    """Takes chunked transfer coding off a stream, however it was cut into reads."""
-
-    def __init__(self) -> None:
-        self.buffer = bytearray()
-        self.left = 0  # bytes of the chunk at hand, its CRLF included; 0: a size line comes next
-        self.done = False
-
-    def feed(self, data: bytes) -> bytes:
-        self.buffer += data
-        out = bytearray()
-        while self.buffer and not self.done:
-            if self.left == 0:
-                end = self.buffer.find(b"\r\n")
-                if end < 0:
-                    break
-                size = int(self.buffer[:end].split(b";")[0], 16)
-                del self.buffer[: end + 2]
-                self.done = size == 0
-                self.left = size + 2
-            else:
-                taken = min(self.left, len(self.buffer))
-                content = max(0, min(taken, self.left - 2))  # what is not the chunk's CRLF
-                out += self.buffer[:content]
-                del self.buffer[:taken]
-                self.left -= taken
-        return bytes(out)
-
-
 @dataclass(slots=True)
 class Response:
-    status: int
-    headers: dict[str, str]
+    """An answer as it arrives; its parser calls the methods `on_…`."""
+
     reader: asyncio.StreamReader
     timeout: float
+    status: int = 0  # until the headers are here
+    framed: bool = False  # so that the connection's end is not the body's
+    done: bool = False
+    held: list[bytes] = field(default_factory=list)  # of the body
+    parser: HttpResponseParser = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parser = HttpResponseParser(self)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.framed |= name.lower() in (b"content-length", b"transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        self.status = self.parser.get_status_code()
+
+    def on_body(self, data: bytes) -> None:
+        self.held.append(data)
+
+    def on_message_complete(self) -> None:
+        self.done = True
+
+    async def receive(self) -> None:
+        """Take what comes next. Raises `HttpError` if nothing does and more was promised."""
+        async with asyncio.timeout(self.timeout):
+            data = await self.reader.read(READ)
+        if data:
+            self.parser.feed_data(data)
+        elif self.framed or not self.status:
+            raise HttpError("the server closed the connection in the middle of an answer")
+        else:
+            self.done = True
 
     async def parts(self) -> AsyncIterator[bytes]:
         """The body as it arrives."""
-        chunks = Chunks() if self.headers.get("transfer-encoding") == "chunked" else None
-        left = int(self.headers.get("content-length", "-1"))
-        while left != 0 and not (chunks and chunks.done):
-            async with asyncio.timeout(self.timeout):
-                data = await self.reader.read(READ)
-            if not data:
-                if chunks or left > 0:
-                    raise HttpError("the server closed the connection in the middle of an answer")
-                return
-            left -= len(data) if left > 0 else 0
-            yield chunks.feed(data) if chunks else data
+        while self.held or not self.done:
+            if self.held:
+                part, self.held = b"".join(self.held), []
+                yield part
+            else:
+                await self.receive()
 
     async def body(self) -> bytes:
         return b"".join([part async for part in self.parts()])
@@ -134,10 +132,13 @@ class Http:
             raise HttpError(f"no server answers at {self.base}: {error or 'timed out'}") from None
         try:
             writer.write(self._request(method, url.path.rstrip("/") + path, url.netloc, body))
-            yield await self._response(reader)
+            response = Response(reader, self.timeout)
+            while not response.status:
+                await response.receive()
+            yield response
         except TimeoutError:
             raise HttpError(f"{self.base} was silent for {self.timeout:g} s") from None
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+        except (OSError, HttpParserError) as error:
             raise HttpError(f"{self.base}{path}: broken answer: {error}") from None
         finally:
             writer.close()
@@ -174,17 +175,6 @@ class Http:
             headers |= {"Content-Length": str(len(content))}
         head = [f"{method} {path} HTTP/1.1", *(f"{key}: {value}" for key, value in headers.items())]
         return "\r\n".join([*head, "", ""]).encode() + content
-
-    async def _response(self, reader: asyncio.StreamReader) -> Response:
-        async with asyncio.timeout(self.timeout):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        first, *lines = head.split("\r\n")[:-2]
-        version, _, status = first.partition(" ")
-        if not version.startswith("HTTP/1."):
-            raise ValueError(f"this is not HTTP/1.1: {first[:80]!r}")
-        pairs = (line.partition(":") for line in lines)
-        headers = {key.strip().lower(): value.strip() for key, _, value in pairs}
-        return Response(int(status[:3]), headers, reader, self.timeout)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
