@@ -197,9 +197,7 @@ async def separately(backend: w.Runtime, prompt: str, choices: list[str]) -> lis
     return rated
 
 
-def selects(
-    model: str, settings: dict, job: tuple[w.Program, list[dict]], rounds: int
-) -> None:
+def selects(model: str, settings: dict, job: tuple[w.Program, list[dict]], rounds: int) -> None:
     """Seconds for all questions of a job, both ways; four choices each."""
     program, batch = job
     pairs = zip(batch, [*batch[1:], batch[0]], strict=True)
