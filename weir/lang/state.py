@@ -179,7 +179,7 @@ class State:
         """Pieces of text as they appear, each with the variable it belongs to, until the program
         ends; or one variable's, until its value is known. Raises ProgramError, and KeyError where
         nothing makes that variable."""
-        pieces = self._listen(name)
+        pieces = self.stream.listen(name)
         try:
             while (piece := wait(spawn(_next(pieces)))) is not None:
                 yield piece
@@ -190,7 +190,7 @@ class State:
 
     async def async_events(self, name: str | None = None) -> AsyncGenerator[Spoken, None]:
         """`events` for coroutines, on any event loop."""
-        pieces = self._listen(name)
+        pieces = self.stream.listen(name)
         try:
             while (piece := await asyncio.wrap_future(spawn(_next(pieces)))) is not None:
                 yield piece
@@ -208,12 +208,6 @@ class State:
         """`text_iter` for coroutines, on any event loop."""
         async for piece in self.async_events(var_name):
             yield piece.text
-
-    async def _listen(self, name: str | None) -> AsyncGenerator[Spoken, None]:
-        async for piece in self.stream.listen(name):
-            yield piece
-        if self.stream.error is not None:
-            raise self.stream.error
 
     # turns, scopes, branches
 

@@ -88,11 +88,10 @@ class Stream:
         self.backend = backend
         self.defaults = defaults
         self.prompt = Prompt("", program=uuid4().hex[:16])
-        self.inherited = 0, 0, 0  # characters, turns and roles that are its parent's
+        self.inherited = 0, 0  # characters and turns that are its parent's
         self.error: ProgramError | None = None
         self.spoken: list[Spoken] = []
         self.ended = False
-        self._roles: list[str] = []
         self._after = ""  # ends the turn that was opened last
         self._scopes: dict[str, int] = {}  # name → where its text begins
         self._complete: set[str] = set()  # names that were given a value, or will not be
@@ -100,7 +99,7 @@ class Stream:
         self._waits = waits
         self._branches = 0
         self._work: asyncio.Task[None] | None = None
-        self._heard: list[asyncio.Future[None]] = []
+        self._news = asyncio.Event()
 
     def push(self, node: ir.Node, line: str = "", fill: dict[str, Value] | None = None) -> None:
         """Add a node; every future of `fill` will be done in the end, whatever happens."""
@@ -118,7 +117,7 @@ class Stream:
         loop().call_soon_threadsafe(self._stop, error)
 
     async def listen(self, name: str | None = None) -> AsyncGenerator[Spoken, None]:
-        """Text as it appears, or that of one variable until it is complete."""
+        """Text as it appears, or that of one variable until it is complete. Raises ProgramError."""
         at = 0
         while True:
             while at < len(self.spoken):
@@ -126,11 +125,11 @@ class Stream:
                 at += 1
                 if name in (None, piece.name, *piece.scopes):
                     yield piece
-            if self.ended or self.error is not None or name in self._complete:
+            if self.error is not None:
+                raise self.error
+            if self.ended or name in self._complete:
                 return
-            heard: asyncio.Future[None] = loop().create_future()
-            self._heard.append(heard)
-            await heard
+            await self._news.wait()
 
     def _take(self, item: Item) -> None:
         self._items.append(item)
@@ -158,7 +157,8 @@ class Stream:
             item = self._items.popleft()
             try:
                 if isinstance(item.node, Mark):
-                    self._mark(item.node)
+                    self.ended |= item.node.last
+                    item.node.reached.set_result(None)
                 elif isinstance(item.node, Fork):
                     await self._fork(item.node)
                 elif self.error is None:
@@ -187,10 +187,6 @@ class Stream:
             at = f"{line}: " if line and not isinstance(error, ProgramError) else ""
             self.error = ProgramError(at + what)
             self.error.__cause__ = error
-
-    def _mark(self, mark: Mark) -> None:
-        self.ended |= mark.last
-        mark.reached.set_result(None)
 
     async def _do(self, item: Item) -> None:
         match item.node:
@@ -227,10 +223,8 @@ class Stream:
             self._wake()
 
     def _wake(self) -> None:
-        heard, self._heard = self._heard, []
-        for listener in heard:
-            if not listener.done():
-                listener.set_result(None)
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def _gen(self, node: ir.Gen, fill: dict[str, Value]) -> None:
         settings = self.defaults | node.settings
@@ -272,8 +266,7 @@ class Stream:
     def _open(self, role: str) -> None:
         if self.prompt.role is not None:
             raise BadRequest(f"a turn of {role!r} begins inside one of {self.prompt.role!r}")
-        self._roles.append(role)
-        turn: Turn = self.backend.turn(self._roles)
+        turn: Turn = self.backend.turn([*(turn["role"] for turn in self.prompt.turns), role])
         ended = self._after  # already said; the glue between two turns may begin with it
         self._say(turn.before.removeprefix(ended))
         self._after = turn.after
@@ -302,10 +295,9 @@ class Stream:
 
     def _release(self, child: Stream, program: str) -> None:
         child.prompt = replace(self.prompt, images=list(self.prompt.images), program=program)
-        child.inherited = len(self.prompt.text), len(self.prompt.turns), len(self._roles)
+        child.inherited = len(self.prompt.text), len(self.prompt.turns)
         child.error = self.error
-        child._roles, child._after = list(self._roles), self._after
-        child._scopes = dict(self._scopes)
+        child._after, child._scopes = self._after, dict(self._scopes)
         child._waits = False
         child._go()
 
@@ -320,10 +312,9 @@ class Stream:
             fill[name].set_result(Answer(got))
         if join.appends:
             for child in join.children:
-                text, turns, roles = child.inherited
+                text, turns = child.inherited
                 self._say(child.prompt.text[text:])
                 self.prompt.turns = [*self.prompt.turns, *child.prompt.turns[turns:]]
-                self._roles += child._roles[roles:]
                 self._after = child._after
 
 
