@@ -220,50 +220,31 @@ class _Writer:
 
     def _between(self, low: int | None, high: int | None) -> Node:
         """Integers from `low` to `high`, either of which may be missing."""
-        make, parts = self.make, []
+        parts = []
         if low is None or low < 0:
             most = None if low is None else -low
-            least = 1 if high is None or high >= 0 else -high
-            parts.append(make.concat(make.literal("-"), self._positive(least, most)))
+            below = self._naturals(1 if high is None or high >= 0 else -high, most)
+            parts.append(self.make.concat(self.make.literal("-"), below))
         if high is None or high >= 0:
-            if low is None or low <= 0:
-                parts.append(make.literal("0"))
-            if high is None or high > 0:
-                parts.append(self._positive(max(1, low or 1), high))
-        return make.either(parts)
+            parts.append(self._naturals(max(0, low or 0), high))
+        return self.make.either(parts)
 
-    def _positive(self, low: int, high: int | None) -> Node:
-        """Integers from `low` >= 1 to `high` by their digits."""
-        make, digit = self.make, self.make.chars(charset.DIGITS)
-        if high is None:
-            size = len(str(low))
-            longer = [make.chars(charset.of("123456789")), make.repeat(digit, size, None)]
-            return make.either([self._digits(str(low), "9" * size), make.sequence(longer)])
-        found = []
-        for size in range(len(str(low)), len(str(high)) + 1):
-            first, last = max(low, 10 ** (size - 1)), min(high, 10**size - 1)
-            if first <= last:
-                found.append(self._digits(str(first), str(last)))
-        return make.either(found)
+    def _naturals(self, low: int, high: int | None) -> Node:
+        within = [parse(self.make, "0|[1-9][0-9]*"), self._from(low)]
+        if high is not None:
+            within.append(self.make.complement(self._from(high + 1)))
+        return self.make.both(within)
 
-    def _digits(self, low: str, high: str) -> Node:
-        """Numbers of as many digits as both bounds have."""
-        make = self.make
-        if not low:
-            return make.empty
-        if low == "0" * len(low) and high == "9" * len(high):
-            return make.repeat(make.chars(charset.DIGITS), len(low), len(low))
-        if low[0] == high[0]:
-            return make.concat(make.literal(low[0]), self._digits(low[1:], high[1:]))
-        nines, zeros = "9" * (len(low) - 1), "0" * (len(low) - 1)
-        parts = [
-            make.concat(make.literal(low[0]), self._digits(low[1:], nines)),
-            make.concat(make.literal(high[0]), self._digits(zeros, high[1:])),
-        ]
-        if ord(high[0]) - ord(low[0]) > 1:
-            middle = charset.charset([(ord(low[0]) + 1, ord(high[0]) - 1)])
-            parts.append(make.concat(make.chars(middle), self._digits(zeros, nines)))
-        return make.either(parts)
+    def _from(self, low: int) -> Node:
+        """Digits that make a number of at least `low`, if they begin with no zero."""
+        make, digits, text = self.make, "0123456789", str(low)
+        ways = [make.literal(text), make.repeat(make.chars(charset.DIGITS), len(text) + 1, None)]
+        for at, one in enumerate(text):
+            rest = len(text) - at - 1
+            above = make.chars(charset.of(digits[int(one) + 1 :]))
+            more = make.repeat(make.chars(charset.DIGITS), rest, rest)
+            ways.append(make.sequence([make.literal(text[:at]), above, more]))
+        return make.either(ways)
 
     def _array(self, schema: dict[str, Any]) -> Node:
         make, comma = self.make, self.make.literal(", ")
