@@ -12,6 +12,7 @@ HEXADECIMAL = re.compile(
     r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|[xu]\{([0-9A-Fa-f]{1,8})\}"
 )
 PROPERTY = re.compile(r"[pP](?:\{(\^?)(?:gc=|General_Category=)?([A-Za-z_]+)\}|([A-Z]))")
+RANGE = re.compile(r"-(?!\]|\Z)")
 POSIX = re.compile(r"\[:(\^?)([a-z]+):\]")
 POSIX_CLASSES = {
     "alpha": "A-Za-z", "digit": "0-9", "alnum": "A-Za-z0-9", "upper": "A-Z", "lower": "a-z",
@@ -100,29 +101,15 @@ class Scanner:
         self.at += 1
         negative = self._take("^")
         found: list[Charset] = []
-        first = True
-        while first or not self._peek("]"):
-            if self.at >= len(self.source):
-                self._fail("a [ without its ]")
-            first = False
-            low, is_range = self._member()
-            if (
-                is_range
-                and self._peek("-")
-                and not self._peek("-]")
-                and self.at + 1 < len(self.source)
-            ):
-                start = self.at
-                self.at += 1
-                high, is_range = self._member()
-                if not is_range:
-                    self.at = start  # the hyphen stands for itself
+        while not found or not self._peek("]"):
+            low, single = self._member()
+            start = self.at
+            if single and self._match(RANGE):
+                high, single = self._member()
+                if single:
+                    low = self._range(low, high)
                 else:
-                    if not low or not high:
-                        self._fail("half a surrogate pair as the end of a range")
-                    if high[0][0] < low[0][0]:
-                        self._fail("a range whose ends are the wrong way round")
-                    low = charset.charset([(low[0][0], high[0][0])])
+                    self.at = start  # the hyphen stands for itself
             found.append(low)
         self.at += 1
         whole = charset.union(*found)
@@ -130,14 +117,22 @@ class Scanner:
             whole = charset.fold(whole)
         return charset.negate(whole) if negative else whole
 
+    def _range(self, low: Charset, high: Charset) -> Charset:
+        if not low or not high:
+            self._fail("half a surrogate pair as the end of a range")
+        if high[0][0] < low[0][0]:
+            self._fail("a range whose ends are the wrong way round")
+        return charset.charset([(low[0][0], high[0][0])])
+
     def _member(self) -> tuple[Charset, bool]:
         """What stands next in a class, and whether it is one character."""
         if found := self._match(POSIX):
             if found[2] not in POSIX_CLASSES:
                 self._fail(f"the class [:{found[2]}:], which is not known")
-            inner = Scanner(f"[{POSIX_CLASSES[found[2]]}]".replace("[-`", r"\[-`"), Flags())
-            whole = inner._class()
+            whole = Scanner(f"[{POSIX_CLASSES[found[2]]}]", Flags())._class()
             return (charset.negate(whole) if found[1] else whole), False
+        if self.at >= len(self.source):
+            self._fail("a [ without its ]")
         if not self._take("\\"):
             self.at += 1
             return charset.of(self.source[self.at - 1]), True

@@ -112,7 +112,7 @@ class AutomatonMatcher:
             return []
         whole = self._cutter.cut(self._before, forced)
         tokens = self._kept(whole, self._state, len(forced), 0)
-        if len(tokens) > self._most or self._ends(tokens):
+        if len(tokens) > self._most or self._automaton.accepting[self._after(tokens)]:
             return []  # at least one token is the model's, so that there is an answer to give
         self._take(tokens)
         return tokens
@@ -139,15 +139,13 @@ class AutomatonMatcher:
         return tokens
 
     def _take(self, tokens: list[int]) -> None:
-        text = b"".join(self._pieces[token] for token in tokens)
-        self._state = self._automaton.run(text, self._state)
-        self._before = trim(self._before + text)
+        self._state = self._after(tokens)
+        self._before = trim(self._before + b"".join(self._pieces[token] for token in tokens))
         self.complete = bool(self._automaton.final[self._state])
         self._next = b"" if self.complete else self._masks.known(self._state)
 
-    def _ends(self, tokens: list[int]) -> bool:
-        text = b"".join(self._pieces[token] for token in tokens)
-        return bool(self._automaton.accepting[self._automaton.run(text, self._state)])
+    def _after(self, tokens: list[int]) -> int:
+        return self._automaton.run(b"".join(self._pieces[one] for one in tokens), self._state)
 
     def _kept(self, tokens: list[int], state: int, length: int, free: int) -> list[int]:
         """Of the tokens of `length` forced bytes, those before the first that the model might
