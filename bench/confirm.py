@@ -1,12 +1,12 @@
 """The simulator and the default policy against the real engine on this CPU, by the clock.
 
-    python bench/confirm.py [--only simulator default policies] [--rate 2] [--requests 60]
+    python bench/confirm.py [--only NAME ...] [--rate 2] [--requests 60]
 
 SmolLM2-135M. `simulator`: one workload on the engine, and simulated with step times profiled on the
 same engine just before, times what the machine's speed was meanwhile: its steps over their prices.
 `default`: the default order beside first come, first served where no queue
-forms, in rounds that alternate. `policies`: claims of docs/scheduling.md on this engine, with
-workloads of its size.
+forms, in rounds that alternate. `policies`, `capacity` and `aging`: claims of docs/scheduling.md on
+this engine, with workloads of its size.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from weir.params import SamplingParams
 from weir.sim.flags import Scene, Vocabulary
 from weir.sim.replay import Replica, replay
 from weir.sim.report import Record, Report, measure
+from weir.sim.search import Limits, Trial, search
 from weir.sim.shapes import shape
 from weir.sim.workload import Item, Words, Workload, poisson, random
 
@@ -200,6 +201,43 @@ def policies(options: argparse.Namespace) -> None:
     table(f"policies, {count} requests", [*head, "found, %", "all, s"], rows)
 
 
+def capacity(options: argparse.Namespace) -> None:
+    """The highest rate, to a fifth, with P99 between tokens of five decode steps of 8 requests."""
+    plain = {"scheduling_policy": "fcfs", "enable_prefix_caching": False, "threads": 1}
+    engine = build.engine(Config(model=MODEL, **plain))
+    costs, _ = profile.profile(engine.executor, "", repeats=2)
+    engine.close()
+    limit = Limits(5 * costs.seconds(Work(8, [512] * 8)))
+    load = here(sets.uniform(options.requests, 1), 3)
+    rows: list[list[object]] = []
+    for name, arm in {
+        "prefill first": {"composer": "prefill-first"},
+        "stall-free, a target of 0.9 of it": {"target_tbt": 0.9 * limit.tbt},
+    }.items():
+        config = Config(model=MODEL, **plain, **arm)
+
+        def attempt(rate: float, config: Config = config) -> Trial:
+            return limit.trial(rate, served(config, poisson(load, rate, 1.0, 1)))
+
+        kept, trials = search(attempt, options.rate, 0.2)
+        tried = ", ".join(f"{trial.rate:g}: {1000 * trial.tbt:.0f}" for trial in trials)
+        rows.append([name, kept, tried])
+    title = f"requests/s with P99 between tokens within {1000 * limit.tbt:.0f} ms"
+    table(title, ["", "kept", "requests/s tried: P99, ms"], rows)
+
+
+def aging(options: argparse.Namespace) -> None:
+    """A stream of chats, faster than they can be served."""
+    load = poisson(here(sets.chats(3 * options.requests, 1), cut=4), 3 * options.rate, 1.0, 1)
+    rows: list[list[object]] = []
+    for order in ("fcfs", "shortest", "aging(shortest)"):
+        config = Config(model=MODEL, scheduling_policy=order, max_num_seqs=16, threads=1)
+        m = served(config, load).metrics
+        rows.append([order, m["ptl"].mean, m["wait"].mean, m["wait"].percentile(100)])
+    head = ["ms", "PTL mean", "wait mean", "longest wait"]
+    table(f"{len(load.items)} chats at {3 * options.rate:g}/s", head, rows)
+
+
 def here(load: Workload, times: int = 1, cut: int = 1) -> Workload:
     """With tokens of this model, prompts so many times as long, and answers of a part."""
     vocab = shape(MODEL).vocab
@@ -220,7 +258,7 @@ def served(config: Config, load: Workload) -> Report:
         engine.close()
 
 
-ALL = (simulator, default, policies)
+ALL = (simulator, default, policies, capacity, aging)
 FIGURES = {figure.__name__: figure for figure in ALL}
 
 
