@@ -17,6 +17,7 @@ from msgspec.structs import FieldInfo, asdict, fields
 
 from weir.errors import ConfigError
 from weir.fields import (
+    Answers,
     Bytes,
     Count,
     Duration,
@@ -118,7 +119,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Text, about("what predicts lengths of answers: auto, none or a file of `weir rank train`")
     ] = "auto"
     ranker_memory: Annotated[
-        Count, about("answers that predicted lengths learn from, the latest; 0: none")
+        Answers, about("answers that predicted lengths learn from, the latest; 0: none")
     ] = 1024
     length_log: Annotated[
         File | None, about("file that prompts and lengths of answers are added to, for a ranker")

@@ -22,6 +22,7 @@ File = Annotated[str, Meta(min_length=1, extra={"unit": "FILE"})]
 Folder = Annotated[str, Meta(min_length=1, extra={"unit": "FOLDER"})]
 Count = Annotated[int, Meta(ge=0, extra={"unit": "N"})]
 Positive = Annotated[int, Meta(ge=1, extra={"unit": "N"})]
+Answers = Annotated[int, Meta(ge=0, le=4096, extra={"unit": "N"})]  # learning takes their cube
 Bytes = Annotated[int, Meta(ge=0, extra={"unit": "SIZE"})]
 Port = Annotated[int, Meta(ge=0, le=65535, extra={"unit": "PORT"})]
 Share = Annotated[float, Meta(gt=0, le=1, extra={"unit": "SHARE"})]

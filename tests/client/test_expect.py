@@ -104,15 +104,21 @@ def test_the_ranker_is_told_how_long_answers_were(run, text, clean):
     run(main)
 
 
-def test_a_ranker_that_fails_to_learn_goes_on_as_it_is(run, text, clean, caplog):
+def test_a_ranker_that_fails_to_learn_goes_on_as_it_is(run, text, clean, caplog, tmp_path):
     async def main():
         engine, ranker = FakeEngine(), Letters(memory=9, dull=ZeroDivisionError("singular"))
         ranker.go.set()
         client = Local(engine, text, ["m"], ranker=ranker)
         await client.start()
-        for place in range(3 * BATCH):
+        for place in range(BATCH):
             await client.submit(f"{place}", ASK).collect()
-        await eventually(lambda: str(3 * BATCH - 1) in ranker.read)
+        await eventually(lambda: "failed to learn" in caplog.text)
+        for place in range(BATCH):
+            await client.submit(f"{place}", ASK).collect()
+        hold = f"hold:{tmp_path / 'never'}"
+        waiting = client.submit("later", SamplingParams(max_tokens=200), user=hold)
+        await eventually(lambda: "later" in ranker.read)
+        waiting.abort()
         await client.close()
         assert len(ranker.told) == BATCH and not client.ranking
         assert not any(one.error for one in engine.expected)
