@@ -261,14 +261,16 @@ def test_a_mask_excludes_what_it_lacks(allowed, vocab, spare):
     for t in allowed:
         if t // 8 < len(mask):
             mask[t // 8] |= 1 << (t % 8)
-    for masks, most in ((mask, vocab), (mask[:1], 8)):
-        logits = torch.randn(3, vocab)
+    for some, most in ((mask, vocab), (mask[:1], 8)):
+        logits = torch.randn(4, vocab)
         want = logits.clone()
         for t in range(vocab):
             if t not in allowed or t >= most:
                 want[2, t] = want[0, t] = -torch.inf
-        rows = torch.tensor([2, 0])
-        sample.restrict(logits, rows, torch.from_numpy(masks).expand(2, -1))
+            if t in allowed or t >= 8 * len(some):
+                want[3, t] = -torch.inf
+        masks = torch.from_numpy(np.stack([~some, some]))
+        sample.restrict(logits, torch.tensor([2, 3, 0]), torch.tensor([1, 0, 1]), masks)
         assert torch.equal(logits, want)
 
 

@@ -112,9 +112,11 @@ class AutomatonMatcher:
             return []
         whole = self._cutter.cut(self._before, forced)
         tokens = self._kept(whole, self._state, len(forced), 0)
-        if len(tokens) > self._most or self._automaton.accepting[self._after(tokens)]:
+        text = self._text(tokens)
+        state = self._automaton.run(text, self._state)
+        if len(tokens) > self._most or self._automaton.accepting[state]:
             return []  # at least one token is the model's, so that there is an answer to give
-        self._take(tokens)
+        self._take(text, state)
         return tokens
 
     def mask(self, alone: bool = False) -> bytes | None:
@@ -129,23 +131,24 @@ class AutomatonMatcher:
         if not piece or after == DEAD:
             raise GrammarError(f"token {token} does not fit the grammar")
         forced = automaton.force(after, JUMP)
-        tokens = [token]
         if forced and self._cutter is not None:
             whole = self._cutter.cut(self._before, piece + forced)
             kept = self._kept(whole, start, len(piece) + len(forced), 1)
-            if sum(len(self._pieces[one]) for one in kept) >= len(piece):
-                tokens = kept
-        self._take(tokens)
-        return tokens
+            text = self._text(kept)
+            if len(text) >= len(piece):
+                self._take(text, automaton.run(text, start))
+                return kept
+        self._take(piece, after)
+        return [token]
 
-    def _take(self, tokens: list[int]) -> None:
-        self._state = self._after(tokens)
-        self._before = trim(self._before + b"".join(self._pieces[token] for token in tokens))
-        self.complete = bool(self._automaton.final[self._state])
-        self._next = b"" if self.complete else self._masks.known(self._state)
+    def _text(self, tokens: list[int]) -> bytes:
+        return b"".join(self._pieces[token] for token in tokens)
 
-    def _after(self, tokens: list[int]) -> int:
-        return self._automaton.run(b"".join(self._pieces[one] for one in tokens), self._state)
+    def _take(self, text: bytes, state: int) -> None:
+        self._state = state
+        self._before = trim(self._before + text)
+        self.complete = bool(self._automaton.final[state])
+        self._next = b"" if self.complete else self._masks.known(state)
 
     def _kept(self, tokens: list[int], state: int, length: int, free: int) -> list[int]:
         """Of the tokens of `length` forced bytes, those before the first that the model might

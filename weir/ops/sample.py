@@ -229,9 +229,10 @@ def penalise(
     return logits - frequency.unsqueeze(-1) * counts - presence.unsqueeze(-1) * output
 
 
-def restrict(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+def restrict(logits: Tensor, rows: Tensor, which: Tensor, masks: Tensor) -> None:
     """Exclude from `rows` int64 [R] of logits float32 [B, V], in place, the tokens that masks
-    uint8 [R, N] lack: token t is bit t % 8 of byte t // 8, and beyond the last byte none is there.
+    uint8 [M, N] lack, each row's own being number `which` int64 [R]: token t is bit t % 8 of byte
+    t // 8, and beyond the last byte none is there.
 
     A byte is looked up as what it adds to eight logits: a sixtieth of the time that unpacking bits
     and filling takes on a CPU."""
@@ -239,7 +240,7 @@ def restrict(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
     vocab = logits.shape[-1]
     missing = vocab - added.shape[-1]
     added = torch.nn.functional.pad(added, (0, missing), value=-torch.inf)  # or cut, below zero
-    logits.index_add_(0, rows, added)
+    logits.index_add_(0, rows, added[which])
 
 
 @cache

@@ -68,7 +68,7 @@ class Draw:
     u: Tensor  # float64 [B]
     filters: sample.Filters | None  # None: none cuts any row
     late: bool  # some masks are to come: see `Sampler.mask`
-    masked: tuple[Tensor, Tensor] | None  # rows int64 [R], what grammars allow uint8 [R, N]
+    masked: tuple[Tensor, Tensor, Tensor] | None  # as sample.restrict takes them
     edits: list[tuple[int, int, Edit]]  # row, position, edit
     penalised: tuple[Tensor, Tensor, Tensor] | None  # rows, slots; penalties float32 [3, rows]
     scored: tuple[Tensor, list[Chunk], int] | None  # rows that want logprobs; the most wanted
@@ -278,13 +278,16 @@ def _filters(wishes: NDArray[np.void], stage: Stage) -> sample.Filters:
 
 def _masked(
     chunks: Sequence[Chunk], late: dict[int, bytes], put: Callable[[NDArray[Any]], Tensor]
-) -> tuple[Tensor, Tensor] | None:
-    """The rows that have a mask, and the masks; a shorter one allows nothing beyond its end."""
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The rows that have a mask, the number of each one's, and the masks, each once; a shorter one
+    allows nothing beyond its end."""
     masks = [late.get(chunk.uid) if chunk.late else chunk.mask for chunk in chunks]
     rows = [i for i, mask in enumerate(masks) if mask is not None]
     if not rows:
         return None
-    given = [mask for mask in masks if mask is not None]
-    width = max(map(len, given))
-    bits = np.frombuffer(b"".join(mask.ljust(width, b"\0") for mask in given), np.uint8)
-    return put(np.array(rows, np.int64)), put(bits.reshape(len(rows), width).copy())
+    number = {mask: n for n, mask in enumerate({mask: None for mask in masks if mask is not None})}
+    which = [number[mask] for mask in masks if mask is not None]
+    width = max(map(len, number))
+    bits = np.frombuffer(b"".join(mask.ljust(width, b"\0") for mask in number), np.uint8)
+    place = put(np.array([rows, which], np.int64))
+    return place[0], place[1], put(bits.reshape(len(number), width).copy())

@@ -9,7 +9,7 @@ def advance(r: Request, length: int, home: int) -> Chunk:
     start, end = r.computed, r.computed + length
     final = end == len(r.tokens)
     samples = final and r.sampling.max_tokens > 0 and r.sampling.pool is None
-    known = r.settled == len(r.tokens)
+    mask, late = _mask(r) if samples else (None, False)
     chunk = Chunk(
         uid=r.uid,
         start=start,
@@ -22,8 +22,8 @@ def advance(r: Request, length: int, home: int) -> Chunk:
         score=_score(r, start, end),
         pool=r.sampling.pool,
         final=final,
-        mask=r.matcher.mask() if samples and r.matcher is not None and known else None,
-        late=samples and r.matcher is not None and not known,
+        mask=mask,
+        late=late,
     )
     r.sent = len(r.pages)
     r.computed = end
@@ -35,15 +35,26 @@ def advance(r: Request, length: int, home: int) -> Chunk:
 
 
 def decode(r: Request, home: int) -> Chunk:
-    """`advance` by one token for what nearly all chunks are: `r`, without a grammar, has all its
-    tokens computed but the last, which the answer goes on from, and no new pages."""
+    """`advance` by one token for what nearly all chunks are: all tokens of `r` are computed but the
+    last, which the answer goes on from, and it has no new pages."""
     start = r.computed
     ids = [] if r.sampled else r.tokens[start:]
+    mask, late = _mask(r)
     r.computed = start + 1
     r.flying += 1
     r.sampled = True
     r.tokens.append(PENDING)
-    return Chunk(r.uid, start, ids, [], home, r.sampling, r.prompt, final=True)
+    return Chunk(
+        r.uid, start, ids, [], home, r.sampling, r.prompt, final=True, mask=mask, late=late
+    )
+
+
+def _mask(r: Request) -> tuple[bytes | None, bool]:
+    """What may come after all tokens of `r`, and whether one of them must land first."""
+    if r.matcher is None:
+        return None, False
+    known = r.settled == len(r.tokens)
+    return r.matcher.mask() if known else None, not known
 
 
 def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:

@@ -199,12 +199,11 @@ class Scheduler:
 
     def _schedule(self, r: Request, length: int, it: Iteration, now: float) -> Chunk | None:
         """Find `r`'s prefix, reserve its pages, and advance it by at most `length`."""
-        room = r.prompt <= r.computed < r.sent * self.cache.page
-        if room and r.decoding and r.matcher is None:
-            return decode(r, r.pages[-1].tier)
         known = r.settled == len(r.tokens)
         if r.matcher is not None and known and (r.owed is not None or r.matcher.mask() is None):
             return None  # its mask is being computed; nobody waits for it
+        if r.prompt <= r.computed < r.sent * self.cache.page and r.decoding:
+            return decode(r, r.pages[-1].tier)
         fresh = not r.running
         if fresh and (r.done is not None or not known):
             return None  # evicted with a token in flight: wait until it has landed
