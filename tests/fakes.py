@@ -5,19 +5,21 @@ a function of the prompt, the seed and the position alone, as a real engine's ar
 request can be scripted through the request's `user`: see `FakeEngine`.
 """
 
-import json
 import logging
 import os
 import signal
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 from weir.core import Capacity, Delta, Request, TokenLogprobs
 from weir.text import Text
+from weir.text.detokenize import byte_alphabet
+from weir.text.vocabulary import Vocabulary
 from weir.wire import Lengths, Stats
 
 EOS = 256
@@ -29,33 +31,13 @@ CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}
 
 def text(template: str = CHAT) -> Text:
     """A byte-level tokenizer: token i is byte i, 256 ends."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    characters = {byte: chr(byte) for byte in visible}
-    characters |= {byte: chr(256 + at) for at, byte in enumerate(hidden)}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-    byte_level["trim_offsets"] = False
-    eos = {"id": EOS, "content": "<end>", "special": True}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": [eos | flags],
-        "pre_tokenizer": byte_level,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "vocab": {characters[byte]: byte for byte in range(256)} | {"<end>": EOS},
-            "merges": [],
-        },
-    }
-    settings = {
-        "eos_token": "<end>",
-        "chat_template": template,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "tokenizer.json").write_text(json.dumps(tokenizer))
-        Path(folder, "tokenizer_config.json").write_text(json.dumps(settings))
-        return Text.from_folder(Path(folder))
+    tokens = {character: byte for byte, character in byte_alphabet().items()}
+    tokenizer = Tokenizer(models.BPE(tokens | {"<end>": EOS}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    ends = {"eos_token": "<end>"}
+    return Text(Vocabulary(tokenizer, None, [EOS], {"default": template}, ends))
 
 
 def tokens_of(prompt: list[int], seed: int, temperature: float, count: int) -> list[int]:
