@@ -10,7 +10,18 @@ from starlette.routing import Route
 from weir.client import Client
 from weir.config import Config
 from weir.errors import WeirError
-from weir.server import answers, anthropic, logs, messages, native, openai, operations, tokens
+from weir.server import (
+    answers,
+    anthropic,
+    items,
+    logs,
+    messages,
+    native,
+    openai,
+    operations,
+    responses,
+    tokens,
+)
 from weir.server.chat import chat
 from weir.server.completions import completions
 from weir.server.edge import Edge, explain
@@ -33,6 +44,10 @@ ENDPOINTS = (
     Endpoint(
         "/v1/completions", completions, "Continue one or several prompts.", POST,
         openai.CompletionRequest, answers.Completion, chunk=answers.Completion, generates=True,
+    ),
+    Endpoint(
+        "/v1/responses", responses.responses, "Answer a conversation, given as items.", POST,
+        items.ResponsesRequest, items.Response, chunk=items.Event, generates=True,
     ),
     Endpoint(
         "/v1/messages", messages.messages, "Answer a conversation, in Anthropic's words.", POST,

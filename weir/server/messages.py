@@ -1,7 +1,6 @@
 """POST /v1/messages and /v1/messages/count_tokens: Anthropic's way to chat."""
 
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
 
 import msgspec
 
@@ -30,11 +29,11 @@ from weir.server.anthropic import (
 )
 from weir.server.chat import sampling
 from weir.server.endpoint import Call, Reply
-from weir.server.jobs import Job
+from weir.server.jobs import Burst, Job
 from weir.server.openai import ChatRequest
 from weir.server.prompts import render
 from weir.server.sse import frame
-from weir.server.tools import Calls, whole
+from weir.server.tools import Calls
 
 
 async def count(call: Call, body: Counted) -> Reply:
@@ -59,8 +58,13 @@ async def messages(call: Call, body: MessagesRequest) -> Reply:
         [prompt], sampling(asked, client.model.sampling), field="messages", **asked.details
     )
     full: Stop = "max_tokens" if body.max_tokens <= room else "model_context_window_exceeded"
-    writer = Writer(job, asked, Answer(f"msg_{job.id}", model, _usage(job)), full)
-    return writer.events() if body.stream else writer.answer((await job.collect())[0])
+    answer = Answer(f"msg_{job.id}", model, _usage(job))
+    writer = Writer(job, asked, answer, full)
+    if body.stream:
+        return writer.frames()
+    async for _ in writer.frames():
+        pass
+    return answer
 
 
 async def _encoded(call: Call, asked: ChatRequest) -> list[int]:
@@ -72,81 +76,84 @@ def _usage(job: Job) -> Usage:
     return Usage(one.prompt_tokens - one.cached_tokens, one.completion_tokens, one.cached_tokens)
 
 
-def _block(call: ToolCall, arguments: dict[str, Any]) -> ToolUseBlock:
-    return ToolUseBlock(str(call.id), str(call.function.name), arguments)
-
-
 class Writer:
-    """One answer, whole or as events. full: why it ends when it has all the tokens it may have."""
+    """Fills a blank answer with what comes, and says as events what is new of it. full: why it ends
+    when it has all the tokens it may have."""
 
-    def __init__(self, job: Job, asked: ChatRequest, blank: Answer, full: Stop):
+    def __init__(self, job: Job, asked: ChatRequest, answer: Answer, full: Stop):
         self._job = job
-        self._tools = bool(asked.toolbox.tools)
-        self._must = asked.toolbox.must
+        self._answer = answer
         self._full = full
-        self._blank = blank
-        self._index = -1  # of the block that is open or was the last
-        self._open: type[Block] | None = None
+        self._calls = Calls(asked.toolbox.must) if asked.toolbox.tools else None
+        self._open: Block | None = None
+        self._arguments = ""  # of the call that is open
 
-    def answer(self, one: Output) -> Answer:
-        text, calls, complete = one.text, list[ToolCall](), False
-        if self._tools:
-            shown, calls, complete = whole(one.text, self._must)
-            text = shown or ""
-        answer, ending = self._blank, self._ending(one, complete)
-        answer.usage = _usage(self._job)
-        answer.content = [TextBlock(text)] if text else []
-        for made in calls:
-            arguments = made.function.arguments if complete or made is not calls[-1] else "{}"
-            answer.content.append(_block(made, msgspec.json.decode(arguments)))
-        answer.stop_reason, answer.stop_sequence = ending.stop_reason, ending.stop_sequence
-        return answer
-
-    def _ending(self, one: Output, called: bool) -> Ending:
-        if one.finish_reason == "length":
-            return Ending(self._full, None)
-        if isinstance(one.stop_reason, str):
-            return Ending("stop_sequence", one.stop_reason)
-        return Ending("tool_use" if called else "end_turn", None)
-
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        calls = Calls(self._must)
+    async def frames(self) -> AsyncGenerator[bytes, None]:
         began = False
         async for burst in self._job.bursts():
-            events = list[Event]()
-            for _, output in burst:
-                if not began:
-                    began = True
-                    self._blank.usage = _usage(self._job)
-                    events.append(Started(self._blank))
-                events += self._pieces(output, calls)
-                if output.finish_reason is not None:
-                    events += self._closed()
-                    ending = self._ending(output, calls.complete)
-                    events += [MessageDelta(ending, _usage(self._job)), Stopped()]
-            yield b"".join(frame(event, str(event.__struct_config__.tag)) for event in events)
+            frames = []
+            for event in self._events(burst, began):
+                frames.append(frame(event, str(event.__struct_config__.tag)))  # before it changes
+            yield b"".join(frames)
+            began = True
 
-    def _pieces(self, output: Output, calls: Calls) -> Iterator[Event]:
-        text, found = output.text, list[ToolCall]()
-        if self._tools:
-            text, found = calls.push(output.text, last=output.finish_reason is not None)
+    def _events(self, burst: Burst, began: bool) -> Iterator[Event]:
+        if not began:
+            self._answer.usage = _usage(self._job)
+            yield Started(self._answer)
+        for _, output in burst:
+            yield from self._pieces(output)
+
+    def _pieces(self, output: Output) -> Iterator[Event]:
+        text, calls = output.text, list[ToolCall]()
+        if self._calls is not None:
+            text, calls = self._calls.push(output.text, last=output.finish_reason is not None)
         if text:
-            if self._open is not TextBlock:
+            if not isinstance(self._open, TextBlock):
                 yield from self._opened(TextBlock(""))
-            yield BlockDelta(self._index, TextDelta(text))
-        for part in found:
+            yield self._more(text)
+        for part in calls:
             if isinstance(part.id, str):
-                yield from self._opened(_block(part, {}))
+                yield from self._opened(ToolUseBlock(part.id, str(part.function.name), {}))
             if part.function.arguments:
-                yield BlockDelta(self._index, InputDelta(part.function.arguments))
+                yield self._more(part.function.arguments)
+        if output.finish_reason is not None:
+            yield from self._ended(output)
 
     def _opened(self, block: Block) -> Iterator[Event]:
-        yield from self._closed()
-        self._index += 1
-        self._open = type(block)
+        yield from self._closed(whole=True)
+        self._open, self._arguments = block, ""
+        self._answer.content.append(block)
         yield BlockStarted(self._index, block)
 
-    def _closed(self) -> Iterator[Event]:
+    def _more(self, text: str) -> Event:
+        if isinstance(self._open, TextBlock):
+            self._open.text += text
+            return BlockDelta(self._index, TextDelta(text))
+        self._arguments += text
+        return BlockDelta(self._index, InputDelta(text))
+
+    def _closed(self, whole: bool) -> Iterator[Event]:
+        """whole: a call that is open has come to its end; what is cut has no arguments."""
+        if isinstance(self._open, ToolUseBlock) and whole:
+            self._open.input = msgspec.json.decode(self._arguments)
         if self._open is not None:
-            self._open = None
             yield BlockStopped(self._index)
+        self._open = None
+
+    def _ended(self, output: Output) -> Iterator[Event]:
+        called = self._calls is not None and self._calls.complete
+        yield from self._closed(whole=called)
+        answer = self._answer
+        answer.stop_reason = "tool_use" if called else "end_turn"
+        if output.finish_reason == "length":
+            answer.stop_reason = self._full
+        elif isinstance(output.stop_reason, str):
+            answer.stop_reason, answer.stop_sequence = "stop_sequence", output.stop_reason
+        answer.usage = _usage(self._job)
+        yield MessageDelta(Ending(answer.stop_reason, answer.stop_sequence), answer.usage)
+        yield Stopped()
+
+    @property
+    def _index(self) -> int:
+        return len(self._answer.content) - 1

@@ -1,0 +1,248 @@
+"""OpenAI's responses as they go over the wire: requests and answers are lists of items.
+
+Fields typed `Ignored` are hints that change nothing here; unknown ones are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from weir.errors import BadRequest
+from weir.server.openai import (
+    ChatRequest,
+    Count,
+    Effort,
+    Ignored,
+    JsonSchema,
+    Message,
+    OpenAIRequest,
+    ResponseFormat,
+    TextPart,
+    Unserved,
+)
+from weir.server.tools import ChosenFunction, ChosenTool, Function, Name, Tool
+
+
+class Part(Struct, forbid_unknown_fields=True):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: Ignored = None
+    logprobs: Ignored = None
+
+
+Content = str | list[Part]
+
+
+class Item(Struct, forbid_unknown_fields=True):
+    """What was said, a call of a function, what it gave, or what was thought."""
+
+    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: Content | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: Content | None = None
+    id: Ignored = None
+    status: Ignored = None
+    phase: Ignored = None
+    summary: Ignored = None
+    encrypted_content: Ignored = None
+
+
+class Offered(Struct, forbid_unknown_fields=True):
+    """A function; tools that OpenAI's own servers run are refused."""
+
+    type: Literal["function"]
+    name: Name
+    parameters: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class Chosen(Struct, forbid_unknown_fields=True):
+    type: Literal["function"]
+    name: str
+
+    @property
+    def chat(self) -> ChosenTool:
+        return ChosenTool(ChosenFunction(self.name))
+
+
+class Format(Struct, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    name: str = "answer"
+    schema: dict[str, Any] | bool = True
+    description: str | None = None
+    strict: bool | None = None
+
+    @property
+    def chat(self) -> ResponseFormat:
+        shape = JsonSchema(self.name, self.schema) if self.type == "json_schema" else None
+        return ResponseFormat(self.type, shape)
+
+
+class TextAsked(Struct, forbid_unknown_fields=True):
+    format: Format | None = None
+    verbosity: Unserved = None
+
+
+class Reasoning(Struct, forbid_unknown_fields=True):
+    effort: Effort | None = None
+    summary: Ignored = None
+
+
+class ResponsesRequest(OpenAIRequest, kw_only=True):
+    """POST /v1/responses"""
+
+    input: str | Annotated[list[Item], Meta(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    stream: bool | None = None
+    stream_options: Ignored = None
+    tools: list[Offered] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Chosen | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextAsked | None = None
+    reasoning: Reasoning | None = None
+    include: Ignored = None
+    truncation: Literal["disabled"] | None = None
+    background: Literal[False] | None = None
+    top_logprobs: Unserved = None
+    max_tool_calls: Unserved = None
+    previous_response_id: Unserved = None
+    conversation: Unserved = None
+    prompt: Unserved = None
+
+    def chat(self) -> ChatRequest:
+        choice = self.tool_choice
+        form = self.text.format if self.text is not None else None
+        return ChatRequest(
+            messages=self._messages(),
+            max_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            tools=[
+                Tool("function", Function(one.name, one.description, one.parameters))
+                for one in self.tools or ()
+            ],
+            tool_choice=choice.chat if isinstance(choice, Chosen) else choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            response_format=form.chat if form is not None else None,
+            reasoning_effort=self.reasoning.effort if self.reasoning is not None else None,
+        )
+
+    def _messages(self) -> list[Message]:
+        """Calls that follow each other, or what was said before them, are one message."""
+        found = [Message("developer", self.instructions)] if self.instructions else []
+        items = (
+            self.input if isinstance(self.input, list) else [Item(role="user", content=self.input)]
+        )
+        for at, item in enumerate(items):
+            if item.type == "message":
+                if item.role is None or item.content is None:
+                    raise BadRequest("a message has a role and content", param=f"input[{at}]")
+                found.append(Message(item.role, _plain(item.content)))
+            elif item.type == "function_call":
+                if not found or found[-1].role != "assistant":
+                    found.append(Message("assistant"))
+                called = {"name": item.name or "", "arguments": item.arguments or ""}
+                call = {"id": item.call_id, "type": "function", "function": called}
+                found[-1].tool_calls = [*(found[-1].tool_calls or ()), call]
+            elif item.type == "function_call_output":
+                output = _plain(item.output or "")
+                found.append(Message("tool", output, tool_call_id=item.call_id))
+        return found
+
+
+def _plain(content: Content) -> str | list[TextPart]:
+    if isinstance(content, str):
+        return content
+    return [TextPart("text", part.text) for part in content]
+
+
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputText(Struct):
+    text: str
+    type: Literal["output_text"] = "output_text"
+    annotations: list[str] = []
+    logprobs: list[str] = []
+
+
+class Said(Struct, tag="message"):
+    id: str
+    content: list[OutputText] = []
+    status: Status = "in_progress"
+    role: Literal["assistant"] = "assistant"
+
+
+class Called(Struct, tag="function_call"):
+    id: str
+    call_id: str
+    name: str
+    arguments: str = ""
+    status: Status = "in_progress"
+
+
+class Cached(Struct):
+    cached_tokens: int
+
+
+class Reasoned(Struct, frozen=True):
+    reasoning_tokens: int = 0
+
+
+class Usage(Struct):
+    input_tokens: int
+    input_tokens_details: Cached
+    output_tokens: int
+    total_tokens: int
+    output_tokens_details: Reasoned = Reasoned()
+
+
+class Incomplete(Struct):
+    reason: Literal["max_output_tokens"]
+
+
+class Response(Struct):
+    id: str
+    created_at: int
+    model: str
+    instructions: str | None
+    metadata: Any
+    tools: list[Offered]
+    tool_choice: Any
+    parallel_tool_calls: bool
+    temperature: float
+    top_p: float
+    max_output_tokens: int | None
+    status: Status = "in_progress"
+    incomplete_details: Incomplete | None = None
+    output: list[Said | Called] = []
+    usage: Usage | None = None
+    error: None = None
+    object: Literal["response"] = "response"
+
+
+class Event(Struct):
+    """Any of the events; what one does not have is left out."""
+
+    type: str
+    sequence_number: int = 0
+    response: Response | UnsetType = UNSET
+    output_index: int | UnsetType = UNSET
+    item_id: str | UnsetType = UNSET
+    content_index: int | UnsetType = UNSET
+    item: Said | Called | UnsetType = UNSET
+    part: OutputText | UnsetType = UNSET
+    delta: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    logprobs: list[str] | UnsetType = UNSET

@@ -1,0 +1,164 @@
+"""POST /v1/responses: OpenAI's later way to chat. Nothing is stored, so a client sends all items
+of a conversation; tools are the client's own functions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+from uuid import uuid4
+
+from msgspec import UNSET
+
+from weir.client import Output
+from weir.server.answers import ToolCall
+from weir.server.chat import sampling
+from weir.server.endpoint import Call, Reply
+from weir.server.items import (
+    Cached,
+    Called,
+    Event,
+    Incomplete,
+    OutputText,
+    Response,
+    ResponsesRequest,
+    Said,
+    Status,
+    Usage,
+)
+from weir.server.jobs import Burst, Job
+from weir.server.openai import ChatRequest
+from weir.server.prompts import render
+from weir.server.sse import frame
+from weir.server.tools import Calls
+
+
+async def responses(call: Call, body: ResponsesRequest) -> Reply:
+    client = call.service.client
+    model = call.service.model(body.model)
+    asked = body.chat()
+    params = sampling(asked, client.model.sampling)
+    prompt = render(client.text, asked)
+    job = await call.submit(
+        [prompt], params, field="input", add_special_tokens=False, **asked.details | body.details
+    )
+    blank = Response(
+        id=f"resp_{job.id}",
+        created_at=int(time.time()),
+        model=model,
+        instructions=body.instructions,
+        metadata=body.metadata or {},
+        tools=body.tools or [],
+        tool_choice=body.tool_choice or "auto",
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        max_output_tokens=body.max_output_tokens,
+    )
+    writer = Writer(job, asked, blank)
+    if body.stream:
+        return writer.frames()
+    async for _ in writer.frames():
+        pass
+    return blank
+
+
+class Writer:
+    """Fills a blank response with what comes, and says as events what is new of it."""
+
+    def __init__(self, job: Job, asked: ChatRequest, response: Response):
+        self._job = job
+        self._response = response
+        self._calls = Calls(asked.toolbox.must) if asked.toolbox.tools else None
+        self._open: Said | Called | None = None
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        number = 0
+        async for burst in self._job.bursts():
+            frames = []
+            for event in self._events(burst, begin=number == 0):
+                event.sequence_number = number
+                number += 1
+                frames.append(frame(event, event.type))  # before it changes
+            yield b"".join(frames)
+
+    def _events(self, burst: Burst, begin: bool) -> Iterator[Event]:
+        if begin:
+            yield Event("response.created", response=self._response)
+            yield Event("response.in_progress", response=self._response)
+        for _, output in burst:
+            yield from self._pieces(output)
+
+    def _pieces(self, output: Output) -> Iterator[Event]:
+        text, calls = output.text, list[ToolCall]()
+        if self._calls is not None:
+            text, calls = self._calls.push(output.text, last=output.finish_reason is not None)
+        if text:
+            if not isinstance(self._open, Said):
+                yield from self._opened(Said(f"msg_{uuid4().hex}"))
+                yield from self._part(OutputText(""))
+            yield from self._more(text)
+        for call in calls:
+            if isinstance(call.id, str):
+                name = str(call.function.name)
+                yield from self._opened(Called(f"fc_{uuid4().hex}", call.id, name))
+            yield from self._more(call.function.arguments)
+        if output.finish_reason is not None:
+            yield from self._ended(output.finish_reason)
+
+    def _opened(self, item: Said | Called) -> Iterator[Event]:
+        yield from self._closed("completed")
+        self._open = item
+        self._response.output.append(item)
+        yield self._event("response.output_item.added", item=item)
+
+    def _part(self, part: OutputText) -> Iterator[Event]:
+        assert isinstance(self._open, Said)
+        self._open.content.append(part)
+        yield self._event("response.content_part.added", part=part)
+
+    def _more(self, text: str) -> Iterator[Event]:
+        if isinstance(self._open, Said):
+            self._open.content[0].text += text
+            yield self._event("response.output_text.delta", delta=text, logprobs=[])
+        elif self._open is not None and text:
+            self._open.arguments += text
+            yield self._event("response.function_call_arguments.delta", delta=text)
+
+    def _closed(self, status: Status) -> Iterator[Event]:
+        item = self._open
+        if isinstance(item, Said):
+            part = item.content[0]
+            yield self._event("response.output_text.done", text=part.text, logprobs=[])
+            yield self._event("response.content_part.done", part=part)
+        elif item is not None:
+            done = "response.function_call_arguments.done"
+            yield self._event(done, arguments=item.arguments, name=item.name)
+        if item is not None:
+            item.status = status
+            yield self._event("response.output_item.done", item=item)
+        self._open = None
+
+    def _ended(self, reason: str) -> Iterator[Event]:
+        response, used = self._response, self._job.usage[0]
+        status: Status = "completed" if reason == "stop" else "incomplete"
+        yield from self._closed(status)
+        response.status = status
+        if reason == "length":
+            response.incomplete_details = Incomplete("max_output_tokens")
+        response.usage = Usage(
+            used.prompt_tokens,
+            Cached(used.cached_tokens),
+            used.completion_tokens,
+            used.prompt_tokens + used.completion_tokens,
+        )
+        yield Event(f"response.{status}", response=response)
+
+    def _event(self, kind: str, **fields: Any) -> Event:
+        """An event of the item that is open."""
+        event = Event(kind, output_index=len(self._response.output) - 1, **fields)
+        if not kind.startswith("response.output_item"):
+            assert self._open is not None
+            event.item_id = self._open.id
+            event.content_index = 0 if isinstance(self._open, Said) else UNSET
+        return event
