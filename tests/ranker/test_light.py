@@ -1,6 +1,9 @@
 """The light ranker: what it reads, what it learns, what it keeps, and files it must refuse."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import combinations
 from random import Random
@@ -324,3 +327,16 @@ def test_data_that_makes_no_sense_is_refused(tmp_path):
     lines.write_text('{"prompt": "hi", "output_tokens": 7}\n')
     with pytest.raises(ConfigError, match="nothing to rank"):
         train(read(lines), Recipe(steps=1))
+
+
+def test_a_prediction_keeps_to_its_own_thread():
+    """Threads of NumPy's BLAS would spin on the cores that an engine computes with."""
+    code = (
+        "import time; from weir.ranker import files; ranker = files.shipped(); ranker.read(['a'])\n"
+        "everyone, own = time.process_time(), time.thread_time()\n"
+        "for n in range(20): ranker.read([f'Name {n} rivers.' * 20])\n"
+        "print((time.process_time() - everyone) / (time.thread_time() - own))"
+    )
+    env = {name: value for name, value in os.environ.items() if "_NUM_THREADS" not in name}
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    assert float(ran.stdout) < 1.5

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from weir.ranker.files import Ranker
 from weir.ranker.kendall import tau_b
 from weir.ranker.log import Answered
+from weir.ranker.product import product
 
 BATCH = 64
 """Answers after which it is fitted again, at least; then after a quarter of those remembered."""
@@ -36,7 +37,9 @@ class Fit(NamedTuple):
 
     def error(self, expected: Array, states: Array) -> Array:
         """[P], to be added to logarithms of lengths `expected` [P] of prompts in `states` [P, K]"""
-        return _alike(expected - MIDDLE, states, self.lean, self.states) @ self.heights
+        alike = _alike(expected - MIDDLE, states, self.lean, self.states)
+        error: Array = product(alike, self.heights[None])[:, 0]
+        return error
 
 
 @dataclass(slots=True)
@@ -106,6 +109,8 @@ class Adapted:
 
 def _alike(one: Array, states: Array, other: Array, others: Array) -> Array:
     """What is known to be common to the errors of prompts [P] and others [A]: float32 [P, A]."""
-    near = np.square(states).sum(1)[:, None] + np.square(others).sum(1) - 2 * states @ others.T
+    near = (
+        np.square(states).sum(1)[:, None] + np.square(others).sum(1) - 2 * product(states, others)
+    )
     found: Array = np.exp(-np.maximum(near, 0)) + LEVEL + SLOPE * np.outer(one, other)
     return found

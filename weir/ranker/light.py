@@ -15,6 +15,7 @@ from weir.ranker import features
 from weir.ranker import files as ranker_files
 from weir.ranker.features import Features
 from weir.ranker.files import Read
+from weir.ranker.product import product
 
 MOST_ALIKE = 80.0  # an exponent that is still a number; what lies so far out has no height
 
@@ -76,11 +77,12 @@ class Light:
         words = total / np.sqrt(given.counts.astype(np.float32))[:, None]
         shapes = (given.shapes - self.mean) / self.scale
         inputs = np.concatenate([words, shapes], axis=1)
-        found: Array = np.maximum(inputs @ self.hidden + self.bias, 0) @ self.output
+        inner = np.maximum(product(inputs, self.hidden.T) + self.bias, 0)
+        found: Array = product(inner, self.output.T)
         own = self.anchors.shape[1] - features.SHAPE
         near = np.concatenate([words[:, :own], SHAPE_NEAR * shapes], axis=1)
-        like = 2 * near @ self.anchors.T - np.square(near).sum(1, keepdims=True)
-        found = found + (np.exp(np.minimum(like, MOST_ALIKE)) @ self.heights)[:, None]
+        like = 2 * product(near, self.anchors) - np.square(near).sum(1, keepdims=True)
+        found = found + product(np.exp(np.minimum(like, MOST_ALIKE)), self.heights[None])
         one = found[:, 0] if found.shape[1] == 1 else found.argmax(axis=1).astype(np.float32)
         return one, near
 
