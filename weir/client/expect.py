@@ -103,7 +103,7 @@ class Forecast:
 
     def settle(self, finished: Finished) -> None:
         """Learn from a request that has ended: a listener of the client."""
-        if not self._learns:
+        if self.failure or not self._learns:
             return
         self._ended.append(finished)
         if len(self._ended) >= BATCH and time.monotonic() >= self._rested:
