@@ -17,9 +17,11 @@ from tests.ranker.test_light import made
 from weir.errors import ConfigError
 from weir.models.load import load, opened
 from weir.ranker import files, train_light, transformer
-from weir.ranker.backbone import NARROW, RIDGE, Backbone, Kernel
+from weir.ranker.adapt import Adapted
+from weir.ranker.backbone import NARROW, RIDGE, Backbone, Kernel, scaled
 from weir.ranker.features import SHAPE
 from weir.ranker.kendall import tau_b
+from weir.ranker.log import Answered
 from weir.ranker.train_light import DEPTH, combine, taught
 from weir.ranker.train_transformer import RECIPE, ridge, train
 from weir.ranker.transformer import HEAD, TAIL, Transformer
@@ -107,6 +109,26 @@ def test_the_light_one_is_taught_what_the_layers_see(model, tmp_path):
             assert tau_b([tokens[a.prompt] for a in answers], [a.tokens for a in answers]) > 0.5
     few = taught(made(2), RECIPE, read.append, str(model), 1)
     assert np.isfinite(few.read(unseen.prompts).expected).all()
+
+
+@torch.no_grad()
+def test_any_transformer_learns_from_answers_where_its_own_states_lie(frozen, trained):
+    """Answers turn out the other way round. What it was fitted with is found again in what it
+    reads, so that prompts are as alike to one part as to the other."""
+    known, unseen = made(128, seed=3), made(60, seed=7)
+    told = [
+        Answered(known.prompts[a.prompt], 9e3 / a.tokens) for a in known.answers["made", "terse"]
+    ]
+    for ranker in (frozen, trained):
+        adapted = Adapted(ranker)
+        adapted.learn(told)
+        tokens = adapted.predict(unseen.prompts)
+        for answers in unseen.answers.values():
+            assert tau_b([tokens[a.prompt] for a in answers], [a.tokens for a in answers]) < -0.5
+    states, kernel = torch.from_numpy(frozen.read(unseen.prompts).states), frozen.backbone.head
+    apart = torch.cdist(states, scaled(kernel.anchors.cpu()))
+    scores = (apart.square().neg().exp() @ kernel.weight.cpu())[:, 0]
+    assert np.allclose(scores.numpy(), frozen.score(unseen.prompts), atol=1e-3)
 
 
 @torch.no_grad()
