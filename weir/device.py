@@ -186,7 +186,7 @@ def executor_over(
     else:
         if config.cpu_cache:
             raise ConfigError("--cpu-cache is for a GPU; on a CPU there is --kv-cache-memory")
-        room = _cpu_room(config)
+        room = int(free_memory() * config.cpu_memory_fraction)
     attended = below if config.cpu_attention != "off" else 0
     pages = _pages(config.kv_cache_memory or room, spec, page, platform, attended)
     context = min(spec.context, max(pages, attended) * page)
@@ -271,7 +271,3 @@ def _gpu_room(config: Config, device: torch.device, reserve: int) -> int:
     if config.gpu_memory:
         room = min(room, SPARED * config.gpu_memory - torch.cuda.memory_reserved(device))
     return int(room - reserve)
-
-
-def _cpu_room(config: Config) -> int:
-    return int(free_memory() * config.cpu_memory_fraction)

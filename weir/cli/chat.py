@@ -11,6 +11,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from contextlib import ExitStack, aclosing
+from functools import partial
 from typing import Any
 
 from weir.bench.http import Http, HttpError, bearer
@@ -45,17 +46,13 @@ def run(options: Namespace) -> int:
         model = options.model or asyncio.run(first_model(http))
         talk = Talk(http, model, settings(options))
         talk.reset(options.system)
-        converse(talk, input, show_at_once)
+        converse(talk, input, partial(print, end="", flush=True))
     return 0
 
 
 def settings(options: Namespace) -> dict[str, Any]:
     names = ("max_tokens", "temperature", "top_p", "seed")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
-def show_at_once(text: str) -> None:
-    print(text, end="", flush=True)
 
 
 def converse(talk: Talk, listen: Callable[[str], str], show: Callable[[str], None]) -> None:

@@ -18,7 +18,10 @@ RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 def read_spec(path: str | Path) -> Spec:
     """The shape of the model at `path`, without its weights."""
     path = Path(path)
-    return from_gguf(GGUF.open(path)) if path.suffix == ".gguf" else _spec_of_folder(path)
+    if path.suffix == ".gguf":
+        return from_gguf(GGUF.open(path))
+    file = _config_file(path)
+    return from_config(read_object(file), read_object(file.with_name("generation_config.json")))
 
 
 def scheme_of(path: Path) -> Scheme | None:
@@ -45,8 +48,3 @@ def _config_file(path: Path) -> Path:
     if not file.is_file():
         raise ConfigError(f"no config.json at {path}: name a model folder or a .gguf file")
     return file
-
-
-def _spec_of_folder(path: Path) -> Spec:
-    file = _config_file(path)
-    return from_config(read_object(file), read_object(file.with_name("generation_config.json")))
