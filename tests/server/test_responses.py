@@ -1,7 +1,5 @@
 """The real `openai` client's `responses`, and requests as chats."""
 
-from __future__ import annotations
-
 import msgspec
 import openai
 import pytest

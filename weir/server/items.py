@@ -3,8 +3,6 @@
 Fields typed `Ignored` are hints that change nothing here; unknown ones are refused.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType

@@ -1,8 +1,6 @@
 """POST /v1/responses: OpenAI's later way to chat. Nothing is stored, so a client sends all items
 of a conversation; tools are the client's own functions."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
