@@ -27,11 +27,10 @@ def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor, *, programs: int = 0)
     GPU it may be pinned host memory. `programs`: as many as may be busy there; 0: all there are."""
     gpu = gpu_kernels(k)
     if gpu is not None:
-        k, v = packed_heads(k), packed_heads(v)
+        k, v = stored(kv, k, v)
         if kv.dtype == torch.uint8:
-            dtype = type_of(kv, k.shape[2])
             word = torch.int16 if kv.shape[4] % 4 else torch.int32
-            kv, k, v = (x.view(word) for x in (kv, encode(k, dtype), encode(v, dtype)))
+            kv, k, v = (x.view(word) for x in (kv, k, v))
         return gpu.write(kv, k, v, slots, programs)
     lib = kernels(k)
     if lib is None:
@@ -42,6 +41,18 @@ def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor, *, programs: int = 0)
         kv.data_ptr(), TYPES.index(type_of(kv, size)), k.data_ptr(), k.stride(0), v.data_ptr(),
         v.stride(0), slots.data_ptr(), k.shape[0], heads, size, kv.shape[3],
     )  # fmt: skip
+
+
+def stored(kv: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """k, v [T, Hkv, D or row] as `write` stores them, where that takes a step before: a GPU codes
+    them. What is so already stays."""
+    if gpu_kernels(k) is None or k.dtype == torch.uint8:
+        return k, v
+    k, v = packed_heads(k), packed_heads(v)
+    if kv.dtype != torch.uint8:
+        return k, v
+    dtype = type_of(kv, k.shape[2])
+    return encode(k, dtype), encode(v, dtype)
 
 
 def attend(q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec) -> tuple[Tensor, Tensor]:

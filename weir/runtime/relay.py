@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from weir.ops import native
-from weir.ops.attention import native_call, write
+from weir.ops.attention import native_call, stored, write
 from weir.ops.coded import decode, type_of
 from weir.runtime.parts import Part
 from weir.spec import AttentionSpec
@@ -136,6 +136,7 @@ class Relay:
         self.signals.set(0, 0)  # or raise
         self.seats: dict[int, Seat] = {}
         self.outgrown: list[Seat] = []  # perhaps still read
+        self.reading: tuple[Tensor, ...] = ()  # by the stream of copies
         library.set_patience(PATIENCE)
         self.queue = library.relay_open()
 
@@ -147,20 +148,23 @@ class Relay:
 
     @contextlib.contextmanager
     def aside(self, *used: Tensor) -> Iterator[None]:
-        """On the stream of copies, after all that the current stream was given; `used` stay."""
+        """On the stream of copies, after all that the current stream was given. `used` stay until
+        that has waited for it, which it does when it comes here again: a host that runs ahead of
+        the device by many layers can give their memory to others all the same."""
         if self.stream is None:
             yield
             return
+        self.join()
         self.stream.wait_stream(torch.cuda.current_stream())
-        for tensor in used:
-            tensor.record_stream(self.stream)
         with torch.cuda.stream(self.stream):
             yield
+        self.reading = used
 
     def join(self) -> None:
         """The current stream waits for all that was written."""
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
+        self.reading = ()
 
     def borrow(self, layer: int, pages: Tensor, count: int, k: Tensor) -> Tensor:
         """`count` pages on the device, the first of them copies: int64 [n] → [count, 2, Hkv, page,
@@ -174,7 +178,7 @@ class Relay:
         copies = torch.empty((count, *kv.shape[1:]), dtype=kv.dtype, device=kv.device)
         word = torch.int64 if kv[0].nbytes % 8 == 0 else torch.int32
         words, into = kv.flatten(1).view(word), copies.flatten(1).view(word)
-        with self.aside(copies):
+        with self.aside():
             torch.index_select(words, 0, pages, out=into[: len(pages)])
         self.join()
         return decode(copies, type_of(kv, k.shape[2]), k.dtype) if coded else copies
@@ -193,11 +197,15 @@ class Relay:
         of q [T, Hq, D] to them; None if there are none. A seat has one call at a time, and until
         its answer is there the part's batch must stay."""
         batch, rows = part.batch, part.queries
-        with self.aside(q, k, v):
+        shape = (len(q) if rows is None else len(rows), *q.shape[1:])
+        used = (q,) if shape[0] else ()
+        if len(batch.slots):
+            k, v = (x if part.writes is None else x[part.writes] for x in (k, v))
+            k, v = stored(self.kv[layer], k, v)
+            used += k, v
+        with self.aside(*used):
             if len(batch.slots):
-                k, v = (x if part.writes is None else x[part.writes] for x in (k, v))
                 write(self.kv[layer], k, v, batch.slots, programs=PROGRAMS)
-            shape = (len(q) if rows is None else len(rows), *q.shape[1:])
             if not shape[0]:
                 return None
             place = self._seat(seat, math.prod(shape), q.dtype)
