@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weir.errors import ConfigError
 from weir.models.base import rebuilt, tensors
-from weir.runtime.parked import Copies, Parked, Reads, Slot, Span, lay
+from weir.runtime.parked import STRIDE, Copies, Parked, Reads, Slot, Span, lay
 from weir.runtime.pinned import host_zeros
 from weir.runtime.spill import Spill, aligned
 
@@ -70,6 +70,7 @@ class Streamed:
         self.spill = Spill(folder) if shares[DISK] and folder is not None else None
         self.pinned = device.type == "cuda"
         self.staging = torch.empty(0, dtype=torch.uint8)
+        self.kept: list[Tensor] = []  # memory of what stays, layer by layer
         self.parked: list[Parked] = []
         self.moves: Copies | Reads
         self.slots: list[Slot] = []
@@ -84,10 +85,10 @@ class Streamed:
     def add(self, layer: Any) -> None:
         """Take the next layer in: tensors that stay are kept, the others are copied."""
         found = list(tensors(layer))
-        total = sum(tensor.nbytes for tensor in found)
         if not self.parked:
-            self._check(total * self.count)
-        homes = [DEVICE if t.nbytes <= SMALL * total else self.deal.next(t.nbytes) for t in found]
+            self._check(sum(tensor.nbytes for tensor in found) * self.count)
+            self._reserve(found)
+        homes = _homes(found, self.deal)
         spans: list[Span | None] = [None] * len(found)
         ends = lay(found, [i for i, home in enumerate(homes) if home == HOST], 0, spans)
         start = aligned(ends)
@@ -103,14 +104,40 @@ class Streamed:
         offset = 0
         if self.spill is not None and size > start:
             offset = self.spill.append(self.staging[: size - start])
-        here = [t if span is None else None for t, span in zip(found, spans, strict=True)]
+        pairs = zip(found, spans, strict=True)
+        here = self._stay([tensor if span is None else None for tensor, span in pairs])
         nothing = torch.empty(0)
         shell = rebuilt(layer, iter([nothing if t is None else t for t in here]))
         self.parked.append(Parked(shell, here, spans, host, start, size, offset))
 
+    def _reserve(self, found: list[Tensor]) -> None:
+        """Take the memory of what stays on the device, of layers like the first, at once: cut out
+        of what making others needs, it would leave holes that are too small for that."""
+        deal, sizes = Deal(self.deal.shares), []
+        for _ in range(self.count):
+            pairs = zip(found, _homes(found, deal), strict=True)
+            kept = [tensor for tensor, home in pairs if home == DEVICE]
+            sizes.append(lay(kept, [*range(len(kept))], 0, [None] * len(kept)) + STRIDE)
+        memory = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
+        self.kept = list(memory.split(sizes))
+
+    def _stay(self, here: list[Tensor | None]) -> list[Tensor | None]:
+        """The tensors of the next layer that stay, in the memory that was taken for them, where a
+        layer is like the first."""
+        stays = [i for i, tensor in enumerate(here) if tensor is not None]
+        kept = [tensor for tensor in here if tensor is not None]
+        spans: list[Span | None] = [None] * len(kept)
+        memory = self.kept[len(self.parked)]
+        if lay(kept, [*range(len(kept))], 0, spans) <= len(memory):
+            for i, tensor, span in zip(stays, kept, spans, strict=True):
+                here[i] = span.of(memory).copy_(tensor)
+        return here
+
     def done(self) -> Streamed:
         """All layers are in: make the ring, and start to bring the first."""
         self.staging = torch.empty(0, dtype=torch.uint8)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         self.cycle = deque(i for i, parked in enumerate(self.parked) if parked.size)
         size = max((parked.size for parked in self.parked), default=0)
         for _ in range(min(SLOTS + (self.device.type == "cpu"), len(self.cycle))):
@@ -202,6 +229,12 @@ class Streamed:
             self.cycle.rotate(-1)
             self.moves.bring(self.parked[layer], self.slots[slot])
             self.coming.append((layer, slot))
+
+
+def _homes(found: list[Tensor], deal: Deal) -> list[int]:
+    """Where each tensor of the next layer goes."""
+    total = sum(tensor.nbytes for tensor in found)
+    return [DEVICE if t.nbytes <= SMALL * total else deal.next(t.nbytes) for t in found]
 
 
 def _memory(size: int, device: torch.device) -> Tensor:
