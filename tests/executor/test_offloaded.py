@@ -19,6 +19,7 @@ from weir.runtime.runner import Runner
 from weir.runtime.store import Store
 from weir.runtime.streamed import Streamed
 from weir.runtime.warmup import warm_up
+from weir.sched import placement
 from weir.sched.composer import Chunked
 from weir.sched.hybrid import Hybrid
 from weir.sched.placement import OnDemand
@@ -45,9 +46,9 @@ def engine(folder: Path, shares, sizes: dict[Tier, int], lane: int, depth: int) 
     warm_up(runner, 32, 8, lane)
     executor = Local(runner, tokens=32, requests=8, context=100, depth=depth, lane=lane, threads=1)
     home = OnDemand(min(sizes), away=Tier.CPU if relay is not None else None)
-    placement = Hybrid(Tier.GPU) if len(sizes) == 2 else home
+    chosen = Hybrid(Tier.GPU) if len(sizes) == 2 else home
     return Engine(
-        Scheduler(Cache(4, sizes), FCFS(), Chunked(), placement, executor.capacity), executor
+        Scheduler(Cache(4, sizes), FCFS(), Chunked(), chosen, executor.capacity), executor
     )
 
 
@@ -80,7 +81,10 @@ def serve(it: Engine, texts, wanted, late: int) -> tuple[dict[int, list[int]], l
 @pytest.mark.parametrize("lane", [5, 32], ids=["lanes", "one lane"])
 @pytest.mark.parametrize("sizes", [MIXED, AWAY, HERE], ids=["mixed", "away", "here"])
 @pytest.mark.parametrize("shares", [IN_MEMORY, FROM_DISK], ids=["memory", "disk"])
-def test_tokens_are_those_of_a_model_in_one_place(tmp_path, shares, sizes, lane, depth):
+def test_tokens_are_those_of_a_model_in_one_place(
+    tmp_path, monkeypatch, shares, sizes, lane, depth
+):
+    monkeypatch.setattr(placement, "MANY", 4)
     rng = random.Random(2)
     texts = [[rng.randrange(61) for _ in range(rng.randrange(2, 40))] for _ in range(9)]
     wanted = [rng.randrange(1, 14) for _ in texts]
@@ -101,6 +105,11 @@ def test_tokens_are_those_of_a_model_in_one_place(tmp_path, shares, sizes, lane,
     if Tier.CPU in sizes:  # decodes away have a lane of their own
         kinds = [{chunk.home == Tier.CPU and chunk.length == 1 for chunk in part} for part in lanes]
         assert all(len(kind) == 1 for kind in kinds)
+    if sizes == AWAY and lane == 32:  # and two where they are many
+        alone = [all(chunk.length == 1 for part in plan.lanes for chunk in part) for plan in plans]
+        assert any(
+            len(plan.lanes) > 1 for plan, decodes in zip(plans, alone, strict=True) if decodes
+        )
     homes = {chunk.home for part in lanes for chunk in part if chunk.length == 1}
     assert homes == set(sizes)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from weir.core import Aside, Chunk, Plan, Request, Tier
 from weir.cost.lanes import Lanes, Share
 from weir.cost.work import Work
 from weir.kv.cache import Cache
-from weir.sched.placement import OnDemand
+from weir.sched.placement import OnDemand, parted
 
 RECENT = 0.05
 """Weight of the latest step in running means."""
@@ -201,7 +201,7 @@ class Hybrid(OnDemand):
 
     def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Aside | None]:
         """Decodes away beside all others, at the pace of the host."""
-        (here, away), _ = OnDemand.lanes(self, chunks)
+        here, away = parted(chunks, self.away)
         if self.balance is None:
             return [here, away], None
         self.balance.observe(chunks)

@@ -52,6 +52,10 @@ class Placement(Protocol):
         ...
 
 
+MANY = 32
+"""Decodes away whose attention takes the host longer than a lane the device."""
+
+
 def cut(lane: Iterable[Chunk], most: int) -> list[list[Chunk]]:
     """A lane in parts of at most so many tokens, in order; no chunk is longer. So each layer serves
     all of them, and only one is inside it (FlexGen's zig-zag)."""
@@ -64,6 +68,12 @@ def cut(lane: Iterable[Chunk], most: int) -> list[list[Chunk]]:
         parts[-1].append(chunk)
         room -= chunk.length
     return parts
+
+
+def parted(chunks: Sequence[Chunk], away: Tier) -> tuple[list[Chunk], list[Chunk]]:
+    """What the device attends to, and decodes that the host does."""
+    here = [chunk for chunk in chunks if chunk.home != away or chunk.length > 1]
+    return here, [chunk for chunk in chunks if chunk.home == away and chunk.length == 1]
 
 
 @dataclass(slots=True)
@@ -130,12 +140,14 @@ class OnDemand:
         pass
 
     def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Aside | None]:
-        """Decodes away in a lane of their own, so that the host attends while the device computes
-        the others."""
+        """Decodes away in lanes of their own, so that the host attends while the device computes
+        the others: two where they are many, which take turns."""
         if self.away is None:
             return [list(chunks)], None
-        here = [c for c in chunks if c.home != self.away or c.length > 1]
-        return [here, [c for c in chunks if c.home == self.away and c.length == 1]], None
+        here, away = parted(chunks, self.away)
+        if len(away) < MANY:
+            return [here, away], None
+        return [here, away[::2], away[1::2]], None
 
 
 @dataclass(slots=True)
