@@ -205,7 +205,7 @@ def test_mixed_kv_becomes_two_tiers_and_lanes_one_step(monkeypatch, tmp_path):
         "batches": 8,
         "lanes": 8,
     }
-    file = plan(tmp_path, (0.1, 0.9, 0.0), **share)
+    file = plan(tmp_path, (0.05, 0.95, 0.0), **share)
     if native.library() is None:
         with pytest.raises(ConfigError, match="kernels"):
             on_gpu(monkeypatch, H100, offload=file)

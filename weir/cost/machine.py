@@ -25,7 +25,8 @@ ENDLESS = 1e30
 ATTENTION = 0.8
 """The share of a CPU's read bandwidth that its attention over decodes reaches."""
 CODES = 27e9
-"""Bytes/s of KV, as if in 16 bits, that a core makes of codes (16 cores of a Xeon at once)."""
+"""Bytes/s of KV, as if in 16 bits, that a core makes of codes (16 cores of a Xeon at once); one is
+the GPU's."""
 UNPACKING, CODE_ROWS = 0.5, 256
 """Of a GPU's rate of reading weights, what numbers it makes of 4-bit codes (prompts of OPT-175B in
 lanes of 1,024 tokens, H200); rows for which it need not (ops/triton/codes.py)."""
@@ -33,6 +34,8 @@ READERS, BLOCK, PASSES = 4, 4 << 20, 4
 """Threads that time a disk, bytes that each reads at once, and times that they read all."""
 
 LIMITS = ("max", "current")
+TAKEN = 1 << 28
+"""Bytes of a GPU that are neither weights, KV nor activations."""
 
 Curve = tuple[tuple[int, float], ...]
 """Rows, and seconds that they take."""
@@ -49,6 +52,7 @@ class Machine(Struct, frozen=True, kw_only=True):
 
     name: str
     gpu_memory: int
+    gpu_taken: int = 0  # of it, by libraries and for choosing tokens
     cpu_memory: int
     disk: int
     to_gpu: float  # CPU memory to GPU, pinned
@@ -111,6 +115,7 @@ def hosted(
     return Machine(
         name=gpu.name,
         gpu_memory=gpu.memory,
+        gpu_taken=TAKEN,
         cpu_memory=cpu_memory,
         disk=1000 * GB,
         to_gpu=to_gpu,
@@ -121,7 +126,7 @@ def hosted(
         disk_write=1.29 * GB,
         cpu_read=cpu_read,
         cpu_cache=ATTENTION * cpu_read,
-        cpu_codes=CODES * cores,
+        cpu_codes=CODES * (cores - 1),
         gpu_weights=gpu.weight_rate,
         gpu_codes=UNPACKING * gpu.weight_rate,
         code_rows=CODE_ROWS,
@@ -154,7 +159,7 @@ def processor() -> Machine:
     """This machine without a GPU, measured now; its disk is not."""
     cpu = this_cpu()
     found = hosted(cpu, cpu.memory, ENDLESS, (ENDLESS, ENDLESS, ENDLESS))
-    return replace(found, disk=0, alone=True)
+    return replace(found, gpu_taken=0, disk=0, alone=True)
 
 
 def find(name: str) -> Machine:
@@ -179,7 +184,7 @@ def measured(machine: Machine, folder: Path | None) -> Machine:
             cpu_memory=cpu.memory,
             cpu_read=cpu_read,
             cpu_cache=ATTENTION * cpu_read,
-            cpu_codes=CODES * len(os.sched_getaffinity(0)),
+            cpu_codes=CODES * max(1, len(os.sched_getaffinity(0)) - 1),
         )
     if folder is None:
         return found

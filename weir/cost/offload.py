@@ -237,8 +237,8 @@ class Costs:
         q, kv_row = 2.0 * spec.heads * spec.head_dim, 4.0 * spec.kv_heads * spec.head_dim
         wide = 2.0 * spec.ffn * (1 if spec.architecture == "opt" else 2)
         attending = q + kv_row + q  # and what comes of it
-        if choice.cache[1] > 0 and not m.alone:  # a copy of pages that are in main memory
-            attending += kv_row
+        if choice.cache[1] > 0 and not m.alone:  # a copy of pages that are in main memory, and what
+            attending += kv_row + (q + kv_row if choice.cache_bits == 16 else kv_row / 2)  # is sent
         working = 2 * self.state + max(attending, q + self.state + wide)  # of a token, in a layer
         unpacked = spec.hidden * max(wide, q + kv_row) if self._unpacks(batch * job.prompt) else 0.0
         travels = 0.0 if choice.cpu_attention else 2 * one  # KV of decodes
@@ -253,8 +253,8 @@ class Costs:
             return row(
                 (held, ring, ring),
                 (here, cached, cached),
-                (self.state * waiting, away, away),
-                self.head + working * computed + slots + unpacked,
+                ((self.state + q) * waiting, away, away),
+                self.head + working * computed + slots + unpacked + m.gpu_taken,
             )
 
         def on_cpu(computed: int, waiting: int) -> Row:
