@@ -5,7 +5,8 @@
 
 One in SHARE conversations of the trace, whole, arriving FASTER times sooner, on Llama-3.1-8B on an
 H100 whose KV pool holds a tenth of all KV that they make; with and without room for all of it in
-main memory. Then the same lengths with nothing in common, which a cache can only make slower.
+main memory, and with a link that takes no time, which no tier can beat. Then the same lengths with
+nothing in common, which a cache can only make slower.
 With a FOLDER, the real engine: SmolLM2-135M on this CPU, all lengths SMALLER times shorter and long
 requests left out, and what main memory has no room for on the disk of that folder.
 """
@@ -21,11 +22,12 @@ from random import Random
 from typing import Any
 
 import scheduling_sets as sets
+from msgspec.structs import replace
 
 from weir import build
 from weir.config import Config
 from weir.core import Request, Sampling
-from weir.cost.hardware import H100
+from weir.cost.hardware import H100, Hardware
 from weir.cost.roofline import Roofline
 from weir.cost.work import cache_bytes
 from weir.rows import read_rows
@@ -40,9 +42,13 @@ SPEC = shape("llama-3.1-8b")
 BLOCK = 512  # tokens of a hash id
 LONGEST = 120_000  # tokens of a prompt and its answer
 SHARE = {"conversation": 16, "synthetic": 5}
-FASTER = {"conversation": (8, 10, 12, 24), "synthetic": (1.5, 2, 2.5, 4, 16)}
+FASTER = {
+    "conversation": (8, 9, 10, 11, 12, 24),
+    "synthetic": (1.5, 2, 2.5, 3, 3.5, 4, 16),
+}
 
 
+FREE = replace(H100, link_rate=1e15)
 SMALLER = 32
 REAL_SHARE, REAL_LONGEST = 64, 40_000
 
@@ -74,14 +80,14 @@ def workload(
     return Workload("mooncake", items, timed=True)
 
 
-def simulated(load: Workload, pool: int, below: int) -> Report:
+def simulated(load: Workload, pool: int, below: int, device: Hardware) -> Report:
     """pool, below: tokens that the GPU and main memory hold."""
     token = int(cache_bytes(SPEC))
     config = Config(
         kv_cache_memory=pool * token, cpu_cache=below * token, max_model_len=LONGEST, ranker="none"
     )
-    size = capacity(config, SPEC, H100)
-    scene = Scene(config, SPEC, size, Roofline(SPEC, H100), H100)
+    size = capacity(config, SPEC, device)
+    scene = Scene(config, SPEC, size, Roofline(SPEC, device), device)
     gc.collect()
     return measure(*replay(load, scene.fleet()))
 
@@ -164,13 +170,13 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for faster in FASTER[name]:
-        for related, kinds in ((True, (0, 2 * pool, kept)), (False, (0, kept))):
+        kinds = [("GPU", H100, 0), ("GPU and main memory", H100, kept)]
+        for related, more in ((True, [("and a free link", FREE, kept)]), (False, [])):
             load = workload(some, faster, related)
             asked = len(some) / max(item.arrival for item in load.items)
-            for below in kinds:
-                report = simulated(load, pool, below)
+            for label, device, below in kinds + more:
+                report = simulated(load, pool, below, device)
                 ttft = report.metrics["ttft"]
-                label = f"GPU and {below / pool:.0f} times as much" if below else "GPU"
                 label += "" if related else ", nothing in common"
                 print(
                     f"| {faster} | {asked:.2f} | {label} | {ttft.mean / 1e3:.2f} "

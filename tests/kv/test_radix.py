@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -238,15 +239,17 @@ def test_no_more_sinks_than_is_needed_also_above_what_has_sunk():
         cache.check([])
 
 
-def test_of_more_than_one_plan_may_sink_the_oldest_is_dropped():
+@pytest.mark.parametrize("hits", [0, 1])
+def test_while_nothing_comes_back_the_oldest_of_what_one_plan_may_sink_are_dropped(hits):
     cache = Cache(1, {Tier.GPU: 6, Tier.CPU: 12}, loads={Tier.CPU: 4})
+    cache.saved[Tier.CPU], cache.loaded[Tier.CPU] = 40, hits
     for first in (10, 20):
         cache.begin()
         pass_through(cache, [first, first + 1, first + 2])
     cache.begin()
     newcomer, moves = request(2, [*range(30, 36)]), []
     fill(cache, newcomer, moves)
-    assert len(moves) == 4 and cache.saved[Tier.CPU] == 4
+    assert len(moves) == cache.saved[Tier.CPU] - 40 == (6 if hits else 4)
     kept = [cache.known(request(3, [*range(first, first + 4)])) for first in (10, 20)]
-    assert kept == [1, 3], "of the older prefix the end is dropped"
+    assert kept == [3 if hits else 1, 3], "of the older prefix the end is dropped"
     cache.check([newcomer])

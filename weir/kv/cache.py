@@ -13,6 +13,10 @@ from weir.kv.audit import audit
 from weir.kv.pool import Pool
 from weir.kv.radix import Node, Radix
 
+PROOF = 50
+"""Tokens brought to main memory, besides as many as the first tier holds, for one that comes back:
+if it is less, plans do not wait for them."""
+
 
 class Below(Protocol):
     """What is known of the tiers that attention cannot read."""
@@ -35,8 +39,9 @@ class Cache:
 
     page: tokens a page. sizes: pages of each tier. reuse: False keeps no prefix at all. below:
     what is known of colder tiers; None: they are always at hand, and worth loading from. loads:
-    most pages that are brought from a tier between two calls of `begin`, and to main memory: the
-    oldest of more are dropped. Else any number.
+    most pages that are brought from a tier between two calls of `begin`; else any number. While
+    hardly any of what was brought to main memory is found again, no more than that goes there
+    either, and the oldest of more are dropped.
     Every list of moves is appended to in the order the moves must happen.
     """
 
@@ -68,7 +73,9 @@ class Cache:
     def begin(self) -> None:
         """A plan begins."""
         self.left = dict(self.loads)
-        self.sinks = {t: n for t, n in self.loads.items() if t == Tier.CPU}
+        cold, saved = int(Tier.CPU), self.saved.get(Tier.CPU, 0)
+        useless = saved > PROOF * self.loaded.get(cold, 0) + self.pools[self.hot].size * self.page
+        self.sinks = {cold: self.loads[cold]} if useless and cold in self.loads else {}
 
     def attach(self, r: Request, coldest: Tier, moves: list[Move]) -> bool:
         """Give `r` the longest prefix the tree holds and lock it; sets `computed`.
