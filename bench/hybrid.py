@@ -62,7 +62,7 @@ def result(flags: list[str], attention: str, requests: int, rate: float = 0.0) -
         file = Path(folder) / "result.json"
         count = ["--num-prompts", str(requests), "--max-model-len", "8192", "--ranker", "none"]
         count += ["--percentile-metrics", "ttft,tpot,ptl"]
-        more += ["--request-rate", str(rate)] if rate else []
+        more += ["--request-rate", str(rate or "inf")]  # else traces have their own times
         if main(["simulate", *flags, *count, *more, "--output-json", str(file)]):
             raise SystemExit("the simulation failed")
         return json.loads(file.read_text())

@@ -86,7 +86,7 @@ PRESETS = {
         scaled("a10g", 24 * GB, 0.6 * TB, 70 * TERA, 0.6, link=25 * GB, host=160 * GB),
         scaled("a100", 80 * GB, 2.04 * TB, 312 * TERA, 0.6, link=25 * GB),
         H100,
-        scaled("h200", 141 * GB, 4.8 * TB, 989 * TERA, 0.8),
+        scaled("h200", 141 * GB, 4.8 * TB, 989 * TERA, 0.8, host=110 * GB),
     )
 }
 
