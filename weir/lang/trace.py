@@ -199,27 +199,13 @@ def _recorders(children: list[Stream]) -> list[Recorder]:
 def _label(node: ir.Node) -> str:
     match node:
         case ir.Text(value=text):
-            return f"text {text if len(text) < 48 else text[:45] + '...'!r}"
-        case ir.Gen(name=name):
-            return f"gen {name or ''}"
-        case ir.Select(name=name, choices=choices):
-            return f"select {name or ''} of {len(choices)}"
-        case ir.Open(role=role):
-            return f"{role} begins"
-        case ir.Close(role=role):
-            return f"{role} ends"
-        case ir.Begin(name=name):
-            return f"scope {name} begins"
-        case ir.End(name=name):
-            return f"scope {name} ends"
-        case ir.Image():
-            return "image"
-        case Fork(children=children):
-            return f"fork into {', '.join(str(c.number) for c in _recorders(children))}"
-        case Join(children=children):
-            return f"join {', '.join(str(c.number) for c in _recorders(children))}"
-        case Abstract(name=name, stream=-1):
-            return f"argument {name}"
+            about = repr(text if len(text) < 48 else text[:45] + "...")
+        case ir.Open(role=about) | ir.Close(role=about):
+            pass
+        case Fork(children=children) | Join(children=children):
+            about = ", ".join(str(child.number) for child in _recorders(children))
         case Abstract(name=name, stream=stream):
-            return f"value {name} of {stream}"
-    raise TypeError(f"a {type(node).__name__} has no label")
+            return f"argument {name}" if stream < 0 else f"value {name} of {stream}"
+        case _:
+            about = getattr(node, "name", None) or ""
+    return f"{type(node).__name__.lower()} {about}".rstrip()
