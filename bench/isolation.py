@@ -11,6 +11,7 @@ Prints percentiles of the time from when the device has a step's tokens to when 
 them, and that the device then stands idle; and of its parts: until the operating system has the
 engine's thread run again, what that thread computes, and what else it waits for.
 
+`--realtime` gives the engine's thread a real-time priority, so that what is left is what Weir adds.
 With `--real` the model itself is served, whose settings follow the options, on its device. Then
 what is printed is the time from one token of the free requests to the next.
 """
@@ -222,6 +223,17 @@ def gaps(engine: Engine, kind: str, steps: int, compiler: Compiler) -> dict[str,
     return {kind: np.diff(told[20:]) * 1e3}
 
 
+@contextlib.contextmanager
+def urgent(really: bool) -> Iterator[None]:
+    """This thread runs as soon as it can, before all others but the kernel's."""
+    if really:
+        policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(1))
+    yield
+    if really:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def run(kind: str, steps: int, compiler: Compiler, engine: Engine, real: bool) -> None:
     """Serve for so many steps, and say what they took."""
     before = engine.stats().generated_tokens
@@ -243,6 +255,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--arm", choices=("free", "busy", "usual", "hostile"), action="append")
     parser.add_argument("--real", action="store_true", help="with the model itself")
+    parser.add_argument("--realtime", action="store_true", help="needs the right to (CAP_SYS_NICE)")
     parser.add_argument("--compile", choices=("usual", "hostile"), help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", metavar="field=value")
     options = parser.parse_args()
@@ -264,7 +277,7 @@ def main() -> None:
             time.sleep(1e-3)
     print(f"{'ms':10} " + " ".join(f"{n:>7}" for n in ("p50", "p90", "p99", "p99.9", "most")))
     for kind in options.arm or ("free", "busy", "usual", "hostile"):
-        with company(kind):
+        with company(kind), urgent(options.realtime):
             run(kind, options.steps, compiler, engine, options.real)
     compiler.close()
     engine.close()
