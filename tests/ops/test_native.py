@@ -89,17 +89,14 @@ def test_a_damaged_library_is_compiled_again(
     assert not elsewhere.exists()
 
 
-EMULATED = [("-march=native", "-DWEIR_EMULATE_TILES")] * ("avx512bw" in native._cpu_flags().split())
-
-
 @needs_kernels
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("target", [*native._targets()[1:], *EMULATED], ids=" ".join)
+@pytest.mark.parametrize("target", native._targets()[1:], ids=" ".join)
 def test_narrower_instruction_sets_pass_the_same_tests(
     target: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """The tests of this folder once more, on the library that a lesser CPU would get, or one with
-    matrix tiles, but for how long the compiler thinks about it."""
+    """The tests of this folder once more, on the library that a lesser CPU would get, but for how
+    long the compiler thinks about it."""
     folder = Path(__file__).parent
     code = (
         "import sys, pytest; from weir.ops import native;"

@@ -242,8 +242,6 @@ def _loads(path: Path) -> bool:
 
 def _targets() -> list[tuple[str, ...]]:
     targets: list[tuple[str, ...]] = [("-march=native",)]
-    if "amx_bf16" in _cpu_flags().split():  # an assembler may not know it
-        targets.append(("-march=native", "-DWEIR_NO_TILES"))
     if platform.machine() in ("x86_64", "AMD64") and {"avx2", "fma"} <= set(_cpu_flags().split()):
         targets.append(("-mavx2", "-mfma"))
     return [*targets, ()]

@@ -12,7 +12,7 @@
 #include <cmath>
 #include <vector>
 
-#include "attention_amx.h"
+#include "attention_tile.h"
 #include "pool.h"
 
 namespace weir {
@@ -73,43 +73,16 @@ class Stream {
   const T* rows_[2 * span_keys + tile_keys];
 };
 
-// Which of the keys from `first` on, of which [from, to) are there, rows [r, r + count) see.
-void seen(const Call& call, const Unit& unit, int64_t first, int64_t from, int64_t to, int64_t r,
-          int64_t count, int32_t* lowest, int32_t* highest) {
-  for (int64_t b = 0; b < count; ++b) {
-    const int64_t row = std::min(r + b, unit.queries * call.group() - 1);
-    const int64_t position = unit.position + row / call.group();
-    lowest[b] = std::max(from, call.window > 0 ? position - call.window + 1 : 0) - first;
-    highest[b] = std::min(position, to - 1) - first;
-  }
-}
-
 // The rows' softmax over keys [from, to), all of one span.
 template <class T>
 void attend_span(const Call& call, const Unit& unit, const float* q, int64_t from, int64_t to,
                  Partial partial) {
   static thread_local Scratch scratch;
-  const int64_t padded = call.padded(), rows = unit.queries * call.group();
-  const bool tiles = on_tiles<T>(call);
-  const int64_t step = tiles ? group_keys : W;
-  const int64_t first = from / step * step, count = (to - first + step - 1) / step * step;
+  const int64_t padded = call.padded(), group = call.group(), rows = unit.queries * group;
+  const int64_t first = from / W * W, count = (to - first + W - 1) / W * W;
   const Stream<T> keys(call, unit, first, count, from, to);
-  partial.clear();
-#if defined(WEIR_TILES)
-  if constexpr (tiled<T>)
-    if (tiles) {
-      float* memory = scratch.get(tile_floats(call.dim));
-      for (int64_t r = 0; r < rows; r += tile_rows) {
-        int32_t lowest[tile_rows], highest[tile_rows];
-        seen(call, unit, first, from, to, r, tile_rows, lowest, highest);
-        attend_tiles(q + r * padded, padded, std::min(tile_rows, rows - r), keys + 0, count, call.dim,
-                     call.softcap, lowest, highest, memory, partial.o + r * padded, partial.top + r,
-                     partial.sum + r);
-      }
-      return;
-    }
-#endif
   float* p = scratch.get(round_up(rows) * span_keys);
+  partial.clear();
   for (int64_t i = 0; i < count; i += tile_keys)
     each_block(rows, [&](int64_t r, auto block) {
       score<block()>(q + r * padded, padded, keys + i, std::min(tile_keys, count - i), call.dim,
@@ -117,7 +90,11 @@ void attend_span(const Call& call, const Unit& unit, const float* q, int64_t fro
     });
   each_block(rows, [&](int64_t r, auto block) {
     int32_t lowest[block()], highest[block()];
-    seen(call, unit, first, from, to, r, block(), lowest, highest);
+    for (int b = 0; b < block(); ++b) {
+      const int64_t position = unit.position + std::min(r + b, rows - 1) / group;
+      lowest[b] = std::max(from, call.window > 0 ? position - call.window + 1 : 0) - first;
+      highest[b] = std::min(position, to - 1) - first;
+    }
     softmax<block()>(call.softcap, count, lowest, highest, p + r * span_keys, partial.top + r,
                      partial.sum + r);
   });

@@ -37,33 +37,12 @@ inline uint16_t to_bf16(float x) {
   return out[0].bits;
 }
 
-// Codes [at, at + Vectors * W) of a group.
-template <int Vectors>
-inline void codes(const Int8& group, int64_t at, F* out) {
-  for (int i = 0; i < Vectors; ++i)
-    out[i] = __builtin_convertvector(widen(load_as<S8>(group.codes + at + i * W)), F);
-}
-
-#if defined(__AVX512F__)
-template <int Vectors>
-inline void look_up(const Int4& group, int64_t at, F table, F* out) {
-  const U words = widen(load_as<U16>(group.words)) >> uint32_t(at / 4);
-  for (int i = 0; i < Vectors; ++i)  // the index is the last four bits
-    out[i] = (F)_mm512_permutexvar_ps((__m512i)(words >> 4 * i), (__m512)table);
-}
-
-template <int Vectors>
-inline void codes(const Int4& group, int64_t at, F* out) {
-  look_up<Vectors>(group, at, __builtin_convertvector(lanes(), F), out);
-}
-#endif
-
 // Numbers [at, at + Vectors * W) of a group.
 template <int Vectors>
 inline void read(const Int8& group, int64_t at, F* out) {
   const F scale = as_float(splat_bits(uint32_t{group.scale} << 16));
-  codes<Vectors>(group, at, out);
-  for (int i = 0; i < Vectors; ++i) out[i] = out[i] * scale;
+  for (int i = 0; i < Vectors; ++i)
+    out[i] = __builtin_convertvector(widen(load_as<S8>(group.codes + at + i * W)), F) * scale;
 }
 
 template <int Vectors>
@@ -71,7 +50,10 @@ inline void read(const Int4& group, int64_t at, F* out) {
   const U both = splat_bits(load_as<uint32_t>(&group.low));
   const F low = as_float(both << 16), scale = as_float(both & 0xffff0000u);
 #if defined(__AVX512F__)
-  look_up<Vectors>(group, at, fma(__builtin_convertvector(lanes(), F), scale, low), out);
+  const F table = fma(__builtin_convertvector(lanes(), F), scale, low);
+  const U words = widen(load_as<U16>(group.words)) >> uint32_t(at / 4);
+  for (int i = 0; i < Vectors; ++i)  // the index is the last four bits
+    out[i] = (F)_mm512_permutexvar_ps((__m512i)(words >> 4 * i), (__m512)table);
 #else
   for (int i = 0; i < Vectors; ++i, at += W) {
     const U words = widen(load_as<U16>(group.words + at % 16)) >> uint32_t(at / 16 * 4);
