@@ -10,8 +10,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from weir.ops.batch import Batch, Tiles
 from weir.ops.triton.launch import kernel
 
-BLOCK = 32
-"""Tiles of a program."""
+NUMBERS = 8192
+"""Sequences times tiles of a program: what its registers hold."""
 
 
 def tiles_of(batch: Batch, tokens: int, span: int) -> Tiles:
@@ -21,9 +21,11 @@ def tiles_of(batch: Batch, tokens: int, span: int) -> Tiles:
     sequences = len(batch.kv_len)
     most = tokens // span + sequences
     made = batch.kv_len.new_empty((most, 5)), batch.kv_len.new_empty(1)
+    units = at_least(sequences)
+    block = max(1, NUMBERS // units)
     _cut(
-        (-(-most // BLOCK), 1, 1), *made, batch.q_start, batch.kv_len, batch.first, sequences, most,
-        SPAN=span, FIRST=batch.first is not None, UNITS=at_least(sequences), BLOCK=BLOCK,
+        (-(-most // block), 1, 1), *made, batch.q_start, batch.kv_len, batch.first, sequences, most,
+        SPAN=span, FIRST=batch.first is not None, UNITS=units, BLOCK=block,
         warps=4,
     )  # fmt: skip
     batch.tiles = Tiles(span, *made)
