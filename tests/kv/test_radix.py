@@ -159,7 +159,9 @@ def test_any_sequence_of_operations_keeps_every_page_owned_once(seed, page):
                 cache.release(r)
         elif act < 0.6:
             r = rng.choice(list(live.values()))
-            cache.move(r, rng.choice([Tier.GPU, Tier.CPU]), [])
+            upto = rng.randrange(r.computed, len(r.tokens) + 1)
+            if cache.grow(r, upto, rng.choice([Tier.GPU, Tier.CPU]), []):
+                r.computed = upto
         elif act < 0.65:
             cache.flush()
         elif act < 0.7:

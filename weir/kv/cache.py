@@ -167,20 +167,6 @@ class Cache:
         self.tree.unlock(r.lease)
         r.lease, r.shared = node, upto
 
-    def move(self, r: Request, home: Tier, moves: list[Move]) -> bool:
-        """Bring the private pages of `r` to `home`; shared ones stay. False, and nothing moved,
-        if they do not fit."""
-        mine = [i for i in range(r.shared, len(r.pages)) if r.pages[i].tier != home]
-        pages = self._take(home, len(mine), moves)
-        if pages is None:
-            return False
-        for i, page in zip(mine, pages, strict=True):
-            moves.append(Move(r.pages[i], page))
-            self._give([r.pages[i]])
-            r.pages[i] = page
-        r.sent = 0
-        return True
-
     def release(self, r: Request) -> None:
         """Let go, at the end or to make room: full pages go to the tree, the rest is free."""
         if r.lease is None:

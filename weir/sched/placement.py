@@ -33,8 +33,8 @@ class Placement(Protocol):
         """Whether `other`, which runs and ranks after `r`, may be evicted for it."""
         ...
 
-    def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
-        """Make room: let `victim` go (then it waits again), or move it somewhere colder."""
+    def evicted(self, victim: Request) -> None:
+        """It was let go to make room, and waits again."""
         ...
 
     def wake(self, chunks: Sequence[Chunk]) -> None:
@@ -130,8 +130,8 @@ class OnDemand:
     def yields(self, other: Request, r: Request, cache: Cache) -> bool:
         return True
 
-    def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
-        cache.release(victim)
+    def evicted(self, victim: Request) -> None:
+        pass
 
     def wake(self, chunks: Sequence[Chunk]) -> None:
         pass
@@ -216,13 +216,12 @@ class Estimate(OnDemand):
         self.growth = growth
         return True
 
-    def evict(self, victim: Request, cache: Cache, moves: list[Move]) -> None:
+    def evicted(self, victim: Request) -> None:
         given = sum(len(r.tokens) - r.prompt for r in self.running)
         limits = sum(min(r.sampling.max_tokens, self.longest) for r in self.running)
         reached = (given + self.ahead * len(self.running)) / max(1, limits)
         self.ratio = min(1.0, max(self.ratio, reached))
         self.growth = -1.0
-        cache.release(victim)
 
     def _left(self, r: Request) -> int:
         return max(0, min(r.sampling.max_tokens, self.longest) - (len(r.tokens) - r.prompt))

@@ -282,15 +282,13 @@ class Scheduler:
         return None
 
     def _evict(self, victim: Request, it: Iteration) -> None:
-        decoding = victim.decoding and self._ready(victim)
+        it.budget.owed -= victim.decoding and self._ready(victim)
+        it.evicted[victim.uid] = victim
         victim.peak = max(victim.peak, victim.computed)
-        self.placement.evict(victim, self.cache, it.moves)
-        if not victim.running:
-            it.budget.owed -= decoding
-            it.evicted[victim.uid] = victim
-            victim.preempted += 1
-            self.preemptions += 1
-            self._stop(victim)
+        victim.preempted += 1
+        self.preemptions += 1
+        self.placement.evicted(victim)
+        self._stop(victim)
 
     def _account(self, r: Request, before: int, fresh: bool, now: float) -> None:
         """Note what the cache gave `r`, and that it runs."""
@@ -309,6 +307,7 @@ class Scheduler:
             r.started = now
 
     def _stop(self, r: Request) -> None:
+        self.cache.release(r)
         del self.running[r.uid]
         r.sampled = False
         self.forget.append(r.uid)
@@ -376,7 +375,6 @@ class Scheduler:
         if r.running:
             del r.tokens[r.settled :]
             r.computed = min(r.computed, r.settled)
-            self.cache.release(r)
             self._stop(r)
             if r.sampling.pin and r.done in ("stop", "length"):
                 self.cache.pin(r.sampling.pin, r.tokens[: r.prompt])
