@@ -52,7 +52,7 @@ class Seen:
         decodes = [chunk for chunk in chunks if chunk.length == 1]
         away = sum(chunk.home == Tier.CPU for chunk in decodes)
         prompts = sum(chunk.length for chunk in chunks) - len(decodes)
-        slow = sum(plan.aside is not None for plan in plans)
+        slow = sum(plan.segment is not None for plan in plans)
         ended = [uid for uid, at in self.ended.items() if begin <= at < end]
         each = [1e3 * (self.ended[u] - self.arrived[u]) / self.answers[u] for u in ended]
         tail = [
@@ -77,7 +77,7 @@ class Seen:
 
 COLUMNS = (
     "tokens/s, prompt tokens/s, requests/s, ms a token (p50), between tokens, first token, "
-    "ms a token (mean), decoded on the host, ms a step, steps with a slow lane"
+    "ms a token (mean), decoded on the host, ms a step, steps with a pass of several"
 )
 
 

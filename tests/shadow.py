@@ -9,7 +9,7 @@ from collections import Counter
 
 from msgspec import structs
 
-from weir.core import Aside, Capacity, Chunk, Page, Plan, Result
+from weir.core import Capacity, Chunk, Page, Plan, Result, Segment
 
 
 def mix(state: int, token: int) -> int:
@@ -38,7 +38,7 @@ class Shadow:
         self.drawn: dict[tuple[int, int], int] = {}  # (uid, position) → token
         self.requests: dict[int, list[int]] = {}  # uid → its tokens, as the scheduler knows them
         self.plans: list[Plan] = []
-        self.aside: list[Chunk] = []  # those that take several plans
+        self.passing: list[Chunk] = []  # those that take several plans
         self.done = 0  # layers they have gone through
         self.chosen = -1  # the last step whose masks have come
 
@@ -47,7 +47,7 @@ class Shadow:
         assert plan.tokens <= self.capacity.tokens
         assert len(plan.chunks) <= self.capacity.requests
         for uid in plan.forget:
-            assert uid not in {chunk.uid for chunk in self.aside}
+            assert uid not in {chunk.uid for chunk in self.passing}
             self.tables.pop(uid, None), self.last.pop(uid, None)
         loaded = Counter(src.tier for src, dst in plan.moves if src.tier > dst.tier)
         for tier, most in self.capacity.loads.items():
@@ -60,8 +60,8 @@ class Shadow:
             assert sum(chunk.length for chunk in lane) <= self.capacity.lane
             for chunk in lane:
                 self._sample(chunk, self._run(chunk), tokens)
-        if plan.aside is not None:
-            self._pass(plan.aside, tokens)
+        if plan.segment is not None:
+            self._pass(plan.segment, tokens)
         return ShadowHandle(Result(tokens))
 
     def _sample(self, chunk: Chunk, state: int, tokens: dict[int, int]) -> None:
@@ -69,21 +69,21 @@ class Shadow:
             token = tokens[chunk.uid] = self.last[chunk.uid] = sample(state, self.vocab)
             self.drawn[chunk.uid, chunk.start + chunk.length] = token
 
-    def _pass(self, aside: Aside, tokens: dict[int, int]) -> None:
+    def _pass(self, segment: Segment, tokens: dict[int, int]) -> None:
         """Whoever takes several plans finds in each of them what it found in the first."""
-        assert self.done == aside.begin < aside.end <= aside.layers
-        if not aside.begin:
-            assert not self.aside
-            self.aside = aside.chunks
-        assert self.aside == aside.chunks and aside.share < 1
+        assert self.done == segment.begin < segment.end <= segment.layers
+        if not segment.begin:
+            assert not self.passing
+            self.passing = segment.chunks
+        assert self.passing == segment.chunks and segment.share < 1
         states = [
-            self._run(chunk if not aside.begin else structs.replace(chunk, pages=[]))
-            for chunk in aside.chunks
+            self._run(chunk if not segment.begin else structs.replace(chunk, pages=[]))
+            for chunk in segment.chunks
         ]
-        self.done = aside.end
-        if aside.last:
-            self.aside, self.done = [], 0
-            for chunk, state in zip(aside.chunks, states, strict=True):
+        self.done = segment.end
+        if segment.last:
+            self.passing, self.done = [], 0
+            for chunk, state in zip(segment.chunks, states, strict=True):
                 self._sample(chunk, state, tokens)
 
     def choose(self, masks: dict[int, bytes]) -> None:

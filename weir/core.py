@@ -231,11 +231,11 @@ class Chunk(Struct, frozen=True):
         return len(self.ids) or 1
 
 
-class Aside(Struct, frozen=True):
-    """Decodes that take several plans to go through the model, and the layers of one of them.
+class Segment(Struct, frozen=True):
+    """The layers from `begin` to `end` of a forward pass that takes several plans, of decodes.
 
-    Their pages and last tokens are those of the first plan; the last one samples. In between
-    nobody may touch what they attend to."""
+    The first plan brings their pages and ids, the last one samples. In between nobody may touch
+    what they attend to."""
 
     chunks: list[Chunk]
     begin: int
@@ -263,12 +263,13 @@ class Plan(Struct, frozen=True):
     moves: list[Move]
     lanes: list[list[Chunk]]
     forget: list[int]  # uids whose tables the executor drops
-    aside: Aside | None = None
+    segment: Segment | None = None  # beside the lanes
 
     @property
     def chunks(self) -> list[Chunk]:
         """Those that are done when this plan is."""
-        done = self.aside.chunks if self.aside is not None and self.aside.last else []
+        segment = self.segment
+        done = segment.chunks if segment is not None and segment.last else []
         return [*chain.from_iterable(self.lanes), *done]
 
     @property

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weir.core import Aside, Chunk, Plan, Request, Sampling, Tier
+from weir.core import Chunk, Plan, Request, Sampling, Segment, Tier
 from weir.cost.lanes import Host, Lanes, Share
 from weir.cost.work import Work
 from weir.sched.hybrid import Balance
@@ -58,9 +58,9 @@ def test_a_chunk_counts_where_it_is_attended_to():
     assert lanes.plan(Plan(0, [], [[here, away]], [])) == pytest.approx(0.017)
     assert lanes.plan(Plan(0, [], [[here], [away]], [])) == pytest.approx(0.02)
     assert lanes.plan(Plan(0, [], [[here], [prompt]], [])) == pytest.approx(0.021)
-    aside = Aside([away], 1, 2, 4)  # 2.5 of 10 ms, and 1.75 of 7
-    assert lanes.plan(Plan(0, [], [[here]], [], aside)) == pytest.approx(0.0125)
-    assert lanes.plan(Plan(0, [], [], [], aside)) == pytest.approx(0.00425)
+    segment = Segment([away], 1, 2, 4)  # 2.5 of 10 ms, and 1.75 of 7
+    assert lanes.plan(Plan(0, [], [[here]], [], segment)) == pytest.approx(0.0125)
+    assert lanes.plan(Plan(0, [], [], [], segment)) == pytest.approx(0.00425)
     assert Lanes(Flat()).plan(Plan(0, [], [[here], [away]], [])) == pytest.approx(0.02)
 
 
@@ -111,12 +111,12 @@ def test_a_pass_takes_the_plans_that_the_host_needs(here, there, rate):
     balance = Balance(lanes)
     beside = [decode(uid, 1000, Tier.GPU) for uid in range(here)]
     uids = balance.chosen([1000] * here, waiting(*[1000] * there), 0)
-    aside = Aside([decode(uid, 1000, Tier.CPU) for uid in uids], 0, 0, 64)
+    segment = Segment([decode(uid, 1000, Tier.CPU) for uid in uids], 0, 0, 64)
     if not uids:
         assert min(there, max(1, balance.longest * 0.01 * rate / 1e6)) < here + 1
         return
-    step = balance.layers(beside, aside)
+    step = balance.layers(beside, segment)
     reads = len(uids) * 1000 * 1e3 / rate
     assert (step - 1) / 64 * reads <= 0.01 <= step / 64 * reads * (1 + 1e-9)
     assert len(uids) == 1 or reads <= balance.longest * 0.01 * (1 + 1e-9)
-    assert balance.layers([], aside) == 64, "nobody else has work"
+    assert balance.layers([], segment) == 64, "nobody else has work"

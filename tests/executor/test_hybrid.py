@@ -106,7 +106,7 @@ def test_tokens_do_not_depend_on_where_kv_is(device, pools, rate, kind):
         said = logprobs(MODEL, text + got[uid])[len(text) - 1 : -1]
         worse = said.amax(1) - said.gather(1, torch.tensor(got[uid])[:, None])[:, 0]
         assert worse.max() < WORSE[kind]
-    slowly = any(plan.aside for plan in plans)
+    slowly = any(plan.segment for plan in plans)
     assert (
         slowly if (rate, pools) == ("steady host", POOLS[0]) else rate != "fast host" or not slowly
     )

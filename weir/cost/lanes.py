@@ -80,8 +80,8 @@ class Lanes:
 
     def shares(self, plan: Plan) -> list[Share]:
         shares = [Share.of(lane, self.away) for lane in plan.lanes]
-        if (aside := plan.aside) is not None:
-            shares.append(Share.of(aside.chunks, self.away, aside.share))
+        if (segment := plan.segment) is not None:
+            shares.append(Share.of(segment.chunks, self.away, segment.share))
         return shares
 
     def plan(self, plan: Plan) -> float:

@@ -17,31 +17,28 @@ from weir.runtime.inputs import Lane
 
 
 @dataclass(slots=True, eq=False)
-class Slow:
-    """A lane that goes through the layers, all at hand, in the course of several calls of
-    `forward`. The host attends for one of its layers while others pass through many."""
+class Pass:
+    """A lane's way through the layers, all at hand, in several calls of `forward`, each of which
+    brings it up to `upto` of them. The host attends for one of its layers while others pass
+    through many."""
 
-    model: Model
-    attention: Tiered
     lane: Lane
-    x: Tensor
+    upto: int = 0
     done: int = 0  # layers whose attention has begun
+    x: Tensor | None = None
     pending: Pending | None = None
 
-    def advance(self, upto: int) -> None:
-        model, lane = self.model, self.lane
-        assert isinstance(model.layers, Sequence), "layers come one after another"
+    def advance(self, model: Model, attention: Tiered, upto: int) -> None:
+        lane, layers = self.lane, model.layers
+        assert isinstance(layers, Sequence), "layers come one after another"
         for i in range(self.done, upto):
-            if self.pending is not None:
-                self.x = model.out(model.layers[i - 1], self.x, self.pending.wait())
-            place = self.attention.place(i, lane)
-            qkv = model.qkv(model.layers[i], self.x, lane.pos, place)
-            self.pending, self.done = self.attention.start(i, lane, *qkv), i + 1
-
-    def finish(self) -> Tensor:
-        """As `forward`, once it has been through all layers."""
-        assert isinstance(self.model.layers, Sequence) and self.pending is not None
-        return _finish(self.model, self.model.layers[-1], self.lane, self.x, self.pending)
+            if self.x is None or self.pending is None:
+                self.x = model.embed(lane.ids, lane.pos)
+            else:
+                self.x = model.out(layers[i - 1], self.x, self.pending.wait())
+            place = attention.place(i, lane)
+            qkv = model.qkv(layers[i], self.x, lane.pos, place)
+            self.pending, self.done = attention.start(i, lane, *qkv), i + 1
 
 
 def forward(
@@ -49,12 +46,11 @@ def forward(
     weights: Iterable[Any],
     attention: Tiered,
     lanes: Sequence[Lane],
-    slow: Slow | None = None,
-    upto: int = 0,
+    beside: Pass | None = None,
 ) -> list[Tensor]:
-    """The last hidden states of the rows each lane keeps: [kept, H], before the final norm. Beside
-    them `slow` is brought up to so many layers."""
-    first = slow.done if slow is not None else 0
+    """The last hidden states of the rows each lane keeps: [kept, H], before the final norm; after
+    them those of the pass beside, if it ends here, whose layers are spread between theirs."""
+    first = beside.done if beside is not None else 0
     x = [model.embed(lane.ids, lane.pos) for lane in lanes]
     pending: list[Pending] = []
     previous = None
@@ -66,9 +62,14 @@ def forward(
             place = attention.place(i, lane)
             started.append(attention.start(i, lane, *model.qkv(layer, x[n], lane.pos, place)))
         pending, previous = started, layer
-        if slow is not None:
-            slow.advance(first + (i + 1) * (upto - first) // model.spec.layers)
-    return [_finish(model, previous, lane, x[n], pending[n]) for n, lane in enumerate(lanes)]
+        if beside is not None:
+            share = (i + 1) * (beside.upto - first) // model.spec.layers
+            beside.advance(model, attention, first + share)
+    states = [_finish(model, previous, lane, x[n], pending[n]) for n, lane in enumerate(lanes)]
+    if beside is not None and beside.done == model.spec.layers:
+        assert beside.x is not None and beside.pending is not None
+        states.append(_finish(model, previous, beside.lane, beside.x, beside.pending))
+    return states
 
 
 def _finish(model: Model, layer: Any, lane: Lane, x: Tensor, pending: Pending) -> Tensor:

@@ -147,7 +147,7 @@ class Relay:
             self.library.relay_close(queue)
 
     @contextlib.contextmanager
-    def aside(self, *used: Tensor) -> Iterator[None]:
+    def _copying(self, *used: Tensor) -> Iterator[None]:
         """On the stream of copies, after all that the current stream was given. `used` stay until
         that has waited for it, which it does when it comes here again: a host that runs ahead of
         the device by many layers can give their memory to others all the same."""
@@ -178,7 +178,7 @@ class Relay:
         copies = torch.empty((count, *kv.shape[1:]), dtype=kv.dtype, device=kv.device)
         word = torch.int64 if kv[0].nbytes % 8 == 0 else torch.int32
         words, into = kv.flatten(1).view(word), copies.flatten(1).view(word)
-        with self.aside():
+        with self._copying():
             torch.index_select(words, 0, pages, out=into[: len(pages)])
         self.join()
         return decode(copies, type_of(kv, k.shape[2]), k.dtype) if coded else copies
@@ -203,7 +203,7 @@ class Relay:
             k, v = (x if part.writes is None else x[part.writes] for x in (k, v))
             k, v = stored(self.kv[layer], k, v)
             used += k, v
-        with self.aside(*used):
+        with self._copying(*used):
             if len(batch.slots):
                 write(self.kv[layer], k, v, batch.slots, programs=PROGRAMS)
             if not shape[0]:

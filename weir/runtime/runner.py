@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weir.core import Aside, Chunk, Move, Plan, Result
+from weir.core import Chunk, Move, Plan, Result, Segment
 from weir.models.base import Model
 from weir.ops import sample
 from weir.ops.prefix import SAVED, Prefixes, find, shares
 from weir.runtime import inputs
 from weir.runtime.attention import Tiered
-from weir.runtime.forward import Slow, forward
+from weir.runtime.forward import Pass, forward
 from weir.runtime.graphs import Graphs, Recorded, Recorder
 from weir.runtime.inputs import Lane, Shape
 from weir.runtime.outputs import Landing
@@ -31,8 +31,8 @@ from weir.runtime.tables import Tables
 LOGITS = {"cpu": 2**24, "cuda": 2**26}
 """Most logits that exist at once: rows are taken to the vocabulary in slices."""
 MAX_ROWS = 256
-ASIDE = 1 << 20
-"""Bytes for the arrays of decodes that take several plans."""
+HELD = 1 << 20
+"""Bytes for the arrays of a pass that takes several plans."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +46,7 @@ class Work:
     recorded: Recorded | None = None  # what runs a padded lane
     plain: bool = True  # whether no filter cuts any of its rows
     drawn: Tensor | None = None  # int64: rows of a padded lane that `draws` are of
-    slow: Slow | None = None  # where it is, if it takes several plans
+    beside: Pass | None = None  # of decodes that take several plans
 
 
 class Runner:
@@ -74,8 +74,8 @@ class Runner:
         self.shares = device.type == "cuda" and shares(model.spec.attention)
         self.saved = SAVED  # keys that sharing must spare a step
         self.stage = Stage(device)
-        self.slow: Work | None = None  # on its way through the layers, over some plans
-        self.slow_stage = Stage(device, ASIDE)  # so its arrays stay
+        self.passing: Work | None = None  # on its way through the layers, over some plans
+        self.held = Stage(device, HELD)  # its arrays
         self.tables = Tables(requests, -(-context // store.page), store.pages, device)
         self.sampler = Sampler(self.vocab, device)
         self.pooler = Pooler()
@@ -129,21 +129,21 @@ class Runner:
         freed = self.tables.forget(plan.forget)
         self.sampler.forget(plan.forget, freed)
         self.pooler.forget(plan.forget)
-        lanes, aside = [chunks for chunks in plan.lanes if chunks], plan.aside
-        begun = [aside.chunks] if aside is not None and aside.begin == 0 else []
+        lanes, segment = [chunks for chunks in plan.lanes if chunks], plan.segment
+        begun = [segment.chunks] if segment is not None and segment.begin == 0 else []
         self._move(plan.moves, [*lanes, *begun])
         self.stage.begin()
-        alone = len(lanes) == 1 and aside is None
+        alone = len(lanes) == 1 and segment is None
         works = [self._prepare(some, landing, n, alone) for n, some in enumerate(lanes)]
-        slow = self._aside(aside, landing) if aside is not None else None
-        landing.works = works, slow  # attention on the host reads their arrays
+        passing = self._pass(segment, landing) if segment is not None else None
+        landing.works = works, passing  # attention on the host reads their arrays
         self.tables.put(self.stage)
         self.stage.send()
         self.tables.update()
         if works and works[0].recorded is not None:
             self._replay(works[0], works[0].recorded, landing)
-        elif works or slow is not None:
-            self._run(works, landing, slow, aside)
+        elif works or passing is not None:
+            self._run(works, landing, passing)
         if not self.late:
             landing.stop()
         return landing
@@ -180,20 +180,21 @@ class Runner:
             work.draws = self._draws(lane.sampled, landing)
         return work
 
-    def _aside(self, aside: Aside, landing: Landing) -> Work:
-        """Decodes that take several plans: with the first their arrays, which stay, and what is to
-        be done with their tokens; with the last, with those that come out."""
-        work = self.slow
-        if aside.begin == 0:
-            self.slow_stage.begin()
-            lane = self._lane(aside.chunks, landing, None, None, SEATS - 1, self.slow_stage)
-            self.slow_stage.send()
-            feed = self.sampler.penalties.plan(aside.chunks, self.stage)
-            work = self.slow = Work(aside.chunks, lane, feed, [])
-        assert work is not None, "it never began"
-        if aside.last:
+    def _pass(self, segment: Segment, landing: Landing) -> Work:
+        """What is to be done with decodes that take several plans: with the first of these their
+        arrays, which stay, and their ids; with the last the tokens that come out."""
+        work = self.passing
+        if segment.begin == 0:
+            self.held.begin()
+            lane = self._lane(segment.chunks, landing, None, None, SEATS - 1, self.held)
+            self.held.send()
+            feed = self.sampler.penalties.plan(segment.chunks, self.stage)
+            work = self.passing = Work(segment.chunks, lane, feed, [], beside=Pass(lane))
+        assert work is not None and work.beside is not None, "it never began"
+        work.beside.upto = segment.end
+        if segment.last:
             landing.failed |= work.lane.failed
-            work.draws, self.slow = self._draws(work.lane.sampled, landing), None
+            work.draws, self.passing = self._draws(work.lane.sampled, landing), None
         return work
 
     def _move(self, moves: Sequence[Move], lanes: Sequence[Sequence[Chunk]]) -> None:
@@ -262,27 +263,21 @@ class Runner:
             draws.append(self.sampler.plan(some, rows, landing.failed, self.stage))
         return draws
 
-    def _run(
-        self, works: list[Work], landing: Landing, slow: Work | None, aside: Aside | None
-    ) -> None:
-        """Launch lanes of any shape, and some layers of a slow one."""
-        model, lanes = self.model, [work.lane for work in works]
-        for work in works if slow is None or slow.slow is not None else [*works, slow]:
+    def _run(self, works: list[Work], landing: Landing, passing: Work | None) -> None:
+        """Launch lanes of any shape, and the next layers of a pass that takes several plans."""
+        entering = leaving = works
+        beside = passing.beside if passing is not None else None
+        if passing is not None and beside is not None:
+            entering = works if beside.done else [*works, passing]
+            leaving = [*works, passing] if self.passing is None else works
+        for work in entering:
             work.lane.link(self.tables)
             self.sampler.penalties.count(work.feed, work.lane.ids)
-        if slow is None or aside is None:
-            states = forward(model, model.layers, self.attention, lanes)
-        else:
-            if slow.slow is None:
-                x = model.embed(slow.lane.ids, slow.lane.pos)
-                slow.slow = Slow(model, self.attention, slow.lane, x)
-            states = forward(model, model.layers, self.attention, lanes, slow.slow, aside.end)
-            if aside.last:
-                states.append(slow.slow.finish())
-                works = [*works, slow]
+        lanes = [work.lane for work in works]
+        states = forward(self.model, self.model.layers, self.attention, lanes, beside)
         if self.relay is not None:
             self.relay.join()  # so that no page is given to others too early
-        for work, x in zip(works, states, strict=True):
+        for work, x in zip(leaving, states, strict=True):
             self._finish(work, x, landing)
 
     def _replay(self, work: Work, recorded: Recorded, landing: Landing) -> None:

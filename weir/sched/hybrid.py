@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from weir.core import Aside, Chunk, Plan, Request, Tier
+from weir.core import Chunk, Plan, Request, Segment, Tier
 from weir.cost.lanes import Lanes, Share
 from weir.cost.work import Work
 from weir.kv.cache import Cache
@@ -102,13 +102,13 @@ class Balance:
         self.left = {uid: steps + 1 for uid, steps in left.items()} | dict.fromkeys(uids, 0)
         return set(uids)
 
-    def layers(self, here: Iterable[Chunk], aside: Aside) -> int:
-        """How many more of a pass's the host can do while the device computes those here."""
+    def layers(self, here: Iterable[Chunk], latest: Segment) -> int:
+        """How many more of a pass the host can do while the device computes the chunks here."""
         step = self.lanes.device.seconds(Share.of(here, self.lanes.away).work)
         if self.longest == 1 or not step:
-            return aside.layers
-        reads = self._reads(sum(chunk.start + 1 for chunk in aside.chunks))
-        return math.ceil(aside.layers * step / reads) if reads else aside.layers
+            return latest.layers
+        reads = self._reads(sum(chunk.start + 1 for chunk in latest.chunks))
+        return math.ceil(latest.layers * step / reads) if reads else latest.layers
 
     def _step(self, here: Sequence[int], prompts: int) -> float:
         return self.lanes.device.seconds(
@@ -133,29 +133,29 @@ class Hybrid(OnDemand):
     balance: Balance | None = None
     here: list[int] = field(default_factory=list)  # contexts of decodes at home
     there: int = 0  # requests away
-    asleep: Sequence[Request] = ()  # decodes away, until it is known beside what they would go
+    candidates: Sequence[Request] = ()  # decodes away that may begin a pass
     most: int = -1  # decodes that may be away; -1: not asked in this plan
-    aside: Aside | None = None  # a pass under way
-    passing: set[int] = field(default_factory=set)  # whose it is
+    segment: Segment | None = None  # the latest of a pass under way
+    passing: set[int] = field(default_factory=set)  # whose that is
 
     def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
-        self.passing = {c.uid for c in self.aside.chunks} if self.aside is not None else set()
+        self.passing = {c.uid for c in self.segment.chunks} if self.segment is not None else set()
         away = [r for r in running if r.pages and r.pages[-1].tier == self.away]
         self.here = [r.computed for r in running if r.decoding and r.pages[-1].tier == self.home]
         self.there = len(away)
         self.resting, self.most = (), -1
         back = self._returning(away, cache)
         if self.balance is not None:
-            self.asleep = [r for r in away if r.decoding and r not in back]
-            self.resting = {r.uid for r in self.asleep} | self.passing
+            self.candidates = [r for r in away if r.decoding and r not in back]
+            self.resting = {r.uid for r in self.candidates} | self.passing
         return back
 
     def wake(self, chunks: Sequence[Chunk]) -> None:
-        if self.balance is not None and self.aside is None:
+        if self.balance is not None and self.segment is None:
             here = [chunk.start + 1 for chunk in chunks if chunk.length == 1]
             prompts = sum(chunk.length for chunk in chunks if chunk.length > 1)
-            chosen = self.balance.chosen(here, self.asleep, prompts)
-            self.resting = {r.uid for r in self.asleep} - set(chosen)
+            chosen = self.balance.chosen(here, self.candidates, prompts)
+            self.resting = {r.uid for r in self.candidates} - set(chosen)
 
     def _returning(self, away: Sequence[Request], cache: Cache) -> list[Request]:
         """The first of those away that fits at home twice."""
@@ -199,18 +199,19 @@ class Hybrid(OnDemand):
         if self.balance is not None:
             self.balance.landed(plan, seconds)
 
-    def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Aside | None]:
+    def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Segment | None]:
         """Decodes away beside all others, at the pace of the host."""
         here, away = parted(chunks, self.away)
         if self.balance is None:
             return [here, away], None
         self.balance.observe(chunks)
-        if self.aside is None and not away:
+        begun = self.segment
+        if begun is None and not away:
             return [here], None
-        before, aside = self.aside, self.aside or Aside(away, 0, 0, self.balance.lanes.layers)
-        end = min(aside.layers, aside.end + self.balance.layers(here, aside))
-        aside = Aside(aside.chunks, aside.end, end, aside.layers)
-        self.aside = None if aside.last else aside
-        if aside.share == 1:
+        latest = begun or Segment(away, 0, 0, self.balance.lanes.layers)
+        end = min(latest.layers, latest.end + self.balance.layers(here, latest))
+        segment = Segment(latest.chunks, latest.end, end, latest.layers)
+        self.segment = None if segment.last else segment
+        if segment.share == 1:
             return [here, away], None
-        return [here, *([away] if before else ())], aside
+        return [here, [] if begun is None else away], segment

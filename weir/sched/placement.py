@@ -4,12 +4,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from weir.core import Aside, Chunk, Move, Plan, Request, Tier
+from weir.core import Chunk, Move, Plan, Request, Segment, Tier
 from weir.kv.cache import Cache
 
 
 class Placement(Protocol):
-    resting: Collection[int]  # uids of decodes that are left out of the plan, or aside
+    resting: Collection[int]  # uids of decodes that wait for `wake`, or are in a pass under way
 
     def coldest(self, r: Request, cache: Cache) -> Tier:
         """The coldest tier on which `r` may find a prefix without its being moved."""
@@ -45,10 +45,10 @@ class Placement(Protocol):
         """A plan took so long."""
         ...
 
-    def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Aside | None]:
+    def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Segment | None]:
         """Spread the chunks over lanes. Prompts' come in the first, in order: others attend to
-        the pages they will write. Besides, who goes through the model more slowly: some of these
-        chunks or of an earlier plan's."""
+        the pages they will write. Besides, the segment of a pass that takes several plans, which
+        some of these chunks begin or an earlier plan's go on with."""
         ...
 
 
@@ -139,7 +139,7 @@ class OnDemand:
     def landed(self, plan: Plan, seconds: float) -> None:
         pass
 
-    def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Aside | None]:
+    def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Segment | None]:
         """Decodes away in lanes of their own, so that the host attends while the device computes
         the others: two where they are many, which take turns."""
         if self.away is None:

@@ -111,13 +111,13 @@ class Scheduler:
             self._wake(it, now)
         for r in it.evicted.values():
             self._wait(r)
-        lanes, aside = self.placement.lanes(it.chunks)
+        lanes, segment = self.placement.lanes(it.chunks)
         lanes = [lane for lane in lanes if lane]
-        if not (lanes or aside or it.moves or self.forget):
+        if not (lanes or segment or it.moves or self.forget):
             return None
         if (most := self.capacity.lane) < self.capacity.tokens:
             lanes = [part for lane in lanes for part in cut(lane, most)]
-        plan = Plan(self.step, it.moves, lanes, self.forget, aside)
+        plan = Plan(self.step, it.moves, lanes, self.forget, segment)
         self.step += 1
         self.forget = []
         return plan
