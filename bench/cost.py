@@ -8,6 +8,7 @@ what vLLM took there. The two engines schedule alike; the kernels are those the 
 `weir profile MODEL --check 60` does the same for single steps on this machine.
 """
 
+import argparse
 import gc
 import json
 import statistics
@@ -46,6 +47,7 @@ def simulated(load: Workload, tokens: int):
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     lengths = json.loads((sets.DATA / "bench" / "workloads.json").read_text())
     lengths |= {f"fixed {count}": [(512, 256)] * count for count in (1, 256)}
     errors = []

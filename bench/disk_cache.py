@@ -6,9 +6,9 @@ Prompts of random tokens, one at a time, which together exceed the pages in memo
 again after a restart. FOLDER (default: a temporary one) is on the disk that is measured.
 """
 
+import argparse
 import random
 import statistics
-import sys
 import tempfile
 import time
 
@@ -39,11 +39,14 @@ def row(name: str, turn: Turn) -> None:
 
 
 def main() -> None:
-    model = sys.argv[1]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="on the disk that is measured")
+    options = parser.parse_args()
     rng = random.Random(1)
     prompts = [[rng.randrange(1000, 30000) for _ in range(LENGTH)] for _ in range(PROMPTS)]
-    with tempfile.TemporaryDirectory(dir=sys.argv[2] if len(sys.argv) > 2 else None) as folder:
-        plain = {"model": model, "kv_cache_memory": MEMORY, "grammar_backend": "none"}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        plain = {"model": options.model, "kv_cache_memory": MEMORY, "grammar_backend": "none"}
         kept = plain | {"disk_cache": folder, "disk_cache_size": "2GiB"}
         print("| prefix | first token, ms | quartiles | prompt tokens found |\n|---|---|---|---|")
         answers = []

@@ -6,9 +6,9 @@ Pages of the Llama-3.1-8B shape (2 MiB each, 64 KiB a layer), by the engine's ow
 numbers of programs that read or write the host's memory; in codes there, if these are named.
 """
 
+import argparse
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -40,11 +40,14 @@ def seconds(run: Callable[[], None], *streams: torch.cuda.Stream) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("cold", nargs="?", choices=("int8", "int4"), help="codes there")
+    options = parser.parse_args()
     cuda = torch.device("cuda")
     sizes = {int(Tier.GPU): PAGES, int(Tier.CPU): PAGES}
     devices = {int(Tier.GPU): cuda, int(Tier.CPU): torch.device("cpu")}
     began = time.perf_counter()
-    cold = getattr(torch, sys.argv[1]) if sys.argv[1:] else None
+    cold = getattr(torch, options.cold) if options.cold else None
     store = Store(LAYERS, 16, sizes, devices, torch.bfloat16, cold=cold)
     gigabytes = store.record * PAGES / 1e9
     print(f"{gigabytes:.1f} GB pinned in {time.perf_counter() - began:.1f} s")

@@ -5,9 +5,9 @@
 Runs alternate, so that a busy neighbour hurts both; the medians are compared.
 """
 
+import argparse
 import asyncio
 import statistics
-import sys
 import time
 
 from weir import LLM, SamplingParams
@@ -36,13 +36,16 @@ def over_http(target: Target, workload: Workload) -> float:
 
 
 def main() -> None:
-    model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
-    runs = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", nargs="?", default="smollm2-135m", metavar="MODEL")
+    parser.add_argument("runs", nargs="?", type=int, default=3, metavar="RUNS")
+    options = parser.parse_args()
+    model = options.model
     direct, served = [], []
     flags = ["--no-enable-prefix-caching"]
     with LLM(model, enable_prefix_caching=False) as llm, private(model, flags) as server:
         target = Target(Http(server.url, server.headers), "openai", model, ignore_eos=True)
-        for number in range(runs + 1):
+        for number in range(options.runs + 1):
             workload = random(Words(llm.text, number), STREAMS, PROMPT, OUTPUT)
             rates = in_process(llm, workload), over_http(target, workload)
             if number:  # the first warms up

@@ -6,6 +6,7 @@ and appendix A.4), and of what each way to place something is worth on machines 
 Nothing is run. Needs the extra `plan`.
 """
 
+import argparse
 import statistics
 
 from msgspec.structs import replace
@@ -115,6 +116,7 @@ def worth(spec: Spec, job: Job, machine: Machine, bits: int) -> list[float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
     paper()
     print(
         "\n| model, bits | machine, GPU and CPU memory | prompt + output | KV in one memory "

@@ -6,8 +6,8 @@ Data: the folder `prefix` of $WEIR_DATA, or the samples that come with Weir. The
 rate of a cache without bounds and with pages of one token, had the prompts come one after another.
 """
 
+import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,12 +58,14 @@ def optimum(outputs: list[RequestOutput]) -> int:
 
 
 def main() -> None:
-    model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", nargs="?", default="smollm2-135m", metavar="MODEL")
+    options = parser.parse_args()
     runs: dict[str, Callable[[LLM], Run]] = {"few-shot": few_shot, "multi-turn": multi_turn}
     for name, run in runs.items():
         seconds = {}
         for cache in (False, True):
-            with LLM(model, enable_prefix_caching=cache) as llm:
+            with LLM(options.model, enable_prefix_caching=cache) as llm:
                 llm.generate("warm up", SamplingParams(max_tokens=4), progress=False)
                 seconds[cache], outputs = run(llm)
         total = sum(len(output.prompt_token_ids) for output in outputs)

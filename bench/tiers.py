@@ -11,8 +11,8 @@ With a FOLDER, the real engine: SmolLM2-135M on this CPU, all lengths SMALLER ti
 requests left out, and what main memory has no room for on the disk of that folder.
 """
 
+import argparse
 import gc
-import sys
 import tempfile
 import time
 import zlib
@@ -120,7 +120,7 @@ def served(load: Workload, config: Config) -> tuple[Report, list[list[int]]]:
     return measure(records, took), answers
 
 
-def real(name: str, folder: str, times: list[str]) -> None:
+def real(name: str, folder: str, times: list[float]) -> None:
     some = rows(name, REAL_SHARE, REAL_LONGEST)
     blocks = {block for row in some for block in row["hash_ids"]}
     spec = shape("smollm2-135m")
@@ -128,7 +128,7 @@ def real(name: str, folder: str, times: list[str]) -> None:
     kept = len(blocks) * BLOCK // SMALLER + sum(row["output_length"] for row in some) // SMALLER
     print(f"{len(some)} requests, {kept} tokens of KV, {kept // 10} of them in memory\n")
     print("| requests/s asked | KV | mean TTFT, s | requests/s | found |\n|---|---|---|---|---|")
-    for faster in map(float, times):
+    for faster in times:
         for related in (True, False):
             load = workload(some, faster, related, SMALLER)
             asked = len(some) / max(item.arrival for item in load.items)
@@ -152,9 +152,16 @@ def real(name: str, folder: str, times: list[str]) -> None:
 
 
 def main() -> None:
-    name = sys.argv[1] if len(sys.argv) > 1 else "conversation"
-    if len(sys.argv) > 2:
-        return real(name, sys.argv[2], sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("name", nargs="?", choices=SHARE, default="conversation")
+    parser.add_argument(
+        "folder", nargs="?", metavar="FOLDER", help="the real engine, its disk here"
+    )
+    parser.add_argument("faster", nargs="*", type=float, metavar="FASTER")
+    options = parser.parse_args()
+    name = options.name
+    if options.folder:
+        return real(name, options.folder, options.faster)
     some = rows(name, SHARE[name], LONGEST)
     blocks = {block for row in some for block in row["hash_ids"]}
     total = sum(len(row["hash_ids"]) for row in some)

@@ -1,4 +1,4 @@
-"""What the docs say exists: settings, links, commands and their flags, routes, metrics."""
+"""What the docs say exists: settings, links, files, tests, commands, flags, routes, metrics."""
 
 import ast
 import re
@@ -20,6 +20,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"\bweir ((?:bench |rank )?[a-z][a-z-]*)\b([^`\n#]*)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z0-9]")
+FILE = re.compile(r"`((?:[\w-]+/)*[\w-]+\.(?:py|cpp))`")
+TEST = re.compile(r"\btest_\w+\b(?!\.py)")
 SCRIPT = re.compile(r"\bpython (bench/\w+\.py)([^`\n]*)")
 ROUTE = re.compile(r"`(?:(?:GET|POST) )?(/[a-zA-Z0-9_/.]+)[^`]*`")
 METRIC = re.compile(r"\bweir_[a-z_]+[a-z]\b(?!,)")
@@ -70,6 +72,15 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(there), target
 
 
+@by_page
+def test_files_and_tests_that_are_named_exist(page: Path) -> None:
+    text = page.read_text()
+    for name in FILE.findall(text):
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "weir", page.parent)), name
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert set(TEST.findall(text)) <= set(re.findall(r"def (test_\w+)", sources))
+
+
 def test_every_page_can_be_found_from_the_readme() -> None:
     seen, ahead = set(), [PAGES[0]]
     while ahead:
@@ -86,12 +97,27 @@ def test_commands_have_the_flags_they_are_shown_with(page: Path) -> None:
     for name, rest in COMMAND.findall(text):
         if name in ("top", "plan") or name in commands():  # also plain words of a sentence
             assert set(FLAG.findall(rest)) <= commands()[name], f"weir {name}{rest}"
-    for script, rest in SCRIPT.findall(text):
-        source = (ROOT / script).read_text()
-        assert set(FLAG.findall(rest)) <= set(FLAG.findall(source)), f"{script}{rest}"
+    of_scripts(text)
     scripts = "".join(script.read_text() for script in (ROOT / "bench").glob("*.py"))
     known = set().union(*commands().values(), FLAG.findall(scripts))
     assert set(re.findall(r"`(--[a-z][a-z-]+[a-z])[ `]", text)) <= known
+
+
+def of_scripts(text: str) -> None:
+    for script, rest in SCRIPT.findall(text):
+        flags = set(re.findall(r'"(--[a-z0-9-]+)"', (ROOT / script).read_text()))
+        assert set(FLAG.findall(rest)) <= flags, f"{script}{rest}"
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "bench").glob("*.py")), ids=lambda path: path.stem
+)
+def test_benchmarks_say_how_they_are_called(script: Path) -> None:
+    """`--help` shows it, and the docstring has no flag that does not exist."""
+    source = script.read_text()
+    if "__main__" in source:
+        assert "parse_args(" in source
+        of_scripts((ast.get_docstring(ast.parse(source)) or "").replace("[", " "))
 
 
 @by_page
