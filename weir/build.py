@@ -3,7 +3,9 @@
 import contextlib
 import gc
 import logging
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from weir.grammar.library import Library
 from weir.kv import snapshot
 from weir.models.base import Model
 from weir.models.load import load
+from weir.models.weights import Shelf
 from weir.ops import dispatch, native
 from weir.ops.coded import BYTES
 from weir.runtime import rates
@@ -59,28 +62,17 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     phases.done("device")
     source = hub.resolve(config.model, config.revision, config.download_dir)
     phases.done("files")
-    as_kept = platform.native and config.dtype == "auto"  # quantised weights stay so
     placed = offload.arrange(config, source.path, platform.device, platform.dtype)
     config = placed.config
     platform = homed(platform, config, placed.hosted)
     if placed.hosted or (config.cpu_attention != "off" and platform.device.type == "cuda"):
         native.set_threads(max(1, platform.threads - 1))  # one is for who drives the GPU
     phases.done("placement")
-    model = load(
-        source.path,
-        dtype=None if as_kept else platform.dtype,
-        device=platform.device,
-        format=config.load_format,
-        quantization=config.quantization,
-        context=config.max_model_len,
-        seed=config.seed,
-        threads=platform.threads,
-        shelf=placed.shelf,
-    )
+    model = _model(config, platform, source.path, placed.shelf)
     phases.done("weights")
     disk = open_disk(config, platform, model, source.path) if config.disk_cache else None
     executor = executor_over(config, platform, model, disk, phases)
-    info = _info(platform, model, executor, phases)
+    info = _info(config, platform, model, executor, placed.about, phases)
     capacity, defaults = executor.capacity, policies.DEFAULTS[platform.device.type]
     pace = policies.pace(
         config, defaults, capacity.tokens, lambda: _cost(config, platform, model, executor, info)
@@ -100,28 +92,38 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
         hosted=placed.hosted,
     )
     phases.done("profile")
-    if placed.about:
-        info["offload"] = placed.about
-    if config.cpu_cache:
-        info["cpu_cache_tokens"] = capacity.pages[Tier.CPU] * capacity.page
-        info["cpu_cache_dtype"] = str(platform.cold).removeprefix("torch.")
     if disk is not None:
-        info["disk_tokens"] = capacity.pages[Tier.DISK] * capacity.page
         info["disk_restored_tokens"] = _restore(scheduler, disk)
         phases.done("disk cache")
     gc.collect()
     gc.freeze()  # what lives as long as the engine is not walked again while it serves
-    target = pace if isinstance(pace, Target) else None
-    library = _library(config, model.spec.vocab)
     return Engine(
         scheduler,
         executor,
         info=info,
-        target=target,
-        library=library,
+        target=pace if isinstance(pace, Target) else None,
+        library=_library(config, model.spec.vocab),
         told=told,
         fetch=fetch,
         keeper=disk,
+    )
+
+
+def _model(
+    config: Config, platform: Platform, path: Path, shelf: Callable[[int], Shelf] | None
+) -> Model:
+    """The weights at `path`, on the device or, as they are made, on a shelf."""
+    as_kept = platform.native and config.dtype == "auto"  # quantised weights stay so
+    return load(
+        path,
+        dtype=None if as_kept else platform.dtype,
+        device=platform.device,
+        format=config.load_format,
+        quantization=config.quantization,
+        context=config.max_model_len,
+        seed=config.seed,
+        threads=platform.threads,
+        shelf=shelf,
     )
 
 
@@ -177,11 +179,18 @@ def _lanes(config: Config, platform: Platform, model: Model, store: Store) -> La
     return Lanes(_roofline(platform, model), host, Tier.CPU)
 
 
-def _info(platform: Platform, model: Model, executor: Direct, phases: Phases) -> dict[str, Any]:
+def _info(
+    config: Config,
+    platform: Platform,
+    model: Model,
+    executor: Direct,
+    offloaded: str,
+    phases: Phases,
+) -> dict[str, Any]:
     """What people are told the engine runs on."""
     device, capacity = platform.device, executor.capacity
     on_gpu = device.type == "cuda"
-    return {
+    info = {
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "dtype": model.stored,
         "kv_dtype": str(platform.kv_dtype).removeprefix("torch."),
@@ -193,6 +202,14 @@ def _info(platform: Platform, model: Model, executor: Direct, phases: Phases) ->
         "kv_tokens": capacity.pages[platform.tier] * capacity.page,
         "start_seconds": phases.seconds,
     }
+    if offloaded:
+        info["offload"] = offloaded
+    if config.cpu_cache:
+        info["cpu_cache_tokens"] = capacity.pages[Tier.CPU] * capacity.page
+        info["cpu_cache_dtype"] = str(platform.cold).removeprefix("torch.")
+    if Tier.DISK in capacity.pages:
+        info["disk_tokens"] = capacity.pages[Tier.DISK] * capacity.page
+    return info
 
 
 def _gpu_kernels() -> str:

@@ -40,7 +40,7 @@ SPARED = 0.98
 LANES = 24
 """Lanes of a step at most, so that attention on the host has a seat for each."""
 BORROWED = 3
-"""Layers whose pages in main memory may be on the GPU as copies."""
+"""Layers whose pages in main memory, that prompts go on from, may be on the GPU as copies."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CODED = {"int8": torch.int8, "int4": torch.int4}
 """Types of KV that are groups of numbers (ops/coded.py)."""
@@ -72,6 +72,11 @@ class Platform:
     kv_dtype: torch.dtype
     cold: torch.dtype  # of KV in main memory and on disk below a GPU's
 
+    @property
+    def hosted(self) -> bool:
+        """Whether a GPU's new KV goes to main memory."""
+        return self.tier == Tier.CPU and self.device.type != "cpu"
+
 
 def platform_of(config: Config) -> Platform:
     """The device that is asked for or found. Raises `ConfigError` if there is none."""
@@ -97,7 +102,10 @@ def platform_of(config: Config) -> Platform:
 
 def homed(platform: Platform, config: Config, hosted: bool) -> Platform:
     """The platform with the types of KV, and the tier where it goes first: if `hosted`, it is all
-    in main memory. A GPU keeps no codes. Raises `ConfigError` where nothing would be coded."""
+    in main memory. A GPU keeps no codes. Raises `ConfigError` where nothing would be coded, or
+    nothing would be cached."""
+    if platform.device.type == "cpu" and config.cpu_cache:
+        raise ConfigError("--cpu-cache is for a GPU; on a CPU there is --kv-cache-memory")
     tier = Tier.CPU if hosted else platform.tier
     kind = (DTYPES | CODED).get(config.kv_cache_dtype, platform.dtype)
     if tier == Tier.CPU or kind not in BYTES:
@@ -114,8 +122,8 @@ def open_disk(config: Config, platform: Platform, model: Model, weights: Path) -
     """The tier of KV pages on disk. What another engine left there counts only if it computed the
     same."""
     spec = model.spec
-    page = config.block_size or policies.DEFAULTS[platform.device.type].page
-    record = page_bytes(spec.attention, page, platform.cold)
+    page = _page(config, platform)
+    record = _page_bytes(spec, page, platform.cold)
     kind = config.cold_kv_dtype
     if kind != "auto" and platform.cold in BYTES:
         raise ConfigError("KV of --kv-cache-dtype goes to disk as it is: leave out --cold-kv-dtype")
@@ -140,57 +148,34 @@ def executor_over(
     """Takes the memory for KV pages. On a GPU the largest steps run before, to know what is left
     for them, and the lanes of fixed shapes are recorded after."""
     device, spec = platform.device, model.spec
-    sizes = {layer.head_dim for layer in spec.attention}
-    if platform.cold in BYTES and any(size % GROUP for size in sizes):
-        raise ConfigError(
-            f"--kv-cache-dtype {config.kv_cache_dtype} is of groups of {GROUP} numbers, which heads"
-            f" of {max(sizes)} are not a multiple of"
-        )
-    defaults = policies.DEFAULTS[device.type]
-    page = config.block_size or defaults.page
+    defaults, page = policies.DEFAULTS[device.type], _page(config, platform)
     requests = config.max_num_seqs or defaults.requests
-
-    home = torch.device("cpu") if platform.tier == Tier.CPU else device
-    hosted = home.type != device.type
-
-    def runner(pages: int, context: int, graphs: Graphs, below: int = 0) -> Runner:
-        sizes, devices = {platform.tier: pages}, {platform.tier: home}
-        if below:
-            sizes[Tier.CPU], devices[Tier.CPU] = below, torch.device("cpu")
-        if disk is not None:
-            sizes[Tier.DISK] = disk.pages
-        kinds = platform.kv_dtype, disk, hosted, platform.cold
-        store = Store(spec.attention, page, sizes, devices, *kinds)
-        relayed = hosted or (below and config.cpu_attention != "off")
-        relay = _relay(store, device) if relayed else None
-        return Runner(model, store, context, device, requests, graphs, relay)
-
-    graphs, below = Graphs(), 0
     tokens = policies.step_tokens(config, defaults.tokens, spec.context)
     lane = max(config.max_lane_tokens or tokens, tokens // LANES)
+    graphs = _graphs(config, platform, requests, spec)
+    attends = config.cpu_attention != "off"
+
+    def runner(pages: int, context: int, below: int = 0) -> Runner:
+        store = _store(platform, spec, page, pages, below, disk)
+        relay = _relay(store, device) if platform.hosted or (below and attends) else None
+        return Runner(model, store, context, device, requests, graphs, relay)
+
+    below = _cpu_pages(config, spec, page, platform)
     if device.type == "cuda":
-        graphs = _graphs(config, requests, spec)
         torch.cuda.empty_cache()
-        probe = runner(pages_needed(tokens, requests, page), spec.context, graphs)
+        probe = runner(pages_needed(tokens, requests, page), spec.context)
         reserve = rehearse(probe, tokens, requests, lane)
-        if below := _cpu_pages(config, spec, page, platform):
-            reserve += slot_bytes(probe.store.record, below) + coding_bytes(probe.store.paged[0])
-            if config.cpu_attention != "off":  # copies of pages that prompts go on from, a layer's
-                layer = page_bytes(spec.attention, page, platform.kv_dtype) // spec.layers
-                reserve += BORROWED * layer * (min(tokens, lane) + spec.context) // page
+        reserve += _beside(config, platform, probe, below, min(tokens, lane))
         room = _gpu_room(config, device, reserve)
-        if probe.relay is not None:
-            probe.relay.close()
+        probe.close()
         del probe
         phases.done("warm-up")
     else:
-        if config.cpu_cache:
-            raise ConfigError("--cpu-cache is for a GPU; on a CPU there is --kv-cache-memory")
         room = int(free_memory() * config.cpu_memory_fraction)
-    attended = below if config.cpu_attention != "off" else 0
+    attended = below if attends else 0
     pages = _pages(config.kv_cache_memory or room, spec, page, platform, attended)
     context = min(spec.context, max(pages, attended) * page)
-    made = runner(pages, context, graphs, below)
+    made = runner(pages, context, below)
     phases.done("memory")
     made.record()
     warm_up_away(made)
@@ -208,6 +193,37 @@ def executor_over(
     return Local(made, **limits, threads=1 if platform.native else platform.threads)
 
 
+def _page(config: Config, platform: Platform) -> int:
+    """Tokens a page."""
+    return config.block_size or policies.DEFAULTS[platform.device.type].page
+
+
+def _page_bytes(spec: Spec, page: int, kind: torch.dtype) -> int:
+    """Bytes of a page of such numbers. Raises `ConfigError` where they cannot be coded so."""
+    heads = {layer.head_dim for layer in spec.attention}
+    if kind in BYTES and any(size % GROUP for size in heads):
+        raise ConfigError(
+            f"--kv-cache-dtype {str(kind).removeprefix('torch.')} is of groups of {GROUP} numbers,"
+            f" which heads of {max(heads)} are not a multiple of"
+        )
+    return page_bytes(spec.attention, page, kind)
+
+
+def _store(
+    platform: Platform, spec: Spec, page: int, pages: int, below: int, disk: Disk | None
+) -> Store:
+    """The KV pages where new KV goes, `below` that in main memory, and on disk."""
+    host = torch.device("cpu")
+    home = host if platform.tier == Tier.CPU else platform.device
+    sizes, devices = {platform.tier: pages}, {platform.tier: home}
+    if below:
+        sizes[Tier.CPU], devices[Tier.CPU] = below, host
+    if disk is not None:
+        sizes[Tier.DISK] = disk.pages
+    kinds = platform.kv_dtype, disk, platform.hosted, platform.cold
+    return Store(spec.attention, page, sizes, devices, *kinds)
+
+
 def _relay(store: Store, device: torch.device) -> Relay:
     """What attends to KV in a GPU's host."""
     kv = store.kv[Tier.CPU]
@@ -219,9 +235,10 @@ def _relay(store: Store, device: torch.device) -> Relay:
         raise ConfigError(f"the host cannot attend to KV in main memory: {error}") from None
 
 
-def _graphs(config: Config, requests: int, spec: Spec) -> Graphs:
+def _graphs(config: Config, platform: Platform, requests: int, spec: Spec) -> Graphs:
     """Shapes of lanes that a GPU replays."""
-    if config.enforce_eager or dispatch.triton is None:  # the reference looks at lengths
+    on_gpu = platform.device.type == "cuda"
+    if not on_gpu or config.enforce_eager or dispatch.triton is None:  # PyTorch looks at lengths
         return Graphs()
     sizes = [size for size in config.cuda_graph_sizes if size <= requests]
     sizes = sizes or decode_sizes(requests)
@@ -231,7 +248,7 @@ def _graphs(config: Config, requests: int, spec: Spec) -> Graphs:
 
 def _pages(room: int, spec: Spec, page: int, platform: Platform, away: int) -> int:
     """Pages of the KV cache in so many bytes; others, attended to as well, are `away`."""
-    one = page_bytes(spec.attention, page, platform.kv_dtype)
+    one = _page_bytes(spec, page, platform.kv_dtype)
     pages = room // one - 1  # one is nobody's
     if max(pages, away) * page < min(spec.context, 256):
         flags, used = "--kv-cache-memory", ""
@@ -251,7 +268,7 @@ def _cpu_pages(config: Config, spec: Spec, page: int, platform: Platform) -> int
     """Pages of a tier in main memory below the GPU's."""
     if not config.cpu_cache:
         return 0
-    pages = config.cpu_cache // page_bytes(spec.attention, page, platform.cold) - 1
+    pages = config.cpu_cache // _page_bytes(spec, page, platform.cold) - 1
     if pages < 1:
         raise ConfigError(f"--cpu-cache {config.cpu_cache}: that is less than two pages of KV")
     free = free_memory()
@@ -262,6 +279,18 @@ def _cpu_pages(config: Config, spec: Spec, page: int, platform: Platform) -> int
             *(config.cpu_cache / GIB, free / GIB),
         )
     return pages
+
+
+def _beside(config: Config, platform: Platform, probe: Runner, below: int, tokens: int) -> int:
+    """Bytes on a GPU that `below` pages in main memory want there, with lanes of so many tokens."""
+    if not below:
+        return 0
+    store, spec = probe.store, probe.model.spec
+    slots = slot_bytes(store.record, below) + coding_bytes(store.paged[0])
+    if config.cpu_attention == "off":
+        return slots
+    layer = _page_bytes(spec, store.page, platform.kv_dtype) // spec.layers
+    return slots + BORROWED * layer * (tokens + spec.context) // store.page
 
 
 def _gpu_room(config: Config, device: torch.device, reserve: int) -> int:

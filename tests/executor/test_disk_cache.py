@@ -305,10 +305,11 @@ def test_coded_pages_come_back_from_disk_as_they_were(tmp_path, kind):
         "kv_cache_dtype": kind,
     }  # fmt: skip
     (model / "config.json").write_text(json.dumps(SHAPE))
-    with pytest.raises(ConfigError, match="heads of 16"):
-        build.engine(config(settings, {}))
-    (model / "config.json").write_text(json.dumps(SHAPE | heads))
     kept = settings | {"disk_cache": str(cache), "disk_cache_size": "4MiB"}
+    for given in (settings, kept):
+        with pytest.raises(ConfigError, match="heads of 16"):
+            build.engine(config(given, {}))
+    (model / "config.json").write_text(json.dumps(SHAPE | heads))
     with pytest.raises(ConfigError, match="leave out --cold-kv-dtype"):
         build.engine(config(kept | {"cold_kv_dtype": "int8"}, {}))
     some = [[*range(n, n + 200)] for n in (0, 200, 400, 0)]
