@@ -24,8 +24,9 @@ from weir.ops.coded import BYTES, GROUP
 from weir.ops.pages import coding_bytes
 from weir.ops.prefix import shares
 from weir.runtime.codec import Codec
-from weir.runtime.disk import Disk, identity
+from weir.runtime.disk import Disk
 from weir.runtime.graphs import Graphs, decode_sizes, mixed_shapes, shared_sizes
+from weir.runtime.index import identity
 from weir.runtime.relay import Relay
 from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes

@@ -18,7 +18,8 @@ from tests.runtime.drive import CPU
 from weir.core import Move, Page
 from weir.errors import ConfigError
 from weir.runtime import disk as module
-from weir.runtime.disk import Disk, identity
+from weir.runtime.disk import Disk
+from weir.runtime.index import identity
 from weir.runtime.store import Store, page_bytes
 from weir.spec import AttentionSpec
 

@@ -5,16 +5,11 @@ not been written yet, or has been read ahead, is taken from memory, so nobody wa
 and a page that cannot be read is known before a plan relies on it. A disk that fails is given up
 with one warning: nothing is read or written any more.
 
-Beside the pages lies, only while no engine has them open, an index: which model they belong to, the
-checksum of each, and what the engine says of them. It is written last and removed first, so it
-never speaks of pages that have changed since.
-
 Knows bytes and page numbers; no tensor, no token.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
@@ -25,17 +20,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import msgspec
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
 from weir.cost.transfer import PENDING
 from weir.errors import ConfigError
+from weir.runtime import index
+from weir.runtime.index import Index
 
 log = logging.getLogger(__name__)
-
-MAGIC = b"weir-kv-1\n"
 
 BATCH = 4 << 20
 """Bytes that are read or written at once."""
@@ -46,15 +39,6 @@ MOST = 4
 
 Bytes = NDArray[np.uint8]
 T = TypeVar("T")
-
-
-class Index(Struct, frozen=True):
-    """What is known of the pages of an engine that has ended."""
-
-    identity: str  # of all that the content depends on
-    record: int  # bytes a page
-    sums: dict[int, int]  # page → CRC-32 of its record, of those that matter
-    kept: bytes  # opaque here
 
 
 class Codec(Protocol):
@@ -77,14 +61,14 @@ class Disk:
     def __init__(
         self, folder: Path, identity: str, pages: int, record: int, codec: Codec | None = None
     ):
-        self.identity, self.pages, self.record, self.codec = identity, pages, record, codec
+        self.folder, self.identity, self.codec = folder, identity, codec
+        self.pages, self.record = pages, record
         self.stored = record if codec is None else codec.size  # bytes of a page in the file
-        self.index = folder / "kv.index"
         self.file = _open(folder, pages * self.stored)
         self.read_bytes, self.read_seconds = 0, 0.0
         self.sums: dict[int, int] = {}  # page → checksum, of those written
         self.kept = self._recover()
-        self.index.unlink(missing_ok=True)
+        index.remove(folder)
         self.pending: dict[int, Bytes] = {}  # page → record, in the order of writing
         self.asked: dict[int, object] = {}  # page → this asking, of those to be read, in order
         self.fetched: dict[int, Bytes] = {}  # page → record, until it is read
@@ -178,13 +162,7 @@ class Disk:
                 raise self.error
         os.fsync(self.file)
         sums = {page: self.sums[page] for page in pages}
-        body = msgspec.msgpack.encode(Index(self.identity, self.stored, sums, kept))
-        temporary = self.index.with_suffix(".new")
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(MAGIC + zlib.crc32(body).to_bytes(4, "little") + body)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.index)
+        index.save(self.folder, Index(self.identity, self.stored, sums, kept))
 
     def close(self) -> None:
         """Let go of the folder. May be called twice."""
@@ -265,7 +243,7 @@ class Disk:
                 return self._give_up(OSError(f"page {damaged[0]} is damaged"))
 
     def _give_up(self, error: OSError) -> None:
-        log.warning("%s: going on without the KV cache on disk: %s", self.index.parent, error)
+        log.warning("%s: going on without the KV cache on disk: %s", self.folder, error)
         with self.changed:
             self.error = error
             self.changed.notify_all()
@@ -274,43 +252,17 @@ class Disk:
         """What the engine before saved, once every page it speaks of has been checked; else nothing
         and, unless there was nothing, a warning."""
         try:
-            content = self.index.read_bytes()
-        except FileNotFoundError:
+            found = index.read(self.folder, self.identity, self.stored)
+            if found is None:
+                return b""
+            for page, sum in found.sums.items():
+                if zlib.crc32(self._pread(page)[0]) != sum:
+                    raise OSError(f"page {page} is damaged")
+        except (ValueError, OSError) as why:
+            log.warning("%s: starting with an empty KV cache on disk: %s", self.folder, why)
             return b""
-        except OSError as error:
-            return self._ignore(f"its index cannot be read: {error.strerror}")
-        body = content[len(MAGIC) + 4 :]
-        if not content.startswith(MAGIC):
-            return self._ignore("its index is not one of this version")
-        if zlib.crc32(body).to_bytes(4, "little") != content[len(MAGIC) : len(MAGIC) + 4]:
-            return self._ignore("its index is damaged")
-        try:
-            index = msgspec.msgpack.decode(body, type=Index)
-        except msgspec.DecodeError:
-            return self._ignore("its index makes no sense")
-        if (index.identity, index.record) != (self.identity, self.stored):
-            return self._ignore("it belongs to another model, KV type or version")
-        for page, sum in index.sums.items():
-            try:
-                row = self._pread(page)[0]
-            except OSError as error:
-                return self._ignore(str(error))
-            if zlib.crc32(row) != sum:
-                return self._ignore(f"page {page} is damaged")
-        self.sums = index.sums
-        return index.kept
-
-    def _ignore(self, why: str) -> bytes:
-        log.warning("%s: starting with an empty KV cache on disk: %s", self.index.parent, why)
-        return b""
-
-
-def identity(weights: Path, *parts: object) -> str:
-    """Of KV pages: of the files of weights, by name, size and time, and of what else they depend
-    on."""
-    files = [weights] if weights.is_file() else sorted(weights.iterdir())
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr((stats, parts)).encode()).hexdigest()
+        self.sums = found.sums
+        return found.kept
 
 
 def _open(folder: Path, size: int) -> int:
