@@ -28,7 +28,7 @@ from weir.cost import profile
 from weir.cost.hardware import find
 from weir.cost.target import Cost
 from weir.cost.work import Work
-from weir.llm import AsyncLLM
+from weir.llm.online import AsyncLLM
 from weir.params import SamplingParams
 from weir.sim.flags import Scene, Vocabulary
 from weir.sim.replay import Replica, replay

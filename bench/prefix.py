@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from weir import LLM, SamplingParams
-from weir.llm import RequestOutput
+from weir.llm.outputs import RequestOutput
 from weir.sim.workload import Workload, fewshot, mt_bench
 
 ROOT = Path(__file__).parent.parent

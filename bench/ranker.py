@@ -23,7 +23,7 @@ import scheduling_sets as sets
 from scheduling import WIDE, Arm, table
 
 from weir.core import Request
-from weir.llm import AsyncLLM
+from weir.llm.online import AsyncLLM
 from weir.params import SamplingParams
 from weir.ranker import files, lengths
 from weir.ranker.adapt import Adapted

@@ -6,7 +6,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "weir.llm": "AsyncLLM LLM",
+    "weir.llm.offline": "LLM",
+    "weir.llm.online": "AsyncLLM",
     "weir.params": "SamplingParams",
     "weir.lang.backend.anthropic": "Anthropic",
     "weir.lang.backend.choose": "flush_cache set_default_backend",

@@ -13,7 +13,7 @@ from weir import AsyncLLM, SamplingParams, connect
 from weir.client import Local
 from weir.config import Config
 from weir.errors import BadRequest, ConfigError, EngineDead
-from weir.llm import LLM
+from weir.llm.offline import LLM
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 

@@ -7,6 +7,8 @@ With --workload the named workloads run as they are compared among GPU engines: 
 default, the prefix cache on and empty, temperature 1, one table.
 """
 
+from __future__ import annotations
+
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -15,9 +17,10 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
+import weir
 from weir.bench import datasets, named, reporting
 from weir.errors import EngineDead
-from weir.llm import LLM, RequestOutput
+from weir.llm.outputs import RequestOutput
 from weir.options import add_config, config
 from weir.params import SamplingParams
 from weir.sim.workload import Item, Workload
@@ -78,7 +81,7 @@ def run(options: Namespace) -> int:
         return compare(options)
     cached = getattr(options, "enable_prefix_caching", False)
     settings = config(options, enable_prefix_caching=cached)
-    with LLM(**asdict(settings)) as llm:
+    with weir.LLM(**asdict(settings)) as llm:
         workload = datasets.make(options, lambda: llm.text, settings.seed)
         result = measure(llm, workload, cached, not options.quiet)
     print("\n".join(result.lines()))
@@ -90,7 +93,7 @@ def compare(options: Namespace) -> int:
     """Run named workloads and show them beside what others reached."""
     began = time.perf_counter()
     settings = config(options)
-    with LLM(**asdict(settings)) as llm:
+    with weir.LLM(**asdict(settings)) as llm:
         started = time.perf_counter() - began
         made = [named.make(name, llm.model.vocab) for name in options.workload]
         _ask(llm, named.make("fixed:8", llm.model.vocab), 16, False)
@@ -130,7 +133,7 @@ class Run(Struct):
         )
 
 
-def _ask(llm: LLM, workload: Workload, limit: int | None, shown: bool) -> Run:
+def _ask(llm: weir.LLM, workload: Workload, limit: int | None, shown: bool) -> Run:
     """Answer a named workload, with no more text than its users would see."""
     asked = SamplingParams(temperature=1.0, ignore_eos=True, detokenize=False)
     seconds, outputs = generate(llm, workload, limit, shown, asked)
@@ -146,7 +149,7 @@ def _tokens(outputs: list[RequestOutput]) -> tuple[int, int, int]:
     )
 
 
-def measure(llm: LLM, workload: Workload, cached: bool, shown: bool) -> Result:
+def measure(llm: weir.LLM, workload: Workload, cached: bool, shown: bool) -> Result:
     """Run once whole and, without a cache, for the prefill alone. Raises if a request fails."""
     if cached:
         generate(llm, Workload("warm-up", [Item([0] * 64, 2)]), None, False)
@@ -159,7 +162,11 @@ def measure(llm: LLM, workload: Workload, cached: bool, shown: bool) -> Result:
 
 
 def generate(
-    llm: LLM, workload: Workload, limit: int | None, shown: bool, asked: SamplingParams = GREEDY
+    llm: weir.LLM,
+    workload: Workload,
+    limit: int | None,
+    shown: bool,
+    asked: SamplingParams = GREEDY,
 ) -> tuple[float, list[RequestOutput]]:
     """Seconds and outputs of the workload, each answer cut at `limit` tokens. Raises `EngineDead`
     if a request fails."""

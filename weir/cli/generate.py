@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import asdict, replace
 
+import weir
 from weir.errors import ConfigError
-from weir.llm import LLM, RequestOutput
+from weir.llm.outputs import RequestOutput
 from weir.options import add_config, config
 
 USAGE = "weir generate MODEL [--prompt TEXT | --file FILE] [OPTIONS]"
@@ -40,7 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     settings = config(options)
     prompts = read(options)
-    with LLM(**asdict(settings)) as llm:
+    with weir.LLM(**asdict(settings)) as llm:
         names = ("n", "temperature", "top_p", "top_k", "max_tokens", "stop", "ignore_eos")
         asked = {name: getattr(options, name) for name in names}
         asked = {name: value for name, value in asked.items() if value is not None}

@@ -2,9 +2,3 @@
 
 Outputs have vLLM's names, so that a script moves here by changing its import.
 """
-
-from weir.llm.offline import LLM
-from weir.llm.online import AsyncLLM
-from weir.llm.outputs import CompletionOutput, RequestOutput
-
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput"]

@@ -11,7 +11,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from weir.cli.rank.train import add_data
+from weir.cli.rank import add_data
 from weir.errors import ConfigError
 from weir.ranker import files, lengths
 from weir.ranker.evaluate import LEAST, evaluate, summary, table

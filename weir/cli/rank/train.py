@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from weir.bench.datasets import positive
+from weir.cli.rank import add_data
 from weir.errors import ConfigError
 from weir.progress import progress
 from weir.ranker import files, lengths, train_light, train_transformer
@@ -28,13 +29,6 @@ LIGHT = "light"
 RIDGE = "ridge"
 TAUGHT = "taught"
 AVERAGED = ["listmle", "pairwise", "pointwise", RIDGE]
-
-
-def add_data(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("data", type=Path, metavar="DATA", help="folder or JSON lines")
-    add("--exclude", nargs="+", default=["bbh"], metavar="SOURCE", help="leave out (bbh)")
-    add("--hold", nargs="+", default=[], metavar="MODEL", help="models never trained on (none)")
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from weir.errors import EngineDead
 from weir.lang.backend.base import Piece, Prompt, Score, Turn, first, healed, text_only
 from weir.lang.backend.turns import turns
 from weir.lang.loop import spawn, wait
-from weir.llm import AsyncLLM
+from weir.llm.online import AsyncLLM
 from weir.params import SamplingParams, convert
 
 
