@@ -168,6 +168,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     host: Annotated[Text, about("address to listen on")] = "127.0.0.1"
     port: Annotated[Port, about("port to listen on; 0: any free one")] = 8000
+    separate_reasoning: Annotated[
+        bool, about("tell what a model thinks, between <think> tags, from what it answers")
+    ] = True
     api_key: Annotated[list[str], about("keys; a client must present one of them")] = []
     tenant_keys: Annotated[
         list[str], about("name=key of tenants that fair() tells apart by key, not by `user`")

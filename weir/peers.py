@@ -57,7 +57,11 @@ _neutral("speculative_config speculative_algorithm", "none", "Weir does not spec
 _neutral("cpu_offload_gb", "0", "use --offload auto with --gpu-memory instead")
 _neutral("kv_transfer_config", "none", "Weir does not transfer KV caches yet")
 _neutral("tool_call_parser", "none hermes qwen qwen25", "Weir reads calls as these write them")
-_neutral("reasoning_parser", "none", "Weir does not tell reasoning from answers yet")
+_neutral(
+    "reasoning_parser",
+    "auto qwen3 qwen3-thinking deepseek_r1 deepseek-r1 deepseek_v3 deepseek-v3 glm45 olmo3",
+    "Weir tells reasoning by its <think> tags; --no-separate-reasoning leaves it in the text",
+)
 _neutral("enable_auto_tool_choice", "true", "models may always choose tools")
 _neutral("disable_log_requests disable_log_stats", "true", "use --enable-log-requests instead")
 _neutral("tokenizer_mode", "auto fast", "Weir has one tokenizer")

@@ -27,7 +27,7 @@ from weir.server.tools import (
     Tool,
     Toolbox,
     ToolCall,
-    whole,
+    merged,
 )
 
 PARAMETERS = {
@@ -55,6 +55,12 @@ def fits(toolbox: Toolbox, text: str, form: StructuredOutputs | None = None) -> 
     matcher = LLMatcher(bytewise(), guidance(asked), log_level=0)
     data = list(text.encode())
     return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
+
+
+def whole(text: str, inside: bool) -> tuple[str, list[ToolCall], bool]:
+    reader = Calls(inside)
+    content, parts = reader.push(text, last=True)
+    return content, merged(parts), reader.complete
 
 
 def test_what_may_be_answered():
@@ -133,14 +139,14 @@ def test_a_stream_reads_as_the_whole_does(text: str, made: list[str], data: st.D
         assert begun[index].function.name == wanted["name"]
         assert json.loads(arguments) == wanted["arguments"]
     shown, together, complete = whole(answer, inside=False)
-    assert (shown or "") == text and len(together) == len(made)
+    assert shown == text and len(together) == len(made)
     assert complete == bool(made) == calls.complete
 
 
 def test_an_answer_that_was_cut_short():
     content, calls, complete = whole(BEGIN.join(["", WEATHER[:40]]), inside=False)
     assert (
-        content is None
+        content == ""
         and not complete
         and calls[0].function.arguments == WEATHER[WEATHER.index(": {") + 2 : 40]
     )

@@ -104,6 +104,8 @@ class AssistantMessage(Struct):
     role: Literal["assistant"] = "assistant"
     refusal: None = None
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET  # another name of it
 
 
 class ChatChoice(Struct):
@@ -129,6 +131,8 @@ class ChatCompletion(Struct):
 class Delta(Struct):
     content: str | UnsetType
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET  # another name of it
     role: Literal["assistant"] | UnsetType = UNSET  # with the first chunk of a choice
 
 

@@ -200,7 +200,12 @@ class ToolUseBlock(Struct, tag="tool_use"):
     input: dict[str, Any]
 
 
-Block = TextBlock | ToolUseBlock
+class ThinkingBlock(Struct, tag="thinking"):
+    thinking: str
+    signature: str = ""  # nobody here reads one
+
+
+Block = TextBlock | ToolUseBlock | ThinkingBlock
 Stop = Literal[
     "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"
 ]
@@ -234,13 +239,17 @@ class TextDelta(Struct, tag="text_delta"):
     text: str
 
 
+class ThinkingDelta(Struct, tag="thinking_delta"):
+    thinking: str
+
+
 class InputDelta(Struct, tag="input_json_delta"):
     partial_json: str
 
 
 class BlockDelta(Struct, tag="content_block_delta"):
     index: int
-    delta: TextDelta | InputDelta
+    delta: TextDelta | ThinkingDelta | InputDelta
 
 
 class BlockStopped(Struct, tag="content_block_stop"):

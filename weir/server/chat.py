@@ -24,7 +24,8 @@ from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
 from weir.server.openai import ChatRequest
 from weir.server.prompts import render
-from weir.server.tools import Calls, whole
+from weir.server.reading import Reader
+from weir.server.tools import merged
 
 
 async def chat(call: Call, body: ChatRequest) -> Reply:
@@ -35,10 +36,13 @@ async def chat(call: Call, body: ChatRequest) -> Reply:
     job = await call.submit(
         [prompt], params, field="messages", add_special_tokens=special, **body.details
     )
+    readers = [call.service.reader(body.toolbox, prompt) for _ in range(job.choices)]
     identity, created = f"chatcmpl-{job.id}", int(time.time())
     if body.stream:
-        return _chunks(job, body, identity, created, model)
-    choices = [_choice(one, body) for one in await job.collect()]
+        return _chunks(job, body, identity, created, model, readers)
+    choices = [
+        _choice(one, body, reader) for one, reader in zip(await job.collect(), readers, strict=True)
+    ]
     answer = ChatCompletion(identity, created, model, choices, usage(job.usage))
     stream = job.streams[0]
     if body.prompt_logprobs is not None:
@@ -48,32 +52,29 @@ async def chat(call: Call, body: ChatRequest) -> Reply:
     return answer
 
 
-def _choice(one: Output, body: ChatRequest) -> ChatChoice:
+def _choice(one: Output, body: ChatRequest, reader: Reader) -> ChatChoice:
     """A whole answer."""
-    message, reason = AssistantMessage(one.text), one.finish_reason
-    if body.toolbox.tools:
-        message.content, calls, complete = whole(one.text, body.toolbox.must)
-        message.tool_calls = calls or UNSET
-        reason = "tool_calls" if reason == "stop" and complete else reason
+    thought, text, calls = reader.push(one)
+    message = AssistantMessage(text if text or not (thought or calls) else None)
+    message.tool_calls = merged(calls) or UNSET
+    message.reasoning = message.reasoning_content = thought or UNSET
     return ChatChoice(
         index=one.index,
         message=message,
         logprobs=chat_logprobs(one.logprobs or []) if body.logprobs else None,
-        finish_reason=reason,
+        finish_reason=_reason(one, reader),
         stop_reason=one.stop_reason,
         token_ids=one.token_ids if body.return_token_ids else UNSET,
     )
 
 
 def _chunks(
-    job: Job, body: ChatRequest, identity: str, created: int, model: str
+    job: Job, body: ChatRequest, identity: str, created: int, model: str, readers: list[Reader]
 ) -> AsyncGenerator[bytes, None]:
     begun: set[int] = set()
-    toolbox = body.toolbox
-    read = {index: Calls(toolbox.must) for index in range(job.choices if toolbox.tools else 0)}
 
     def write(_: int, output: Output) -> ChatChunk:
-        delta = _delta(output, read.get(output.index))
+        delta = _delta(output, readers[output.index])
         value = ChatChunk(identity, created, model, [_piece(output, delta, body)])
         if output.index not in begun:
             begun.add(output.index)
@@ -86,14 +87,17 @@ def _chunks(
     return chunks(job, write, last, body.usage_wanted, body.usage_always)
 
 
-def _delta(output: Output, calls: Calls | None) -> Delta:
-    """What an event says, read for calls where there may be some."""
-    if calls is None:
-        return Delta(output.text)
-    content, found = calls.push(output.text, last=output.finish_reason is not None)
-    if output.finish_reason == "stop" and calls.complete:
-        output.finish_reason = "tool_calls"
-    return Delta(content or UNSET, found or UNSET)
+def _delta(output: Output, reader: Reader) -> Delta:
+    """What an event says."""
+    thought, text, calls = reader.push(output)
+    output.finish_reason = _reason(output, reader)
+    content = text if text or not (thought or calls) else UNSET
+    return Delta(content, calls or UNSET, thought or UNSET, thought or UNSET)
+
+
+def _reason(output: Output, reader: Reader) -> str | None:
+    ended = output.finish_reason
+    return "tool_calls" if ended == "stop" and reader.called else ended
 
 
 def _piece(output: Output, delta: Delta, body: ChatRequest) -> ChatChunkChoice:

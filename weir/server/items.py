@@ -24,7 +24,7 @@ from weir.server.tools import ChosenFunction, ChosenTool, Function, Name, Tool
 
 
 class Part(Struct, forbid_unknown_fields=True):
-    type: Literal["input_text", "output_text", "text"]
+    type: Literal["input_text", "output_text", "reasoning_text", "text"]
     text: str
     annotations: Ignored = None
     logprobs: Ignored = None
@@ -135,7 +135,9 @@ class ResponsesRequest(OpenAIRequest, kw_only=True):
         )
 
     def _messages(self) -> list[Message]:
-        """Calls that follow each other, or what was said before them, are one message."""
+        """Calls that follow each other, or what was thought and said before them, are one
+        message."""
+        thought = ""
         found = [Message("developer", self.instructions)] if self.instructions else []
         items = (
             self.input if isinstance(self.input, list) else [Item(role="user", content=self.input)]
@@ -145,15 +147,20 @@ class ResponsesRequest(OpenAIRequest, kw_only=True):
                 if item.role is None or item.content is None:
                     raise BadRequest("a message has a role and content", param=f"input[{at}]")
                 found.append(Message(item.role, _plain(item.content)))
+                if item.role == "assistant":
+                    found[-1].reasoning_content, thought = thought or None, ""
             elif item.type == "function_call":
                 if not found or found[-1].role != "assistant":
-                    found.append(Message("assistant"))
+                    found.append(Message("assistant", reasoning_content=thought or None))
+                    thought = ""
                 called = {"name": item.name or "", "arguments": item.arguments or ""}
                 call = {"id": item.call_id, "type": "function", "function": called}
                 found[-1].tool_calls = [*(found[-1].tool_calls or ()), call]
             elif item.type == "function_call_output":
                 output = _plain(item.output or "")
                 found.append(Message("tool", output, tool_call_id=item.call_id))
+            elif isinstance(item.content, list):
+                thought += "".join(part.text for part in item.content)
         return found
 
 
@@ -166,9 +173,8 @@ def _plain(content: Content) -> str | list[TextPart]:
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputText(Struct):
+class OutputText(Struct, tag="output_text"):
     text: str
-    type: Literal["output_text"] = "output_text"
     annotations: list[str] = []
     logprobs: list[str] = []
 
@@ -178,6 +184,17 @@ class Said(Struct, tag="message"):
     content: list[OutputText] = []
     status: Status = "in_progress"
     role: Literal["assistant"] = "assistant"
+
+
+class ReasoningText(Struct, tag="reasoning_text"):
+    text: str
+
+
+class Thought(Struct, tag="reasoning"):
+    id: str
+    content: list[ReasoningText] = []
+    status: Status = "in_progress"
+    summary: list[str] = []
 
 
 class Called(Struct, tag="function_call"):
@@ -222,7 +239,7 @@ class Response(Struct):
     max_output_tokens: int | None
     status: Status = "in_progress"
     incomplete_details: Incomplete | None = None
-    output: list[Said | Called] = []
+    output: list[Said | Thought | Called] = []
     usage: Usage | None = None
     error: None = None
     object: Literal["response"] = "response"
@@ -237,8 +254,8 @@ class Event(Struct):
     output_index: int | UnsetType = UNSET
     item_id: str | UnsetType = UNSET
     content_index: int | UnsetType = UNSET
-    item: Said | Called | UnsetType = UNSET
-    part: OutputText | UnsetType = UNSET
+    item: Said | Thought | Called | UnsetType = UNSET
+    part: OutputText | ReasoningText | UnsetType = UNSET
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET

@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Iterator
 import msgspec
 
 from weir.client import Output
-from weir.server.answers import ToolCall
 from weir.server.anthropic import (
     Answer,
     Block,
@@ -24,21 +23,23 @@ from weir.server.anthropic import (
     Stopped,
     TextBlock,
     TextDelta,
+    ThinkingBlock,
+    ThinkingDelta,
     ToolUseBlock,
     Usage,
 )
 from weir.server.chat import sampling
 from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Burst, Job
-from weir.server.openai import ChatRequest
 from weir.server.prompts import render
+from weir.server.reading import Reader
 from weir.server.sse import frame
-from weir.server.tools import Calls
 
 
 async def count(call: Call, body: Counted) -> Reply:
     call.service.model(body.model)
-    return InputTokens(len(await _encoded(call, body.chat())))
+    prompt = render(call.service.client.text, body.chat())
+    return InputTokens(len(await call.service.encode(prompt, False)))
 
 
 async def messages(call: Call, body: MessagesRequest) -> Reply:
@@ -51,7 +52,8 @@ async def messages(call: Call, body: MessagesRequest) -> Reply:
         top_k=body.top_k,
         user=body.metadata and body.metadata.user_id,
     )
-    prompt = await _encoded(call, asked)
+    said = render(client.text, asked)
+    prompt = await call.service.encode(said, False)
     room = max(1, client.model.context - len(prompt))
     asked.max_tokens = min(body.max_tokens, room)
     job = await call.submit(
@@ -59,16 +61,12 @@ async def messages(call: Call, body: MessagesRequest) -> Reply:
     )
     full: Stop = "max_tokens" if body.max_tokens <= room else "model_context_window_exceeded"
     answer = Answer(f"msg_{job.id}", model, _usage(job))
-    writer = Writer(job, asked, answer, full)
+    writer = Writer(job, call.service.reader(asked.toolbox, said), answer, full)
     if body.stream:
         return writer.frames()
     async for _ in writer.frames():
         pass
     return answer
-
-
-async def _encoded(call: Call, asked: ChatRequest) -> list[int]:
-    return await call.service.encode(render(call.service.client.text, asked), False)
 
 
 def _usage(job: Job) -> Usage:
@@ -80,11 +78,11 @@ class Writer:
     """Fills a blank answer with what comes, and says as events what is new of it. full: why it ends
     when it has all the tokens it may have."""
 
-    def __init__(self, job: Job, asked: ChatRequest, answer: Answer, full: Stop):
+    def __init__(self, job: Job, reader: Reader, answer: Answer, full: Stop):
         self._job = job
         self._answer = answer
         self._full = full
-        self._calls = Calls(asked.toolbox.must) if asked.toolbox.tools else None
+        self._reader = reader
         self._open: Block | None = None
         self._arguments = ""  # of the call that is open
 
@@ -105,9 +103,11 @@ class Writer:
             yield from self._pieces(output)
 
     def _pieces(self, output: Output) -> Iterator[Event]:
-        text, calls = output.text, list[ToolCall]()
-        if self._calls is not None:
-            text, calls = self._calls.push(output.text, last=output.finish_reason is not None)
+        thought, text, calls = self._reader.push(output)
+        if thought:
+            if not isinstance(self._open, ThinkingBlock):
+                yield from self._opened(ThinkingBlock(""))
+            yield self._more(thought)
         if text:
             if not isinstance(self._open, TextBlock):
                 yield from self._opened(TextBlock(""))
@@ -130,6 +130,9 @@ class Writer:
         if isinstance(self._open, TextBlock):
             self._open.text += text
             return BlockDelta(self._index, TextDelta(text))
+        if isinstance(self._open, ThinkingBlock):
+            self._open.thinking += text
+            return BlockDelta(self._index, ThinkingDelta(text))
         self._arguments += text
         return BlockDelta(self._index, InputDelta(text))
 
@@ -142,7 +145,7 @@ class Writer:
         self._open = None
 
     def _ended(self, output: Output) -> Iterator[Event]:
-        called = self._calls is not None and self._calls.complete
+        called = self._reader.called
         yield from self._closed(whole=called)
         answer = self._answer
         answer.stop_reason = "tool_use" if called else "end_turn"

@@ -236,6 +236,13 @@ class ChatRequest(Generation, kw_only=True):
     web_search_options: Unserved = None
 
     @property
+    def free(self) -> bool:
+        """Whether an answer may begin as the model likes, so that it may think first."""
+        field, form = self.structured
+        held = self.response_format is not None and self.response_format.structured is not None
+        return form is None or (field == "tools" and not self.toolbox.must and not held)
+
+    @property
     def toolbox(self) -> Toolbox:
         return Toolbox(self.tools, self.tool_choice, self.parallel_tool_calls is not False)
 

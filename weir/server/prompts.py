@@ -7,6 +7,7 @@ import msgspec
 
 from weir.errors import BadRequest
 from weir.server.openai import MAX_PROMPTS, ChatRequest, Message, TokenizeRequest
+from weir.server.reading import closed, inside
 from weir.server.tools import BEGIN, written
 from weir.text import Text
 
@@ -56,14 +57,16 @@ def render(text: Text, body: ChatRequest | TokenizeRequest) -> str:
             messages, tools, add_generation_prompt=start, continue_final_message=go_on, **extra
         )
 
-    toolbox = body.toolbox if isinstance(body, ChatRequest) else None
     if messages != without and chat(None, messages) == chat(None, without):
         messages = [_spelled(message) for message in messages]
-    if toolbox is None or not toolbox.tools:
+    if not isinstance(body, ChatRequest):
         return chat(None, messages)
+    toolbox = body.toolbox
     prompt = chat(toolbox.plain(), messages)
-    if prompt == chat(None, messages):  # the template says nothing of tools
+    if toolbox.tools and prompt == chat(None, messages):  # the template says nothing of tools
         prompt = chat(None, _instructed(messages, toolbox.instructions()))
+    if inside(prompt) and not body.free:
+        prompt = closed(prompt)
     return prompt + (BEGIN if toolbox.must else "")
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from uuid import uuid4
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from weir.client import Output
-from weir.server.answers import ToolCall
 from weir.server.chat import sampling
 from weir.server.endpoint import Call, Reply
 from weir.server.items import (
@@ -18,17 +18,18 @@ from weir.server.items import (
     Event,
     Incomplete,
     OutputText,
+    ReasoningText,
     Response,
     ResponsesRequest,
     Said,
     Status,
+    Thought,
     Usage,
 )
 from weir.server.jobs import Burst, Job
-from weir.server.openai import ChatRequest
 from weir.server.prompts import render
+from weir.server.reading import Reader
 from weir.server.sse import frame
-from weir.server.tools import Calls
 
 
 async def responses(call: Call, body: ResponsesRequest) -> Reply:
@@ -53,7 +54,7 @@ async def responses(call: Call, body: ResponsesRequest) -> Reply:
         top_p=params.top_p,
         max_output_tokens=body.max_output_tokens,
     )
-    writer = Writer(job, asked, blank)
+    writer = Writer(job, call.service.reader(asked.toolbox, prompt), blank)
     if body.stream:
         return writer.frames()
     async for _ in writer.frames():
@@ -64,11 +65,11 @@ async def responses(call: Call, body: ResponsesRequest) -> Reply:
 class Writer:
     """Fills a blank response with what comes, and says as events what is new of it."""
 
-    def __init__(self, job: Job, asked: ChatRequest, response: Response):
+    def __init__(self, job: Job, reader: Reader, response: Response):
         self._job = job
         self._response = response
-        self._calls = Calls(asked.toolbox.must) if asked.toolbox.tools else None
-        self._open: Said | Called | None = None
+        self._reader = reader
+        self._open: Said | Thought | Called | None = None
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         number = 0
@@ -88,13 +89,14 @@ class Writer:
             yield from self._pieces(output)
 
     def _pieces(self, output: Output) -> Iterator[Event]:
-        text, calls = output.text, list[ToolCall]()
-        if self._calls is not None:
-            text, calls = self._calls.push(output.text, last=output.finish_reason is not None)
+        thought, text, calls = self._reader.push(output)
+        if thought:
+            if not isinstance(self._open, Thought):
+                yield from self._opened(Thought(f"rs_{uuid4().hex}", [ReasoningText("")]))
+            yield from self._more(thought)
         if text:
             if not isinstance(self._open, Said):
-                yield from self._opened(Said(f"msg_{uuid4().hex}"))
-                yield from self._part(OutputText(""))
+                yield from self._opened(Said(f"msg_{uuid4().hex}", [OutputText("")]))
             yield from self._more(text)
         for call in calls:
             if isinstance(call.id, str):
@@ -104,30 +106,30 @@ class Writer:
         if output.finish_reason is not None:
             yield from self._ended(output.finish_reason)
 
-    def _opened(self, item: Said | Called) -> Iterator[Event]:
+    def _opened(self, item: Said | Thought | Called) -> Iterator[Event]:
         yield from self._closed("completed")
         self._open = item
         self._response.output.append(item)
-        yield self._event("response.output_item.added", item=item)
-
-    def _part(self, part: OutputText) -> Iterator[Event]:
-        assert isinstance(self._open, Said)
-        self._open.content.append(part)
-        yield self._event("response.content_part.added", part=part)
+        if isinstance(item, Called):
+            yield self._event("response.output_item.added", item=item)
+            return
+        yield self._event("response.output_item.added", item=replace(item, content=[]))
+        yield self._event("response.content_part.added", part=item.content[0])
 
     def _more(self, text: str) -> Iterator[Event]:
-        if isinstance(self._open, Said):
-            self._open.content[0].text += text
-            yield self._event("response.output_text.delta", delta=text, logprobs=[])
+        if isinstance(self._open, Said | Thought):
+            part = self._open.content[0]
+            part.text += text
+            yield self._event(f"response.{part.__struct_config__.tag}.delta", delta=text)
         elif self._open is not None and text:
             self._open.arguments += text
             yield self._event("response.function_call_arguments.delta", delta=text)
 
     def _closed(self, status: Status) -> Iterator[Event]:
         item = self._open
-        if isinstance(item, Said):
+        if isinstance(item, Said | Thought):
             part = item.content[0]
-            yield self._event("response.output_text.done", text=part.text, logprobs=[])
+            yield self._event(f"response.{part.__struct_config__.tag}.done", text=part.text)
             yield self._event("response.content_part.done", part=part)
         elif item is not None:
             done = "response.function_call_arguments.done"
@@ -158,5 +160,7 @@ class Writer:
         if not kind.startswith("response.output_item"):
             assert self._open is not None
             event.item_id = self._open.id
-            event.content_index = 0 if isinstance(self._open, Said) else UNSET
+            event.content_index = UNSET if isinstance(self._open, Called) else 0
+        if kind.startswith("response.output_text"):
+            event.logprobs = []
         return event

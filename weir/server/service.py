@@ -14,6 +14,8 @@ from weir.server.jobs import Job
 from weir.server.keys import Keys
 from weir.server.metrics import Metrics
 from weir.server.programs import Programs
+from weir.server.reading import Reader, Thoughts, inside, thinks
+from weir.server.tools import Toolbox
 from weir.server.tracing import Tracer
 
 LONG = 16384  # characters from which a prompt is encoded on a thread, so that streams go on
@@ -45,6 +47,11 @@ class Service:
             code="model_not_found",
             status=404,
         )
+
+    def reader(self, toolbox: Toolbox, prompt: str) -> Reader:
+        """What reads one answer to a chat."""
+        apart = self.config.separate_reasoning and thinks(self.client.text)
+        return Reader(toolbox, Thoughts(inside(prompt)) if apart else None)
 
     async def submit(
         self,

@@ -195,6 +195,7 @@ class Calls:
     def __init__(self, inside: bool):
         self._mode = "head" if inside else "text"
         self._held = ""
+        self._gap = False  # what comes next are the newlines after a call
         self.count = 0  # calls begun
 
     @property
@@ -209,7 +210,9 @@ class Calls:
         while True:
             if self._mode == "text":
                 shown, found = self._until(BEGIN, last)
-                content += shown.lstrip("\n") if self.count else shown
+                shown = shown.lstrip("\n") if self._gap else shown
+                self._gap = self._gap and not shown
+                content += shown
                 if not found:
                     return content, calls
                 self._mode = "head"
@@ -228,34 +231,31 @@ class Calls:
                     calls.append(ToolCall(self.count - 1, CalledFunction(shown)))
                 if not found:
                     return content, calls
-                self._mode = "text"
+                self._mode, self._gap = "text", True
 
     def _until(self, mark: str, last: bool) -> tuple[str, bool]:
         """Take the text before `mark`, and the mark if it is there; what may become one is held."""
-        shown, found, rest = self._held.partition(mark)
-        if found:
-            self._held = rest
-            return shown, True
-        keep = (
-            0
-            if last
-            else max((n for n in range(1, len(mark)) if self._held.endswith(mark[:n])), default=0)
-        )
-        at = len(self._held) - keep
-        shown, self._held = self._held[:at], self._held[at:]
-        return shown, False
+        shown, found, self._held = before(self._held, mark, last)
+        return shown, found
 
 
-def whole(text: str, inside: bool) -> tuple[str | None, list[ToolCall], bool]:
-    """A whole answer: its text, None where there are calls alone, its calls, and whether they are
-    complete."""
-    reader = Calls(inside)
-    content, parts = reader.push(text, last=True)
+def before(held: str, mark: str, last: bool) -> tuple[str, bool, str]:
+    """The text before `mark`, whether it is there, and what comes after it. Where it is not, but
+    more will come, the rest is what may become a mark."""
+    shown, found, rest = held.partition(mark)
+    if found or last:
+        return shown, bool(found), rest
+    keep = max((n for n in range(1, len(mark)) if held.endswith(mark[:n])), default=0)
+    at = len(held) - keep
+    return held[:at], False, held[at:]
+
+
+def merged(parts: Sequence[ToolCall]) -> list[ToolCall]:
+    """Whole calls from what came of them."""
     calls: dict[int, ToolCall] = {}
     for part in parts:
         if isinstance(part.id, str):
             calls[part.index] = part
         else:
             calls[part.index].function.arguments += part.function.arguments
-    shown = content if content or not calls else None
-    return shown, list(calls.values()), reader.complete
+    return list(calls.values())
