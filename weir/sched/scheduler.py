@@ -100,11 +100,7 @@ class Scheduler:
         for r in self.placement.begin(self.running.values(), self.cache):
             self._evict(r, it)
         ready = [entry for entry in it.running if self._ready(entry[1])]
-        begun = [r for _, r in ready if len(r.tokens) - r.computed > 1]
-        decodes = [r.computed for _, r in ready if len(r.tokens) - r.computed == 1]
-        backlog = sum(r.todo for r in begun) + self.waiting.todo
-        load = Load(len(decodes), sum(decodes), backlog, self._waited(begun, now))
-        self._compose(ready, load, it, now)
+        self._compose(ready, self._load(ready, now), it, now)
         if not it.chunks and ready:  # the decodes that the budget was kept for found no room
             self._compose(ready, IDLE, it, now)
         if self.placement.resting:
@@ -129,11 +125,14 @@ class Scheduler:
         awake = [e for e in it.running if e[1].uid not in planned and self._ready(e[1])]
         self._compose(awake, IDLE, it, now, closed=True)
 
-    def _waited(self, begun: list[Request], now: float) -> float:
-        """How long those whose prompts are in hand, or the first in line, have waited at most."""
+    def _load(self, ready: list[Entry], now: float) -> Load:
+        begun = [r for _, r in ready if len(r.tokens) - r.computed > 1]
+        decodes = [r.computed for _, r in ready if len(r.tokens) - r.computed == 1]
+        backlog = sum(r.todo for r in begun) + self.waiting.todo
         first = self.waiting.first()
-        next_up = [*begun, first[1]] if first is not None else begun
-        return now - min((r.arrival for r in next_up if r.settled == r.prompt), default=now)
+        next_up = begun if first is None else [*begun, first[1]]
+        since = min((r.arrival for r in next_up if r.settled == r.prompt), default=now)
+        return Load(len(decodes), sum(decodes), backlog, now - since)
 
     def _compose(
         self, ready: list[Entry], load: Load, it: Iteration, now: float, closed: bool = False
@@ -161,9 +160,9 @@ class Scheduler:
 
     def _ready(self, r: Request) -> bool:
         """Whether its next tokens can be computed now."""
-        if r.done is not None or r.todo <= 0 or not r.running or r.uid in self.placement.resting:
+        if r.done is not None or r.owed is not None or r.todo <= 0 or not r.running:
             return False
-        if r.owed is not None:
+        if r.uid in self.placement.resting:
             return False
         if r.settled == len(r.tokens):
             return r.flying == 0 or self.chains
@@ -207,12 +206,10 @@ class Scheduler:
         fresh = not r.running
         if fresh and (r.done is not None or not known):
             return None  # evicted with a token in flight: wait until it has landed
-        before, key = r.computed, order(self.ranking, (r,))[0] if fresh else None
-        if fresh or (before < r.prompt and not r.sampling.penalised):
-            if not self._attach(r, it):
-                if not fresh:
-                    self._account(r, before, fresh, now)
-                return None  # more of its prefix comes with the next plan
+        key = order(self.ranking, (r,))[0] if fresh else None
+        finds = fresh or (r.computed < r.prompt and not r.sampling.penalised)
+        if finds and not self._attach(r, it):
+            return None  # more of its prefix comes with the next plan
         if length < (todo := r.todo):
             length = self._align(r, length, it)
         else:
@@ -223,8 +220,8 @@ class Scheduler:
                 self.cache.release(r)
                 it.budget.closed = True  # nobody overtakes it
             return None
-        if fresh or r.computed > before:
-            self._account(r, before, fresh, now)
+        if fresh:
+            self._start(r, now)
         if r.computed < r.prompt:
             it.prompts += 1
             end, needed = r.computed + length, r.sampling.uncached
@@ -234,12 +231,14 @@ class Scheduler:
     def _attach(self, r: Request, it: Iteration) -> bool:
         """Give `r` its prefix. False if more of it is on its way: a newcomer goes on waiting, with
         room kept for it, and others go first only if it waits for a disk."""
-        fresh, before = not r.running, len(it.moves)
+        fresh, before, moved = not r.running, r.computed, len(it.moves)
         whole = self.cache.attach(r, self.placement.coldest(r, self.cache), it.moves)
-        if fresh and not whole:
+        if not fresh:
+            self._count(r, before)
+        elif not whole:
             self.cache.release(r)
             it.kept = max(it.kept, self.cache.pages(len(r.tokens)))  # of one: a disk may be slow
-            it.budget.closed |= len(it.moves) > before
+            it.budget.closed |= len(it.moves) > moved
         return whole
 
     def _leaves(self, r: Request, it: Iteration) -> bool:
@@ -290,21 +289,23 @@ class Scheduler:
         self.placement.evicted(victim)
         self._stop(victim)
 
-    def _account(self, r: Request, before: int, fresh: bool, now: float) -> None:
-        """Note what the cache gave `r`, and that it runs."""
-        if fresh:
-            self.running[r.uid] = r
-        if r.preempted == 0:
+    def _start(self, r: Request, now: float) -> None:
+        """Note that `r` runs, and what the cache gave it."""
+        self.running[r.uid] = r
+        if r.preempted:
+            self.recomputed += max(0, min(r.peak, len(r.tokens)) - r.computed)
+            return
+        r.started = now
+        self._count(r, 0)
+        r.loaded = {tier: min(some, r.cached) for tier, some in r.loaded.items()}
+        self.loaded.update(r.loaded)
+
+    def _count(self, r: Request, before: int) -> None:
+        """Count what the cache gave `r` of its prompt beyond so many tokens, but once."""
+        if not r.preempted:
             gained = min(r.computed, r.prompt) - min(before, r.prompt)
             r.cached += gained
             self.hits += gained
-            if fresh:
-                r.loaded = {tier: min(some, gained) for tier, some in r.loaded.items()}
-                self.loaded.update(r.loaded)
-        elif fresh:
-            self.recomputed += max(0, min(r.peak, len(r.tokens)) - r.computed)
-        if r.started < 0:
-            r.started = now
 
     def _stop(self, r: Request) -> None:
         self.cache.release(r)
