@@ -13,6 +13,7 @@ def chat(s, questions):
 
 if __name__ == "__main__":
     w.set_default_backend(w.Runtime("smollm2-135m"))
-    state = chat.run(["What is the capital of France?", "And which river runs through it?"])
+    questions = ["What is the capital of France?", "What language do people speak there?"]
+    state = chat.run(questions, temperature=0)
     for message in state.messages():
         print(f"{message['role']:>9}: {message['content']}")

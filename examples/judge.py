@@ -8,9 +8,9 @@ DIMENSIONS = ["clarity", "originality", "evidence"]
 @w.function
 def judge(s, essay):
     s += w.system("You judge essays.")
-    s += w.user(f"Here is an essay:\n\n{essay}\n\nIs it about anything at all? Say yes or no.")
-    s += w.assistant(w.select("related", ["yes", "no"]))
-    if s["related"] == "no":
+    s += w.user(f"Here is an essay:\n\n{essay}\n\nDoes it make sense, or is it nonsense?")
+    s += w.assistant(w.select("sense", ["It makes sense.", "It is nonsense."]))
+    if s["sense"] == "It is nonsense.":
         s["grade"] = "none"
         return
     with s.fork(len(DIMENSIONS)) as branches:
@@ -22,5 +22,6 @@ def judge(s, essay):
 
 if __name__ == "__main__":
     w.set_default_backend(w.Runtime("smollm2-135m"))
-    state = judge.run("Rivers made cities. Where water bends, people stop, trade and stay.")
+    essay = "Rivers made cities. Where water bends, people stop, trade and stay."
+    state = judge.run(essay, temperature=0)
     print(state.text())

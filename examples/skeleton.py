@@ -21,4 +21,4 @@ def skeleton(s, question):
 
 if __name__ == "__main__":
     w.set_default_backend(w.Runtime("smollm2-135m"))
-    print(skeleton.run("Why do people travel?")["essay"])
+    print(skeleton.run("Why do people travel?", temperature=0)["essay"])

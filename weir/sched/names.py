@@ -78,7 +78,10 @@ def _ranking(e: Expression, cache: Cache, knowledge: Knowledge) -> Ranking:
             if e.name == "shortest":
                 return Shortest(knowledge.length, matches, **options)
             if knowledge.scorer is None:
-                raise ConfigError(f"{e.where}: learned needs a ranker, and there is none")
+                raise ConfigError(
+                    f"{e.where}: learned needs a ranker, and there is none (a simulation has no "
+                    "text to rank): take shortest"
+                )
             return Learned(matches=matches, scorer=knowledge.scorer, **options)
         case "fair":
             inner, _ = around()
