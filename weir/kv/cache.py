@@ -94,34 +94,23 @@ class Cache:
         if node is held:
             return True
         tree.lock(node)  # so that warming evicts nothing on the way
-        more = False
+        whole = True
         for step in tree.path(node, held):
+            found: Node | None = step
             if step.tier > coldest:
-                if step.locks > 1:
-                    break  # where another request attends to it, it stays
-                if self.below is not None and not self.below.worth(step.tier):
-                    break
-                most = self._loadable(step)
-                if more := most < len(step.pages):
-                    if not most:
-                        break
-                    step = tree.split(step, most * self.page)
-                tier = step.tier
-                if not self._warm(step, moves):
-                    more = False
-                    break
-                if r.preempted == 0:
-                    r.loaded[tier] = r.loaded.get(tier, 0) + len(step.key)
-            r.lease = step
-            r.pages += step.pages
-            if more:
+                found, whole = self._bring(step, r, moves)
+            if found is None:
+                break
+            r.lease = found
+            r.pages += found.pages
+            if not whole:
                 break
         tree.lock(r.lease)
         tree.unlock(node)
         tree.unlock(held)
         r.shared = len(r.pages)
         r.computed = r.shared * self.page
-        return not more
+        return whole
 
     def known(self, r: Request) -> int:
         """Tokens of `r` that the tree holds. Touches nothing."""
@@ -288,6 +277,26 @@ class Cache:
         assert node.parent is not None
         above = node.parent.tier if node.parent.pages else pages[0].tier
         return not node.locks and above <= pages[0].tier == pages[-1].tier < node.tier
+
+    def _bring(self, node: Node, r: Request, moves: list[Move]) -> tuple[Node | None, bool]:
+        """Warm what of a cold node, locked for `r` alone, may be loaded in this plan. Returns the
+        node that holds it, None if there is none, and False if more can be had in the next plan."""
+        if node.locks > 1:  # where another request attends to it, it stays
+            return None, True
+        if self.below is not None and not self.below.worth(node.tier):
+            return None, True
+        most = self._loadable(node)
+        whole = most == len(node.pages)
+        if not most:
+            return None, False
+        if not whole:
+            node = self.tree.split(node, most * self.page)
+        tier = node.tier
+        if not self._warm(node, moves):
+            return None, True
+        if r.preempted == 0:
+            r.loaded[tier] = r.loaded.get(tier, 0) + len(node.key)
+        return node, whole
 
     def _loadable(self, node: Node) -> int:
         """Pages of a cold node that this plan may load."""
