@@ -16,6 +16,7 @@ from weir.client import Limits, Local
 from weir.config import Config
 from weir.server.app import create_app
 from weir.server.main import listen
+from weir.text import Text
 
 TEXT = fakes.text()
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -24,10 +25,11 @@ CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 class Running:
     """A server that is up: where, around which client and engine, and its event loop."""
 
-    def __init__(self, config: Config, engine: fakes.FakeEngine, limits: Limits | None):
+    def __init__(self, config: Config, engine: fakes.FakeEngine, limits: Limits | None, text: Text):
         self.config = config
         self.engine = engine
         self.limits = limits
+        self.text = text
         self.socket = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         self.up = threading.Event()
@@ -35,7 +37,7 @@ class Running:
 
     async def _run(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.client = Local(self.engine, TEXT, self.config.names, limits=self.limits)
+        self.client = Local(self.engine, self.text, self.config.names, limits=self.limits)
         self.finished: list[Any] = []
         self.client.listeners.append(self.finished.append)
         await self.client.start()
@@ -53,10 +55,14 @@ class Running:
 
 @contextmanager
 def serving(
-    *, engine: fakes.FakeEngine | None = None, limits: Limits | None = None, **settings: Any
+    *,
+    engine: fakes.FakeEngine | None = None,
+    limits: Limits | None = None,
+    text: Text = TEXT,
+    **settings: Any,
 ) -> Iterator[Running]:
     config = Config(**({"model": "fake"} | settings))
-    running = Running(config, engine or fakes.FakeEngine(), limits)
+    running = Running(config, engine or fakes.FakeEngine(), limits, text)
     running.thread.start()
     assert running.up.wait(CEILING)
     try:

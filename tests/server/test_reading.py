@@ -14,10 +14,12 @@ from tests.server.conftest import Running, events, serving
 from tests.waiting import CEILING
 from weir.client import Output
 from weir.server.items import ResponsesRequest
+from weir.server.jobs import Job
 from weir.server.openai import ChatRequest
 from weir.server.prompts import render
 from weir.server.reading import Reader, Thoughts, inside, thinks
 from weir.server.tools import Function, Tool, Toolbox, ToolCall, merged
+from weir.text import Text
 
 TOOLS = [Tool("function", Function("f"))]
 CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
@@ -27,7 +29,12 @@ THINKS = fakes.CHAT + "{% if add_generation_prompt %}<think>\n{% endif %}{# </th
 def read(parts: list[str], within: bool, tools: bool = True) -> tuple[str, str, list[ToolCall]]:
     """An answer that comes in `parts`, its last event without text."""
     toolbox = Toolbox(TOOLS if tools else None, None, several=True)
-    reader, thought, text, calls = Reader(toolbox, Thoughts(within)), "", "", list[ToolCall]()
+    reader, thought, text, calls = (
+        Reader(Job("x", 1), toolbox, Thoughts(within)),
+        "",
+        "",
+        list[ToolCall](),
+    )
     for part in [*parts, None]:
         output = Output(text=part or "", finish_reason="stop" if part is None else None)
         more = reader.push(output)
@@ -88,6 +95,24 @@ def test_a_call_that_is_only_thought_of_is_none():
     assert thought == f"{CALL}?" and text == "Done: " and len(calls) == 1
 
 
+@given(
+    st.lists(st.sampled_from(["hm", "\n", "</think>", "so"]), min_size=1, max_size=8),
+    st.booleans(),
+    st.integers(0, 3),
+)
+def test_tokens_of_thoughts_are_counted(tokens: list[str], within: bool, lag: int):
+    """The text of a token may come some events later than the token, as before a stop string."""
+    job, close = Job("x", 1), 7
+    reader = Reader(job, Toolbox(None, None, several=False), Thoughts(within), close)
+    texts = [*[""] * lag, *tokens]
+    for at, text in enumerate(texts):
+        ids = [close if one == "</think>" else 1 for one in tokens[at : at + 1]]
+        ended = "stop" if at == len(texts) - 1 else None
+        reader.push(Output(text=text, token_ids=ids, finish_reason=ended))
+    end = tokens.index("</think>") + 1 if "</think>" in tokens else len(tokens)
+    assert job.reasoning_tokens == (end if within else 0)
+
+
 def asked(**fields: object) -> ChatRequest:
     return msgspec.convert({"messages": [{"role": "user", "content": "?"}]} | fields, ChatRequest)
 
@@ -118,18 +143,24 @@ def test_a_tag_that_answers_do_not_show_is_none():
     assert not thinks(text)
 
 
+YES = "Yes."
 SAID = "<think>\nhm\n</think>\n\nYes."  # the fake model repeats its prompt
-ASKED = {"temperature": 0, "user": f"end:{len(SAID) + 1}"}
+THOUGHT = len("<think>\nhm\n") + 1  # tokens: the tag that ends it is one
+ASKED = {"temperature": 0, "user": f"end:{THOUGHT + len(YES) + 3}"}
 CHAT = ASKED | {"messages": [{"role": "user", "content": SAID}]}
 
 
+def thinking() -> Text:
+    text = fakes.text("{{ messages[-1].content }}")
+    text.tokenizer.add_tokens(["</think>"])
+    return text
+
+
 @pytest.fixture(scope="module")
-def thinker(server: Running):
-    """The server with a model that repeats what the user says, and may think."""
-    client = server.client
-    plain, client.text = client.text, fakes.text("{{ messages[-1].content }}{# </think> #}")
-    yield server
-    client.text = plain
+def thinker():
+    """A server with a model that repeats what the user says, and may think."""
+    with serving(text=thinking()) as running:
+        yield running
 
 
 @pytest.fixture
@@ -139,7 +170,9 @@ def http(thinker: Running):
 
 
 def test_a_chat(http):
-    message = http.post("/v1/chat/completions", json=CHAT).json()["choices"][0]["message"]
+    answer = http.post("/v1/chat/completions", json=CHAT).json()
+    message = answer["choices"][0]["message"]
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": THOUGHT}
     assert message["reasoning"] == message["reasoning_content"] == "hm"
     assert message["content"] == "Yes."
     body = http.post("/v1/chat/completions", json=CHAT | {"stream": True, "n": 2}).text
@@ -179,6 +212,7 @@ def test_responses(thinker: Running):
         with client.responses.stream(**said) as stream:
             streamed = stream.until_done().get_final_response()
     assert answer.output_text == streamed.output_text == "Yes."
+    assert answer.usage.output_tokens_details.reasoning_tokens == THOUGHT
     for whole in (answer, streamed):
         thought = whole.output[0]
         assert (thought.type, thought.content[0].text, thought.status) == (
@@ -193,8 +227,7 @@ def test_responses(thinker: Running):
 
 
 def test_it_can_be_left_in_the_text():
-    with serving(separate_reasoning=False) as running:
-        running.client.text = fakes.text("{{ messages[-1].content }}{# </think> #}")
+    with serving(separate_reasoning=False, text=thinking()) as running:
         answer = httpx.post(running.url + "/v1/chat/completions", json=CHAT, timeout=CEILING)
     message = answer.json()["choices"][0]["message"]
     assert message["content"] == SAID and "reasoning" not in message

@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from weir.client import Logprob, Output, Usage
+from weir.client import Logprob, Output
 from weir.server.jobs import Job
 from weir.server.sse import DONE, frame
 
@@ -19,22 +19,29 @@ class PromptTokensDetails(Struct):
     loaded_tokens: dict[str, int] | UnsetType = UNSET  # of them, brought from "cpu" or "disk"
 
 
+class CompletionTokensDetails(Struct):
+    reasoning_tokens: int
+
+
 class CompletionUsage(Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # where some thought
 
 
-def usage(parts: list[Usage]) -> CompletionUsage:
+def usage(job: Job) -> CompletionUsage:
     """The usage of one HTTP request, from that of each of its prompts."""
+    parts = job.usage
     prompt = sum(part.prompt_tokens for part in parts)
     completion = sum(part.completion_tokens for part in parts)
     loaded = sum((Counter(part.loaded_tokens) for part in parts), Counter[str]())
     cached = PromptTokensDetails(
         sum(part.cached_tokens for part in parts), dict(loaded) if loaded else UNSET
     )
-    return CompletionUsage(prompt, completion, prompt + completion, cached)
+    thought = CompletionTokensDetails(job.reasoning_tokens) if job.reasoning_tokens else UNSET
+    return CompletionUsage(prompt, completion, prompt + completion, cached, thought)
 
 
 class PromptLogprob(Struct):
@@ -203,12 +210,12 @@ async def chunks(
         for prompt, output in burst:
             chunk = write(prompt, output)
             if usage_always:
-                chunk.usage = usage(job.usage)
+                chunk.usage = usage(job)
             elif usage_wanted:
                 chunk.usage = None
             frames.append(frame(chunk))
         yield b"".join(frames)
-    last.usage = usage(job.usage)
+    last.usage = usage(job)
     yield (frame(last) if usage_wanted else b"") + DONE
 
 

@@ -36,14 +36,14 @@ async def chat(call: Call, body: ChatRequest) -> Reply:
     job = await call.submit(
         [prompt], params, field="messages", add_special_tokens=special, **body.details
     )
-    readers = [call.service.reader(body.toolbox, prompt) for _ in range(job.choices)]
+    readers = [call.service.reader(job, body.toolbox, prompt) for _ in range(job.choices)]
     identity, created = f"chatcmpl-{job.id}", int(time.time())
     if body.stream:
         return _chunks(job, body, identity, created, model, readers)
     choices = [
         _choice(one, body, reader) for one, reader in zip(await job.collect(), readers, strict=True)
     ]
-    answer = ChatCompletion(identity, created, model, choices, usage(job.usage))
+    answer = ChatCompletion(identity, created, model, choices, usage(job))
     stream = job.streams[0]
     if body.prompt_logprobs is not None:
         answer.prompt_logprobs = prompt_logprobs(stream.prompt_logprobs or [])

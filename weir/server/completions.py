@@ -43,7 +43,7 @@ async def completions(call: Call, body: CompletionRequest) -> Reply:
         writer.choice(one.index // job.choices, one.index % job.choices, one)
         for one in await job.collect()
     ]
-    return Completion(identity, created, model, choices, usage=usage(job.usage))
+    return Completion(identity, created, model, choices, usage=usage(job))
 
 
 class Writer:

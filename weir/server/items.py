@@ -209,8 +209,8 @@ class Cached(Struct):
     cached_tokens: int
 
 
-class Reasoned(Struct, frozen=True):
-    reasoning_tokens: int = 0
+class Reasoned(Struct):
+    reasoning_tokens: int
 
 
 class Usage(Struct):
@@ -218,7 +218,7 @@ class Usage(Struct):
     input_tokens_details: Cached
     output_tokens: int
     total_tokens: int
-    output_tokens_details: Reasoned = Reasoned()
+    output_tokens_details: Reasoned
 
 
 class Incomplete(Struct):

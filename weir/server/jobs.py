@@ -19,6 +19,7 @@ class Job:
     id: str
     choices: int  # n, of each prompt
     streams: list[Stream] = field(default_factory=list)
+    reasoning_tokens: int = 0  # of the completions' tokens, those of thoughts
 
     @property
     def usage(self) -> list[Usage]:

@@ -61,7 +61,7 @@ async def messages(call: Call, body: MessagesRequest) -> Reply:
     )
     full: Stop = "max_tokens" if body.max_tokens <= room else "model_context_window_exceeded"
     answer = Answer(f"msg_{job.id}", model, _usage(job))
-    writer = Writer(job, call.service.reader(asked.toolbox, said), answer, full)
+    writer = Writer(job, call.service.reader(job, asked.toolbox, said), answer, full)
     if body.stream:
         return writer.frames()
     async for _ in writer.frames():

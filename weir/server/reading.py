@@ -8,6 +8,7 @@ from typing import Literal
 
 from weir.client import Output
 from weir.server.answers import ToolCall
+from weir.server.jobs import Job
 from weir.server.tools import Calls, Toolbox, before
 from weir.text import Text
 
@@ -38,6 +39,7 @@ class Thoughts:
         self._inside = inside
         self._mode: Literal["start", "thought", "gap", "said"] = "start"
         self._held = ""
+        self.begun = False  # whether the answer has a thought
         self._any = False  # whether something was thought
 
     def push(self, text: str, last: bool) -> tuple[str, str]:
@@ -52,7 +54,8 @@ class Thoughts:
                 self._held = held
                 return "", ""
             opened = begun.startswith(OPEN)
-            self._mode = "thought" if opened or self._inside else "said"
+            self.begun = opened or self._inside
+            self._mode = "thought" if self.begun else "said"
             held = begun.removeprefix(OPEN) if opened else held
         if self._mode == "thought":
             thought, found, held = self._thought(held, last)
@@ -75,9 +78,15 @@ class Thoughts:
 
 
 class Reader:
-    """Reads one answer to a chat. thoughts: None: the model has none, or they stay in the text."""
+    """Reads one answer to a chat. thoughts: None: the model has none, or they stay in the text.
+    close: the token that ends them, if there is one; tokens up to it are counted for the job."""
 
-    def __init__(self, toolbox: Toolbox, thoughts: Thoughts | None):
+    def __init__(
+        self, job: Job, toolbox: Toolbox, thoughts: Thoughts | None, close: int | None = None
+    ):
+        self._job = job
+        self._close = close
+        self._tokens = 0  # of what may be a thought, not told to the job yet
         self._thoughts = thoughts
         self._calls = Calls(toolbox.must) if toolbox.tools else None
 
@@ -91,6 +100,16 @@ class Reader:
         thought, text, last = "", output.text, output.finish_reason is not None
         if self._thoughts is not None:
             thought, text = self._thoughts.push(text, last)
+            self._count(output.token_ids)
+            if self._thoughts.begun:
+                self._job.reasoning_tokens += self._tokens
+                self._tokens = 0
         if self._calls is None:
             return thought, text, []
         return thought, *self._calls.push(text, last)
+
+    def _count(self, tokens: list[int]) -> None:
+        if self._close is not None:  # the text may lag behind its tokens
+            ended = self._close in tokens
+            self._tokens += tokens.index(self._close) + 1 if ended else len(tokens)
+            self._close = None if ended else self._close

@@ -18,6 +18,7 @@ from weir.server.items import (
     Event,
     Incomplete,
     OutputText,
+    Reasoned,
     ReasoningText,
     Response,
     ResponsesRequest,
@@ -54,7 +55,7 @@ async def responses(call: Call, body: ResponsesRequest) -> Reply:
         top_p=params.top_p,
         max_output_tokens=body.max_output_tokens,
     )
-    writer = Writer(job, call.service.reader(asked.toolbox, prompt), blank)
+    writer = Writer(job, call.service.reader(job, asked.toolbox, prompt), blank)
     if body.stream:
         return writer.frames()
     async for _ in writer.frames():
@@ -151,6 +152,7 @@ class Writer:
             Cached(used.cached_tokens),
             used.completion_tokens,
             used.prompt_tokens + used.completion_tokens,
+            Reasoned(self._job.reasoning_tokens),
         )
         yield Event(f"response.{status}", response=response)
 

@@ -14,7 +14,7 @@ from weir.server.jobs import Job
 from weir.server.keys import Keys
 from weir.server.metrics import Metrics
 from weir.server.programs import Programs
-from weir.server.reading import Reader, Thoughts, inside, thinks
+from weir.server.reading import CLOSE, Reader, Thoughts, inside, thinks
 from weir.server.tools import Toolbox
 from weir.server.tracing import Tracer
 
@@ -48,10 +48,12 @@ class Service:
             status=404,
         )
 
-    def reader(self, toolbox: Toolbox, prompt: str) -> Reader:
+    def reader(self, job: Job, toolbox: Toolbox, prompt: str) -> Reader:
         """What reads one answer to a chat."""
-        apart = self.config.separate_reasoning and thinks(self.client.text)
-        return Reader(toolbox, Thoughts(inside(prompt)) if apart else None)
+        text = self.client.text
+        if not self.config.separate_reasoning or not thinks(text):
+            return Reader(job, toolbox, None)
+        return Reader(job, toolbox, Thoughts(inside(prompt)), text.tokenizer.token_to_id(CLOSE))
 
     async def submit(
         self,
