@@ -46,35 +46,40 @@ class Thoughts:
         """What is new: thought, and said."""
         if self._mode == "said":
             return "", text
-        held, self._held = self._held + text, ""
-        thought = ""
-        if self._mode == "start":
-            begun = held.lstrip()
-            if OPEN.startswith(begun[: len(OPEN)]) and len(begun) < len(OPEN) and not last:
-                self._held = held
-                return "", ""
-            opened = begun.startswith(OPEN)
-            self.begun = opened or self._inside
-            self._mode = "thought" if self.begun else "said"
-            held = begun.removeprefix(OPEN) if opened else held
+        self._held += text
+        if self._mode == "start" and not self._begin(last):
+            return "", ""
+        thought = self._thought(last) if self._mode == "thought" else ""
         if self._mode == "thought":
-            thought, found, held = self._thought(held, last)
-            self._held, self._mode = ("", "gap") if found else (held, "thought")
-            held = held if found else ""
+            return thought, ""
+        said, self._held = self._held, ""
         if self._mode == "gap":
-            held = held.lstrip("\n")
-            self._mode = "said" if held else "gap"
-        return thought, held
+            said = said.lstrip("\n")
+            self._mode = "said" if said else "gap"
+        return thought, said
 
-    def _thought(self, held: str, last: bool) -> tuple[str, bool, str]:
-        shown, found, rest = before(held, CLOSE, last)
+    def _begin(self, last: bool) -> bool:
+        """Take the tag, if there is one; false: that cannot be told yet."""
+        start = self._held.lstrip()
+        if not last and len(start) < len(OPEN) and OPEN.startswith(start):
+            return False
+        self.begun = self._inside
+        if start.startswith(OPEN):
+            self._held, self.begun = start[len(OPEN) :], True
+        self._mode = "thought" if self.begun else "said"
+        return True
+
+    def _thought(self, last: bool) -> str:
+        """Take what was surely thought, and the tag after it if it is there."""
+        shown, found, rest = before(self._held, CLOSE, last)
         kept = shown.rstrip("\n")
-        if not found and not last:
-            rest = shown[len(kept) :] + rest
+        self._held = rest if found or last else shown[len(kept) :] + rest
+        if found:
+            self._mode = "gap"
         if not self._any:
             kept = kept.lstrip("\n")
         self._any = self._any or bool(kept)
-        return kept, found, rest
+        return kept
 
 
 class Reader:
