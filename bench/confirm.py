@@ -94,7 +94,7 @@ def simulator(options: argparse.Namespace) -> None:
     config = Config(model=MODEL, scheduling_policy="fcfs", threads=1)
     engine = build.engine(config)
     try:
-        costs, _ = profile.profile(engine.executor, "", repeats=2)
+        costs, _ = profile.profile(engine.executor, {}, repeats=2)
         words = Words(Vocabulary(shape(MODEL).vocab), 1)
         load = random(words, options.requests, 384, 64, 0.75)
         rows: list[list[object]] = []
@@ -205,7 +205,7 @@ def capacity(options: argparse.Namespace) -> None:
     """The highest rate, to a fifth, with P99 between tokens of five decode steps of 8 requests."""
     plain = {"scheduling_policy": "fcfs", "enable_prefix_caching": False, "threads": 1}
     engine = build.engine(Config(model=MODEL, **plain))
-    costs, _ = profile.profile(engine.executor, "", repeats=2)
+    costs, _ = profile.profile(engine.executor, {}, repeats=2)
     engine.close()
     limit = Limits(5 * costs.seconds(Work(8, [512] * 8)))
     load = here(sets.uniform(options.requests, 1), 3)

@@ -186,7 +186,7 @@ def bench_rows(shape: Shape, repeats: int) -> None:
             ),
             "rope": (
                 lambda _, q=q, k=k, p=pos: rope.rope_(q, k, p, table),
-                lambda _, q=q, p=pos: rope.reference_rotate_(q, p, table, None, 1e-5, False),
+                lambda _, q=q, p=pos: rope.reference_rotate_(q, p, table, None, 1e-5),
                 (q.nbytes + k.nbytes) * 2,
             ),
         }
