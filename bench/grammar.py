@@ -7,18 +7,17 @@ masks of xgrammar where it is installed.
 import argparse
 import collections
 import json
-import os
 import random
 import sys
 import threading
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from weir import connect
+from weir.bench.named import data_folder
 from weir.config import load
 from weir.errors import BadRequest
 from weir.grammar.automaton import Automaton, TooComplex, build
@@ -44,7 +43,7 @@ IRREGULAR = ("backreference", "lookbehind", "conditional", "recursion", "atomic"
 
 
 def rows(name: str) -> list[dict]:
-    return list(read_rows(Path(os.environ["WEIR_DATA"]) / "constrained" / name))
+    return list(read_rows(data_folder() / "constrained" / name))
 
 
 def percentiles(seconds: list[float], unit: float) -> str:

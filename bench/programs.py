@@ -12,7 +12,6 @@ settings of the engine.
 import argparse
 import asyncio
 import json
-import os
 import time
 from collections import defaultdict
 from contextlib import nullcontext
@@ -20,16 +19,14 @@ from pathlib import Path
 from statistics import median
 
 import weir as w
+from weir.bench.named import data_folder
 from weir.lang.backend.base import Prompt
 from weir.lang.loop import spawn, wait
 from weir.rows import read_rows
 
 
 def rows(name: str, count: int) -> list[dict]:
-    folder = os.environ.get("WEIR_DATA")
-    if folder is None:
-        raise SystemExit("set WEIR_DATA to the folder with the benchmark data")
-    return list(read_rows(Path(folder) / "prefix" / f"{name}.jsonl.gz", count))
+    return list(read_rows(data_folder() / "prefix" / f"{name}.jsonl.gz", count))
 
 
 @w.function

@@ -10,7 +10,6 @@ linears are recorded as one CUDA graph over several layers, which do not fit the
 
 import argparse
 import math
-import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from weir import connect, hub
+from weir.bench.named import data_folder
 from weir.config import Config
 from weir.models import load as loading
 from weir.models.base import Model
@@ -105,7 +105,7 @@ def loss(model: Model, windows: Tensor, dtype: torch.dtype) -> float:
 def text_of(model: str, tokens: int) -> Tensor:
     """Windows of token ids [count, WINDOW] from real prompts."""
     encode = connect.text(Config(model=model)).encode
-    file = Path(os.environ["WEIR_DATA"], "lengths", "prompts.jsonl.gz")
+    file = data_folder() / "lengths" / "prompts.jsonl.gz"
     ids: list[int] = []
     for row in read_rows(file):
         if row["source"] in ("oasst-prompts", "arena-hard-v0.1", "vicuna-80"):

@@ -118,3 +118,9 @@ def test_numbers_are_text_where_a_model_has_none(tmp_path: Path) -> None:
     assert text.vocab == 2500
     assert text.encode("7 2499 x") == [7, 2499, 0]
     assert text.decode([7, 12]) == "7 12"
+
+
+def test_without_data_it_is_said_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEIR_DATA", raising=False)
+    with pytest.raises(ConfigError, match="WEIR_DATA is not set"):
+        named.make("nano_256", 5000)

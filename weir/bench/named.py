@@ -88,12 +88,16 @@ def _shared(ids: Callable[[int], list[int]]) -> list[Item]:
     return items
 
 
+def data_folder() -> Path:
+    """What WEIR_DATA names: traces, prompts and lengths to measure with. Raises `ConfigError`."""
+    if folder := os.environ.get("WEIR_DATA"):
+        return Path(folder)
+    raise ConfigError("WEIR_DATA is not set: it names the folder with the benchmarks' data")
+
+
 def _lengths(name: str) -> list[tuple[int, int]]:
     """Prompt and output tokens of each request."""
-    folder = os.environ.get("WEIR_DATA")
-    if not folder:
-        raise ConfigError(f"{name} needs WEIR_DATA, the folder that holds bench/workloads.json")
-    file = Path(folder) / "bench" / "workloads.json"
+    file = data_folder() / "bench" / "workloads.json"
     try:
         return [(prompt, output) for prompt, output in json.loads(file.read_text())[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
