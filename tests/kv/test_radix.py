@@ -244,7 +244,7 @@ def test_no_more_sinks_than_is_needed_also_above_what_has_sunk():
 @pytest.mark.parametrize("hits", [0, 1])
 def test_while_nothing_comes_back_the_oldest_of_what_one_plan_may_sink_are_dropped(hits):
     cache = Cache(1, {Tier.GPU: 6, Tier.CPU: 12}, loads={Tier.CPU: 4})
-    cache.saved[Tier.CPU], cache.loaded[Tier.CPU] = 40, hits
+    cache.saved[Tier.CPU], cache.found[Tier.CPU] = 40, hits
     for first in (10, 20):
         cache.begin()
         pass_through(cache, [first, first + 1, first + 2])

@@ -61,6 +61,7 @@ class Cache:
         self.left: dict[int, int] = {}  # of `loads`, until the next plan
         self.sinks: dict[int, int] = {}  # the same of what is brought there
         self.loaded = {int(tier): 0 for tier in sizes}  # tokens brought from each tier for a hit
+        self.found = dict(self.loaded)  # of them, by requests that had not run before
         self.saved = {int(tier): 0 for tier in sizes}  # tokens brought to each tier, not dropped
         self.tiers = sorted(sizes)
         self.hot = self.tiers[0]
@@ -74,7 +75,7 @@ class Cache:
         """A plan begins."""
         self.left = dict(self.loads)
         cold, saved = int(Tier.CPU), self.saved.get(Tier.CPU, 0)
-        useless = saved > PROOF * self.loaded.get(cold, 0) + self.pools[self.hot].size * self.page
+        useless = saved > PROOF * self.found.get(cold, 0) + self.pools[self.hot].size * self.page
         self.sinks = {cold: self.loads[cold]} if useless and cold in self.loads else {}
 
     def attach(self, r: Request, coldest: Tier, moves: list[Move]) -> bool:
@@ -294,7 +295,8 @@ class Cache:
         tier = node.tier
         if not self._warm(node, moves):
             return None, True
-        if r.preempted == 0:
+        if r.preempted == 0:  # one that comes back to its own pages proves nothing
+            self.found[tier] += len(node.key)
             r.loaded[tier] = r.loaded.get(tier, 0) + len(node.key)
         return node, whole
 
