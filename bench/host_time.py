@@ -11,6 +11,7 @@ import gc
 import random
 import statistics
 import time
+from collections.abc import Sequence
 
 from weir.core import Capacity, Request, Sampling, Tier
 from weir.engine import Engine
@@ -33,10 +34,8 @@ class Lengths:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def submit(self, prompts: list[tuple[int, list[int]]]) -> None:
-        self.asked += [uid for uid, _ in prompts]
-
-    def collect(self) -> list[tuple[int, float]]:
+    def __call__(self, new: Sequence[Request]) -> list[tuple[int, float]]:
+        self.asked += [r.uid for r in new]
         some, self.asked = self.asked[:16], self.asked[16:]
         return [(uid, uid * 7919 % 997) for uid in some]
 

@@ -14,7 +14,7 @@ import time
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -46,14 +46,9 @@ class Known:
     """A scorer that has the answer at once. expected: by the order of arrival."""
 
     expected: Sequence[float]
-    asked: list[int] = field(default_factory=list)
 
-    def submit(self, prompts: Sequence[tuple[int, list[int]]]) -> None:
-        self.asked += [uid for uid, _ in prompts]
-
-    def collect(self) -> list[tuple[int, float]]:
-        asked, self.asked = self.asked, []
-        return [(uid, self.expected[uid]) for uid in asked]
+    def __call__(self, new: Sequence[Request]) -> list[tuple[int, float]]:
+        return [(r.uid, self.expected[r.uid]) for r in new]
 
 
 @dataclass(slots=True)

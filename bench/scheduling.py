@@ -22,7 +22,7 @@ from weir.cost.work import Work
 from weir.kv.cache import Cache
 from weir.sched.aging import Aging
 from weir.sched.composer import Chunked, Composer, PrefillFirst, Static, Whole
-from weir.sched.placement import OnDemand, Placement, Reserve
+from weir.sched.placement import OnDemand, Reserve
 from weir.sched.prefix import DepthFirst, LongestPrefix, Matches
 from weir.sched.ranking import FCFS, Ranking
 from weir.sched.scheduler import Scheduler
@@ -49,7 +49,7 @@ class Arm:
     name: str
     composer: Composer
     ranking: Callable[[Cache], Ranking] = lambda cache: FCFS()
-    placement: Callable[[Tier], Placement] = OnDemand
+    placement: Callable[[Tier], OnDemand] = OnDemand
     tokens: int = CONTEXT
     requests: int = 128
     reuse: bool = True

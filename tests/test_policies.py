@@ -17,17 +17,9 @@ from weir.sched.names import Knowledge, composer, placement, ranking
 from weir.sched.placement import Estimate, Reserve
 from weir.sched.prefix import DepthFirst, LongestPrefix
 from weir.sched.ranking import FCFS, Feedback
-from weir.sched.shortest import Learned, Shortest
+from weir.sched.shortest import Learned, Shortest, Told
 
 CACHE = Cache(1, {Tier.CPU: 1})
-
-
-class Silent:
-    def submit(self, prompts):
-        pass
-
-    def collect(self):
-        return []
 
 
 def test_policies_nest_and_take_options():
@@ -49,12 +41,12 @@ def test_policies_nest_and_take_options():
     ],
 )
 def test_every_ranking_has_a_name(text, kind):
-    assert type(ranking(text, CACHE, Knowledge(scorer=Silent()))) is kind
+    assert type(ranking(text, CACHE, Knowledge(scorer=Told()))) is kind
 
 
 def test_the_default_orders_by_prediction_only_where_something_predicts():
     assert isinstance(ranking("auto", CACHE), FCFS)
-    made = ranking("auto", CACHE, Knowledge(scorer=Silent()))
+    made = ranking("auto", CACHE, Knowledge(scorer=Told()))
     assert isinstance(made, Queued) and isinstance(made.inner, Aging)
     assert isinstance(made.inner.inner, Learned)
 

@@ -16,7 +16,7 @@ from weir.kv.cache import Below, Cache
 from weir.sched import names
 from weir.sched.composer import Beside, Pace
 from weir.sched.hybrid import PASS, Balance, Hybrid
-from weir.sched.placement import Placement
+from weir.sched.placement import OnDemand
 from weir.sched.scheduler import Scheduler
 from weir.sched.shortest import Scorer, Told, promised
 
@@ -79,7 +79,7 @@ def scheduler(
     )
 
 
-def _placement(config: Config, cache: Cache, lanes: Lanes | None, hosted: bool) -> Placement:
+def _placement(config: Config, cache: Cache, lanes: Lanes | None, hosted: bool) -> OnDemand:
     placed = names.placement(config.memory_policy, cache.hot)
     placed.away = cache.hot if hosted else None
     if config.cpu_attention == "off" or cache.hot != Tier.GPU:

@@ -14,7 +14,7 @@ from weir.kv.cache import Cache
 from weir.sched.composer import Beside, Chunked, Composer, Least, PrefillFirst, Static, Taper, Whole
 from weir.sched.hybrid import Balance, Hybrid
 from weir.sched.names import Knowledge, ranking
-from weir.sched.placement import Estimate, OnDemand, Placement, Reserve
+from weir.sched.placement import Estimate, OnDemand, Reserve
 from weir.sched.ranking import Ranking, order
 from weir.sched.scheduler import Scheduler
 from weir.sim.shapes import shape
@@ -37,10 +37,8 @@ class Oracle:
         self.rng, self.fails = rng, fails
         self.asked: list[int] = []
 
-    def submit(self, prompts):
-        self.asked += [uid for uid, _ in prompts]
-
-    def collect(self):
+    def __call__(self, new):
+        self.asked += [r.uid for r in new]
         if self.rng.random() < self.fails:
             raise RuntimeError("out of ideas")
         if self.rng.random() < 0.5 or not self.asked:
@@ -83,7 +81,7 @@ def a_balance(rng: random.Random) -> Balance | None:
     return Balance(Lanes(device, host, Tier.CPU), patience=rng.choice([1, 5, 30]))
 
 
-def a_placement(rng: random.Random, sizes: dict[Tier, int]) -> Placement:
+def a_placement(rng: random.Random, sizes: dict[Tier, int]) -> OnDemand:
     home = min(sizes)
     if home == Tier.GPU and Tier.CPU in sizes and rng.random() < 0.6:
         return Hybrid(home, spare=rng.choice([0.0, 0.1]), balance=a_balance(rng))

@@ -121,10 +121,8 @@ class Late:
     def __init__(self, scores: dict[int, float]):
         self.scores, self.released, self.batches = scores, False, []
 
-    def submit(self, prompts):
-        self.batches.append([uid for uid, _ in prompts])
-
-    def collect(self):
+    def __call__(self, new):
+        self.batches += [[r.uid for r in new]] if new else []
         found = [*self.scores.items()] if self.released else []
         self.scores = {} if self.released else self.scores
         return found
@@ -149,7 +147,7 @@ def test_scores_come_in_batches_and_late_and_order_those_who_still_wait():
 
 def test_a_scorer_that_fails_is_switched_off_with_one_warning(caplog):
     class Broken(Late):
-        def collect(self):
+        def __call__(self, new):
             raise ValueError("weights of another version")
 
     it = engine("aging(fair(learned))", requests=2, scorer=Broken({}))

@@ -1,35 +1,24 @@
 """What one call of `plan` gathers, and the order it was made in."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from weir.core import Budget, Chunk, Move, Request
 from weir.sched.ranking import Key
 from weir.sched.waiting import Entry
 
 
+@dataclass(slots=True)
 class Iteration:
-    __slots__ = (
-        "budget",
-        "chunks",
-        "evicted",
-        "kept",
-        "moves",
-        "offered",
-        "prompts",
-        "running",
-        "step",
-    )
-
-    def __init__(self, step: int, running: list[Entry]):
-        self.step = step
-        self.running = running  # when the plan was begun, in order
-        self.budget = Budget(0, 0)
-        self.chunks: list[Chunk] = []
-        self.moves: list[Move] = []
-        self.evicted: dict[int, Request] = {}
-        self.offered: list[Request] = []  # taken from those who wait, to be put back if not run
-        self.prompts = 0  # chunks of prompts
-        self.kept = 0  # pages for those whose prefix is on its way
+    step: int
+    running: list[Entry]  # when the plan was begun, in order
+    budget: Budget = field(default_factory=lambda: Budget(0, 0))
+    chunks: list[Chunk] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+    evicted: dict[int, Request] = field(default_factory=dict)
+    offered: list[Request] = field(default_factory=list)  # of those who wait: back if not run
+    prompts: int = 0  # chunks of prompts
+    kept: int = 0  # pages for those whose prefix is on its way
 
     def take(self, chunk: Chunk, length: int) -> None:
         budget = self.budget

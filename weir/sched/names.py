@@ -10,16 +10,7 @@ from weir.core import Request, Tier
 from weir.errors import ConfigError
 from weir.kv.cache import Cache
 from weir.sched.aging import Aging, Queued
-from weir.sched.composer import (
-    Chunked,
-    Composer,
-    Least,
-    Pace,
-    PrefillFirst,
-    Static,
-    Taper,
-    Whole,
-)
+from weir.sched.composer import Chunked, Composer, Least, Pace, PrefillFirst, Static, Taper, Whole
 from weir.sched.expression import Expression, parse
 from weir.sched.fair import Fair
 from weir.sched.placement import Estimate, OnDemand, Reserve

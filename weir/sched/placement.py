@@ -2,55 +2,10 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from weir.core import Chunk, Move, Plan, Request, Segment, Tier
 from weir.kv.cache import Cache
-
-
-class Placement(Protocol):
-    resting: Collection[int]  # uids of decodes that wait for `wake`, or are in a pass under way
-
-    def coldest(self, r: Request, cache: Cache) -> Tier:
-        """The coldest tier on which `r` may find a prefix without its being moved."""
-        ...
-
-    def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
-        """A plan begins, and these requests hold pages. Returns those of them to be let go first,
-        because they will be placed better."""
-        ...
-
-    def place(self, r: Request, length: int, cache: Cache, moves: list[Move]) -> Tier | None:
-        """Reserve pages for `length` more tokens of `r` and say where their KV goes; None, with
-        nothing taken, if there is no room."""
-        ...
-
-    def lacking(self, r: Request, length: int, cache: Cache) -> int:
-        """Pages that must be let go, at least, before it can be placed."""
-        ...
-
-    def yields(self, other: Request, r: Request, cache: Cache) -> bool:
-        """Whether `other`, which runs and ranks after `r`, may be evicted for it."""
-        ...
-
-    def evicted(self, victim: Request) -> None:
-        """It was let go to make room, and waits again."""
-        ...
-
-    def wake(self, chunks: Sequence[Chunk]) -> None:
-        """Say who of those that rest goes beside these chunks."""
-        ...
-
-    def landed(self, plan: Plan, seconds: float) -> None:
-        """A plan took so long."""
-        ...
-
-    def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Segment | None]:
-        """Spread the chunks over lanes. Prompts' come in the first, in order: others attend to
-        the pages they will write. Besides, the segment of a pass that takes several plans, which
-        some of these chunks begin or an earlier plan's go on with."""
-        ...
-
 
 MANY = 32
 """Decodes away whose attention takes the host longer than a lane the device."""
@@ -78,7 +33,8 @@ def parted(chunks: Sequence[Chunk], away: Tier) -> tuple[list[Chunk], list[Chunk
 
 @dataclass(slots=True)
 class OnDemand:
-    """Pages as they are needed, all on one tier; a victim is let go and recomputed.
+    """Pages as they are needed, all on one tier; a victim is let go and recomputed. Every other
+    placement changes something about this one.
 
     A newcomer must find room for all its known tokens and leave `spare` of the pool for those who
     are already growing, unless it is alone: otherwise half-prefilled prompts would take the pages
@@ -91,20 +47,22 @@ class OnDemand:
 
     home: Tier
     spare: float = 0.01
-    resting: Collection[int] = ()
+    resting: Collection[int] = ()  # uids of decodes that wait for `wake`, or are in a pass
     away: Tier | None = None  # whose decodes the host attends to, beside the device
 
-    def coldest(self, r: Request, cache: Cache) -> Tier:
-        return self.tier(r, cache)
-
     def tier(self, r: Request, cache: Cache) -> Tier:
-        """Where its next pages are taken."""
+        """Where its next pages are taken: the coldest on which it may find a prefix without its
+        being moved."""
         return self.home
 
     def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
+        """A plan begins, and these requests hold pages. Returns those of them to be let go first,
+        because they will be placed better."""
         return ()
 
     def place(self, r: Request, length: int, cache: Cache, moves: list[Move]) -> Tier | None:
+        """Reserve pages for `length` more tokens of `r` and say where their KV goes; None, with
+        nothing taken, if there is no room."""
         if r.sent == 0 and not self._starts(r, length, cache):
             return None
         tier = self.tier(r, cache)
@@ -118,6 +76,7 @@ class OnDemand:
         )
 
     def lacking(self, r: Request, length: int, cache: Cache) -> int:
+        """Pages that must be let go, at least, before `length` more tokens can be placed."""
         tokens = len(r.tokens) if r.sent == 0 else r.computed + length
         return cache.pages(tokens) - len(r.pages) - cache.room(self.tier(r, cache))
 
@@ -128,20 +87,24 @@ class OnDemand:
         return left >= int(self.spare * cache.pools[tier].size)
 
     def yields(self, other: Request, r: Request, cache: Cache) -> bool:
+        """Whether `other`, which runs and ranks after `r`, may be evicted for it."""
         return True
 
     def evicted(self, victim: Request) -> None:
-        pass
+        """It was let go to make room, and waits again."""
 
     def wake(self, chunks: Sequence[Chunk]) -> None:
-        pass
+        """Say who of those that rest goes beside these chunks."""
 
     def landed(self, plan: Plan, seconds: float) -> None:
-        pass
+        """A plan took so long."""
 
     def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Segment | None]:
-        """Decodes away in lanes of their own, so that the host attends while the device computes
-        the others: two where they are many, which take turns."""
+        """Spread the chunks over lanes: decodes away in lanes of their own, so that the host
+        attends while the device computes the others; two where they are many, which take turns.
+        Prompts' come in the first, in order: others attend to the pages they will write. Besides,
+        the segment of a pass that takes several plans, which some of these chunks begin or an
+        earlier plan's go on with."""
         if self.away is None:
             return [list(chunks)], None
         here, away = parted(chunks, self.away)

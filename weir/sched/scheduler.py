@@ -8,29 +8,18 @@ be sampled stands as PENDING until its value is known.
 from collections import Counter
 from collections.abc import Iterator
 
-from weir.core import (
-    IDLE,
-    Budget,
-    Capacity,
-    Chunk,
-    Delta,
-    Load,
-    Plan,
-    Request,
-    Result,
-    Tier,
-)
+from weir.core import IDLE, Budget, Capacity, Chunk, Delta, Load, Plan, Request, Result, Tier
 from weir.kv.cache import Cache
 from weir.sched.advance import advance, decode, pay, recall, settle
 from weir.sched.composer import Composer
 from weir.sched.iteration import Iteration
-from weir.sched.placement import Placement, cut
+from weir.sched.placement import OnDemand, cut
 from weir.sched.ranking import Key, Ranking, order
 from weir.sched.waiting import Entry, Waiting
 
 
 class Scheduler:
-    """A Ranking, a Composer and a Placement over one Cache.
+    """A Ranking, a Composer and a placement over one Cache.
 
     chains: whether a request may be planned again before its last token is known."""
 
@@ -39,7 +28,7 @@ class Scheduler:
         cache: Cache,
         ranking: Ranking,
         composer: Composer,
-        placement: Placement,
+        placement: OnDemand,
         capacity: Capacity,
         *,
         chains: bool = True,
@@ -232,7 +221,7 @@ class Scheduler:
         """Give `r` its prefix. False if more of it is on its way: a newcomer goes on waiting, with
         room kept for it, and others go first only if it waits for a disk."""
         fresh, before, moved = not r.running, r.computed, len(it.moves)
-        whole = self.cache.attach(r, self.placement.coldest(r, self.cache), it.moves)
+        whole = self.cache.attach(r, self.placement.tier(r, self.cache), it.moves)
         if not fresh:
             self._count(r, before)
         elif not whole:

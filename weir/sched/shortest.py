@@ -1,15 +1,14 @@
 """Shortest first: whoever will need least goes first, which lowers the mean latency of a queue.
 
 How long an answer will be is known (a benchmark), promised (`max_tokens`) or predicted by a scorer
-(learning to rank, arXiv 2408.15792). A scorer works on its own time and is asked in batches; until
-it has answered a request counts as one of average length.
+(learning to rank, arXiv 2408.15792). A scorer works on its own time; until it has answered, a
+request counts as one of average length.
 """
 
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from weir.core import Request
 from weir.sched.prefix import Matches
@@ -56,30 +55,20 @@ class Shortest(Ranking):
         return self.matches.refresh(waiting) if self.matches is not None else ()
 
 
-class Scorer(Protocol):
-    """Predicts the length of answers, in batches, on its own time."""
-
-    def submit(self, prompts: Sequence[tuple[int, list[int]]]) -> None:
-        """Take (uid, tokens) of each newcomer in, and return at once."""
-        ...
-
-    def collect(self) -> Sequence[tuple[int, float]]:
-        """(uid, expected tokens of the answer) of those predicted since; never waits."""
-        ...
+Scorer = Callable[[Sequence[Request]], Iterable[tuple[int, float]]]
+"""Called once a plan with who has come since the last, returns at once (uid, expected tokens of the
+answer) of those that it has found out about since."""
 
 
 @dataclass(slots=True)
-class Told(Scorer):
+class Told:
     """A scorer that computes nothing: what others predict is brought to it. `failure`: why nothing
     more will be."""
 
     expected: list[tuple[int, float]] = field(default_factory=list)
     failure: str = ""
 
-    def submit(self, prompts: Sequence[tuple[int, list[int]]]) -> None:
-        pass
-
-    def collect(self) -> Sequence[tuple[int, float]]:
+    def __call__(self, new: Sequence[Request]) -> Iterable[tuple[int, float]]:
         if self.failure:
             raise RuntimeError(self.failure)
         expected, self.expected = self.expected, []
@@ -91,7 +80,7 @@ class Learned(Shortest):
     """Shortest first by `Request.score`, which a scorer fills in. A scorer that fails is switched
     off, with a warning; then it is first come, first served."""
 
-    scorer: Scorer | None = None
+    scorer: Scorer = field(default_factory=Told)
     failure: str = ""
     neutral: float = 256.0  # for an unknown length: the mean of those predicted, slowly moving
     new: list[Request] = field(default_factory=list)
@@ -130,14 +119,10 @@ class Learned(Shortest):
 
     def _exchange(self) -> list[Request]:
         """Give the scorer who has come and take what it has found."""
-        if self.scorer is None:
-            return []
-        if self.new:
-            self.scorer.submit([(r.uid, r.tokens[: r.prompt]) for r in self.new])
-            self.pending.update((r.uid, r) for r in self.new)
-            self.new = []
+        new, self.new = self.new, []
+        self.pending.update((r.uid, r) for r in new)
         scored = []
-        for uid, score in self.scorer.collect():
+        for uid, score in self.scorer(new):
             r = self.pending.pop(uid, None)
             if r is not None and math.isfinite(score):
                 r.score = score
