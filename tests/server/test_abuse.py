@@ -13,7 +13,9 @@ from msgspec import json as msgjson
 from tests.server.conftest import CHAT, Running, events
 from tests.waiting import CEILING
 from weir.server.app import ENDPOINTS
-from weir.server.openai import ChatRequest, CompletionRequest, EmbeddingRequest
+from weir.server.completions import CompletionRequest
+from weir.server.embeddings import EmbeddingRequest
+from weir.server.openai import ChatRequest
 
 POSTS = [endpoint for endpoint in ENDPOINTS if "POST" in endpoint.methods and endpoint.body]
 LIMIT = 2**20

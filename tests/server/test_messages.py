@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from tests.server.conftest import serving
 from tests.waiting import CEILING
-from weir.server import messages
+from weir.server import chat, messages
 from weir.server.anthropic import Counted
 from weir.server.chat import sampling
 from weir.server.openai import TextPart
@@ -71,7 +71,7 @@ def test_calls(http, monkeypatch):
     def free(asked, default):
         return replace(sampling(asked, default), structured_outputs=None)
 
-    monkeypatch.setattr(messages, "sampling", free)
+    monkeypatch.setattr(chat, "sampling", free)
     size = len(said.encode())
     asked = {"tools": [TOOL], "max_tokens": 120, "metadata": {"user_id": f"end:{size + 1}"}}
     answer = post(http, **asked)

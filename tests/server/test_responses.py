@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from tests.server.conftest import Running
 from weir.errors import BadRequest
-from weir.server import responses
+from weir.server import chat, responses
 from weir.server.chat import sampling
 from weir.server.items import ResponsesRequest
 from weir.server.openai import TextPart
@@ -56,7 +56,7 @@ def test_calls(sdk, monkeypatch):
         return replace(sampling(asked, default), structured_outputs=None)
 
     monkeypatch.setattr(responses, "render", lambda *_: said)
-    monkeypatch.setattr(responses, "sampling", free)
+    monkeypatch.setattr(chat, "sampling", free)
     asked = ASKED | {"tools": [TOOL], "user": f"end:{len(said.encode()) + 1}"}
     answer = sdk.create(**asked)
     assert [item.type for item in answer.output] == ["message", "function_call"]

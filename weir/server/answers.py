@@ -1,11 +1,11 @@
-"""OpenAI's answers and stream chunks, with vLLM's extra fields, as they go over the wire.
+"""What OpenAI's answers share: usage, logprobs of a prompt, and chunks of a stream.
 
-A field that is `UNSET` is left out; one that is None is sent as null, as OpenAI does.
+In all answers a field that is `UNSET` is left out; one that is None is sent as null.
 """
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
-from typing import Literal
+from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -66,140 +66,10 @@ def prompt_logprobs(positions: list[Logprob | None]) -> PromptLogprobs:
     ]
 
 
-# /v1/chat/completions
-
-
-class ChatTopLogprob(Struct):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChatTokenLogprob(ChatTopLogprob):
-    top_logprobs: list[ChatTopLogprob]
-
-
-class ChatLogprobs(Struct):
-    content: list[ChatTokenLogprob]
-    refusal: None = None
-
-
-def chat_logprobs(positions: list[Logprob]) -> ChatLogprobs:
-    content = []
-    for one in positions:
-        top = [ChatTopLogprob(entry.token, entry.logprob, entry.bytes) for entry in one.top]
-        content.append(ChatTokenLogprob(one.token, one.logprob, one.bytes, top))
-    return ChatLogprobs(content)
-
-
-class CalledFunction(Struct):
-    arguments: str  # JSON; in a stream, what is new of it
-    name: str | UnsetType = UNSET
-
-
-class ToolCall(Struct):
-    """A call of a tool; in a stream, what is new of it, with id, type and name when it begins."""
-
-    index: int
-    function: CalledFunction
-    id: str | UnsetType = UNSET
-    type: Literal["function"] | UnsetType = UNSET
-
-
-class AssistantMessage(Struct):
-    content: str | None
-    role: Literal["assistant"] = "assistant"
-    refusal: None = None
-    tool_calls: list[ToolCall] | UnsetType = UNSET
-    reasoning: str | UnsetType = UNSET
-    reasoning_content: str | UnsetType = UNSET  # another name of it
-
-
-class ChatChoice(Struct):
-    index: int
-    message: AssistantMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: str | None
-    stop_reason: int | str | None = None
-    token_ids: list[int] | UnsetType = UNSET
-
-
-class ChatCompletion(Struct):
-    id: str
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: CompletionUsage
-    object: Literal["chat.completion"] = "chat.completion"
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
-
-
-class Delta(Struct):
-    content: str | UnsetType
-    tool_calls: list[ToolCall] | UnsetType = UNSET
-    reasoning: str | UnsetType = UNSET
-    reasoning_content: str | UnsetType = UNSET  # another name of it
-    role: Literal["assistant"] | UnsetType = UNSET  # with the first chunk of a choice
-
-
-class ChatChunkChoice(Struct):
-    index: int
-    delta: Delta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | UnsetType | None = UNSET
-    token_ids: list[int] | UnsetType = UNSET
-
-
-class ChatChunk(Struct):
-    id: str
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]  # one, or none in the last chunk, which holds the usage
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    usage: CompletionUsage | UnsetType | None = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
-
-
-# /v1/completions
-
-
-class CompletionLogprobs(Struct):
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
-class CompletionChoice(Struct):
-    """One choice of a prompt, whole or what is new of it in a stream."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | UnsetType | None = UNSET
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
-    token_ids: list[int] | UnsetType = UNSET
-
-
-class Completion(Struct):
-    """An answer, or a chunk of a stream, whose last one has no choices but the usage."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    object: Literal["text_completion"] = "text_completion"
-    usage: CompletionUsage | UnsetType | None = UNSET
-
-
 async def chunks(
     job: Job,
-    write: Callable[[int, Output], ChatChunk | Completion],
-    last: ChatChunk | Completion,
+    write: Callable[[int, Output], Any],
+    last: Any,
     usage_wanted: bool,
     usage_always: bool,
 ) -> AsyncGenerator[bytes, None]:
@@ -217,63 +87,3 @@ async def chunks(
         yield b"".join(frames)
     last.usage = usage(job)
     yield (frame(last) if usage_wanted else b"") + DONE
-
-
-# /v1/embeddings, /v1/models, /tokenize, /detokenize
-
-
-class Embedding(Struct):
-    index: int
-    embedding: list[float] | str  # or base64 of little-endian float32
-    object: Literal["embedding"] = "embedding"
-
-
-class EmbeddingUsage(Struct):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class Embeddings(Struct):
-    data: list[Embedding]
-    model: str
-    usage: EmbeddingUsage
-    object: Literal["list"] = "list"
-
-
-class ModelCard(Struct):
-    id: str
-    created: int
-    root: str
-    max_model_len: int
-    object: Literal["model"] = "model"
-    owned_by: Literal["weir"] = "weir"
-    parent: None = None
-
-
-class ModelList(Struct):
-    data: list[ModelCard]
-    object: Literal["list"] = "list"
-
-
-class Tokens(Struct):
-    count: int
-    max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None = None
-
-
-class Prompt(Struct):
-    prompt: str
-
-
-class TokenizerInfo(Struct):
-    """Under the names of tokenizer_config.json."""
-
-    model_max_length: int
-    vocab_size: int
-    bos_token: str | None
-    eos_token: str | None
-    unk_token: str | None
-    pad_token: str | None
-    chat_template: str | None
-    tokenizer_class: str = "PreTrainedTokenizerFast"

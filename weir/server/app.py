@@ -11,8 +11,10 @@ from weir.client import Client
 from weir.config import Config
 from weir.errors import WeirError
 from weir.server import (
-    answers,
     anthropic,
+    chat,
+    completions,
+    embeddings,
     items,
     logs,
     messages,
@@ -22,10 +24,7 @@ from weir.server import (
     responses,
     tokens,
 )
-from weir.server.chat import chat
-from weir.server.completions import completions
 from weir.server.edge import Edge, explain
-from weir.server.embeddings import embeddings
 from weir.server.endpoint import Endpoint, Serving
 from weir.server.metrics import Metrics
 from weir.server.page import page
@@ -38,50 +37,54 @@ GET, POST, BOTH = ("GET",), ("POST",), ("GET", "POST")
 
 ENDPOINTS = (
     Endpoint(
-        "/v1/chat/completions", chat, "Answer a conversation.", POST, openai.ChatRequest,
-        answers.ChatCompletion, chunk=answers.ChatChunk, generates=True,
+        "/v1/chat/completions", chat.chat, "Answer a conversation.", POST, openai.ChatRequest,
+        chat.ChatCompletion, chunk=chat.ChatChunk, generates=True,
     ),
     Endpoint(
-        "/v1/completions", completions, "Continue one or several prompts.", POST,
-        openai.CompletionRequest, answers.Completion, chunk=answers.Completion, generates=True,
+        "/v1/completions", completions.completions, "Continue one or several prompts.", POST,
+        completions.CompletionRequest, completions.Completion, chunk=completions.Completion,
+        generates=True,
     ),
     Endpoint(
         "/v1/responses", responses.responses, "Answer a conversation, given as items.", POST,
-        items.ResponsesRequest, items.Response, chunk=items.Event, generates=True,
+        items.ResponsesRequest, responses.Response, chunk=responses.Event, generates=True,
     ),
     Endpoint(
         "/v1/messages", messages.messages, "Answer a conversation, in Anthropic's words.", POST,
-        anthropic.MessagesRequest, anthropic.Answer, chunk=anthropic.Event, generates=True,
+        anthropic.MessagesRequest, messages.Answer, chunk=messages.Event, generates=True,
     ),
     Endpoint(
         "/v1/messages/count_tokens", messages.count, "How long its prompt is.", POST,
-        anthropic.Counted, anthropic.InputTokens,
+        anthropic.Counted, messages.InputTokens,
     ),
     Endpoint(
-        "/v1/embeddings", embeddings, "Hidden states of texts, pooled to one vector each.", POST,
-        openai.EmbeddingRequest, answers.Embeddings, generates=True,
+        "/v1/embeddings", embeddings.embeddings,
+        "Hidden states of texts, pooled to one vector each.", POST, embeddings.EmbeddingRequest,
+        embeddings.Embeddings, generates=True,
     ),
     Endpoint(
         "/generate", native.generate, "Continue prompts, in SGLang's words.", POST,
         native.GenerateRequest, native.Generated | list[native.Generated], chunk=native.Generated,
         generates=True,
     ),
-    Endpoint("/v1/models", operations.models, "The models served.", GET, answer=answers.ModelList),
+    Endpoint(
+        "/v1/models", operations.models, "The models served.", GET, answer=operations.ModelList
+    ),
     Endpoint(
         "/v1/models/{model_id:path}", operations.model, "One of them.", GET,
-        answer=answers.ModelCard,
+        answer=operations.ModelCard,
     ),
     Endpoint(
         "/tokenize", tokens.tokenize, "Text or a conversation as token ids.", POST,
-        openai.TokenizeRequest, answers.Tokens, aliases=("/v1/tokenize",),
+        tokens.TokenizeRequest, tokens.Tokens, aliases=("/v1/tokenize",),
     ),
     Endpoint(
         "/detokenize", tokens.detokenize, "Token ids as text.", POST,
-        openai.DetokenizeRequest, answers.Prompt, aliases=("/v1/detokenize",),
+        tokens.DetokenizeRequest, tokens.Prompt, aliases=("/v1/detokenize",),
     ),
     Endpoint(
         "/tokenizer_info", tokens.tokenizer_info, "Special tokens and the chat template.", GET,
-        answer=answers.TokenizerInfo,
+        answer=tokens.TokenizerInfo,
     ),
     Endpoint(
         "/health", operations.health,

@@ -2,47 +2,110 @@
 
 import time
 from collections.abc import AsyncGenerator
+from typing import Any, Literal
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct, UnsetType
 
-from weir.client import Output
+from weir.client import Logprob, Output
 from weir.errors import BadRequest
 from weir.params import SamplingParams
-from weir.server.answers import (
-    AssistantMessage,
-    ChatChoice,
-    ChatChunk,
-    ChatChunkChoice,
-    ChatCompletion,
-    Delta,
-    chat_logprobs,
-    chunks,
-    prompt_logprobs,
-    usage,
-)
+from weir.server.answers import CompletionUsage, PromptLogprobs, chunks, prompt_logprobs, usage
 from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
 from weir.server.openai import ChatRequest
 from weir.server.prompts import render
 from weir.server.reading import Reader
-from weir.server.tools import merged
+from weir.server.tools import ToolCall, merged
+
+
+class ChatTopLogprob(Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(ChatTopLogprob):
+    top_logprobs: list[ChatTopLogprob]
+
+
+class ChatLogprobs(Struct):
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
+def chat_logprobs(positions: list[Logprob]) -> ChatLogprobs:
+    content = []
+    for one in positions:
+        top = [ChatTopLogprob(entry.token, entry.logprob, entry.bytes) for entry in one.top]
+        content.append(ChatTokenLogprob(one.token, one.logprob, one.bytes, top))
+    return ChatLogprobs(content)
+
+
+class AssistantMessage(Struct):
+    content: str | None
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET  # another name of it
+
+
+class ChatChoice(Struct):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatCompletion(Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: CompletionUsage
+    object: Literal["chat.completion"] = "chat.completion"
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class Delta(Struct):
+    content: str | UnsetType
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET  # another name of it
+    role: Literal["assistant"] | UnsetType = UNSET  # with the first chunk of a choice
+
+
+class ChatChunkChoice(Struct):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatChunk(Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]  # one, or none in the last chunk, which holds the usage
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    usage: CompletionUsage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 async def chat(call: Call, body: ChatRequest) -> Reply:
     model = call.service.model(body.model)
-    params = sampling(body, call.service.client.model.sampling)
     prompt = render(call.service.client.text, body)
-    special = bool(body.add_special_tokens)
-    job = await call.submit(
-        [prompt], params, field="messages", add_special_tokens=special, **body.details
-    )
-    readers = [call.service.reader(job, body.toolbox, prompt) for _ in range(job.choices)]
+    job, readers = await ask(call, body, prompt, [prompt], **body.details)
     identity, created = f"chatcmpl-{job.id}", int(time.time())
     if body.stream:
         return _chunks(job, body, identity, created, model, readers)
-    choices = [
-        _choice(one, body, reader) for one, reader in zip(await job.collect(), readers, strict=True)
-    ]
+    done = await job.collect()
+    choices = [_choice(one, body, reader) for one, reader in zip(done, readers, strict=True)]
     answer = ChatCompletion(identity, created, model, choices, usage(job))
     stream = job.streams[0]
     if body.prompt_logprobs is not None:
@@ -52,63 +115,15 @@ async def chat(call: Call, body: ChatRequest) -> Reply:
     return answer
 
 
-def _choice(one: Output, body: ChatRequest, reader: Reader) -> ChatChoice:
-    """A whole answer."""
-    thought, text, calls = reader.push(one)
-    message = AssistantMessage(text if text or not (thought or calls) else None)
-    message.tool_calls = merged(calls) or UNSET
-    message.reasoning = message.reasoning_content = thought or UNSET
-    return ChatChoice(
-        index=one.index,
-        message=message,
-        logprobs=chat_logprobs(one.logprobs or []) if body.logprobs else None,
-        finish_reason=_reason(one, reader),
-        stop_reason=one.stop_reason,
-        token_ids=one.token_ids if body.return_token_ids else UNSET,
-    )
-
-
-def _chunks(
-    job: Job, body: ChatRequest, identity: str, created: int, model: str, readers: list[Reader]
-) -> AsyncGenerator[bytes, None]:
-    begun: set[int] = set()
-
-    def write(_: int, output: Output) -> ChatChunk:
-        delta = _delta(output, readers[output.index])
-        value = ChatChunk(identity, created, model, [_piece(output, delta, body)])
-        if output.index not in begun:
-            begun.add(output.index)
-            delta.role = "assistant"
-            if body.return_token_ids:
-                value.prompt_token_ids = job.streams[0].prompt_ids
-        return value
-
-    last = ChatChunk(identity, created, model, [])
-    return chunks(job, write, last, body.usage_wanted, body.usage_always)
-
-
-def _delta(output: Output, reader: Reader) -> Delta:
-    """What an event says."""
-    thought, text, calls = reader.push(output)
-    output.finish_reason = _reason(output, reader)
-    content = text if text or not (thought or calls) else UNSET
-    return Delta(content, calls or UNSET, thought or UNSET, thought or UNSET)
-
-
-def _reason(output: Output, reader: Reader) -> str | None:
-    ended = output.finish_reason
-    return "tool_calls" if ended == "stop" and reader.called else ended
-
-
-def _piece(output: Output, delta: Delta, body: ChatRequest) -> ChatChunkChoice:
-    return ChatChunkChoice(
-        index=output.index,
-        delta=delta,
-        logprobs=chat_logprobs(output.logprobs or []) if body.logprobs else None,
-        finish_reason=output.finish_reason,
-        stop_reason=UNSET if output.finish_reason is None else output.stop_reason,
-        token_ids=output.token_ids if body.return_token_ids else UNSET,
-    )
+async def ask(
+    call: Call, body: ChatRequest, prompt: str, prompts: list[str | list[int]], **details: Any
+) -> tuple[Job, list[Reader]]:
+    """Submit a chat, whose prompt may be encoded already, and what reads its choices."""
+    params = sampling(body, call.service.client.model.sampling)
+    details.setdefault("field", "messages")
+    special = bool(body.add_special_tokens)
+    job = await call.submit(prompts, params, add_special_tokens=special, **details)
+    return job, [call.service.reader(job, body.toolbox, prompt) for _ in range(job.choices)]
 
 
 def sampling(body: ChatRequest, default: SamplingParams) -> SamplingParams:
@@ -121,3 +136,47 @@ def sampling(body: ChatRequest, default: SamplingParams) -> SamplingParams:
         max_tokens=old if new is None else new,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
+
+
+def _choice(one: Output, body: ChatRequest, reader: Reader) -> ChatChoice:
+    """A whole answer."""
+    thought, text, calls = reader.push(one)
+    message = AssistantMessage(text if text or not (thought or calls) else None)
+    message.tool_calls = merged(calls) or UNSET
+    message.reasoning = message.reasoning_content = thought or UNSET
+    return ChatChoice(message=message, **_ended(one, body, reader))
+
+
+def _chunks(
+    job: Job, body: ChatRequest, identity: str, created: int, model: str, readers: list[Reader]
+) -> AsyncGenerator[bytes, None]:
+    begun: set[int] = set()
+
+    def write(_: int, output: Output) -> ChatChunk:
+        reader = readers[output.index]
+        thought, text, calls = reader.push(output)
+        content = text if text or not (thought or calls) else UNSET
+        delta = Delta(content, calls or UNSET, thought or UNSET, thought or UNSET)
+        piece = ChatChunkChoice(delta=delta, **_ended(output, body, reader))
+        value = ChatChunk(identity, created, model, [piece])
+        if output.index not in begun:
+            begun.add(output.index)
+            delta.role = "assistant"
+            if body.return_token_ids:
+                value.prompt_token_ids = job.streams[0].prompt_ids
+        return value
+
+    last = ChatChunk(identity, created, model, [])
+    return chunks(job, write, last, body.usage_wanted, body.usage_always)
+
+
+def _ended(output: Output, body: ChatRequest, reader: Reader) -> dict[str, Any]:
+    """What is said of a choice beside its text, as far as it has come."""
+    reason = output.finish_reason
+    return {
+        "index": output.index,
+        "logprobs": chat_logprobs(output.logprobs or []) if body.logprobs else None,
+        "finish_reason": "tool_calls" if reason == "stop" and reader.called else reason,
+        "stop_reason": UNSET if reason is None else output.stop_reason,
+        "token_ids": output.token_ids if body.return_token_ids else UNSET,
+    }

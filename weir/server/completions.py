@@ -1,25 +1,61 @@
 """POST /v1/completions"""
 
 import time
+from typing import Annotated, Literal
 
-from msgspec import UNSET
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from weir.client import Logprob, Output
 from weir.errors import BadRequest
-from weir.params import SamplingParams
-from weir.server.answers import (
-    Completion,
-    CompletionChoice,
-    CompletionLogprobs,
-    chunks,
-    prompt_logprobs,
-    usage,
-)
+from weir.params import MAX_N, SamplingParams
+from weir.server.answers import CompletionUsage, PromptLogprobs, chunks, prompt_logprobs, usage
 from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
-from weir.server.openai import CompletionRequest
+from weir.server.openai import Generation, Logprobs, Prompts, Unserved
 from weir.server.prompts import split
 from weir.text import Text
+
+
+class CompletionRequest(Generation, kw_only=True):
+    """POST /v1/completions"""
+
+    prompt: Prompts
+    echo: bool | None = None
+    logprobs: Logprobs | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None  # only n itself
+    suffix: Unserved = None
+    prompt_embeds: Unserved = None
+
+
+class CompletionLogprobs(Struct):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Struct):
+    """One choice of a prompt, whole or what is new of it in a stream."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | UnsetType | None = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class Completion(Struct):
+    """An answer, or a chunk of a stream, whose last one has no choices but the usage."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    object: Literal["text_completion"] = "text_completion"
+    usage: CompletionUsage | UnsetType | None = UNSET
 
 
 async def completions(call: Call, body: CompletionRequest) -> Reply:

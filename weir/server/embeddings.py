@@ -2,13 +2,43 @@
 
 import base64
 import struct
+from typing import Literal
+
+from msgspec import Struct
 
 from weir.errors import EngineDead
 from weir.params import SamplingParams
-from weir.server.answers import Embedding, Embeddings, EmbeddingUsage
 from weir.server.endpoint import Call, Reply
-from weir.server.openai import EmbeddingRequest
+from weir.server.openai import OpenAIRequest, Prompts, Unserved
 from weir.server.prompts import split
+
+
+class EmbeddingRequest(OpenAIRequest, kw_only=True):
+    """POST /v1/embeddings"""
+
+    input: Prompts
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last"] | None = None  # over the hidden states; mean by default
+    add_special_tokens: bool | None = None
+    dimensions: Unserved = None
+
+
+class Embedding(Struct):
+    index: int
+    embedding: list[float] | str  # or base64 of little-endian float32
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(Struct):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
 
 
 async def embeddings(call: Call, body: EmbeddingRequest) -> Reply:

@@ -1,11 +1,11 @@
-"""OpenAI's responses as they go over the wire: requests and answers are lists of items.
+"""Requests of OpenAI's responses as they come over the wire: lists of items.
 
 Fields typed `Ignored` are hints that change nothing here; unknown ones are refused.
 """
 
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
 from weir.errors import BadRequest
 from weir.server.openai import (
@@ -168,96 +168,3 @@ def _plain(content: Content) -> str | list[TextPart]:
     if isinstance(content, str):
         return content
     return [TextPart("text", part.text) for part in content]
-
-
-Status = Literal["in_progress", "completed", "incomplete"]
-
-
-class OutputText(Struct, tag="output_text"):
-    text: str
-    annotations: list[str] = []
-    logprobs: list[str] = []
-
-
-class Said(Struct, tag="message"):
-    id: str
-    content: list[OutputText] = []
-    status: Status = "in_progress"
-    role: Literal["assistant"] = "assistant"
-
-
-class ReasoningText(Struct, tag="reasoning_text"):
-    text: str
-
-
-class Thought(Struct, tag="reasoning"):
-    id: str
-    content: list[ReasoningText] = []
-    status: Status = "in_progress"
-    summary: list[str] = []
-
-
-class Called(Struct, tag="function_call"):
-    id: str
-    call_id: str
-    name: str
-    arguments: str = ""
-    status: Status = "in_progress"
-
-
-class Cached(Struct):
-    cached_tokens: int
-
-
-class Reasoned(Struct):
-    reasoning_tokens: int
-
-
-class Usage(Struct):
-    input_tokens: int
-    input_tokens_details: Cached
-    output_tokens: int
-    total_tokens: int
-    output_tokens_details: Reasoned
-
-
-class Incomplete(Struct):
-    reason: Literal["max_output_tokens"]
-
-
-class Response(Struct):
-    id: str
-    created_at: int
-    model: str
-    instructions: str | None
-    metadata: Any
-    tools: list[Offered]
-    tool_choice: Any
-    parallel_tool_calls: bool
-    temperature: float
-    top_p: float
-    max_output_tokens: int | None
-    status: Status = "in_progress"
-    incomplete_details: Incomplete | None = None
-    output: list[Said | Thought | Called] = []
-    usage: Usage | None = None
-    error: None = None
-    object: Literal["response"] = "response"
-
-
-class Event(Struct):
-    """Any of the events; what one does not have is left out."""
-
-    type: str
-    sequence_number: int = 0
-    response: Response | UnsetType = UNSET
-    output_index: int | UnsetType = UNSET
-    item_id: str | UnsetType = UNSET
-    content_index: int | UnsetType = UNSET
-    item: Said | Thought | Called | UnsetType = UNSET
-    part: OutputText | ReasoningText | UnsetType = UNSET
-    delta: str | UnsetType = UNSET
-    text: str | UnsetType = UNSET
-    arguments: str | UnsetType = UNSET
-    name: str | UnsetType = UNSET
-    logprobs: list[str] | UnsetType = UNSET

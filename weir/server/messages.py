@@ -1,39 +1,111 @@
 """POST /v1/messages and /v1/messages/count_tokens: Anthropic's way to chat."""
 
 from collections.abc import AsyncGenerator, Iterator
+from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
 
 from weir.client import Output
-from weir.server.anthropic import (
-    Answer,
-    Block,
-    BlockDelta,
-    BlockStarted,
-    BlockStopped,
-    Counted,
-    Ending,
-    Event,
-    InputDelta,
-    InputTokens,
-    MessageDelta,
-    MessagesRequest,
-    Started,
-    Stop,
-    Stopped,
-    TextBlock,
-    TextDelta,
-    ThinkingBlock,
-    ThinkingDelta,
-    ToolUseBlock,
-    Usage,
-)
-from weir.server.chat import sampling
+from weir.server.anthropic import Counted, MessagesRequest
+from weir.server.chat import ask
 from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Burst, Job
 from weir.server.prompts import render
 from weir.server.reading import Reader
 from weir.server.sse import frame
+
+
+class Usage(Struct):
+    """Prompt tokens found in the cache are not among `input_tokens`."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int = 0
+
+
+class TextBlock(Struct, tag="text"):
+    text: str
+
+
+class ToolUseBlock(Struct, tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ThinkingBlock(Struct, tag="thinking"):
+    thinking: str
+    signature: str = ""  # nobody here reads one
+
+
+Block = TextBlock | ToolUseBlock | ThinkingBlock
+Stop = Literal[
+    "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"
+]
+
+
+class Answer(Struct):
+    id: str
+    model: str
+    usage: Usage
+    content: list[Block] = []
+    stop_reason: Stop | None = None
+    stop_sequence: str | None = None
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+
+
+class InputTokens(Struct):
+    input_tokens: int
+
+
+class Started(Struct, tag="message_start"):
+    message: Answer
+
+
+class BlockStarted(Struct, tag="content_block_start"):
+    index: int
+    content_block: Block
+
+
+class TextDelta(Struct, tag="text_delta"):
+    text: str
+
+
+class ThinkingDelta(Struct, tag="thinking_delta"):
+    thinking: str
+
+
+class InputDelta(Struct, tag="input_json_delta"):
+    partial_json: str
+
+
+class BlockDelta(Struct, tag="content_block_delta"):
+    index: int
+    delta: TextDelta | ThinkingDelta | InputDelta
+
+
+class BlockStopped(Struct, tag="content_block_stop"):
+    index: int
+
+
+class Ending(Struct):
+    stop_reason: Stop
+    stop_sequence: str | None
+
+
+class MessageDelta(Struct, tag="message_delta"):
+    delta: Ending
+    usage: Usage
+
+
+class Stopped(Struct, tag="message_stop"):
+    pass
+
+
+Event = Started | BlockStarted | BlockDelta | BlockStopped | MessageDelta | Stopped
 
 
 async def count(call: Call, body: Counted) -> Reply:
@@ -56,12 +128,10 @@ async def messages(call: Call, body: MessagesRequest) -> Reply:
     prompt = await call.service.encode(said, False)
     room = max(1, client.model.context - len(prompt))
     asked.max_tokens = min(body.max_tokens, room)
-    job = await call.submit(
-        [prompt], sampling(asked, client.model.sampling), field="messages", **asked.details
-    )
+    job, [reader] = await ask(call, asked, said, [prompt], **asked.details)
     full: Stop = "max_tokens" if body.max_tokens <= room else "model_context_window_exceeded"
     answer = Answer(f"msg_{job.id}", model, _usage(job))
-    writer = Writer(job, call.service.reader(job, asked.toolbox, said), answer, full)
+    writer = Writer(job, reader, answer, full)
     if body.stream:
         return writer.frames()
     async for _ in writer.frames():

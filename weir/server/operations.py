@@ -1,7 +1,7 @@
 """Health, metrics, and what an operator asks or orders: nothing here generates for a user."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -11,7 +11,6 @@ from weir import __version__
 from weir.client import Client
 from weir.errors import BadRequest, EngineDead, Overloaded
 from weir.params import SamplingParams
-from weir.server.answers import ModelCard, ModelList
 from weir.server.endpoint import Call, Reply
 from weir.server.openai import TokenId
 
@@ -60,6 +59,21 @@ class Pinned(Struct):
 
 class Ordered(Struct):
     message: str
+
+
+class ModelCard(Struct):
+    id: str
+    created: int
+    root: str
+    max_model_len: int
+    object: Literal["model"] = "model"
+    owned_by: Literal["weir"] = "weir"
+    parent: None = None
+
+
+class ModelList(Struct):
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
 
 
 class ModelFacts(Struct):

@@ -6,7 +6,7 @@ from typing import Any, cast
 import msgspec
 
 from weir.errors import BadRequest
-from weir.server.openai import MAX_PROMPTS, ChatRequest, Message, TokenizeRequest
+from weir.server.openai import MAX_PROMPTS, ChatRequest, Message
 from weir.server.reading import closed, inside
 from weir.server.tools import BEGIN, written
 from weir.text import Text
@@ -33,14 +33,14 @@ def split(prompts: str | Sequence[str | int | list[int]], param: str) -> list[st
     return cast(list[str | list[int]], list(prompts))
 
 
-def render(text: Text, body: ChatRequest | TokenizeRequest) -> str:
+def render(text: Text, body: ChatRequest) -> str:
     """The messages of a request through the model's chat template."""
     extra = body.chat_template_kwargs or {}
     if clash := sorted(RESERVED & extra.keys()):
         raise BadRequest(
             f"chat_template_kwargs must not hold {clash[0]}", param="chat_template_kwargs"
         )
-    if isinstance(body, ChatRequest) and (effort := body.reasoning_effort) is not None:
+    if (effort := body.reasoning_effort) is not None:
         extra = {"reasoning_effort": effort, "enable_thinking": effort != "none"} | extra
     go_on = bool(body.continue_final_message)
     start = not go_on if body.add_generation_prompt is None else body.add_generation_prompt
@@ -49,7 +49,7 @@ def render(text: Text, body: ChatRequest | TokenizeRequest) -> str:
             "continue_final_message and add_generation_prompt exclude each other: set one of them",
             param="continue_final_message",
         )
-    messages = [_plain(message) for message in body.messages or []]
+    messages = [_plain(message) for message in body.messages]
     without = [{k: v for k, v in message.items() if k != "tool_calls"} for message in messages]
 
     def chat(tools: list[dict[str, Any]] | None, messages: list[dict[str, Any]]) -> str:
@@ -59,8 +59,6 @@ def render(text: Text, body: ChatRequest | TokenizeRequest) -> str:
 
     if messages != without and chat(None, messages) == chat(None, without):
         messages = [_spelled(message) for message in messages]
-    if not isinstance(body, ChatRequest):
-        return chat(None, messages)
     toolbox = body.toolbox
     prompt = chat(toolbox.plain(), messages)
     if toolbox.tools and prompt == chat(None, messages):  # the template says nothing of tools

@@ -7,9 +7,8 @@ open the tag in the prompt. What a model writes between other tags stays in the 
 from typing import Literal
 
 from weir.client import Output
-from weir.server.answers import ToolCall
 from weir.server.jobs import Job
-from weir.server.tools import Calls, Toolbox, before
+from weir.server.tools import Calls, Toolbox, ToolCall, before
 from weir.text import Text
 
 OPEN, CLOSE = "<think>", "</think>"

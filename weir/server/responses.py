@@ -3,45 +3,121 @@ of a conversation; tools are the client's own functions."""
 
 import time
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from weir.client import Output
-from weir.server.chat import sampling
+from weir.server.chat import ask
 from weir.server.endpoint import Call, Reply
-from weir.server.items import (
-    Cached,
-    Called,
-    Event,
-    Incomplete,
-    OutputText,
-    Reasoned,
-    ReasoningText,
-    Response,
-    ResponsesRequest,
-    Said,
-    Status,
-    Thought,
-    Usage,
-)
+from weir.server.items import Offered, ResponsesRequest
 from weir.server.jobs import Burst, Job
 from weir.server.prompts import render
 from weir.server.reading import Reader
 from weir.server.sse import frame
 
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputText(Struct, tag="output_text"):
+    text: str
+    annotations: list[str] = []
+    logprobs: list[str] = []
+
+
+class Said(Struct, tag="message"):
+    id: str
+    content: list[OutputText] = []
+    status: Status = "in_progress"
+    role: Literal["assistant"] = "assistant"
+
+
+class ReasoningText(Struct, tag="reasoning_text"):
+    text: str
+
+
+class Thought(Struct, tag="reasoning"):
+    id: str
+    content: list[ReasoningText] = []
+    status: Status = "in_progress"
+    summary: list[str] = []
+
+
+class Called(Struct, tag="function_call"):
+    id: str
+    call_id: str
+    name: str
+    arguments: str = ""
+    status: Status = "in_progress"
+
+
+class Cached(Struct):
+    cached_tokens: int
+
+
+class Reasoned(Struct):
+    reasoning_tokens: int
+
+
+class Usage(Struct):
+    input_tokens: int
+    input_tokens_details: Cached
+    output_tokens: int
+    total_tokens: int
+    output_tokens_details: Reasoned
+
+
+class Incomplete(Struct):
+    reason: Literal["max_output_tokens"]
+
+
+class Response(Struct):
+    id: str
+    created_at: int
+    model: str
+    instructions: str | None
+    metadata: Any
+    tools: list[Offered]
+    tool_choice: Any
+    parallel_tool_calls: bool
+    temperature: float
+    top_p: float
+    max_output_tokens: int | None
+    status: Status = "in_progress"
+    incomplete_details: Incomplete | None = None
+    output: list[Said | Thought | Called] = []
+    usage: Usage | None = None
+    error: None = None
+    object: Literal["response"] = "response"
+
+
+class Event(Struct):
+    """Any of the events; what one does not have is left out."""
+
+    type: str
+    sequence_number: int = 0
+    response: Response | UnsetType = UNSET
+    output_index: int | UnsetType = UNSET
+    item_id: str | UnsetType = UNSET
+    content_index: int | UnsetType = UNSET
+    item: Said | Thought | Called | UnsetType = UNSET
+    part: OutputText | ReasoningText | UnsetType = UNSET
+    delta: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    logprobs: list[str] | UnsetType = UNSET
+
 
 async def responses(call: Call, body: ResponsesRequest) -> Reply:
-    client = call.service.client
     model = call.service.model(body.model)
     asked = body.chat()
-    params = sampling(asked, client.model.sampling)
-    prompt = render(client.text, asked)
-    job = await call.submit(
-        [prompt], params, field="input", add_special_tokens=False, **asked.details | body.details
-    )
+    prompt = render(call.service.client.text, asked)
+    details = {"field": "input"} | asked.details | body.details
+    job, [reader] = await ask(call, asked, prompt, [prompt], **details)
+    params = job.streams[0].assembly.params
     blank = Response(
         id=f"resp_{job.id}",
         created_at=int(time.time()),
@@ -55,7 +131,7 @@ async def responses(call: Call, body: ResponsesRequest) -> Reply:
         top_p=params.top_p,
         max_output_tokens=body.max_output_tokens,
     )
-    writer = Writer(job, call.service.reader(job, asked.toolbox, prompt), blank)
+    writer = Writer(job, reader, blank)
     if body.stream:
         return writer.frames()
     async for _ in writer.frames():

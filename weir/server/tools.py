@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from weir.errors import BadRequest
 from weir.params import StructuredOutputs
-from weir.server.answers import CalledFunction, ToolCall
 
 BEGIN, END = "<tool_call>\n", "\n</tool_call>"
 HEAD = re.compile(r'\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
@@ -71,6 +70,20 @@ class AllowedTools(Struct, forbid_unknown_fields=True, tag_field="type", tag="al
 
 
 ToolChoice = Literal["none", "auto", "required"] | ChosenTool | AllowedTools
+
+
+class CalledFunction(Struct):
+    arguments: str  # JSON; in a stream, what is new of it
+    name: str | UnsetType = UNSET
+
+
+class ToolCall(Struct):
+    """A call of a tool; in a stream, what is new of it, with id, type and name when it begins."""
+
+    index: int
+    function: CalledFunction
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
 
 
 class Toolbox:
