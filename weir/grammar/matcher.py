@@ -103,14 +103,14 @@ class AutomatonMatcher:
         self._before = before
         self._state = self._automaton.start
         self._most = most
-        self._next = masks.known(self._state)  # the next mask, if it has been made
+        self._next: bytes | None = None  # the next mask, once it has been asked for
         self.complete = False
 
     def begin(self) -> list[int]:
         forced = self._automaton.force(self._state, JUMP)
         if not forced or self._cutter is None:
             return []
-        whole = self._cutter.cut(self._before, forced)
+        whole = self._cutter.cut(trim(self._before), forced)
         tokens = self._kept(whole, self._state, len(forced), 0)
         text = self._text(tokens)
         state = self._automaton.run(text, self._state)
@@ -121,18 +121,20 @@ class AutomatonMatcher:
 
     def mask(self, alone: bool = False) -> bytes | None:
         if self._next is None:
+            self._next = self._masks.known(self._state)
+        if self._next is None:
             self._next = self._patience.make(partial(self._masks.mask, self._state), alone)
         return self._next
 
     def advance(self, token: int, alone: bool = False) -> list[int]:
-        piece = self._pieces[token] if token < len(self._pieces) else b""
         start, automaton = self._state, self._automaton
-        after = automaton.run(piece, start)
-        if not piece or after == DEAD:
+        after = self._masks.after(start, token)
+        if after == DEAD:
             raise GrammarError(f"token {token} does not fit the grammar")
-        forced = automaton.force(after, JUMP)
-        if forced and self._cutter is not None:
-            whole = self._cutter.cut(self._before, piece + forced)
+        piece = self._pieces[token]
+        if self._cutter is not None and automaton.forced[after] >= 0:
+            forced = automaton.force(after, JUMP)
+            whole = self._cutter.cut(trim(self._before), piece + forced)
             kept = self._kept(whole, start, len(piece) + len(forced), 1)
             text = self._text(kept)
             if len(text) >= len(piece):
@@ -146,9 +148,9 @@ class AutomatonMatcher:
 
     def _take(self, text: bytes, state: int) -> None:
         self._state = state
-        self._before = trim(self._before + text)
+        self._before = (self._before + text)[-CONTEXT:]
         self.complete = bool(self._automaton.final[state])
-        self._next = b"" if self.complete else self._masks.known(state)
+        self._next = b"" if self.complete else None
 
     def _kept(self, tokens: list[int], state: int, length: int, free: int) -> list[int]:
         """Of the tokens of `length` forced bytes, those before the first that the model might

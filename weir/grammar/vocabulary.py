@@ -6,7 +6,6 @@ interpreter's lock, as soon as the native library is there. Knows no tokenizer.
 
 import ctypes
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import count
@@ -19,6 +18,8 @@ from weir.ops import native
 
 MEMORY = 1 << 30
 """Bytes of masks that are kept for one vocabulary, whatever grammars they belong to."""
+STEPS = 1 << 16
+"""Tokens taken in from a state that one grammar remembers."""
 
 
 class Trie:
@@ -72,23 +73,16 @@ class Vocabulary:
         self.mask_bytes = -(-size // 8)
         texts = set(range(min(size, len(pieces)))) - set(self.ends)
         self.trie = Trie(pieces, (token for token in texts if pieces[token]), self.mask_bytes * 8)
-        self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self.kept: dict[tuple[int, int], bytes] = {}  # by a grammar's number and a state
         self._most = MEMORY // max(1, self.mask_bytes)
         self._lock = threading.Lock()
 
-    def kept(self, key: tuple[int, int]) -> bytes | None:
-        """A mask that was made before, by its grammar's number and its state."""
-        with self._lock:
-            mask = self._kept.get(key)
-            if mask is not None:
-                self._kept.move_to_end(key)
-            return mask
-
     def keep(self, key: tuple[int, int], mask: bytes) -> None:
+        """Keep a mask for others; without room in the place of the one that was made first."""
         with self._lock:
-            self._kept[key] = mask
-            if len(self._kept) > self._most:
-                self._kept.popitem(last=False)
+            self.kept[key] = mask
+            if len(self.kept) > self._most:
+                del self.kept[next(iter(self.kept))]
 
 
 _numbers = count()
@@ -108,10 +102,23 @@ class Masks:
         self._native = native.Walk(*pointers, *sizes)
         self._number = next(_numbers)
         self._outgrown: dict[tuple[int, int], bool] = {}
+        self._after: dict[tuple[int, int], int] = {}
 
     def known(self, state: int) -> bytes | None:
         """As `mask`, where that takes no time."""
-        return self.vocabulary.kept((self._number, state))
+        return self.vocabulary.kept.get((self._number, state))
+
+    def after(self, state: int, token: int) -> int:
+        """The state after a token; `DEAD` if it may not come."""
+        found = self._after.get((state, token))
+        if found is None:
+            pieces = self.vocabulary.pieces
+            piece = pieces[token] if token < len(pieces) else b""
+            found = self.automaton.run(piece, state) if piece else DEAD
+            if len(self._after) >= STEPS:
+                self._after.clear()
+            self._after[state, token] = found
+        return found
 
     def mask(self, state: int) -> bytes:
         """One bit a token, lowest first; those that end an answer where it may end."""

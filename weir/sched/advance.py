@@ -112,7 +112,7 @@ def _tell(r: Request, delta: Delta) -> Delta:
 
 
 def _append(r: Request, token: int) -> None:
-    """Settle a sampled token that no grammar replaces."""
+    """Settle a sampled token as it is."""
     sampling = r.sampling
     r.tokens[r.settled] = token
     r.settled += 1
@@ -126,8 +126,13 @@ def _follow(r: Request, matcher: Matcher, token: int, tokens: list[int]) -> None
     """Settle what stands in the place of a sampled token, up to where the answer ends."""
     stops, room = r.sampling.stops, r.prompt + r.sampling.max_tokens - r.settled
     r.jumped = tokens != [token]
-    if r.jumped:
-        recall(r, r.settled + (tokens[0] == token))
+    if not r.jumped:
+        if r.settled == len(r.tokens):
+            r.tokens.append(token)  # its place was taken back
+        _append(r, token)
+        r.done = "stop" if matcher.complete else r.done
+        return
+    recall(r, r.settled + (tokens[0] == token))
     if matcher.complete:
         r.done = "stop"
     stopped = next((at for at, one in enumerate(tokens[:room], 1) if one in stops), 0)
