@@ -131,8 +131,10 @@ def quantised() -> None:
 def sampling() -> None:
     heat, u = torch.ones(2), torch.zeros(2, dtype=torch.float64)
     for dtype in (torch.bfloat16, torch.float32):
-        gpu.choose(torch.zeros(2, 128256, dtype=dtype), heat, u)
-        gpu.choose(torch.zeros(2, 128256, dtype=dtype), heat, u, (u.long(), u, u))
+        logits, masks = torch.zeros(2, 128256, dtype=dtype), torch.zeros(2, 16032).byte()
+        gpu.restrict(logits, u.long(), u.long(), masks)
+        gpu.choose(logits, heat, u)
+        gpu.choose(logits, heat, u, (u.long(), u, u))
 
 
 if __name__ == "__main__":

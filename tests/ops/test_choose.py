@@ -52,6 +52,20 @@ def test_plain_and_greedy_rows(vocab: int, dtype: torch.dtype) -> None:
     assert choose(logits, heat, u) == sample.choose(logits.float(), heat, u).tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("vocab", "width"), [(7, 1), (4100, 513), (5003, 300), (5003, 700)])
+def test_masked_rows(vocab: int, width: int, dtype: torch.dtype) -> None:
+    """Masks that end with the vocabulary, before it and after it; some rows have none."""
+    g = torch.Generator().manual_seed(width)
+    masks = torch.randint(0, 256, (3, width), generator=g, dtype=torch.uint8)
+    rows, which = torch.tensor([4, 0, 2, 5]), torch.tensor([1, 0, 2, 1])
+    logits = torch.randn(6, vocab + 3, generator=g).to(dtype)
+    got = logits.to(DEVICE)
+    gpu.restrict(got[:, :vocab], *(x.to(DEVICE) for x in (rows, which, masks)))
+    sample.restrict(logits[:, :vocab], rows, which, masks)
+    assert torch.equal(got.cpu(), logits)
+
+
 CUTS = [(0, 1.0, 0.0), (1, 1.0, 0.0), (50, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.05), (40, 0.8, 0.0)]
 CUTS += [(40, 1.0, 0.02), (0, 0.7, 0.001), (9, 0.5, 0.01), (3000, 0.99, 0.0), (0, 1e-9, 0.0)]
 

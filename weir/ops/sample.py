@@ -230,17 +230,20 @@ def penalise(
 
 
 def restrict(logits: Tensor, rows: Tensor, which: Tensor, masks: Tensor) -> None:
-    """Exclude from `rows` int64 [R] of logits float32 [B, V], in place, the tokens that masks
+    """Exclude from `rows` int64 [R] of logits [B, V], in place, the tokens that masks
     uint8 [M, N] lack, each row's own being number `which` int64 [R]: token t is bit t % 8 of byte
     t // 8, and beyond the last byte none is there.
 
-    A byte is looked up as what it adds to eight logits: a sixtieth of the time that unpacking bits
-    and filling takes on a CPU."""
+    On a CPU a byte is looked up as what it adds to eight logits: a sixtieth of the time that
+    unpacking bits and filling takes."""
+    gpu = gpu_kernels(logits)
+    if gpu is not None:
+        return gpu.restrict(logits, rows, which, masks)
     added = torch.nn.functional.embedding(masks.int(), _octets(logits.device)).flatten(-2)
     vocab = logits.shape[-1]
     missing = vocab - added.shape[-1]
     added = torch.nn.functional.pad(added, (0, missing), value=-torch.inf)  # or cut, below zero
-    logits.index_add_(0, rows, added[which])
+    logits.index_add_(0, rows, added[which].to(logits.dtype))
 
 
 @cache

@@ -192,10 +192,10 @@ class Sampler:
         raw = logits
         if draw.scored is not None:
             raw = logits[draw.scored[0]]
-        if draw.masked is not None or draw.edits or draw.penalised is not None:
-            logits = logits.float()
         if draw.masked is not None:
             sample.restrict(logits, *draw.masked)
+        if draw.edits or draw.penalised is not None:
+            logits = logits.float()
         for row, position, edit in draw.edits:
             edit.apply(logits[row], position)
         if draw.penalised is not None:
