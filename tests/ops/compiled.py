@@ -1,6 +1,8 @@
 """Compiles every kernel for a Hopper GPU, where there is none: what the interpreter lets pass, such
 as a name with two types, no compiler does. Run by test_compile.py."""
 
+from dataclasses import replace
+
 import torch
 import triton
 from torch import Tensor
@@ -9,6 +11,7 @@ from triton.compiler import ASTSource
 
 from weir.ops import triton as gpu
 from weir.ops.batch import Batch
+from weir.ops.fused import Fused
 from weir.ops.pages import Paged
 from weir.ops.quantize import FP8, Codes, to_tiles
 from weir.ops.triton import codes, launch, linear, single, vector
@@ -89,12 +92,14 @@ def linears() -> None:
     for m in (1, linear.SOME):
         for n, k in ((4096, 1024), (1000, 2100)):
             tile, norm = linear.tile_for(m, n, k), torch.ones(k)
-            linear.product(half(m, k), half(n, k), half(m, n), tile)
-            linear.product(half(m, k), half(n, k), None, tile, norm, 1e-5)
-            linear.product(half(m, 2 * k), half(n, k), half(m, n), tile, act="silu")
+            more = Fused(residual=half(m, n))
+            linear.product(half(m, k), half(n, k), None, tile, more)
+            linear.product(half(m, k), half(n, k), None, tile, Fused(norm, 1e-5))
+            linear.product(half(m, 2 * k), half(n, k), None, tile, replace(more, act="silu"))
     for m, n, k in ((1, 4096, 1024), (2, 1024, 3072)):
-        vector.vector_product(half(m, k), half(n, k), None, torch.ones(k), 1e-5)
-        vector.vector_product(half(m, 2 * k), half(n, k), half(m, n), act="silu")
+        vector.vector_product(half(m, k), half(n, k), Fused(torch.ones(k), 1e-5))
+        more = Fused(act="silu", residual=half(m, n))
+        vector.vector_product(half(m, 2 * k), half(n, k), more)
 
 
 def quantised() -> None:
@@ -104,28 +109,25 @@ def quantised() -> None:
             tiles, pairs = to_tiles(some, 64, dtype)
             gpu.unpacked(tiles, pairs, n, dtype)
             for m in (1, 64, 128, 256):
-                x, tile, norm = (
-                    half(m, 2 * k).to(dtype),
-                    codes.tile_for_codes(m, n, k),
-                    torch.ones(k),
-                )
-                codes.product_of_codes(x[:, :k], tiles, pairs, n, None, tile, norm, 1e-5)
-                codes.product_of_codes(
-                    x, tiles, pairs, n, half(m, n), tile, act="silu", bias=half(n)
-                )
+                x, tile = half(m, 2 * k).to(dtype), codes.tile_for_codes(m, n, k)
+                normed = Fused(torch.ones(k), 1e-5)
+                codes.product_of_codes(x[:, :k], tiles, pairs, n, tile, normed)
+                gated = Fused(act="silu", bias=half(n), residual=half(m, n))
+                codes.product_of_codes(x, tiles, pairs, n, tile, gated)
     for k in (1024, 14336):
         some = Codes(torch.zeros(64, k, dtype=torch.uint8), torch.zeros(64, k // 32, 2), 4)
         for dtype in (torch.bfloat16, torch.float16):
             tiles, pairs = to_tiles(some, 64, dtype)
-            single.single_of_codes(half(1, k).to(dtype), tiles, pairs, 64, half(1, 64).to(dtype))
+            more = Fused(residual=half(1, 64).to(dtype))
+            single.single_of_codes(half(1, k).to(dtype), tiles, pairs, 64, more)
         weight, each = torch.zeros(64, k, dtype=FP8), torch.ones(64)
-        single.single_of_bytes(half(1, k), weight, each, half(1, 64), bias=half(64))
+        single.single_of_bytes(half(1, k), weight, each, Fused(bias=half(64), residual=half(1, 64)))
     x, norm = half(16, 2 * 4096), torch.ones(4096)
     weight, tile = torch.zeros(4096, 4096, dtype=FP8), linear.tile_for_fp8(16, 4096, 4096)
-    linear.product(x[:, :4096], weight, None, tile, norm, 1e-5, bias=norm, scales=norm)
-    linear.product(x, weight, half(16, 4096), tile, act="silu", scales=norm)
-    gpu.quantized(x, None, 0.0, "silu")
-    gpu.quantized(x[:, :4096], norm, 1e-5, None)
+    linear.product(x[:, :4096], weight, norm, tile, Fused(norm, 1e-5, bias=norm))
+    linear.product(x, weight, norm, tile, Fused(act="silu", residual=half(16, 4096)))
+    gpu.quantized(x, Fused(act="silu"))
+    gpu.quantized(x[:, :4096], Fused(norm, 1e-5))
 
 
 def sampling() -> None:

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("triton", minversion=None if torch.cuda.is_available() else "3.9")
 
+from weir.ops.fused import Fused
 from weir.ops.linear import gated_linear, linear, normed_linear, pack
 from weir.ops.mlp import reference_gated
 from weir.ops.norm import reference_rms_norm
@@ -24,11 +25,11 @@ def distance(got: torch.Tensor, want: torch.Tensor) -> float:
     return float(error.nan_to_num(torch.inf))
 
 
-def multiply(x, w, residual, tile, norm=None, eps=0.0, act=None):
+def multiply(x, w, tile, **fused):
     """By either kernel; None is the one whose weights wait in registers."""
     if tile is None:
-        return vector_product(x, w, residual, norm, eps, act)
-    return product(x, w, residual, tile, norm, eps, act)
+        return vector_product(x, w, Fused(**fused))
+    return product(x, w, None, tile, Fused(**fused))
 
 
 SHAPES = [(1, 96, 160), (5, 64, 512), (20, 70, 72)]
@@ -47,14 +48,14 @@ def test_a_product_of_any_shape(m, n, k, tile, dtype) -> None:
     one, two = x[:, :k], x[:, : 2 * k]
     there = {t: t.to(DEVICE) for t in (w, residual, norm, x)}
     for _ in range(2):
-        got = multiply(there[x][:, :k], there[w], there[residual], tile)
+        got = multiply(there[x][:, :k], there[w], tile, residual=there[residual])
         assert got.dtype == dtype
         want = one.double() @ w.double().T + residual.double()
         assert distance(got, want) < TOLERANCE[dtype]
-        got = multiply(there[x][:, :k], there[w], None, tile, there[norm], 1e-5)
+        got = multiply(there[x][:, :k], there[w], tile, norm=there[norm], eps=1e-5)
         want = reference_rms_norm(one.double().float(), norm, 1e-5).double() @ w.double().T
         assert distance(got, want) < TOLERANCE[dtype]
-        got = multiply(there[x][:, : 2 * k], there[w], there[residual], tile, act="silu")
+        got = multiply(there[x][:, : 2 * k], there[w], tile, residual=there[residual], act="silu")
         want = reference_gated(two.double(), "silu") @ w.double().T + residual.double()
         assert distance(got, want) < TOLERANCE[dtype]
 
@@ -63,7 +64,8 @@ def test_not_a_number_stays_in_its_row() -> None:
     x, w = torch.randn(3, 64), torch.randn(32, 64)
     x[1, 5] = torch.nan
     for tile in (*TILES, None):
-        y = multiply(x.to(DEVICE), w.to(DEVICE), None, tile, torch.ones(64).to(DEVICE), 1e-5)
+        norm = torch.ones(64, device=DEVICE)
+        y = multiply(x.to(DEVICE), w.to(DEVICE), tile, norm=norm, eps=1e-5)
         assert y[1].isnan().all() and y[[0, 2]].isfinite().all()
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", minversion=None if torch.cuda.is_available() else "3.9")
 
+from weir.ops.fused import Fused
 from weir.ops.linear import gated_linear, linear, normed_linear, pack_codes, pack_fp8
 from weir.ops.mlp import reference_gated
 from weir.ops.norm import reference_rms_norm
@@ -85,8 +86,8 @@ def test_a_product_of_codes(
     tiles, pairs = (x.to(DEVICE) for x in to_tiles(found, 64, PAIRS[dtype]))
     weight, check = found.floats().double(), Check(m, n, k, dtype)
 
-    def run(x: torch.Tensor, residual: torch.Tensor | None, **more: object) -> torch.Tensor:
-        return product_of_codes(x, tiles, pairs, n, residual, tile, **more)
+    def run(x: torch.Tensor, fused: Fused) -> torch.Tensor:
+        return product_of_codes(x, tiles, pairs, n, tile, fused)
 
     check(run, weight)
 
@@ -97,8 +98,8 @@ def test_a_product_of_8_bit_floats(m: int, n: int, k: int, tile: Tile) -> None:
     found, dtype = to_fp8(torch.randn(n, k) / k**0.5), HALF if DEVICE == "cuda" else torch.float32
     values, scales = found.values.to(DEVICE), found.scales.to(DEVICE)
 
-    def run(x: torch.Tensor, residual: torch.Tensor | None, **more: object) -> torch.Tensor:
-        return product(x, values, residual, tile, scales=scales, **more)
+    def run(x: torch.Tensor, fused: Fused) -> torch.Tensor:
+        return product(x, values, scales, tile, fused)
 
     Check(m, n, k, dtype)(run, found.floats().double())
 
@@ -112,16 +113,16 @@ def test_products_of_one_row(n: int, k: int, group: int) -> None:
     floats = to_fp8(weight)
     values, scales = floats.values.to(DEVICE), floats.scales.to(DEVICE)
 
-    def of_bytes(x, residual, norm=None, eps=0.0, act=None, bias=None):  # type: ignore[no-untyped-def]
-        return single_of_bytes(ready(x, norm, eps, act), values, scales, residual, bias=bias)
+    def of_bytes(x: torch.Tensor, fused: Fused) -> torch.Tensor:
+        return single_of_bytes(ready(x, fused), values, scales, fused)
 
     check(of_bytes, floats.floats().double())
     if group:
         found = to_codes(weight, group)
         tiles, pairs = (x.to(DEVICE) for x in to_tiles(found, 64, HALF))
 
-        def of_codes(x, residual, norm=None, eps=0.0, act=None, bias=None):  # type: ignore[no-untyped-def]
-            return single_of_codes(ready(x, norm, eps, act), tiles, pairs, n, residual, bias=bias)
+        def of_codes(x: torch.Tensor, fused: Fused) -> torch.Tensor:
+            return single_of_codes(ready(x, fused), tiles, pairs, n, fused)
 
         check(of_codes, found.floats().double())
 
@@ -131,7 +132,7 @@ def test_one_row_may_begin_anywhere(offset: int) -> None:
     weight = to_fp8(torch.randn(8, 64))
     rows = torch.randn(2, 64 + 5).to(HALF)
     x = rows.to(DEVICE)[1:, offset : offset + 64]
-    got = single_of_bytes(x, weight.values.to(DEVICE), weight.scales.to(DEVICE), None)
+    got = single_of_bytes(x, weight.values.to(DEVICE), weight.scales.to(DEVICE), Fused())
     want = rows[1:, offset : offset + 64].double() @ weight.floats().double().T
     assert distance(got, want) < TOLERANCE[HALF]
 
@@ -144,14 +145,14 @@ def test_every_8_bit_float_and_every_code_is_its_number(factor: float) -> None:
     weight, x = torch.zeros(len(every), 64, dtype=FP8), torch.full((1, 64), 3.0, dtype=HALF)
     weight[:, 5], x[0, 5] = every, factor
     ones = torch.ones(len(every), device=DEVICE)
-    got = single_of_bytes(x.to(DEVICE), weight.to(DEVICE), ones, None)
+    got = single_of_bytes(x.to(DEVICE), weight.to(DEVICE), ones, Fused())
     assert torch.equal(got.cpu()[0], (every.double() * factor).to(HALF))
     codes = (torch.arange(64)[:, None] // 4 + torch.arange(64)).remainder(16).byte()
     pairs = torch.tensor([1.0, 0.0]).half().expand(64, 1, 2)
     tiles, pairs = (t.to(DEVICE) for t in to_tiles(Codes(codes, pairs, 4), 64, HALF))
     for column in (0, 5, 14, 23, 31, 32, 37, 63):
         x.zero_()[0, column] = factor
-        got = single_of_codes(x.to(DEVICE), tiles, pairs, 64, None)
+        got = single_of_codes(x.to(DEVICE), tiles, pairs, 64, Fused())
         assert torch.equal(got.cpu()[0], (codes[:, column].double() * factor).to(HALF))
 
 
@@ -189,13 +190,13 @@ class Check:
         one, two = self.x[:, : self.k].double(), self.x[:, : 2 * self.k].double()
         for _ in range(2):
             poisoned()
-            got = run(x[:, : self.k], residual, bias=bias)
+            got = run(x[:, : self.k], Fused(residual=residual, bias=bias))
             want = one @ weight.T + self.residual.double() + self.bias.double()
             assert got.dtype == self.dtype and distance(got, want) < TOLERANCE[self.dtype]
-            got = run(x[:, : self.k], None, norm=norm, eps=1e-5)
+            got = run(x[:, : self.k], Fused(norm, 1e-5))
             want = reference_rms_norm(one.float(), self.norm, 1e-5).double() @ weight.T
             assert distance(got, want) < TOLERANCE[self.dtype]
-            got = run(x[:, : 2 * self.k], residual, act="silu")
+            got = run(x[:, : 2 * self.k], Fused(residual=residual, act="silu"))
             want = reference_gated(two, "silu") @ weight.T + self.residual.double()
             assert distance(got, want) < TOLERANCE[self.dtype]
 
@@ -208,9 +209,9 @@ def test_rows_are_normed_or_gated_on_the_way_to_8_bits(rows: int, width: int) ->
     one = x[:, :width]
     part = 16 if DEVICE == "cuda" else 2  # the interpreter loses the carry of a rounded mantissa
     for got, want in (
-        (quantized(there[:, :width], None, 0.0, None), one),
-        (quantized(there[:, :width], weight, 1e-5, None), reference_rms_norm(one, norm, 1e-5)),
-        (quantized(there, None, 0.0, "silu"), reference_gated(x, "silu")),
+        (quantized(there[:, :width], Fused()), one),
+        (quantized(there[:, :width], Fused(weight, 1e-5)), reference_rms_norm(one, norm, 1e-5)),
+        (quantized(there, Fused(act="silu")), reference_gated(x, "silu")),
     ):
         values, scales = got[0].float().cpu(), got[1].cpu()
         assert values.shape == (rows, width) and values.abs().max() <= FP8_MOST

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from weir.ops import dispatch, native
 from weir.ops.dispatch import floats, gpu_kernels, kernels
+from weir.ops.fused import Fused
 from weir.ops.mlp import ACTIVATIONS, gated
 from weir.ops.norm import rms_norm
 from weir.ops.quantize import Codes, Scaled, from_tiles, to_tiles
@@ -157,64 +158,47 @@ def linear(x: Tensor, w: Linear, residual: Tensor | None = None) -> Tensor:
     weights of 4 bits meet x as it is, and those of 8 bits do where M is small; else x is rounded to
     8-bit floats, row by row.
     """
-    return _apply(x, w, residual)
+    return _apply(x, w, Fused(bias=w.bias, residual=residual))
 
 
 def normed_linear(x: Tensor, norm: Tensor, eps: float, w: Linear) -> Tensor:
     """linear(rms_norm(x, norm, eps), w), normalised on the way in where a kernel can."""
-    return _apply(x, w, None, norm, eps)
+    return _apply(x, w, Fused(norm, eps, bias=w.bias))
 
 
 def gated_linear(gate_up: Tensor, act: str, w: Linear, residual: Tensor | None = None) -> Tensor:
     """linear(gated(gate_up, act), w, residual), gate_up [M, 2K]; likewise."""
-    return _apply(gate_up, w, residual, act=act)
+    return _apply(gate_up, w, Fused(act=act, bias=w.bias, residual=residual))
 
 
-def _apply(
-    x: Tensor,
-    w: Linear,
-    residual: Tensor | None,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    act: str | None = None,
-) -> Tensor:
+def _apply(x: Tensor, w: Linear, fused: Fused) -> Tensor:
     if w.record is not None:
-        return _multiply(x, w, residual, norm, eps, act)
-    gpu = gpu_kernels(x)
+        return _multiply(x, w, fused)
+    residual, gpu = fused.residual, gpu_kernels(x)
     if gpu is not None:
-        y = _few_rows(gpu, x, w, residual, norm, eps, act)
+        y = _few_rows(gpu, x, w, fused)
         if y is not None:
             return y
         if w.codec is Codec.FP8 and x.dtype == torch.bfloat16 and not (w.n | w.k) % 16:
-            return _product_of_fp8(*gpu.quantized(x, norm, eps, act), w, residual)
-    if norm is not None:
-        x = rms_norm(x, norm, eps)
-    if act is not None:
-        x = gated(x, act)
+            return _product_of_fp8(*gpu.quantized(x, fused), w, residual)
+    if fused.norm is not None:
+        x = rms_norm(x, fused.norm, fused.eps)
+    if fused.act is not None:
+        x = gated(x, fused.act)
     weight = w.numbers(x.dtype)
     if x.is_cuda and residual is not None and w.bias is None:
         return residual.addmm_(x, weight.t())
     return reference_linear(x, weight, w.bias, residual)
 
 
-def _few_rows(
-    gpu: ModuleType,
-    x: Tensor,
-    w: Linear,
-    residual: Tensor | None,
-    norm: Tensor | None,
-    eps: float,
-    act: str | None,
-) -> Tensor | None:
+def _few_rows(gpu: ModuleType, x: Tensor, w: Linear, fused: Fused) -> Tensor | None:
     """On a GPU, the result of the kernel for few rows; None where it is not the faster. It rounds
     x times the norm's weight before it scales, which would overflow float16."""
     if w.codec is Codec.INT4:
-        return gpu.few_rows_of_codes(
-            x, w.weight, w.scales, w.n, residual, norm, eps, act, bias=w.bias
-        )
+        return gpu.few_rows_of_codes(x, w.weight, w.scales, w.n, fused)
     if x.dtype != torch.bfloat16 or (w.codec is Codec.PLAIN and w.bias is not None):
         return None
-    return gpu.few_rows(x, w.weight, residual, norm, eps, act, bias=w.bias, scales=w.scales)
+    return gpu.few_rows(x, w.weight, w.scales, fused)
 
 
 def _product_of_fp8(values: Tensor, scales: Tensor, w: Linear, residual: Tensor | None) -> Tensor:
@@ -249,21 +233,17 @@ def _scaled_mm(
     return torch._scaled_mm(x, w.t(), rows, columns, bias, out_dtype=dtype, use_fast_accum=True)
 
 
-def _multiply(
-    x: Tensor, w: Linear, residual: Tensor | None, norm: Tensor | None, eps: float, act: str | None
-) -> Tensor:
+def _multiply(x: Tensor, w: Linear, fused: Fused) -> Tensor:
     """The native kernel on x [M, K], or [M, 2K] where it is gated."""
-    lib, width = kernels(x), w.k if act is None else 2 * w.k
+    lib, width = kernels(x), w.k if fused.act is None else 2 * w.k
     if lib is None or x.shape[1] != width:
         raise TypeError(f"x must be float32 [M, {width}] on the CPU, got {x.dtype} {list(x.shape)}")
     x, out = x.contiguous(), x.new_empty(x.shape[0], w.n)
-    if residual is not None:
-        residual = floats(residual.view_as(out))
-    if norm is not None:
-        norm = floats(norm)
+    norm = floats(fused.norm) if fused.norm is not None else None
+    residual = floats(fused.residual.view_as(out)) if fused.residual is not None else None
     lib.linear(
         addressof(w.record), x.data_ptr(), len(x), norm.data_ptr() if norm is not None else None,
-        eps, -1 if act is None else ACTIVATIONS.index(act),
+        fused.eps, -1 if fused.act is None else ACTIVATIONS.index(fused.act),
         residual.data_ptr() if residual is not None else None, out.data_ptr(),
     )  # fmt: skip
     return out

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from weir.ops.fused import Fused
 from weir.ops.triton.bits import KINDS, SHRUNK, numbers
 from weir.ops.triton.fastest import fastest
 from weir.ops.triton.launch import kernel, shared_memory
@@ -40,66 +41,49 @@ def tile_for_codes(m: int, n: int, k: int) -> Tile | None:
 
 
 def few_rows_of_codes(
-    x: Tensor,
-    codes: Tensor,
-    pairs: Tensor,
-    n: int,
-    residual: Tensor | None,
-    norm: Tensor | None,
-    eps: float,
-    act: str | None,
-    *,
-    bias: Tensor | None = None,
+    x: Tensor, codes: Tensor, pairs: Tensor, n: int, fused: Fused
 ) -> Tensor | None:
     """What `product_of_codes` gives; None where cuBLAS is faster, or x of another type."""
-    tile = tile_for_codes(len(x), n, codes.shape[1] * BLOCK)
+    k = codes.shape[1] * BLOCK
+    tile = tile_for_codes(len(x), n, k)
     if tile is None or x.dtype != pairs.dtype:
         return None
     if tile.tokens > SOME and shared_memory(x.device) < ROOM:  # before Hopper
         return None
     # every program would norm and gate all rows; and float16 times the norm's weight may overflow
-    if len(x) > FEW or (norm is not None and x.dtype == torch.float16):
-        x, norm, act = ready(x, norm, eps, act), None, None
+    if len(x) > FEW or (fused.norm is not None and x.dtype == torch.float16):
+        x, fused = ready(x, fused), fused.rest()
 
     def tiles() -> Tensor:
-        return product_of_codes(x, codes, pairs, n, residual, tile, norm, eps, act, bias=bias)
+        return product_of_codes(x, codes, pairs, n, tile, fused)
 
-    k = codes.shape[1] * BLOCK
     if len(x) != 1 or k > WIDEST:
         return tiles()
 
     def single() -> Tensor:
-        return single_of_codes(ready(x, norm, eps, act), codes, pairs, n, residual, bias=bias)
+        return single_of_codes(ready(x, fused), codes, pairs, n, fused)
 
-    return fastest(("int4", n, k, x.dtype, norm is None, act, x.device), x, tiles, single)
+    asked = ("int4", n, k, x.dtype, fused.norm is None, fused.act, x.device)
+    return fastest(asked, x, tiles, single)
 
 
 def product_of_codes(
-    x: Tensor,
-    codes: Tensor,
-    pairs: Tensor,
-    n: int,
-    residual: Tensor | None,
-    tile: Tile,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    act: str | None = None,
-    *,
-    bias: Tensor | None = None,
+    x: Tensor, codes: Tensor, pairs: Tensor, n: int, tile: Tile, fused: Fused
 ) -> Tensor:
     """As `linear.product` for a weight [n, K] of `to_tiles`, of which it reads N K / 2 bytes and
     the pairs, once for every `tile.tokens` rows of x. Weights are rounded to the type of x."""
     m, k, group = len(x), codes.shape[1] * BLOCK, codes.shape[1] * BLOCK // pairs.shape[1]
-    x, residual, out = prepared(x, residual, n)
+    x, residual, out = prepared(x, fused.residual, n)
     if m == 0:
         return out
     tokens = tile.tokens
     tiles, turns = -(-n // tile.rows), -(-m // tokens)
     _product(
-        (tiles, tile.splits, turns), x, codes, pairs.view(torch.int32), residual, bias, norm, out,
-        *shared_sums(x, tiles * turns, tile.splits, tile.rows, tokens), eps, m,
+        (tiles, tile.splits, turns), x, codes, pairs.view(torch.int32), residual,
+        fused.bias, fused.norm, out,
+        *shared_sums(x, tiles * turns, tile.splits, tile.rows, tokens), fused.eps, m,
         X_STRIDE=x.stride(0), N=n, K=k, GROUP=group, ROWS=tile.rows, BLOCKS=tile.columns // BLOCK,
-        TOKENS=tokens, SPLITS=tile.splits, ACT=act, FAST=x.is_cuda and x.dtype == pairs.dtype,
+        TOKENS=tokens, SPLITS=tile.splits, ACT=fused.act, FAST=x.is_cuda and x.dtype == pairs.dtype,
         KIND=KINDS[pairs.dtype], STAGES=tile.stages,
         warps=tile.warps, stages=tile.stages,
     )  # fmt: skip

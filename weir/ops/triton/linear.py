@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from weir.ops.fused import Fused
 from weir.ops.triton.bits import widened
 from weir.ops.triton.fastest import fastest
 from weir.ops.triton.launch import kernel, power_of_2, shared_memory
@@ -44,40 +45,21 @@ class Tile:
     tokens: int = 0  # rows of x; 0: all
 
 
-def few_rows(
-    x: Tensor,
-    weight: Tensor,
-    residual: Tensor | None,
-    norm: Tensor | None,
-    eps: float,
-    act: str | None,
-    *,
-    bias: Tensor | None = None,
-    scales: Tensor | None = None,
-) -> Tensor | None:
+def few_rows(x: Tensor, weight: Tensor, scales: Tensor | None, fused: Fused) -> Tensor | None:
     """What `product` gives, by the kernel that is the fastest; None: that is cuBLAS, or the GPU
     lacks the shared memory that the tiles are cut for, which is there from Hopper on."""
     m, (n, k) = len(x), weight.shape
     if shared_memory(x.device) < ROOM:
         return None
     if scales is not None:
-        return few_rows_of_bytes(x, weight, scales, residual, norm, eps, act, bias)
-    if bias is None and m <= MOST and k <= WIDEST and n * k <= SOME_WEIGHTS:
-        return vector_product(x, weight, residual, norm, eps, act)
+        return few_rows_of_bytes(x, weight, scales, fused)
+    if fused.bias is None and m <= MOST and k <= WIDEST and n * k <= SOME_WEIGHTS:
+        return vector_product(x, weight, fused)
     tile = tile_for(m, n, k)
-    return product(x, weight, residual, tile, norm, eps, act, bias=bias) if tile else None
+    return product(x, weight, None, tile, fused) if tile else None
 
 
-def few_rows_of_bytes(
-    x: Tensor,
-    weight: Tensor,
-    scales: Tensor,
-    residual: Tensor | None,
-    norm: Tensor | None,
-    eps: float,
-    act: str | None,
-    bias: Tensor | None,
-) -> Tensor | None:
+def few_rows_of_bytes(x: Tensor, weight: Tensor, scales: Tensor, fused: Fused) -> Tensor | None:
     """The same for e4m3 with a scale a row."""
     m, (n, k) = len(x), weight.shape
     tile = tile_for_fp8(m, n, k)
@@ -85,15 +67,16 @@ def few_rows_of_bytes(
         return None
 
     def tiles() -> Tensor:
-        return product(x, weight, residual, tile, norm, eps, act, bias=bias, scales=scales)
+        return product(x, weight, scales, tile, fused)
 
     if m != 1 or k > WIDEST_SINGLE or k % 4 or x.element_size() != 2:
         return tiles()
 
     def single() -> Tensor:
-        return single_of_bytes(ready(x, norm, eps, act), weight, scales, residual, bias=bias)
+        return single_of_bytes(ready(x, fused), weight, scales, fused)
 
-    return fastest(("fp8", n, k, norm is None, act, x.device), x, tiles, single)
+    asked = ("fp8", n, k, fused.norm is None, fused.act, x.device)
+    return fastest(asked, x, tiles, single)
 
 
 @lru_cache
@@ -125,35 +108,23 @@ def share(n: int, k: int, rows: int, programs: int) -> int:
     return splits
 
 
-def product(
-    x: Tensor,
-    weight: Tensor,
-    residual: Tensor | None,
-    tile: Tile,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    act: str | None = None,
-    *,
-    bias: Tensor | None = None,
-    scales: Tensor | None = None,
-) -> Tensor:
-    """x [M, K] @ weight [N, K].T (+ bias [N] + residual [M, N]) → [M, N]; sums in float32.
+def product(x: Tensor, weight: Tensor, scales: Tensor | None, tile: Tile, fused: Fused) -> Tensor:
+    """x [M, K] @ weight [N, K].T, with all that is `fused` → [M, N]; sums in float32.
 
-    With `norm` [K], rms_norm(x, norm, eps) in place of x; with `act`, gated(x, act), x [M, 2K].
     With `scales` float32 [N], each row of the weight times its own, which is what e4m3 needs.
     Reads the weight once, 2 N K bytes in bfloat16.
     """
     m, (n, k) = len(x), weight.shape
-    x, residual, out = prepared(x, residual, n)
+    x, residual, out = prepared(x, fused.residual, n)
     if m == 0:
         return out
     tiles = -(-n // tile.rows)
     tokens = FEW if m <= FEW else max(SOME, power_of_2(m))  # few kinds, each is compiled
     _product(
-        (tiles, tile.splits, 1), x, weight, scales, residual, bias, norm, out,
-        *shared_sums(x, tiles, tile.splits, tile.rows, tokens), eps, m,
+        (tiles, tile.splits, 1), x, weight, scales, residual, fused.bias, fused.norm, out,
+        *shared_sums(x, tiles, tile.splits, tile.rows, tokens), fused.eps, m,
         X_STRIDE=x.stride(0), N=n, K=k, ROWS=tile.rows, COLUMNS=tile.columns, TOKENS=tokens,
-        SPLITS=tile.splits, ACT=act, FAST=x.is_cuda, STAGES=tile.stages,
+        SPLITS=tile.splits, ACT=fused.act, FAST=x.is_cuda, STAGES=tile.stages,
         AHEAD=tile.ahead * weight.element_size(),
         warps=tile.warps, stages=tile.stages,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from weir.ops.fused import Fused
 from weir.ops.triton.launch import kernel, power_of_2
 
 COLUMNS = 1024  # of a program where a row is cut
@@ -112,25 +113,25 @@ def activation(x, ACT: tl.constexpr):
     return x
 
 
-def ready(x: Tensor, norm: Tensor | None, eps: float, act: str | None) -> Tensor:
+def ready(x: Tensor, fused: Fused) -> Tensor:
     """rms_norm(x, norm, eps), or gated(x, act), or x."""
-    if norm is not None:
-        return rms_norm(x, norm, eps)
-    return x if act is None else gated(x, act)
+    if fused.norm is not None:
+        return rms_norm(x, fused.norm, fused.eps)
+    return x if fused.act is None else gated(x, fused.act)
 
 
-def quantized(x: Tensor, norm: Tensor | None, eps: float, act: str | None) -> tuple[Tensor, Tensor]:
+def quantized(x: Tensor, fused: Fused) -> tuple[Tensor, Tensor]:
     """x [M, K] as e4m3 [M, K] and scales float32 [M, 1], one pass: weir.ops.quantize.to_fp8 of x,
     of rms_norm(x, norm, eps), or of gated(x, act), x [M, 2K]."""
     x = _rows(x)
-    rows, width = x.shape[0], x.shape[1] // (2 if act else 1)
+    rows, width = x.shape[0], x.shape[1] // (2 if fused.act else 1)
     values = x.new_empty(rows, width, dtype=torch.float8_e4m3fn)
     scales = x.new_empty(rows, 1, dtype=torch.float32)
     if rows:
         columns = power_of_2(width)
         _quantized(
-            (rows, 1, 1), x, norm, values, scales, eps,
-            STRIDE=x.stride(0), WIDTH=width, COLUMNS=columns, ACT=act,
+            (rows, 1, 1), x, fused.norm, values, scales, fused.eps,
+            STRIDE=x.stride(0), WIDTH=width, COLUMNS=columns, ACT=fused.act,
             warps=_warps(columns),
         )  # fmt: skip
     return values, scales

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from weir.ops.fused import Fused
 from weir.ops.triton.bits import KINDS, offset_of, scale_of
 from weir.ops.triton.launch import kernel, power_of_2
 from weir.ops.triton.sums import prepared
@@ -22,46 +23,32 @@ BLOCK = 64  # columns of codes that lie together
 E4M3 = tl.constexpr(-0x78100000)  # sign, exponent and mantissa, where those of a float32 begin
 
 
-def single_of_bytes(
-    x: Tensor,
-    weight: Tensor,
-    scales: Tensor,
-    residual: Tensor | None,
-    *,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """x [1, K] of 16 bits @ weight e4m3 [N, K].T, each row of it times its scale, (+ bias [N] +
-    residual [1, N]) → [1, N]; K a multiple of 4, at most WIDEST. Sums in float32."""
+def single_of_bytes(x: Tensor, weight: Tensor, scales: Tensor, fused: Fused) -> Tensor:
+    """x [1, K] of 16 bits @ weight e4m3 [N, K].T, each row of it times its scale, with what is
+    `fused` after → [1, N]; K a multiple of 4, at most WIDEST. Sums in float32."""
     n, k = weight.shape
-    x, residual, out = prepared(x, residual, n)
+    x, residual, out = prepared(x, fused.residual, n)
     columns = power_of_2(k)
     rows = max(2, BYTES // columns)
     _bytes(
-        (-(-n // rows), 1, 1), _fours(x), weight.view(torch.int32), scales, residual, bias, out,
+        (-(-n // rows), 1, 1), _fours(x), weight.view(torch.int32), scales, residual,
+        fused.bias, out,
         N=n, K=k, ROWS=rows, WORDS=columns // 4, KIND=KINDS[x.dtype],
         warps=4 if columns <= 8192 else 8,
     )  # fmt: skip
     return out
 
 
-def single_of_codes(
-    x: Tensor,
-    codes: Tensor,
-    pairs: Tensor,
-    n: int,
-    residual: Tensor | None,
-    *,
-    bias: Tensor | None = None,
-) -> Tensor:
+def single_of_codes(x: Tensor, codes: Tensor, pairs: Tensor, n: int, fused: Fused) -> Tensor:
     """The same for a weight [n, K] of `to_tiles`, x of the type of the pairs. Weights are not
     rounded: sums of codes times x are scaled, a group at a time."""
     k = codes.shape[1] * BLOCK
-    x, residual, out = prepared(x, residual, n)
+    x, residual, out = prepared(x, fused.residual, n)
     columns = power_of_2(k)
     rows = max(4, min(BLOCK, 2 * BYTES // columns))
     _codes(
         (-(-n // rows), 1, 1), _fours(x), codes.view(torch.int32), pairs.view(torch.int32),
-        residual, bias, out,
+        residual, fused.bias, out,
         N=n, K=k, GROUP=k // pairs.shape[1], ROWS=rows, BLOCKS=columns // BLOCK,
         KIND=KINDS[x.dtype],
         warps=4 if columns <= 8192 else 8,

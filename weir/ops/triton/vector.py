@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from weir.ops.fused import Fused
 from weir.ops.triton.launch import kernel, power_of_2
 from weir.ops.triton.rows import activation
 from weir.ops.triton.sums import prepared
@@ -19,24 +20,18 @@ WIDEST = 4096  # columns of a weight
 ELEMENTS = 16384  # of a weight that a program takes, 128 for each thread
 
 
-def vector_product(
-    x: Tensor,
-    weight: Tensor,
-    residual: Tensor | None,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    act: str | None = None,
-) -> Tensor:
-    """As weir.ops.triton.linear.product, for at most MOST rows and WIDEST columns, in one sum."""
+def vector_product(x: Tensor, weight: Tensor, fused: Fused) -> Tensor:
+    """As weir.ops.triton.linear.product, for at most MOST rows and WIDEST columns, in one sum; adds
+    no bias."""
     m, (n, k) = len(x), weight.shape
-    x, residual, out = prepared(x, residual, n)
+    x, residual, out = prepared(x, fused.residual, n)
     if m == 0:
         return out
     columns = power_of_2(k)
     rows = max(1, ELEMENTS // columns)
     _vector(
-        (-(-n // rows), 1, 1), x, weight, residual, norm, out, eps,
-        M=m, X_STRIDE=x.stride(0), N=n, K=k, ROWS=rows, COLUMNS=columns, ACT=act,
+        (-(-n // rows), 1, 1), x, weight, residual, fused.norm, out, fused.eps,
+        M=m, X_STRIDE=x.stride(0), N=n, K=k, ROWS=rows, COLUMNS=columns, ACT=fused.act,
         warps=4,
     )  # fmt: skip
     return out
