@@ -6,6 +6,7 @@ with no cache, no pages and no batch.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -60,12 +61,15 @@ class Tiny:
         self.head = 4 * weight(vocab, hidden)
 
     def to(self, device: torch.device) -> Tiny:
-        for layer in self.layers:
-            for name in Layer.__slots__:
-                setattr(layer, name, getattr(layer, name).to(device))
+        """A copy there: what the referee computes with stays where it is."""
+        moved = copy(self)
+        moved.layers = [
+            Layer(*(getattr(layer, name).to(device) for name in Layer.__slots__))
+            for layer in self.layers
+        ]
         for name in ("embedding", "position", "head"):
-            setattr(self, name, getattr(self, name).to(device))
-        return self
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
 
     def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
         return embedding(ids, self.embedding) + self.position[pos]
