@@ -7,6 +7,7 @@ from typing import Any
 
 from weir import hub, policies
 from weir.client import Limits, Remote
+from weir.client.base import Options
 from weir.client.expect import Ranker
 from weir.config import Config
 from weir.errors import ConfigError
@@ -63,10 +64,6 @@ def sampling(config: Config) -> SamplingParams:
     return found
 
 
-def limits(config: Config) -> Limits:
-    return Limits(config.max_num_queued_reqs, config.max_num_queued_tokens)
-
-
 def compiler(config: Config) -> Compiler:
     """Compiles the grammars that requests ask for; starts nothing before the first."""
     folder = cache_folder("grammars")
@@ -88,19 +85,25 @@ def ranker(config: Config) -> Ranker | None:
     return made
 
 
+def options(config: Config) -> Options:
+    """What any client of the model is made with. Raises `ConfigError`."""
+    return {
+        "limits": Limits(config.max_num_queued_reqs, config.max_num_queued_tokens),
+        "seed": config.seed,
+        "compiler": compiler(config),
+        "ranker": ranker(config),
+        "sampling": sampling(config),
+    }
+
+
 def remote(config: Config) -> Remote:
     """A client whose engine runs in a process of its own, not started yet. Raises `ConfigError`."""
-    client = Remote(
+    return Remote(
         config,
         text(config),
         config.names,
-        limits=limits(config),
-        seed=config.seed,
-        compiler=compiler(config),
-        ranker=ranker(config),
         step_timeout=config.step_timeout,
         heartbeat_timeout=config.heartbeat_timeout,
         stop_timeout=config.step_timeout if config.disk_cache else 5.0,
+        **options(config),
     )
-    client.model.sampling = sampling(config)
-    return client

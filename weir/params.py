@@ -4,29 +4,37 @@
 and everything else about text stay on this side.
 """
 
-from typing import Any
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
 from weir.core import Sampling
 from weir.errors import BadRequest
 
-MAX_LOGPROBS = 100
-MAX_STOPS = 64
-MAX_N = 128
-MAX_BIAS = 100.0
-RANGES = {
-    "n": (1, MAX_N),
-    "temperature": (0, 100),
-    "min_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-    "repetition_penalty": (0.01, 10),
-    "logprobs": (0, MAX_LOGPROBS),
-    "prompt_logprobs": (0, MAX_LOGPROBS),
-}
-"""Least and most of numbers, where they are given."""
+SMALL = 2**31 - 1  # every integer that reaches the engine fits 32 bits, a seed 64
+STOPS = 64  # strings at most, and tokens
+
+Count = Annotated[int, Meta(ge=0, le=SMALL)]
+TokenId = Annotated[int, Meta(ge=0, le=SMALL)]
+Choices = Annotated[int, Meta(ge=1, le=128)]
+Temperature = Annotated[float, Meta(ge=0, le=100)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+TopK = Annotated[int, Meta(ge=-1, le=SMALL)]
+MinP = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Repetition = Annotated[float, Meta(ge=0.01, le=10)]  # less, and logits overflow
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Allowed = Annotated[list[TokenId], Meta(min_length=1)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+Stop = StopString | Annotated[list[StopString], Meta(max_length=STOPS)]
+StopTokens = Annotated[list[TokenId], Meta(max_length=STOPS)]
+Logprobs = Annotated[int, Meta(ge=0, le=100)]
+Pin = Annotated[str, Meta(max_length=256)]
 
 
 class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -71,75 +79,41 @@ class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True, omit_d
 
 
 class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
-    n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0 or -1: off
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: dict[int, float] = {}
-    allowed_token_ids: list[int] | None = None
-    seed: int | None = None
-    stop: list[str] | str = []
-    stop_token_ids: list[int] = []
+    n: Choices = 1
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    top_k: TopK = 0  # 0 or -1: off
+    min_p: MinP = 0.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Repetition = 1.0
+    logit_bias: dict[TokenId, Bias] = {}
+    allowed_token_ids: Allowed | None = None
+    seed: Seed | None = None
+    stop: Stop = []
+    stop_token_ids: StopTokens = []
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    max_tokens: int | None = 16  # None: as many as fit
-    min_tokens: int = 0
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    score_from: int = 0
+    max_tokens: Count | None = 16  # None: as many as fit
+    min_tokens: Count = 0
+    logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None
+    score_from: Count = 0
     skip_special_tokens: bool = True
     detokenize: bool = True
     structured_outputs: StructuredOutputs | None = None
-    pin: str = ""  # keep the prompt cached under this name
+    pin: Pin = ""  # keep the prompt cached under this name
 
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     def check(self, vocab: int) -> None:
-        """Raise `BadRequest` naming the first field out of range; `vocab` is the model's."""
-
-        def need(ok: bool, param: str, rule: str) -> None:
-            if not ok:
-                raise BadRequest(
-                    f"{param} must be {rule}, got {getattr(self, param)!r}", param=param
-                )
-
-        for param, (low, high) in RANGES.items():
-            value = getattr(self, param)
-            need(value is None or low <= value <= high, param, f"between {low:g} and {high:g}")
-        need(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
-        need(-1 <= self.top_k, "top_k", "-1, 0 or positive")
-        need(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer")
-        need(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "0 or positive")
-        need(self.min_tokens >= 0, "min_tokens", "0 or positive")
-        need(self.score_from >= 0, "score_from", "0 or positive")
-        need(len(self.pin) <= 256, "pin", "at most 256 characters long")
+        """Raise `BadRequest` naming the first field that cannot be; `vocab` is the model's."""
+        given = asdict(self).items()
+        convert({name: float(it) if isinstance(it, float) else it for name, it in given})  # NumPy's
         for param in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
-            bad = next((t for t in getattr(self, param) or () if not 0 <= t < vocab), None)
-            if bad is not None:
-                raise BadRequest(
-                    f"{param} holds {bad}, but token ids of this model run from 0 to {vocab - 1}",
-                    param=param,
-                )
-        if not all(-MAX_BIAS <= bias <= MAX_BIAS for bias in self.logit_bias.values()):
-            raise BadRequest(
-                f"logit_bias values must be between {-MAX_BIAS:g} and {MAX_BIAS:g}",
-                param="logit_bias",
-            )
-        if self.allowed_token_ids == []:
-            raise BadRequest("allowed_token_ids must not be empty", param="allowed_token_ids")
-        if len(self.stops) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
-            raise BadRequest(
-                f"at most {MAX_STOPS} stop strings and {MAX_STOPS} stop_token_ids are allowed",
-                param="stop",
-            )
-        if any(not s or len(s) > 1024 for s in self.stops):
-            raise BadRequest("stop strings must have 1 to 1024 characters", param="stop")
+            check_ids(getattr(self, param) or (), vocab, param)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise BadRequest(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})",
@@ -175,9 +149,23 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
         )
 
 
-def convert(data: dict[str, object]) -> SamplingParams:
+def convert(data: dict[str, Any]) -> SamplingParams:
     """A plain dict as SamplingParams; an unknown or ill-typed field is a `BadRequest` naming it."""
     try:
         return msgspec.convert(data, SamplingParams)
     except msgspec.ValidationError as error:
+        rule, _, where = str(error).partition(" - at `$.")
+        if found := re.match(r"\w+", where):
+            name, rule = found[0], rule.removeprefix("Expected ").partition(", got")[0]
+            message = f"{name} must be {rule}, got {repr(data[name])[:100]}"
+            raise BadRequest(message, param=name) from None
         raise BadRequest(str(error)) from None
+
+
+def check_ids(ids: Iterable[int], vocab: int, param: str) -> None:
+    """Raise `BadRequest` for the first that is no token of a vocabulary of that size."""
+    if (bad := next((token for token in ids if not 0 <= token < vocab), None)) is not None:
+        raise BadRequest(
+            f"{param} holds {bad}, but token ids of this model run from 0 to {vocab - 1}",
+            param=param,
+        )

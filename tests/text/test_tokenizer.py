@@ -202,7 +202,7 @@ def test_bad_input(byte_level: Text):
     with pytest.raises(BadRequest, match="not valid Unicode"):
         byte_level.encode("a\ud800b")
     for bad in (-1, byte_level.vocab):
-        with pytest.raises(BadRequest, match=f"got {bad}"):
+        with pytest.raises(BadRequest, match=f"holds {bad},"):
             byte_level.decode([5, bad])
 
 

@@ -35,6 +35,16 @@ class Details(TypedDict, total=False):
     add_special_tokens: bool  # true without
 
 
+class Options(TypedDict, total=False):
+    """What a client may be made with beside an engine and its texts."""
+
+    limits: Limits | None
+    seed: int | None  # of the seeds given to requests that bring none; without, the system's
+    compiler: Compiler
+    ranker: Ranker | None
+    sampling: SamplingParams  # of requests that do not say
+
+
 class Client(ABC):
     """All that a frontend sees of an engine. Used on one event loop, never from other threads.
 
@@ -48,18 +58,17 @@ class Client(ABC):
         text: Text,
         names: list[str],
         send: Callable[[Up], None],
-        limits: Limits | None,
-        seed: int | None,
-        compiler: Compiler | None,
-        ranker: Ranker | None,
+        options: Options,
     ):
-        self._compiler = compiler or Compiler()
+        self._compiler = options.get("compiler") or Compiler()
         self.text = text
         self.model = ModelInfo(names[0], names, context=0, vocab=text.vocab, eos=text.eos)
-        self._ledger = Ledger(text, self.model, limits, seed=seed)
+        self.model.sampling = options.get("sampling") or self.model.sampling
+        self._ledger = Ledger(text, self.model, options.get("limits"), seed=options.get("seed"))
         self.listeners: list[Callable[[Finished], None]] = self._ledger.listeners
         self.rejected: dict[str, int] = self._ledger.rejected
         self._send = send
+        ranker = options.get("ranker")
         self._forecast = Forecast(ranker, text, send) if ranker is not None else None
         if self._forecast is not None:
             self.listeners.append(self._forecast.settle)

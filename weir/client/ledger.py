@@ -15,7 +15,7 @@ from weir.client.assemble import Assembly, Choice
 from weir.client.events import Finished, ModelInfo, Output, Timing, Usage
 from weir.core import Delta, Grammar
 from weir.errors import BadRequest, Overloaded
-from weir.params import SamplingParams
+from weir.params import SamplingParams, check_ids
 from weir.text import Text
 from weir.wire import Submit
 
@@ -156,12 +156,7 @@ class Ledger:
         if not ids:
             raise BadRequest("the prompt is empty: give it at least one token", param="prompt")
         if min(ids) < 0 or max(ids) >= self.model.vocab:
-            bad = next(t for t in ids if not 0 <= t < self.model.vocab)
-            raise BadRequest(
-                f"the prompt holds token id {bad}, but this model's ids run from 0 to "
-                f"{self.model.vocab - 1}",
-                param="prompt",
-            )
+            check_ids(ids, self.model.vocab, "prompt")
         return ids
 
     def _check_length(self, prompt: str) -> None:

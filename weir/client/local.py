@@ -3,13 +3,10 @@
 import asyncio
 import queue
 import threading
-from typing import Any
+from typing import Any, Unpack
 
-from weir.client.base import CLOSED, Client
+from weir.client.base import CLOSED, Client, Options
 from weir.client.drive import Engine, Loop
-from weir.client.expect import Ranker
-from weir.client.ledger import Limits
-from weir.grammar.compiler import Compiler
 from weir.text import Text
 from weir.wire import Deltas, Stop, Up
 
@@ -20,19 +17,9 @@ class Local(Client):
     A step that hangs cannot be ended, and an engine that is lost is not replaced: see `Remote`.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        text: Text,
-        names: list[str],
-        *,
-        limits: Limits | None = None,
-        seed: int | None = None,
-        compiler: Compiler | None = None,
-        ranker: Ranker | None = None,
-    ):
+    def __init__(self, engine: Engine, text: Text, names: list[str], **options: Unpack[Options]):
         self._inbox: queue.SimpleQueue[Up] = queue.SimpleQueue()
-        super().__init__(text, names, self._inbox.put, limits, seed, compiler, ranker)
+        super().__init__(text, names, self._inbox.put, options)
         self.model.context = engine.capacity.context
         self.model.info = engine.info
         self._engine = engine

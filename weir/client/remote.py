@@ -4,17 +4,15 @@ import asyncio
 import logging
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Unpack
 
 from msgspec.structs import replace
 
 from weir.client.assemble import Assembly
-from weir.client.base import CLOSED, Client
-from weir.client.expect import Ranker
-from weir.client.ledger import Event, Limits
+from weir.client.base import CLOSED, Client, Options
+from weir.client.ledger import Event
 from weir.client.process import EngineProcess
 from weir.errors import EngineDead
-from weir.grammar.compiler import Compiler
 from weir.text import Text
 from weir.wire import Deltas, Ready, Stats, Up
 
@@ -55,16 +53,13 @@ class Remote(Client):
         names: list[str],
         *,
         factory: str = "weir.build:engine",
-        limits: Limits | None = None,
-        seed: int | None = None,
-        compiler: Compiler | None = None,
-        ranker: Ranker | None = None,
         step_timeout: float = 60.0,
         heartbeat_timeout: float = 5.0,
         start_timeout: float = 600.0,
         stop_timeout: float = 5.0,
+        **options: Unpack[Options],
     ):
-        super().__init__(text, names, self._post, limits, seed, compiler, ranker)
+        super().__init__(text, names, self._post, options)
         self._config = config
         self._factory = factory
         self._timeouts = {

@@ -29,18 +29,8 @@ class AsyncLLM:
     def __init__(self, model: str, *, in_process: bool = False, **settings: Any):
         config = load({"model": model, **settings}, {})
         if in_process:
-            sampling = connect.sampling(config)
-            engine, text = build.engine(config), connect.text(config)
-            self.client: Client = Local(
-                engine,
-                text,
-                config.names,
-                limits=connect.limits(config),
-                seed=config.seed,
-                compiler=connect.compiler(config),
-                ranker=connect.ranker(config),
-            )
-            self.client.model.sampling = sampling
+            text, options = connect.text(config), connect.options(config)
+            self.client: Client = Local(build.engine(config), text, config.names, **options)
         else:
             self.client = connect.remote(config)
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from weir.params import Count
 from weir.server.openai import (
     ChatRequest,
-    Count,
     Effort,
     Ignored,
     JsonSchema,

@@ -131,7 +131,7 @@ def sampling(body: ChatRequest, default: SamplingParams) -> SamplingParams:
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     new, old = body.max_completion_tokens, body.max_tokens
-    return body.params(
+    return body.sampling(
         default,
         max_tokens=old if new is None else new,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,

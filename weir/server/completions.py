@@ -1,17 +1,17 @@
 """POST /v1/completions"""
 
 import time
-from typing import Annotated, Literal
+from typing import Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from weir.client import Logprob, Output
 from weir.errors import BadRequest
-from weir.params import MAX_N, SamplingParams
+from weir.params import Choices, Logprobs, SamplingParams
 from weir.server.answers import CompletionUsage, PromptLogprobs, chunks, prompt_logprobs, usage
 from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
-from weir.server.openai import Generation, Logprobs, Prompts, Unserved
+from weir.server.openai import Generation, Prompts, Unserved
 from weir.server.prompts import split
 from weir.text import Text
 
@@ -22,7 +22,7 @@ class CompletionRequest(Generation, kw_only=True):
     prompt: Prompts
     echo: bool | None = None
     logprobs: Logprobs | None = None
-    best_of: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None  # only n itself
+    best_of: Choices | None = None  # only n itself
     suffix: Unserved = None
     prompt_embeds: Unserved = None
 
@@ -153,4 +153,4 @@ def _params(body: CompletionRequest, default: SamplingParams) -> SamplingParams:
         raise BadRequest("best_of is not supported beyond n: leave it out", param="best_of")
     echoed = body.logprobs if body.echo else None
     wanted = [top for top in (echoed, body.prompt_logprobs) if top is not None]
-    return body.params(default, logprobs=body.logprobs, prompt_logprobs=max(wanted, default=None))
+    return body.sampling(default, logprobs=body.logprobs, prompt_logprobs=max(wanted, default=None))

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from weir.errors import BadRequest
+from weir.params import Count, Temperature, TopP
 from weir.server.openai import (
     ChatRequest,
-    Count,
     Effort,
     Ignored,
     JsonSchema,
@@ -98,8 +98,8 @@ class ResponsesRequest(OpenAIRequest, kw_only=True):
     input: str | Annotated[list[Item], Meta(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
-    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     stream: bool | None = None
     stream_options: Ignored = None
     tools: list[Offered] | None = None

@@ -8,24 +8,13 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
+from weir import params
 from weir.client import Completion, Logprob
 from weir.errors import BadRequest
-from weir.params import MAX_N, MAX_STOPS, SamplingParams, StructuredOutputs
+from weir.params import SMALL, Count, Logprobs, SamplingParams, StructuredOutputs, TokenId
 from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
-from weir.server.openai import (
-    SMALL,
-    Bias,
-    Count,
-    Logprobs,
-    Penalty,
-    ProgramId,
-    Repetition,
-    RequestId,
-    StopString,
-    TokenId,
-    Unserved,
-)
+from weir.server.openai import ProgramId, RequestId, Unserved
 from weir.server.prompts import split
 from weir.server.sse import DONE, frame
 from weir.text import Text
@@ -37,21 +26,21 @@ TokenTuple = tuple[float | None, int, str | None]
 class NativeSampling(Struct, kw_only=True, forbid_unknown_fields=True):
     max_new_tokens: Count | None = 128  # None: what fits
     min_new_tokens: Count = 0
-    n: Annotated[int, Meta(ge=1, le=MAX_N)] = 1
-    temperature: Annotated[float, Meta(ge=0, le=100)] = 1.0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=-1, le=SMALL)] = -1
-    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    frequency_penalty: Penalty = 0.0
-    presence_penalty: Penalty = 0.0
-    repetition_penalty: Repetition = 1.0
-    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOPS)] | None = None
+    n: params.Choices = 1
+    temperature: params.Temperature = 1.0
+    top_p: params.TopP = 1.0
+    top_k: params.TopK = -1
+    min_p: params.MinP = 0.0
+    frequency_penalty: params.Penalty = 0.0
+    presence_penalty: params.Penalty = 0.0
+    repetition_penalty: params.Repetition = 1.0
+    stop: params.Stop | None = None
+    stop_token_ids: params.StopTokens | None = None
     no_stop_trim: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    logit_bias: dict[TokenId, Bias] | None = None
-    sampling_seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    logit_bias: dict[TokenId, params.Bias] | None = None
+    sampling_seed: params.Seed | None = None
     stop_regex: Unserved = None
     regex: str | None = None
     ebnf: str | None = None
@@ -60,7 +49,7 @@ class NativeSampling(Struct, kw_only=True, forbid_unknown_fields=True):
     beam_width: Unserved = None
     custom_params: Unserved = None
 
-    def params(self, **logprobs: Any) -> SamplingParams:
+    def sampling(self, **logprobs: Any) -> SamplingParams:
         given = {name: getattr(self, name) for name in SHARED}
         given |= {"min_tokens": self.min_new_tokens, "seed": self.sampling_seed}
         given["include_stop_str_in_output"] = self.no_stop_trim
@@ -181,7 +170,7 @@ def _params(body: GenerateRequest, prompts: int) -> list[SamplingParams]:
         if body.logprob_start_len >= 0:
             logprobs["prompt_logprobs"] = body.top_logprobs_num
             logprobs["score_from"] = body.logprob_start_len + 1
-    return [one.params(**logprobs) for one in each]
+    return [one.sampling(**logprobs) for one in each]
 
 
 def _generated(job: Job, body: GenerateRequest, text: Text, whole: Completion) -> Generated:

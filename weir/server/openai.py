@@ -9,22 +9,15 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from weir import params
 from weir.errors import BadRequest
-from weir.params import MAX_BIAS, MAX_LOGPROBS, MAX_N, MAX_STOPS, SamplingParams, StructuredOutputs
+from weir.params import SMALL, Count, Logprobs, SamplingParams, StructuredOutputs, TokenId
 from weir.server.tools import Tool, Toolbox, ToolChoice
 
 MAX_PROMPTS = 2048
-SMALL = 2**31 - 1  # every integer that reaches the engine fits 32 bits, a seed 64
 
 Unserved = Annotated[None, Meta(description="not served here: null or left out")]
 Ignored = Annotated[Any, Meta(description="accepted and ignored: it cannot change the answer")]
-Count = Annotated[int, Meta(ge=0, le=SMALL)]
-TokenId = Annotated[int, Meta(ge=0, le=SMALL)]
-Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
-StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Repetition = Annotated[float, Meta(ge=0.01, le=10)]  # less, and logits overflow
-Bias = Annotated[float, Meta(ge=-MAX_BIAS, le=MAX_BIAS)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/@-]{1,128}$")]
 Prompts = (
@@ -101,24 +94,24 @@ class ResponseFormat(Struct, forbid_unknown_fields=True):
 class Generation(OpenAIRequest, kw_only=True):
     """What both completion routes may hold. Names shared with `SamplingParams` mean the same."""
 
-    pin: Annotated[str, Meta(max_length=256)] | None = None  # name to keep the prompt cached by
+    pin: params.Pin | None = None  # name to keep the prompt cached by
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    n: params.Choices | None = None
     max_tokens: Count | None = None
     min_tokens: Count | None = None
-    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=SMALL)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Repetition | None = None
-    logit_bias: dict[TokenId, Bias] | None = None
-    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOPS)] | None = None
+    temperature: params.Temperature | None = None
+    top_p: params.TopP | None = None
+    top_k: params.TopK | None = None
+    min_p: params.MinP | None = None
+    presence_penalty: params.Penalty | None = None
+    frequency_penalty: params.Penalty | None = None
+    repetition_penalty: params.Repetition | None = None
+    logit_bias: dict[TokenId, params.Bias] | None = None
+    allowed_token_ids: params.Allowed | None = None
+    seed: params.Seed | None = None
+    stop: params.Stop | None = None
+    stop_token_ids: params.StopTokens | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -152,7 +145,7 @@ class Generation(OpenAIRequest, kw_only=True):
     def usage_always(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
-    def params(self, default: SamplingParams, **changes: Any) -> SamplingParams:
+    def sampling(self, default: SamplingParams, **changes: Any) -> SamplingParams:
         """The sampling parameters asked for, `default` where none are; `changes` are those that a
         route words differently."""
         if self.stream and self.prompt_logprobs is not None:

@@ -10,9 +10,8 @@ from starlette.responses import HTMLResponse, Response
 from weir import __version__
 from weir.client import Client
 from weir.errors import BadRequest, EngineDead, Overloaded
-from weir.params import SamplingParams
+from weir.params import SamplingParams, TokenId
 from weir.server.endpoint import Call, Reply
-from weir.server.openai import TokenId
 
 FIRST = -(2**31) + 1  # a priority before any client's
 

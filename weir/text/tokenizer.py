@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from weir.errors import BadRequest
 from weir.gguf import GGUF
+from weir.params import check_ids
 from weir.text.detokenize import Detokenizer, Spelling
 from weir.text.folder import read_folder
 from weir.text.ggml import read_gguf
@@ -79,11 +80,7 @@ class Text:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids` from its beginning. U+FFFD stands for bytes that are no character."""
         ids = list(ids)
-        for token in ids:
-            if not 0 <= token < self.vocab:
-                raise BadRequest(
-                    f"token ids of this model run from 0 to {self.vocab - 1}, got {token}"
-                )
+        check_ids(ids, self.vocab, "tokens")
         detokenizer = Detokenizer(self, skip_special_tokens, continues=False)
         return detokenizer.push(ids) + detokenizer.finish()
 
