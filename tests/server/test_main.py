@@ -98,8 +98,8 @@ def test_the_drain_has_a_bound():
             signalled = time.monotonic()
             running.send_signal(signal.SIGTERM)
             text += "".join(chunks)
-        *_, last, done = events(text)
-        assert json.loads(last)["choices"][0]["finish_reason"] == "abort" and done == "[DONE]"
+        error = json.loads(events(text)[-1])["error"]
+        assert error["code"] == "engine_error" and "shut down" in error["message"]
         assert running.wait(CEILING) == 0
         assert time.monotonic() - signalled > 0.4
 

@@ -153,12 +153,14 @@ class Client(ABC):
             raise BadRequest(f"the request cannot be passed to the engine: {error}") from None
         return stream
 
-    def abort(self, request_id: str | None) -> int:
-        """Abort one request, or all when None; returns how many were live."""
+    def abort(self, request_id: str | None, error: str = "") -> int:
+        """Abort one request, or all when None; returns how many were live.
+
+        error: why nobody asked for it; they end with `finish_reason` "error" then."""
         live = self._ledger.live
         found = list(live.values() if request_id is None else filter(None, [live.get(request_id)]))
         for assembly in found:
-            self._end(assembly)
+            self._end(assembly, "error" if error else "abort", error)
         return len(found)
 
     def flush(self) -> None:

@@ -26,6 +26,7 @@ from weir.server.service import Service
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
+CLOSED = "The server was shut down before this was done: send it again."
 GRACE = 5  # seconds that answers get to leave once the engine has nothing more to do
 
 
@@ -88,7 +89,7 @@ class Server(uvicorn.Server):
         service = self._service
         if service.draining:
             log.warning("stopping now")
-            service.client.abort(None)
+            service.client.abort(None, CLOSED)
             self.should_exit = self.force_exit = True
             return
         service.draining = True
@@ -100,7 +101,7 @@ class Server(uvicorn.Server):
         deadline = time.monotonic() + limit
         while self._service.jobs and time.monotonic() < deadline and not self.should_exit:
             await asyncio.sleep(0.02)
-        if lost := self._service.client.abort(None):
+        if lost := self._service.client.abort(None, CLOSED):
             log.warning("%d requests were not done in %g s and are aborted", lost, limit)
         self.should_exit = True
 
