@@ -78,12 +78,21 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return max(0, self.score_from - 1) if self.prompt_logprobs is not None else None
 
 
+class Thought(Struct, frozen=True):
+    """What may be thought before an answer follows its grammar, in token ids."""
+
+    end: int  # ends it
+    then: list[int]  # come between it and the answer
+    begin: int | None = None  # begins it, if the model likes; None: the prompt has begun it
+
+
 class Grammar(Struct, frozen=True):
     """What an answer must follow, compiled. key: equal for equal grammars."""
 
     key: str
     kind: Literal["automaton", "guidance"]
     data: bytes  # an encoded automaton, or a grammar in llguidance's words
+    thought: Thought | None = None  # of this answer
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):

@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.grammar.words import CRASH, END, HANG, PANIC, PIECES, SIZE, encode, tokens
 from weir.core import (
@@ -22,6 +24,7 @@ from weir.core import (
     Request,
     Result,
     Sampling,
+    Thought,
     Tier,
     TokenLogprobs,
 )
@@ -38,9 +41,11 @@ from weir.sched.scheduler import Scheduler
 
 
 class Drawing:
-    """Draws among the allowed tokens by position and seed; without a mask, a letter."""
+    """Draws among the allowed tokens by position and seed, often one of `likes`; without a mask, a
+    letter."""
 
     chains = True
+    likes: Sequence[int] = ()
 
     def __init__(self, seed: int, depth: int):
         self.depth = depth
@@ -72,8 +77,9 @@ class Drawing:
             token = rng.randrange(97, 123)
         else:
             bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
-            token = int(rng.choice(np.flatnonzero(bits)))
-            assert token < len(PIECES) and (PIECES[token] or token == END)
+            liked = [one for one in self.likes if one < len(bits) and bits[one]]
+            often = liked and rng.random() < 0.2
+            token = int(rng.choice(liked if often else np.flatnonzero(bits)))
         self.result.tokens[chunk.uid] = token
         assert chunk.sample is not None
         if chunk.sample.logprobs is not None:
@@ -98,8 +104,9 @@ def library():
     made.close()
 
 
-def engine(library: Library, seed: int = 0, depth: int = 2) -> Engine:
+def engine(library: Library, seed: int = 0, depth: int = 2, likes: Sequence[int] = ()) -> Engine:
     executor = Drawing(seed, depth)
+    executor.likes = likes
     cache = Cache(4, {Tier.CPU: 200})
     placement = OnDemand(Tier.CPU)
     scheduler = Scheduler(cache, FCFS(), Chunked(), placement, executor.capacity, chains=True)
@@ -177,6 +184,40 @@ def test_answers_follow_their_grammars(library, seed: int, depth: int):
         elif delta.done == "stop":
             assert re.fullmatch(wanted[r.uid % 10], text(delta)), text(delta)
     assert len(whole[11].tokens) == 30 and all(97 <= t < 123 for t in whole[11].tokens)
+
+
+BEGUN, ENDED, AFTER = *encode("true"), *encode("  "), encode('": me')
+
+
+@given(st.integers(0, 2**20), st.sampled_from([1, 2]))
+@settings(max_examples=25, deadline=None)
+def test_a_grammar_begins_when_a_thought_has_ended(library, seed: int, depth: int):
+    """One that the prompt has begun, and one that the model may begin; each with jumps and without,
+    for automata and for llguidance."""
+    grammars = [compiled(regex=one) for one in REGEXES[:2]] + [guided(REGEXES[0])]
+    requests = [
+        request(
+            8 * begin + 4 * logprobs + n,
+            replace(grammar, thought=Thought(ENDED, AFTER, BEGUN if begin else None)),
+            logprobs=0 if logprobs else None,
+        )
+        for n, grammar in enumerate(grammars)
+        for begin in (False, True)
+        for logprobs in (False, True)
+    ]
+    whole = run(engine(library, seed, depth, likes=(BEGUN, ENDED)), requests)
+    for r in requests:
+        delta, answer = whole[r.uid], whole[r.uid].tokens
+        assert delta.done in ("stop", "length"), delta.error
+        assert len(delta.logprobs) == (0 if r.sampling.logprobs is None else len(answer))
+        if r.uid < 8 or answer[0] == BEGUN:
+            ended = answer.index(ENDED) + 1 if ENDED in answer else len(answer)
+            assert END not in answer[:ended]
+            gap, answer = answer[ended : ended + len(AFTER)], answer[ended + len(AFTER) :]
+            assert gap == AFTER[: len(gap)]
+        if delta.done == "stop":
+            said = text(Delta(0, tokens=answer))
+            assert re.fullmatch(REGEXES[r.uid % 4 % 2], said), said
 
 
 def test_forced_tokens_are_cut_as_the_tokenizer_cuts_and_cost_no_step(library):

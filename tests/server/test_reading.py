@@ -10,13 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import fakes
+from tests.grammar.test_engine import engine
 from tests.server.conftest import Running, events, serving
 from tests.waiting import CEILING
 from weir.client import Output
+from weir.core import Thought
+from weir.grammar.library import Library
+from weir.grammar.tokens import Tokens
 from weir.server.items import ResponsesRequest
 from weir.server.jobs import Job
 from weir.server.openai import ChatRequest
-from weir.server.prompts import render
+from weir.server.prompts import render, thought
 from weir.server.reading import Reader, Thoughts, inside, thinks
 from weir.server.tools import Function, Tool, Toolbox, ToolCall, merged
 from weir.text import Text
@@ -136,6 +140,32 @@ def test_what_must_follow_a_form_is_not_thought_about():
         assert render(text, asked(tools=tools, **more)).endswith(end.removeprefix("user: ?"))
 
 
+def test_where_the_end_of_a_thought_is_a_token_a_form_comes_after_it():
+    text = fakes.text(THINKS)
+    text.tokenizer.add_tokens(["</think>", "<think>"])
+    close, begin = map(text.tokenizer.token_to_id, ("</think>", "<think>"))
+    opened, after = "user: ?\n<think>\n", [10, 10]
+    form = {"response_format": {"type": "json_object"}}
+    called = {"tools": msgspec.to_builtins(TOOLS), "tool_choice": "required"}
+    for more, then in ((form, after), (called, [*after, *b"<tool_call>\n"])):
+        body = asked(**more)
+        prompt = render(text, body, close)
+        assert prompt.endswith(opened.removeprefix("user: ?"))
+        assert thought(text, body, prompt, close) == Thought(close, then)
+    for more in (
+        {"reasoning_effort": "none"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+    ):
+        body = asked(**form, **more)
+        prompt = render(text, body, close)
+        assert prompt == opened + "\n</think>\n\n" and not thought(text, body, prompt, close)
+    assert thought(text, asked(), opened, close) is None
+    # a template that leaves it to the model whether to think
+    assert thought(text, asked(**form), "assistant: ", close) == Thought(close, after, begin)
+    assert thought(text, asked(**called), "assistant: <tool_call>\n", close) is None
+    assert thought(text, asked(**form), "<think>\n\n</think>\n\n", close) is None
+
+
 def test_a_tag_that_answers_do_not_show_is_none():
     text = fakes.text(THINKS)
     text.tokenizer.add_special_tokens(["</think>"])
@@ -150,10 +180,15 @@ ASKED = {"temperature": 0, "user": f"end:{THOUGHT + len(YES) + 3}"}
 CHAT = ASKED | {"messages": [{"role": "user", "content": SAID}]}
 
 
-def thinking() -> Text:
-    text = fakes.text("{{ messages[-1].content }}")
+def thinking(template: str = "{{ messages[-1].content }}") -> Text:
+    text = fakes.text(template)
     text.tokenizer.add_tokens(["</think>"])
     return text
+
+
+def tokens() -> Tokens:
+    text = thinking()
+    return Tokens(text.pieces(True), text.eos, lambda said: text.encode(said, False))
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +259,48 @@ def test_responses(thinker: Running):
     items = [*(item.model_dump(exclude_none=True) for item in answer.output)]
     messages = msgspec.convert({"input": items}, ResponsesRequest).chat().messages
     assert [(one.role, one.reasoning_content) for one in messages] == [("assistant", "hm")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_may_say_how_thoughts_are_told(http, stream: bool):
+    def told(**fields: bool) -> list[tuple[str, str]]:
+        """What is new, event by event."""
+        answer = http.post("/v1/chat/completions", json=CHAT | {"stream": stream} | fields)
+        if not stream:
+            found = [answer.json()["choices"][0]["message"]]
+        else:
+            chunks = [json.loads(one) for one in events(answer.text) if one != "[DONE]"]
+            found = [chunk["choices"][0]["delta"] for chunk in chunks]
+        parts = [(one.get("reasoning", ""), one.get("content") or "") for one in found]
+        return [part for part in parts if any(part)]
+
+    def whole(parts: list[tuple[str, str]]) -> list[str]:
+        return ["".join(column) for column in zip(*parts, strict=True)]
+
+    assert whole(told(include_reasoning=False)) == ["", "Yes."]
+    assert whole(told(separate_reasoning=False)) == ["", SAID]
+    late = told(stream_reasoning=False)
+    assert whole(late) == ["hm", "Yes."] and sum(bool(one) for one, _ in late) == 1
+
+
+def test_a_form_is_thought_about_first():
+    """Through all of it: the prompt opens a thought, and what follows it is of the form."""
+    text = thinking(THINKS)
+    library = Library(tokens, text.vocab)
+    made = engine(library, likes=[text.tokenizer.token_to_id("</think>")])
+    schema = {"type": "object", "properties": {"yes": {"enum": ["so", "not"]}}, "required": ["yes"]}
+    schema["additionalProperties"] = False
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    asked = {"messages": CHAT["messages"], "response_format": form, "max_tokens": 150}
+    with serving(engine=made, text=text) as running:
+        url = running.url + "/v1/chat/completions"
+        answers = [httpx.post(url, json=asked, timeout=CEILING).json() for _ in range(8)]
+    ended = [one for one in answers if one["choices"][0]["finish_reason"] == "stop"]
+    assert ended
+    for one in ended:
+        said = json.loads(one["choices"][0]["message"]["content"])
+        assert said["yes"] in ("so", "not")
+        assert one["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
 
 
 def test_it_can_be_left_in_the_text():

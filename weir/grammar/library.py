@@ -16,6 +16,7 @@ from weir.grammar.automaton import Automaton
 from weir.grammar.guidance import Guidance
 from weir.grammar.matcher import AutomatonMatcher, Cutter, context
 from weir.grammar.patience import Patience
+from weir.grammar.thought import ThoughtMatcher
 from weir.grammar.tokens import Tokens
 from weir.grammar.vocabulary import Masks, Vocabulary
 from weir.ops import native
@@ -47,8 +48,29 @@ class Library:
     ) -> Future[Matcher]:
         """A matcher for one request; done at once if the grammar is known. most: tokens with which
         it may begin. jumps: whether forced tokens may be taken without being sampled."""
+        thought, jumps = grammar.thought, jumps and self.jumps
+        if thought is None:
+            return self._opened(grammar, prompt, most, jumps)
+        if thought.begin is None:
+            prompt = [*prompt, thought.end, *thought.then]
+        opened = self._opened(grammar, prompt, most if thought.begin is None else 0, jumps)
+        thinking: Future[Matcher] = Future()
+
+        def follow(_: Future[Matcher]) -> None:
+            try:
+                free = self._vocabulary.result()[0].free
+                thinking.set_result(ThoughtMatcher(opened.result(), thought, free, jumps))
+            except Exception as error:
+                thinking.set_exception(error)
+
+        opened.add_done_callback(follow)
+        return thinking
+
+    def _opened(
+        self, grammar: Grammar, prompt: Sequence[int], most: int, jumps: bool
+    ) -> Future[Matcher]:
         if grammar.kind == "guidance":
-            return self._guidance.open(grammar, prompt, most, jumps and self.jumps)
+            return self._guidance.open(grammar, prompt, most, jumps)
         if grammar.key not in self._known:
             self._known[grammar.key] = self._pool.submit(self._compile, grammar)
             if len(self._known) > KEPT:
@@ -93,5 +115,5 @@ class Library:
     ) -> Matcher:
         vocabulary, cutter = self._vocabulary.result()
         before = context(vocabulary.pieces, prompt)
-        cuts = cutter if jumps and self.jumps else None
+        cuts = cutter if jumps else None
         return AutomatonMatcher(compiled.result(), self._patience, cuts, before, most)

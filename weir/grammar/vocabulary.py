@@ -77,6 +77,13 @@ class Vocabulary:
         self._most = MEMORY // max(1, self.mask_bytes)
         self._lock = threading.Lock()
 
+    @cached_property
+    def free(self) -> bytes:
+        """The mask of all tokens but those that end an answer."""
+        flags = np.ones(self.size, np.bool_)
+        flags[self.ends] = False
+        return np.packbits(flags, bitorder="little").tobytes()
+
     def keep(self, key: tuple[int, int], mask: bytes) -> None:
         """Keep a mask for others; without room in the place of the one that was made first."""
         with self._lock:

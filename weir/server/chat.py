@@ -13,7 +13,7 @@ from weir.server.answers import CompletionUsage, PromptLogprobs, chunks, prompt_
 from weir.server.endpoint import Call, Reply
 from weir.server.jobs import Job
 from weir.server.openai import ChatRequest
-from weir.server.prompts import render
+from weir.server.prompts import render, thought
 from weir.server.reading import Reader
 from weir.server.tools import ToolCall, merged
 
@@ -99,7 +99,7 @@ class ChatChunk(Struct):
 
 async def chat(call: Call, body: ChatRequest) -> Reply:
     model = call.service.model(body.model)
-    prompt = render(call.service.client.text, body)
+    prompt = render(call.service.client.text, body, call.service.close(body))
     job, readers = await ask(call, body, prompt, [prompt], **body.details)
     identity, created = f"chatcmpl-{job.id}", int(time.time())
     if body.stream:
@@ -121,9 +121,11 @@ async def ask(
     """Submit a chat, whose prompt may be encoded already, and what reads its choices."""
     params = sampling(body, call.service.client.model.sampling)
     details.setdefault("field", "messages")
-    special = bool(body.add_special_tokens)
-    job = await call.submit(prompts, params, add_special_tokens=special, **details)
-    return job, [call.service.reader(job, body.toolbox, prompt) for _ in range(job.choices)]
+    details["add_special_tokens"] = bool(body.add_special_tokens)
+    service = call.service
+    before = thought(service.client.text, body, prompt, service.close(body))
+    job = await call.submit(prompts, params, thought=before, **details)
+    return job, [service.reader(job, body, prompt) for _ in range(job.choices)]
 
 
 def sampling(body: ChatRequest, default: SamplingParams) -> SamplingParams:

@@ -110,7 +110,8 @@ Event = Started | BlockStarted | BlockDelta | BlockStopped | MessageDelta | Stop
 
 async def count(call: Call, body: Counted) -> Reply:
     call.service.model(body.model)
-    prompt = render(call.service.client.text, body.chat())
+    asked = body.chat()
+    prompt = render(call.service.client.text, asked, call.service.close(asked))
     return InputTokens(len(await call.service.encode(prompt, False)))
 
 
@@ -124,7 +125,7 @@ async def messages(call: Call, body: MessagesRequest) -> Reply:
         top_k=body.top_k,
         user=body.metadata and body.metadata.user_id,
     )
-    said = render(client.text, asked)
+    said = render(client.text, asked, call.service.close(asked))
     prompt = await call.service.encode(said, False)
     room = max(1, client.model.context - len(prompt))
     asked.max_tokens = min(body.max_tokens, room)

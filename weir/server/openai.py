@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from weir import params
 from weir.errors import BadRequest
 from weir.params import SMALL, Count, Logprobs, SamplingParams, StructuredOutputs, TokenId
+from weir.server.reading import Told
 from weir.server.tools import Tool, Toolbox, ToolChoice
 
 MAX_PROMPTS = 2048
@@ -225,8 +226,23 @@ class ChatRequest(Generation, kw_only=True):
     mm_processor_kwargs: Unserved = None
     reasoning_effort: Effort | None = None  # a hint that the chat template may read
     thinking_token_budget: Unserved = None
+    include_reasoning: bool | None = None  # vLLM's; false: what is thought is not told
+    separate_reasoning: bool | None = None  # SGLang's; false: it stays in the text
+    stream_reasoning: bool | None = None  # SGLang's; false: it comes at once, when it has ended
     verbosity: Unserved = None
     web_search_options: Unserved = None
+
+    @property
+    def told(self) -> Told:
+        """How what is thought is told."""
+        if self.include_reasoning is False:
+            return "never"
+        return "at once" if self.stream_reasoning is False else "as it comes"
+
+    @property
+    def may_think(self) -> bool:
+        said = (self.chat_template_kwargs or {}).get("enable_thinking", self.reasoning_effort)
+        return said is not False and said != "none"
 
     @property
     def free(self) -> bool:

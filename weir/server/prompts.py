@@ -5,9 +5,10 @@ from typing import Any, cast
 
 import msgspec
 
+from weir.core import Thought
 from weir.errors import BadRequest
 from weir.server.openai import MAX_PROMPTS, ChatRequest, Message
-from weir.server.reading import closed, inside
+from weir.server.reading import AFTER, CLOSE, OPEN, closed, inside
 from weir.server.tools import BEGIN, written
 from weir.text import Text
 
@@ -33,8 +34,9 @@ def split(prompts: str | Sequence[str | int | list[int]], param: str) -> list[st
     return cast(list[str | list[int]], list(prompts))
 
 
-def render(text: Text, body: ChatRequest) -> str:
-    """The messages of a request through the model's chat template."""
+def render(text: Text, body: ChatRequest, close: int | None = None) -> str:
+    """The messages of a request through the model's chat template. close: the token that ends a
+    thought; None: a form is not thought about."""
     extra = body.chat_template_kwargs or {}
     if clash := sorted(RESERVED & extra.keys()):
         raise BadRequest(
@@ -63,9 +65,24 @@ def render(text: Text, body: ChatRequest) -> str:
     prompt = chat(toolbox.plain(), messages)
     if toolbox.tools and prompt == chat(None, messages):  # the template says nothing of tools
         prompt = chat(None, _instructed(messages, toolbox.instructions()))
-    if inside(prompt) and not body.free:
+    if inside(prompt) and not body.free and (close is None or not body.may_think):
         prompt = closed(prompt)
-    return prompt + (BEGIN if toolbox.must else "")
+    return prompt + (BEGIN if toolbox.must and not inside(prompt) else "")
+
+
+def thought(text: Text, body: ChatRequest, prompt: str, close: int | None) -> Thought | None:
+    """What may be thought after a prompt before the answer follows its form; None: nothing, or it
+    has none. close: as in `render`."""
+    if close is None or body.free or not body.may_think:
+        return None
+    begin = None
+    if not inside(prompt):
+        begin = text.tokenizer.token_to_id(OPEN)
+        called = body.toolbox.must or body.continue_final_message
+        if begin is None or called or prompt.rstrip().endswith(CLOSE):
+            return None
+    after = text.encode(CLOSE + AFTER + (BEGIN if body.toolbox.must else ""), False)
+    return Thought(close, list(after[after.index(close) + 1 :]), begin)
 
 
 def _spelled(message: dict[str, Any]) -> dict[str, Any]:

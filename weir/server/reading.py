@@ -12,6 +12,9 @@ from weir.server.tools import Calls, Toolbox, ToolCall, before
 from weir.text import Text
 
 OPEN, CLOSE = "<think>", "</think>"
+AFTER = "\n\n"  # between a thought and what is said
+
+Told = Literal["as it comes", "at once", "never"]
 
 
 def thinks(text: Text) -> bool:
@@ -27,15 +30,16 @@ def inside(prompt: str) -> bool:
 
 def closed(prompt: str) -> str:
     """A prompt that ends within a thought, with nothing thought."""
-    return f"{prompt.rstrip()}\n\n{CLOSE}\n\n"
+    return f"{prompt.rstrip()}\n\n{CLOSE}{AFTER}"
 
 
 class Thoughts:
     """Tells what was thought from what is said; newlines around either are neither. inside: the
-    answer begins within a thought."""
+    answer begins within a thought. told: how what was thought is."""
 
-    def __init__(self, inside: bool):
-        self._inside = inside
+    def __init__(self, inside: bool, told: Told = "as it comes"):
+        self.inside = inside
+        self._told = told
         self._mode: Literal["start", "thought", "gap", "said"] = "start"
         self._held = ""
         self.begun = False  # whether the answer has a thought
@@ -62,7 +66,7 @@ class Thoughts:
         start = self._held.lstrip()
         if not last and len(start) < len(OPEN) and OPEN.startswith(start):
             return False
-        self.begun = self._inside
+        self.begun = self.inside
         if start.startswith(OPEN):
             self._held, self.begun = start[len(OPEN) :], True
         self._mode = "thought" if self.begun else "said"
@@ -70,6 +74,8 @@ class Thoughts:
 
     def _thought(self, last: bool) -> str:
         """Take what was surely thought, and the tag after it if it is there."""
+        if self._told == "at once" and not last and CLOSE not in self._held:
+            return ""
         shown, found, rest = before(self._held, CLOSE, last)
         kept = shown.rstrip("\n")
         self._held = rest if found or last else shown[len(kept) :] + rest
@@ -78,7 +84,7 @@ class Thoughts:
         if not self._any:
             kept = kept.lstrip("\n")
         self._any = self._any or bool(kept)
-        return kept
+        return kept if self._told != "never" else ""
 
 
 class Reader:
@@ -92,7 +98,8 @@ class Reader:
         self._close = close
         self._tokens = 0  # of what may be a thought, not told to the job yet
         self._thoughts = thoughts
-        self._calls = Calls(toolbox.must) if toolbox.tools else None
+        begun = toolbox.must and not (thoughts is not None and thoughts.inside)
+        self._calls = Calls(begun) if toolbox.tools else None
 
     @property
     def called(self) -> bool:

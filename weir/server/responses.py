@@ -114,7 +114,7 @@ class Event(Struct):
 async def responses(call: Call, body: ResponsesRequest) -> Reply:
     model = call.service.model(body.model)
     asked = body.chat()
-    prompt = render(call.service.client.text, asked)
+    prompt = render(call.service.client.text, asked, call.service.close(asked))
     details = {"field": "input"} | asked.details | body.details
     job, [reader] = await ask(call, asked, prompt, [prompt], **details)
     params = job.streams[0].assembly.params

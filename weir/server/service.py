@@ -5,17 +5,20 @@ import time
 from collections.abc import Sequence
 from typing import Unpack
 
+from msgspec.structs import replace
+
 from weir.client import Client
 from weir.client.base import Details
 from weir.config import Config
+from weir.core import Thought
 from weir.errors import BadRequest, Overloaded
 from weir.params import SamplingParams
 from weir.server.jobs import Job
 from weir.server.keys import Keys
 from weir.server.metrics import Metrics
+from weir.server.openai import ChatRequest
 from weir.server.programs import Programs
 from weir.server.reading import CLOSE, Reader, Thoughts, inside, thinks
-from weir.server.tools import Toolbox
 from weir.server.tracing import Tracer
 
 LONG = 16384  # characters from which a prompt is encoded on a thread, so that streams go on
@@ -48,12 +51,18 @@ class Service:
             status=404,
         )
 
-    def reader(self, job: Job, toolbox: Toolbox, prompt: str) -> Reader:
+    def close(self, body: ChatRequest) -> int | None:
+        """The token that ends what is thought, where that is told from what is said."""
+        return self.client.text.tokenizer.token_to_id(CLOSE) if self._separates(body) else None
+
+    def reader(self, job: Job, body: ChatRequest, prompt: str) -> Reader:
         """What reads one answer to a chat."""
-        text = self.client.text
-        if not self.config.separate_reasoning or not thinks(text):
-            return Reader(job, toolbox, None)
-        return Reader(job, toolbox, Thoughts(inside(prompt)), text.tokenizer.token_to_id(CLOSE))
+        thoughts = Thoughts(inside(prompt), body.told) if self._separates(body) else None
+        return Reader(job, body.toolbox, thoughts, self.close(body))
+
+    def _separates(self, body: ChatRequest) -> bool:
+        asked = self.config.separate_reasoning and body.separate_reasoning is not False
+        return asked and thinks(self.client.text)
 
     async def submit(
         self,
@@ -64,11 +73,13 @@ class Service:
         traceparent: str | None = None,
         truncate: int | None = None,
         field: str = "prompt",
+        thought: Thought | None = None,
         **details: Unpack[Details],
     ) -> Job:
         """Hand prompts to the engine as one job: all of them, or none and an error.
 
         `field` is what the client calls the prompt, for errors about it.
+        `thought` may come before what follows a grammar.
         `truncate` keeps that many of the last tokens of each prompt, -1 as many as fit.
         """
         self.check_open()
@@ -84,6 +95,8 @@ class Service:
         try:
             for index, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
                 grammar = await self.client.compile(param)
+                if grammar is not None:
+                    grammar = replace(grammar, thought=thought)
                 stream = self.client.submit(
                     await self._prepare(prompt, param, special, truncate),
                     param,

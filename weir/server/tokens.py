@@ -73,7 +73,7 @@ async def tokenize(call: Call, body: TokenizeRequest) -> Reply:
             continue_final_message=body.continue_final_message,
             chat_template_kwargs=body.chat_template_kwargs,
         )
-        ids = await service.encode(render(text, asked), bool(special))
+        ids = await service.encode(render(text, asked, service.close(asked)), bool(special))
     pieces = [text.token(one) for one in ids] if body.return_token_strs else None
     return Tokens(len(ids), service.client.model.context, ids, pieces)
 
