@@ -38,5 +38,11 @@ def progress(total: int, title: str, *, done: int = 0, hidden: bool = False) -> 
         TimeElapsedColumn(),
     )
     off = hidden or not console.is_terminal
-    with Progress(*columns, console=console, disable=off, refresh_per_second=4) as drawn:
+    with Progress(
+        *columns,
+        console=console,
+        disable=off,
+        refresh_per_second=4,
+        redirect_stdout=sys.stdout.isatty(),  # else what is printed to a file would be drawn
+    ) as drawn:
         yield Bar(drawn, total, title, done)

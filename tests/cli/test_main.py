@@ -1,12 +1,13 @@
 """The command itself: fast, helpful, one line for an error."""
 
+import errno
 import subprocess
 import sys
 from argparse import ArgumentParser
 
 import pytest
 
-from weir.cli import BENCHMARKS, COMMANDS, RANKING, dashed, main
+from weir.cli import BENCHMARKS, COMMANDS, RANKING, dashed, main, version
 from weir.config import FIELDS, Config
 from weir.errors import ConfigError
 from weir.options import add_config, config, flags, reference
@@ -51,6 +52,19 @@ def test_no_torch_for_a_server_or_a_word_of_help(words: str, absent: str) -> Non
         f"assert not {set(absent.split())} & sys.modules.keys(), 'was imported'"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True)
+
+
+def test_a_full_disk_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "out.jsonl")
+
+    monkeypatch.setattr(version, "run", full)
+    assert main(["version"]) == 1
+    assert (
+        capsys.readouterr().err == "weir version: [Errno 28] No space left on device: 'out.jsonl'\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,26 @@ def test_results_are_in_order_and_whole(llm):
     assert 0 < outputs[0].metrics.arrival <= outputs[0].metrics.first <= outputs[0].metrics.last
 
 
+def test_results_are_told_in_order_each_as_soon_as_it_may(llm, engine):
+    told = []
+    params = [SamplingParams(temperature=0, max_tokens=count) for count in (4, 2, 9)]
+    outputs = llm.generate(
+        ["a", "b", "c"], params, told=lambda one: told.append((one, len(engine.live)))
+    )
+    assert [one for one, _ in told] == outputs and [one.finished for one in outputs] == [True] * 3
+    assert [live for _, live in told] == [1, 1, 0]  # the second waited for the first, not the third
+
+
+def test_a_listener_that_fails_ends_the_run(llm, engine):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        llm.generate(["a", "b"], [GREEDY, SamplingParams(max_tokens=200)], told=full)
+    assert not engine.busy
+    assert texts(llm.generate("a", GREEDY)) == ["a" * 8]
+
+
 def test_choices_logprobs_and_stops(llm, engine):
     params = SamplingParams(
         temperature=0, max_tokens=9, n=2, stop="lo", logprobs=1, prompt_logprobs=0

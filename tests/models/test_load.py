@@ -88,6 +88,9 @@ def test_unusable_safetensors(tmp_path):
     shard.write_bytes(raw[: len(raw) // 2])
     with pytest.raises(ConfigError, match=shard.name):
         load(tmp_path)
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ConfigError, match="git lfs pull"):
+        load(tmp_path)
     shard.unlink()
     with pytest.raises(ConfigError, match=f"lacks {shard.name}"):
         load(tmp_path)

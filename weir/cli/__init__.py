@@ -84,6 +84,9 @@ def call(module: str, program: str, arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has left; say nothing more at exit
         return 141
+    except OSError as error:  # of a disk or a network, such as "No space left on device: 'x'"
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
 
 
 class Parser(ArgumentParser):

@@ -1,6 +1,7 @@
 """Complete prompts from the command line, a file or standard input, all in one batch.
 
-Prints the completions, or with --jsonl one JSON object a prompt.
+Prints the completions in order, each as soon as it is there, or with --jsonl one JSON object a
+prompt. What was printed is kept if it is stopped; `weir run-batch` can go on where it was.
 """
 
 import sys
@@ -41,6 +42,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     settings = config(options)
     prompts = read(options)
+    left = iter(prompts)
+
+    def show(output: RequestOutput) -> None:
+        text = as_json(next(left), output) if options.jsonl else as_text(output)
+        print(text, flush=True)
+
     with weir.LLM(**asdict(settings)) as llm:
         names = ("n", "temperature", "top_p", "top_k", "max_tokens", "stop", "ignore_eos")
         asked = {name: getattr(options, name) for name in names}
@@ -48,11 +55,9 @@ def run(options: Namespace) -> int:
         params = replace(llm.model.sampling, **asked)
         if options.chat:
             talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            outputs = llm.chat(talks, params, progress=not options.quiet)
+            llm.chat(talks, params, progress=not options.quiet, told=show)
         else:
-            outputs = llm.generate(prompts, params, progress=not options.quiet)
-    for prompt, output in zip(prompts, outputs, strict=True):
-        print(as_json(prompt, output) if options.jsonl else as_text(output), flush=True)
+            llm.generate(prompts, params, progress=not options.quiet, told=show)
     return 0
 
 

@@ -28,15 +28,19 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """0 if every line of the input now has an answer that is not an error."""
     settings = config(options)
-    summary = run_batch(
-        options.input_file,
-        options.output_file,
-        settings if options.url is None else None,
-        base_url=options.url,
-        api_key=next(iter(settings.api_key), None),
-        concurrency=options.concurrency,
-        hidden=options.quiet,
-    )
+    try:
+        summary = run_batch(
+            options.input_file,
+            options.output_file,
+            settings if options.url is None else None,
+            base_url=options.url,
+            api_key=next(iter(settings.api_key), None),
+            concurrency=options.concurrency,
+            hidden=options.quiet,
+        )
+    except (KeyboardInterrupt, OSError):
+        print("stopped. What was answered is kept: run again to go on", file=sys.stderr)
+        raise
     print(told(summary), file=sys.stderr)
     return 1 if summary.failed else 0
 

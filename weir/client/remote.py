@@ -107,6 +107,9 @@ class Remote(Client):
         rest = self._start_seconds - sum(phases.values())
         listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items())
         log.info("engine made in %.1f s: imports %.1f, %s", self._start_seconds, rest, listed)
+        told = ("device", "dtype", "kernels", "threads", "kv_tokens", "kv_dtype")
+        made = ", ".join(f"{name} {ready.info[name]}" for name in told if name in ready.info)
+        log.info("engine runs on %s, max_model_len %d", made, ready.context)
         return engine
 
     def _welcome(self, ready: Ready) -> None:

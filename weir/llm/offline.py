@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, Self, cast
 
@@ -24,6 +24,7 @@ from weir.text import Text
 Prompts = str | list[int] | Sequence[str] | Sequence[list[int]]
 Params = SamplingParams | Sequence[SamplingParams] | None
 Message = Mapping[str, Any]
+Told = Callable[[RequestOutput], None] | None
 
 
 class LLM:
@@ -75,16 +76,17 @@ class LLM:
         self._compiler.close()
 
     def generate(
-        self, prompts: Prompts, params: Params = None, *, progress: bool = True
+        self, prompts: Prompts, params: Params = None, *, progress: bool = True, told: Told = None
     ) -> list[RequestOutput]:
         """Complete one prompt or many, as text or token ids; results in the order of the prompts.
 
-        `params` is for all, or one each; `model.sampling` without. Raises `BadRequest` before
-        anything is computed if any of them cannot be served. A request that fails alone ends with
-        `finish_reason` "error".
+        `params` is for all, or one each; `model.sampling` without. `told` is called with each
+        result as soon as it and all before it are whole, so that little is lost when a long run is
+        stopped. Raises `BadRequest` before anything is computed if any of them cannot be served. A
+        request that fails alone ends with `finish_reason` "error".
         """
         listed = _listed(prompts)
-        return self._run(self._admit(listed, self._each(params, len(listed))), progress)
+        return self._run(self._admit(listed, self._each(params, len(listed))), progress, told)
 
     def chat(
         self,
@@ -92,13 +94,15 @@ class LLM:
         params: Params = None,
         *,
         progress: bool = True,
+        told: Told = None,
         **template: Any,
     ) -> list[RequestOutput]:
-        """The next message of one conversation or many; `template` as for `Text.chat`."""
+        """The next message of one conversation or many; `template` as for `Text.chat`, the rest as
+        for `generate`."""
         talks = _talks(messages)
         prompts = [self.text.chat(talk, **template) for talk in talks]
         admitted = self._admit(prompts, self._each(params, len(talks)), add_special_tokens=False)
-        return self._run(admitted, progress)
+        return self._run(admitted, progress, told)
 
     def embed(
         self, prompts: Prompts, pooling: str = "mean", *, progress: bool = True
@@ -159,8 +163,11 @@ class LLM:
             raise BadRequest(f"{len(params)} params were given for {count} prompts", param="params")
         return params
 
-    def _run(self, assemblies: list[Assembly], shown: bool) -> list[RequestOutput]:
+    def _run(
+        self, assemblies: list[Assembly], shown: bool, told: Told = None
+    ) -> list[RequestOutput]:
         """Step the engine until every request has ended and it has nothing left to do."""
+        whole: list[RequestOutput] = []
         outputs = {a.id: request_output(a) for a in assemblies}
         with progress(len(assemblies), "generating", hidden=not shown) as bar:
             self._ledger.listeners = [lambda ended: bar.advance(1, ended.usage.prompt_tokens)]
@@ -173,6 +180,11 @@ class LLM:
                         for assembly, output in self._step():
                             outputs[assembly.id].outputs[output.index].add(output)
                             bar.advance(0, 0, len(output.token_ids))
+                        while len(whole) < len(assemblies) and assemblies[len(whole)].finished:
+                            assembly = assemblies[len(whole)]
+                            whole.append(update(outputs[assembly.id], assembly))
+                            if told is not None:
+                                told(whole[-1])
                 if interrupted.is_set():
                     raise KeyboardInterrupt
             except EngineDead:
@@ -180,7 +192,7 @@ class LLM:
             except BaseException:
                 self._abandon()
                 raise
-        return [update(outputs[assembly.id], assembly) for assembly in assemblies]
+        return whole
 
     def _step(self) -> list[Event]:
         try:

@@ -3,6 +3,7 @@
 Each class turns its format's names and conventions into those of `weights.Checkpoint`.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -43,7 +44,7 @@ class Safetensors:
             try:
                 shard = safe_open(file, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise ConfigError(f"cannot read {file}: {error}; download it again") from None
+                raise ConfigError(f"cannot read {file}: {error}; {_advice(file)}") from None
             for key in shard.keys():
                 self._add(shard, key, spec)
 
@@ -66,6 +67,14 @@ class Safetensors:
 
     def kept(self, name: str) -> Codes | Scaled | None:
         return None
+
+
+def _advice(file: Path) -> str:
+    """How to get a file whole that cannot be read."""
+    with contextlib.suppress(OSError), open(file, "rb") as content:
+        if content.read(16) == b"version https://":
+            return "it only stands for the weights: `git lfs pull` brings them"
+    return "download it again"
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -99,8 +99,8 @@ class ChatTemplate:
         name = "tool_use" if tools and "tool_use" in self._templates else "default"
         if name not in self._templates:
             raise BadRequest(
-                "this model has no chat template; start the server with --chat-template, "
-                "or send a plain prompt to /v1/completions",
+                "this model has no chat template, as base models have none: send plain prompts "
+                "(/v1/completions), or give it one with --chat-template",
                 param="messages",
             )
         return self._templates[name]
