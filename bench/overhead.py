@@ -31,7 +31,7 @@ def in_process(llm: LLM, workload: Workload) -> float:
 
 
 def over_http(target: Target, workload: Workload) -> float:
-    records, seconds, _ = asyncio.run(load(target, workload))
+    records, seconds = asyncio.run(load(target, workload))
     return measure(records, seconds).output_throughput
 
 

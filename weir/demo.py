@@ -110,7 +110,7 @@ async def chat(http: Http, console: Console) -> None:
 async def burst(http: Http, workload: Workload) -> Report:
     target = Target(http, "openai", MODEL, extra={"stop": ["\n\nQ:"]})
     with progress(len(workload.items), "   prompts") as bar:
-        records, seconds, _ = await load(target, workload, on_done=bar.advance)
+        records, seconds = await load(target, workload, on_done=bar.advance)
     report = measure(records, seconds)
     if report.failed:
         reason = next(record.error for record in records if record.error)

@@ -113,7 +113,7 @@ def test_unknown_backend() -> None:
 
 def test_the_cap_on_concurrency_holds(server: Fake) -> None:
     workload = Workload("w", [Item(script(gap=0.01), 3)] * 12)
-    records, _, _ = asyncio.run(load(target(server), workload, concurrency=3))
+    records, _ = asyncio.run(load(target(server), workload, concurrency=3))
     assert server.most_running == 3
     assert measure(records, 1.0).peak_concurrent == 3
 
@@ -122,10 +122,10 @@ def test_requests_leave_at_their_times(server: Fake) -> None:
     workload = Workload("w", [Item("x", 1, arrival=0.1 * i) for i in range(4)])
     for _ in range(TRIES):
         begin = time.perf_counter()
-        records, seconds, lag = asyncio.run(load(target(server), workload))
+        records, seconds = asyncio.run(load(target(server), workload))
         late = [record.start - begin - 0.1 * i for i, record in enumerate(records)]
         assert min(late) > -0.01 and seconds > 0.29
-        if max(late) < 0.09 and lag < 0.09:
+        if max(late) < 0.09:
             return
     pytest.fail("the client was late each time")
 
@@ -133,7 +133,7 @@ def test_requests_leave_at_their_times(server: Fake) -> None:
 def test_one_failure_among_many_is_one_failure(server: Fake) -> None:
     items = [Item("x", 3), Item(script(fail_after=1), 3), Item("y", 3)]
     workload = poisson(Workload("w", items), float("inf"), 1.0, 0)
-    records, seconds, _ = asyncio.run(load(target(server), workload))
+    records, seconds = asyncio.run(load(target(server), workload))
     report = measure(records, seconds)
     assert (report.completed, report.failed) == (2, 1)
     assert report.output_tokens == 6

@@ -7,10 +7,9 @@ import threading
 from tests.fakes import FakeEngine
 from tests.waiting import CEILING, eventually
 from weir.client import Local
-from weir.client.expect import BATCH, Reader
+from weir.client.expect import BATCH, LengthListener, Reader
 from weir.params import SamplingParams
 from weir.ranker.log import Answered, LengthLog
-from weir.server.lengths import LengthListener
 
 ASK = SamplingParams(temperature=0, max_tokens=4)
 
@@ -139,7 +138,7 @@ def test_a_prompt_is_read_without_its_template(text):
 def test_lengths_are_logged_for_training(run, text, clean, tmp_path):
     async def main():
         client = Local(FakeEngine(), text, ["m"])
-        client.listeners.append(LengthListener(client, LengthLog(tmp_path / "log.jsonl")))
+        client.listeners.append(LengthListener(text, "m", LengthLog(tmp_path / "log.jsonl")))
         await client.start()
         await client.submit("hello", ASK).collect()
         client.submit("never", SamplingParams(max_tokens=200)).abort()

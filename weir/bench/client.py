@@ -96,6 +96,13 @@ class Target:
             records.append(await self.request(prompt, item.output))
         return records
 
+    async def warm_up(self, output: int = 4) -> Record:
+        """A first request. Raises `HttpError` if it fails."""
+        (record,) = await self.converse(Item("Hello", output))
+        if record.error:
+            raise HttpError(f"the first request failed: {record.error}")
+        return record
+
     async def request(self, prompt: Any, output: int) -> Record:
         """Send one request and read its stream. A failure is in the record, not raised."""
         record = Record(time.perf_counter())

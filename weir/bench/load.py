@@ -1,6 +1,7 @@
 """Running a workload against a server: requests leave at their times, under a cap on how many."""
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -9,7 +10,7 @@ from weir.bench.client import Target
 from weir.sim.report import Record
 from weir.sim.workload import Item, Workload
 
-LATE = 0.1  # seconds of lag behind the schedule that are worth a warning
+LATE = 0.1  # seconds behind the schedule that are worth a warning
 
 
 async def load(
@@ -17,12 +18,12 @@ async def load(
     workload: Workload,
     concurrency: int | None = None,
     on_done: Callable[[int, int, int], None] = lambda done, read, written: None,
-) -> tuple[list[Record], float, float]:
-    """Send every item when it is due; returns the records, the seconds it took, the worst lag.
+) -> tuple[list[Record], float]:
+    """Send every item when it is due; returns the records and the seconds it took.
 
     `on_done` hears of each conversation that ended: one, its prompt tokens, its output tokens.
-    Under a cap a request's clock starts when it is sent, not when it was due. The lag is how late
-    this client itself was: where it is large, the client and not the server was measured.
+    Under a cap a request's clock starts when it is sent, not when it was due. Says on standard
+    error if this client itself was late: then it was measured, and not the server.
     """
     cap = asyncio.Semaphore(concurrency) if concurrency else None
 
@@ -34,14 +35,16 @@ async def load(
         on_done(1, sum(r.prompt_tokens for r in records), sum(r.output_tokens for r in records))
         return records
 
-    begin, lag = time.perf_counter(), 0.0
+    begin, late = time.perf_counter(), 0.0
     async with asyncio.TaskGroup() as group:
         tasks = []
         for item in workload.items:
             wait = begin + item.arrival - time.perf_counter()
-            lag = max(lag, -wait if item.arrival else 0.0)
+            late = max(late, -wait if item.arrival else 0.0)
             if wait > 0:
                 await asyncio.sleep(wait)
             tasks.append(group.create_task(one(item)))
-    records = [record for task in tasks for record in task.result()]
-    return records, time.perf_counter() - begin, lag
+    seconds = time.perf_counter() - begin
+    if late > LATE:
+        print(f"weir: this client was up to {late:.2f} s late", file=sys.stderr)
+    return [record for task in tasks for record in task.result()], seconds

@@ -6,7 +6,6 @@ run.
 """
 
 import shlex
-import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,9 @@ from msgspec import Struct
 
 from weir.bench import datasets, named, reporting
 from weir.bench.client import Target
-from weir.bench.http import Http, HttpError
+from weir.bench.http import Http
 from weir.bench.http import run as run_loop
-from weir.bench.load import LATE, load
+from weir.bench.load import load
 from weir.bench.private import Private, private
 from weir.bench.serve import raise_file_limit
 from weir.errors import ConfigError
@@ -82,16 +81,12 @@ async def measured(server: Private, workload: Workload, rate: float, options: Na
     """One run. Raises `HttpError` if the server does not answer at all."""
     http = Http(server.url, server.headers, timeout=600.0)
     target = Target(http, "openai", options.model, ignore_eos=True, temperature=1.0)
-    warm = await target.request("Hello", 4)
-    if warm.error:
-        raise HttpError(f"the first request failed: {warm.error}")
+    await target.warm_up()
     await http.post("/flush_cache", {})
     items = workload.items[: max(1, round(rate * options.seconds))]
     timed = poisson(replace(workload, items=items), rate, 1.0, options.seed)
     with progress(len(items), f"{rate:g} requests/s", hidden=options.quiet) as bar:
-        records, seconds, lag = await load(target, timed, on_done=bar.advance)
-    if lag > LATE:
-        print(f"weir bench online: this client was up to {lag:.2f} s late", file=sys.stderr)
+        records, seconds = await load(target, timed, on_done=bar.advance)
     report = measure(records, seconds, {})
     first, gaps = report.metrics["ttft"], report.metrics["itl"]
     return Run(

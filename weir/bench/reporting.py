@@ -1,7 +1,9 @@
 """Flags for when requests arrive and what is reported of them. Shared by load and simulation."""
 
 import math
+import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import msgspec
 
 from weir.errors import ConfigError
-from weir.sim.report import METRICS
+from weir.sim.report import METRICS, Record
 from weir.sim.workload import Workload, paced, poisson
 
 
@@ -61,6 +63,12 @@ def write(path: Path | None, result: Any) -> None:
         path.write_bytes(msgspec.json.encode(result) + b"\n")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def failures(records: Sequence[Record]) -> None:
+    """Say on standard error why requests failed, as far as any did."""
+    for reason in sorted({record.error for record in records if record.error})[:5]:
+        print(f"weir: some requests failed: {reason}", file=sys.stderr)
 
 
 def read(options: Namespace) -> Wanted:

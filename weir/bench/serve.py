@@ -16,14 +16,14 @@ from typing import Any
 
 from weir.bench import datasets, reporting
 from weir.bench.client import ENDPOINTS, Target
-from weir.bench.http import Http, HttpError, bearer
+from weir.bench.http import Http, bearer
 from weir.bench.http import run as run_loop
-from weir.bench.load import LATE, load
+from weir.bench.load import load
 from weir.bench.talk import first_model
 from weir.errors import ConfigError
 from weir.progress import progress
 from weir.sim.report import Record, block, flat, measure
-from weir.sim.workload import Item, Workload, as_text
+from weir.sim.workload import Workload, as_text
 
 USAGE = "weir bench serve [OPTIONS]"
 
@@ -76,8 +76,7 @@ def run(options: Namespace) -> int:
         if options.save_detailed:
             result |= detail(records)
         print(f"saved to {save(options, model, result)}", file=sys.stderr)
-    for reason in sorted({record.error for record in records if record.error})[:5]:
-        print(f"weir bench serve: some requests failed: {reason}", file=sys.stderr)
+    reporting.failures(records)
     return 0 if report.completed else 1
 
 
@@ -91,13 +90,9 @@ async def bench(options: Namespace) -> tuple[list[Record], float, str]:
     target = Target(http, options.backend, model, options.endpoint, *sampled)
     workload = reporting.timed(options, prepared(options, model), options.seed)
     for _ in range(options.num_warmups):
-        warm = (await target.converse(Item("Hello", 4)))[0]
-        if warm.error:
-            raise HttpError(f"the first request failed: {warm.error}")
+        await target.warm_up()
     with progress(len(workload.items), "requests", hidden=options.disable_tqdm) as bar:
-        records, duration, lag = await load(target, workload, options.max_concurrency, bar.advance)
-    if lag > LATE:
-        print(f"weir bench serve: this client was up to {lag:.2f} s late", file=sys.stderr)
+        records, duration = await load(target, workload, options.max_concurrency, bar.advance)
     return records, duration, model
 
 

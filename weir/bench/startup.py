@@ -18,7 +18,7 @@ from weir import hub
 from weir.bench import reporting
 from weir.bench.client import Target
 from weir.bench.datasets import positive
-from weir.bench.http import Http, HttpError
+from weir.bench.http import Http
 from weir.bench.private import private
 
 USAGE = "weir bench startup [MODEL] [OPTIONS]"
@@ -57,10 +57,7 @@ def start(model: str, flags: list[str], environ: dict[str, str]) -> Start:
     """One start, measured up to the first token of a short request. Raises if there is none."""
     with private(model, flags, environ) as server:
         target = Target(Http(server.url, server.headers, timeout=120.0), "openai", model)
-        record = asyncio.run(target.request("Hello", 1))
-        if record.error:
-            raise HttpError(f"the server started but does not answer: {record.error}")
-        return Start(server.seconds, record.ttft)
+        return Start(server.seconds, asyncio.run(target.warm_up(1)).ttft)
 
 
 def note(result: dict[str, list[float]], kind: str, seconds: Start) -> None:

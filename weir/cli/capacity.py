@@ -5,7 +5,6 @@ target and the median delay until a request is first scheduled within 2 seconds 
 definition). Rates are tried on the simulator or, with --base-url, on a running Weir server.
 """
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 
@@ -102,10 +101,8 @@ def live(options: Namespace) -> Callable[[float], Report]:
 async def _loaded(target: Target, workload: Workload) -> Report:
     await target.http.post("/flush_cache")  # or a trial would find the prompts of the one before
     before = await look(target.http)
-    records, duration, lag = await load(target, workload)
+    records, duration = await load(target, workload)
     after = await look(target.http)
-    if lag > 0.1:
-        print(f"weir capacity: this client was up to {lag:.2f} s late", file=sys.stderr)
     median = percentile(before.buckets.get(QUEUE, {}), after.buckets.get(QUEUE, {}), 0.5)
     for record in records:
         record.started = record.start + median

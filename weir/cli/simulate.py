@@ -50,8 +50,7 @@ def run(options: Namespace) -> int:
     reporting.write(options.output_json, flat(report, wanted.metrics, wanted.percentiles))
     if timeline is not None:
         plot.save(plot.overview(report, timeline), options.plot)
-    for reason in sorted({record.error for record in records if record.error})[:5]:
-        print(f"weir simulate: some requests failed: {reason}", file=sys.stderr)
+    reporting.failures(records)
     return 0 if report.completed else 1
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from weir.client.assemble import Assembly
 from weir.client.events import Finished
 from weir.errors import BadRequest
-from weir.ranker.log import Answered
+from weir.ranker.log import Answered, LengthLog
 from weir.text import Text
 from weir.wire import Lengths
 
@@ -56,6 +56,20 @@ class Reader:
             return None
         prompt = self.read(finished.prompt, finished.prompt_ids)
         return Answered(prompt, tokens / len(reasons), "length" in reasons)
+
+
+class LengthListener:
+    """Writes down how long answers are, where the operator asks for it: what a ranker is trained
+    on. A listener of the client."""
+
+    def __init__(self, text: Text, model: str, log: LengthLog):
+        self._reader = Reader(text)
+        self._model = model
+        self._log = log
+
+    def __call__(self, finished: Finished) -> None:
+        if (answered := self._reader.answered(finished)) is not None:
+            self._log.add(answered, self._model)
 
 
 class Ranker(Protocol):

@@ -15,12 +15,12 @@ import uvloop
 
 from weir import connect
 from weir.client import Client
+from weir.client.expect import LengthListener
 from weir.config import Config
 from weir.errors import ConfigError
 from weir.ranker.log import LengthLog
 from weir.server import logs
 from weir.server.app import create_app
-from weir.server.lengths import LengthListener
 from weir.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ def serve(config: Config) -> None:
     listening = listen(config.host, config.port)
     client = connect.remote(config)
     if config.length_log:
-        client.listeners.append(LengthListener(client, LengthLog(Path(config.length_log))))
+        log_of_lengths = LengthLog(Path(config.length_log))
+        client.listeners.append(LengthListener(client.text, client.model.name, log_of_lengths))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(client, config, listening))
 

@@ -46,11 +46,6 @@ def render(text: Text, body: ChatRequest, close: int | None = None) -> str:
         extra = {"reasoning_effort": effort, "enable_thinking": effort != "none"} | extra
     go_on = bool(body.continue_final_message)
     start = not go_on if body.add_generation_prompt is None else body.add_generation_prompt
-    if start and go_on:
-        raise BadRequest(
-            "continue_final_message and add_generation_prompt exclude each other: set one of them",
-            param="continue_final_message",
-        )
     messages = [_plain(message) for message in body.messages]
     without = [{k: v for k, v in message.items() if k != "tool_calls"} for message in messages]
 
