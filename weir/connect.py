@@ -9,6 +9,7 @@ from weir import hub, policies
 from weir.client import Limits, Remote
 from weir.client.base import Options
 from weir.client.expect import Ranker
+from weir.client.process import Timeouts
 from weir.config import Config
 from weir.errors import ConfigError
 from weir.folders import cache_folder
@@ -98,12 +99,11 @@ def options(config: Config) -> Options:
 
 def remote(config: Config) -> Remote:
     """A client whose engine runs in a process of its own, not started yet. Raises `ConfigError`."""
+    stop = config.step_timeout if config.disk_cache else 5.0
     return Remote(
         config,
         text(config),
         config.names,
-        step_timeout=config.step_timeout,
-        heartbeat_timeout=config.heartbeat_timeout,
-        stop_timeout=config.step_timeout if config.disk_cache else 5.0,
+        timeouts=Timeouts(config.step_timeout, config.heartbeat_timeout, stop=stop),
         **options(config),
     )

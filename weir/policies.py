@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from weir.config import Config
-from weir.core import Capacity, Request, Tier
+from weir.core import Capacity, Tier
 from weir.cost.lanes import Lanes
 from weir.cost.target import Cost, Target
 from weir.errors import ConfigError
@@ -55,7 +55,6 @@ def scheduler(
     pace: Pace,
     *,
     chains: bool = True,
-    length: Callable[[Request], float] = promised,
     scorer: Scorer | None = None,
     below: Below | None = None,
     lanes: Lanes | None = None,
@@ -68,7 +67,7 @@ def scheduler(
     cache = Cache(
         capacity.page, sizes, reuse=config.enable_prefix_caching, below=below, loads=capacity.loads
     )
-    knowledge = names.Knowledge(length, scorer, weights(config.tenant_weights))
+    knowledge = names.Knowledge(promised, scorer, weights(config.tenant_weights))
     return Scheduler(
         cache,
         names.ranking(config.scheduling_policy, cache, knowledge),

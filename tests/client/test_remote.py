@@ -16,18 +16,20 @@ from tests.waiting import alive, eventually, until
 from weir.client import Remote
 from weir.client import process as process_module
 from weir.client import remote as remote_module
+from weir.client.process import Timeouts
 from weir.errors import EngineDead, Overloaded
 from weir.params import SamplingParams
 from weir.wire import Fatal, encode
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
+SLOW = Timeouts(heartbeat=60.0)  # this machine may be slow
 SEEDED = SamplingParams(max_tokens=8, seed=5)
 
 
 @pytest.fixture
 def make(text, clean):
     def maker(config=None, factory="engine", **options):
-        options = {"heartbeat_timeout": 60.0} | options  # this machine may be slow
+        options = {"timeouts": SLOW} | options
         return Remote(config or {}, text, ["m"], factory=f"tests.fakes:{factory}", **options)
 
     return maker
@@ -133,10 +135,10 @@ def test_a_hung_engine_is_noticed_and_replaced(run, make, how, tmp_path):
     """A step that does not end, and a process that gives no sign of life."""
 
     async def main():
-        client = make(step_timeout=0.6, heartbeat_timeout=1.2)
+        client = make(timeouts=Timeouts(step=0.6, heartbeat=1.2))
         await client.start()
         pid, free = client.model.info["pid"], tmp_path / "free"
-        client._timeouts |= {"step_timeout": 60.0, "heartbeat_timeout": 60.0}  # of those after it
+        client._timeouts = SLOW  # of those after it
         if how == "stop":
             os.kill(pid, signal.SIGSTOP)
         waiting = client.submit("y", GREEDY, user=f"hang:{free}" if how == "hang" else "")
@@ -192,7 +194,7 @@ def test_an_engine_that_cannot_start_says_why(run, make, factory, config, why):
 
 def test_an_engine_that_takes_too_long_to_start(run, make):
     async def main():
-        client = make(start_timeout=0.01)
+        client = make(timeouts=Timeouts(start=0.01))
         with pytest.raises(EngineDead, match=r"not ready after 0\.01 s"):
             await client.start()
         await client.close()

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -37,29 +38,26 @@ LAST_WORDS = 4096
 """Bytes of standard error kept for the reason of a death."""
 
 
-class EngineProcess:
-    """One incarnation of the engine.
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds until an engine is given up; 0: never."""
 
-    receive: called with what each step brought.
-    step_timeout, heartbeat_timeout, start_timeout: seconds; 0: never.
-    """
+    step: float = 60.0
+    heartbeat: float = 5.0  # of silence
+    start: float = 600.0
+    stop: float = 5.0  # that one told to stop has to save what it keeps
+
+
+class EngineProcess:
+    """One incarnation of the engine. receive: called with what each step brought."""
 
     def __init__(
-        self,
-        factory: str,
-        config: Any,
-        receive: Callable[[Deltas], None],
-        *,
-        step_timeout: float,
-        heartbeat_timeout: float,
-        start_timeout: float,
+        self, factory: str, config: Any, receive: Callable[[Deltas], None], timeouts: Timeouts
     ):
         self._factory = factory
         self._config = config
         self._receive = receive
-        self._step_timeout = step_timeout
-        self._heartbeat_timeout = heartbeat_timeout
-        self._start_timeout = start_timeout
+        self._timeouts = timeouts
         self.worked = False  # has it brought a request to its end?
         self._token = secrets.token_hex(16)
         self._identity = f"{self._token}loop".encode()
@@ -114,13 +112,13 @@ class EngineProcess:
         exited = asyncio.create_task(self._process.wait())
         waits: set[asyncio.Future[Any]] = {self._ready, exited}
         await asyncio.wait(
-            waits, timeout=self._start_timeout or None, return_when=asyncio.FIRST_COMPLETED
+            waits, timeout=self._timeouts.start or None, return_when=asyncio.FIRST_COMPLETED
         )
         if self._ready.done():
             exited.cancel()
             return self._ready.result()
         if not exited.done():
-            self._fatal = f"the engine was not ready after {self._start_timeout:g} s"
+            self._fatal = f"the engine was not ready after {self._timeouts.start:g} s"
         return None
 
     def send(self, message: Up) -> None:
@@ -142,20 +140,20 @@ class EngineProcess:
         exited.cancel()
         return await self._bury()
 
-    async def stop(self, patience: float) -> None:
-        """Ask it to leave, and kill it if it has not after `patience` seconds."""
+    async def stop(self) -> None:
+        """Ask it to leave, and kill it if it has not in time."""
         if self._process is not None and self._process.returncode is None:
             self.send(Stop())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), patience)
+                await asyncio.wait_for(self._process.wait(), self._timeouts.stop)
         await self._bury()
 
     def _hangs(self, now: float) -> str:
         """Why it counts as hung, or nothing."""
-        if 0 < self._heartbeat_timeout < now - self._heard:
+        if 0 < self._timeouts.heartbeat < now - self._heard:
             return f"the engine hung: no sign of life for {now - self._heard:.1f} s"
-        if self._busy_since and 0 < self._step_timeout < now - self._busy_since:
-            return f"the engine hung: a step took more than {self._step_timeout:g} s"
+        if self._busy_since and 0 < self._timeouts.step < now - self._busy_since:
+            return f"the engine hung: a step took more than {self._timeouts.step:g} s"
         return ""
 
     async def _bury(self) -> str:

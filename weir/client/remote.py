@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from weir.client.assemble import Assembly
 from weir.client.base import CLOSED, Client, Options
 from weir.client.ledger import Event
-from weir.client.process import EngineProcess
+from weir.client.process import EngineProcess, Timeouts
 from weir.errors import EngineDead
 from weir.text import Text
 from weir.wire import Deltas, Ready, Stats, Up
@@ -42,8 +42,6 @@ class Remote(Client):
 
     config: what the engine's factory is called with: plain data, or a Struct.
     factory: "module:function"; imported in the engine process alone.
-    step_timeout, heartbeat_timeout, start_timeout: seconds; 0: never. stop_timeout: seconds that an
-    engine told to stop has to save what it keeps.
     """
 
     def __init__(
@@ -53,21 +51,13 @@ class Remote(Client):
         names: list[str],
         *,
         factory: str = "weir.build:engine",
-        step_timeout: float = 60.0,
-        heartbeat_timeout: float = 5.0,
-        start_timeout: float = 600.0,
-        stop_timeout: float = 5.0,
+        timeouts: Timeouts | None = None,
         **options: Unpack[Options],
     ):
         super().__init__(text, names, self._post, options)
         self._config = config
         self._factory = factory
-        self._timeouts = {
-            "step_timeout": step_timeout,
-            "heartbeat_timeout": heartbeat_timeout,
-            "start_timeout": start_timeout,
-        }
-        self._stop_timeout = stop_timeout
+        self._timeouts = timeouts or Timeouts()
         self._engine: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._failures: deque[float] = deque(maxlen=FAILURES)
@@ -91,14 +81,14 @@ class Remote(Client):
             await asyncio.gather(self._supervisor, return_exceptions=True)
             self._supervisor = None
         if self._engine is not None:
-            await self._engine.stop(self._stop_timeout)
+            await self._engine.stop()
             self._engine = None
 
     # -- the process ---------------------------------------------------------------------------
 
     async def _spawn(self) -> EngineProcess:
         began = time.monotonic()
-        engine = EngineProcess(self._factory, self._config, self._receive, **self._timeouts)
+        engine = EngineProcess(self._factory, self._config, self._receive, self._timeouts)
         ready = await engine.start()
         self._start_seconds = time.monotonic() - began
         self._engine = engine

@@ -45,10 +45,7 @@ class Stream:
         """The engine is gone and this request with it: say so after the events already here."""
         self._died = reason
 
-    def __aiter__(self) -> AsyncGenerator[Output, None]:
-        return self._iterate()
-
-    async def _iterate(self) -> AsyncGenerator[Output, None]:
+    async def __aiter__(self) -> AsyncGenerator[Output, None]:
         """A generator, because a loop left early closes a generator and nothing else."""
         try:
             while True:
@@ -85,9 +82,6 @@ class Stream:
     def abort(self) -> None:
         """Stop generating; every choice still open ends with "abort". Harmless once ended."""
         self._abort(self.assembly)
-
-    async def aclose(self) -> None:
-        self.abort()
 
     async def collect(self) -> list[Completion]:
         """Read to the end: one `Completion` a choice, in order."""

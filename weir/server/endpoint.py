@@ -53,29 +53,22 @@ class Call:
         *,
         request_id: str | None = None,
         user: str = "",
-        structured: str = "",
         **options: Any,
     ) -> Job:
-        """`Service.submit`, which the call may do once. structured: what the client calls the
-        grammar, for errors about it.
+        """`Service.submit`, which the call may do once.
 
         An X-Request-Id names a job too, but proxies repeat them: a second one gets a suffix."""
         if request_id is None:
             taken = self.id in self.service.jobs
             request_id = f"{self.id}-{uuid4().hex[:8]}" if taken else self.id
-        try:
-            self.job = await self.service.submit(
-                prompts,
-                params,
-                request_id=request_id,
-                traceparent=self.request.headers.get("traceparent"),
-                user=self.service.keys.payer(self.tenant, user),
-                **options,
-            )
-        except BadRequest as error:
-            if error.code == "invalid_grammar":
-                error.param = structured
-            raise
+        self.job = await self.service.submit(
+            prompts,
+            params,
+            request_id=request_id,
+            traceparent=self.request.headers.get("traceparent"),
+            user=self.service.keys.payer(self.tenant, user),
+            **options,
+        )
         return self.job
 
 

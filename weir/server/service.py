@@ -73,12 +73,13 @@ class Service:
         traceparent: str | None = None,
         truncate: int | None = None,
         field: str = "prompt",
+        structured: str = "",
         thought: Thought | None = None,
         **details: Unpack[Details],
     ) -> Job:
         """Hand prompts to the engine as one job: all of them, or none and an error.
 
-        `field` is what the client calls the prompt, for errors about it.
+        `field` is what the client calls the prompt, `structured` the grammar, for errors about it.
         `thought` may come before what follows a grammar.
         `truncate` keeps that many of the last tokens of each prompt, -1 as many as fit.
         """
@@ -111,8 +112,11 @@ class Service:
                     await asyncio.sleep(0)
         except BaseException as error:
             self.finish(job)
-            if isinstance(error, BadRequest) and error.param == "prompt":
-                error.param = field
+            if isinstance(error, BadRequest):
+                if error.code == "invalid_grammar":
+                    error.param = structured
+                elif error.param == "prompt":
+                    error.param = field
             raise
         return job
 
