@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
-from typing import Any
 from weakref import WeakValueDictionary, finalize
 
 import msgspec
@@ -50,7 +50,7 @@ class GuidedMatcher:
         self.error = ""  # why it cannot go on
         self.complete = False
         self._mask = b""
-        self._call: Future[Any] | None = None
+        self._call: Call | None = None
 
     def begin(self) -> list[int]:
         return list(self.opened.taken or [])
@@ -59,15 +59,18 @@ class GuidedMatcher:
         return self._mask
 
     def advance(self, token: int, alone: bool = False) -> list[int] | None:
-        if self._call is None and not self.error:
+        call = self._call
+        if call is None and not self.error:
             self._call = self._guidance.follow(self, token)
             return None
-        tokens = self._guidance.take(self._call, alone) if self._call is not None else None
-        if self.error:
+        if call is not None and not call.done:
+            self._guidance.wait(call, alone)
+        if self.error or call is None:
             raise GrammarError(self.error)
-        if tokens is not None:
-            self._call = None
-        return tokens
+        if not call.done:
+            return None
+        self._call = None
+        return call.tokens
 
     def note(self, followed: Followed) -> None:
         """Go on from what the process has found."""
@@ -80,12 +83,14 @@ class GuidedMatcher:
 
 @dataclass(slots=True)
 class Call:
-    """Something asked of the process. token: None: to open the matcher."""
+    """Something asked of the process. token: None: to open the matcher. opened: hears of that."""
 
     matcher: GuidedMatcher
     token: int | None = None
+    opened: Future[Matcher] | None = None
     since: float = field(default_factory=time.monotonic)
-    made: Future[Any] = field(default_factory=Future)  # the tokens; the matcher if it was opened
+    tokens: list[int] = field(default_factory=list)  # once it is done, what stands there
+    done: bool = False
 
 
 @dataclass(slots=True)
@@ -130,20 +135,27 @@ class Guidance:
         finalize(matcher, self._gone.append, (number, row.number)).atexit = False
         process = self._started()
         self._matchers[number] = matcher
-        return self._open(process, Call(matcher))
+        told: Future[Matcher] = Future()
+        self._open(process, Call(matcher, opened=told))
+        return told
 
-    def follow(self, matcher: GuidedMatcher, token: int) -> Future[list[int]]:
-        """Take a token in, and find what stands in its place."""
+    def follow(self, matcher: GuidedMatcher, token: int) -> Call:
+        """Take a token in, and find what stands in its place. It is asked with the next `flush`."""
         call, process = Call(matcher, token), self._started()
         if self._anew:
             self._held.append(call)
         else:
             self._follow(process, call)
-        return call.made
+        return call
 
-    def take(self, made: Future[list[int]], alone: bool) -> list[int] | None:
-        """As `Patience.take`."""
-        return self._patience.take(made, alone, self._wait)
+    def flush(self) -> None:
+        """Send what is asked."""
+        if self._process is not None:
+            self._process.flush()
+
+    def wait(self, call: Call, alone: bool) -> None:
+        """As `Patience.wait`."""
+        self._patience.wait(call, alone, partial(self._wait, call))
 
     def receive(self, seconds: float = 0.0) -> None:
         """Take in what the process has sent; waits so long for something. Ends what takes too long
@@ -190,20 +202,19 @@ class Guidance:
             self._anew = set(self._opening.calls)
         return self._process
 
-    def _open(self, process: Process, call: Call) -> Future[Any]:
+    def _open(self, process: Process, call: Call) -> None:
         self._opening.calls[call.matcher.opened.number] = call
         process.send(_encode(call.matcher.opened))
-        return call.made
 
     def _follow(self, process: Process, call: Call) -> None:
         assert call.token is not None
         number, call.since = call.matcher.opened.number, time.monotonic()
         self._following.calls[number] = call
-        process.send(_encode(Follow(number, call.token)))
+        process.queue(_encode(Follow(number, call.token)))
 
-    def _wait(self, made: Future[list[int]], seconds: float) -> None:
+    def _wait(self, call: Call, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while not made.done() and (left := deadline - time.monotonic()) > 0:
+        while not call.done and (left := deadline - time.monotonic()) > 0:
             self.receive(left)
 
     def _answered(self, process: Process, message: bytes, now: float) -> None:
@@ -217,7 +228,9 @@ class Guidance:
             self._fail(call, followed.error)
         else:
             call.matcher.note(followed)
-            call.made.set_result(call.matcher if call.token is None else followed.tokens)
+            call.tokens, call.done = followed.tokens, True
+            if call.opened is not None:
+                call.opened.set_result(call.matcher)
         self._anew.discard(followed.number)
         if self._held and not self._anew:
             for call in self._held:
@@ -229,11 +242,11 @@ class Guidance:
         matcher = call.matcher
         matcher.error = why if call.token is None else f"the grammar cannot go on: {why}"
         self._matchers.pop(matcher.opened.number, None)
-        self._held = [held for held in self._held if held.matcher is not matcher]
-        if call.token is None:
-            call.made.set_exception(GrammarError(why))
-        else:
-            call.made.set_result([])
+        for one in (call, *self._held):
+            one.done = one.done or one.matcher is matcher
+        self._held = [held for held in self._held if not held.done]
+        if call.opened is not None:
+            call.opened.set_exception(GrammarError(why))
 
     def _died(self) -> None:
         """It ended by itself. Who was in hand too often ends; all, if it has never been ready."""

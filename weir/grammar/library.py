@@ -91,6 +91,10 @@ class Library:
         self._patience.renew(seconds)
         self._guidance.receive()
 
+    def flush(self) -> None:
+        """Tokens of a step have been taken in."""
+        self._guidance.flush()
+
     def forget(self) -> None:
         """Open every grammar anew from now on."""
         self._known.clear()

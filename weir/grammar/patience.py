@@ -5,8 +5,7 @@ Knows no grammar, and no more of what it waits for than that it takes time.
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 QUICK = 5e-4
 """Seconds that any step may spend so, all together."""
@@ -16,11 +15,18 @@ PATIENT = 2e-2
 T = TypeVar("T")
 
 
+class Awaited(Protocol):
+    """What is made elsewhere."""
+
+    @property
+    def done(self) -> bool: ...
+
+
 class Patience:
     """Of one engine's thread."""
 
     def __init__(self) -> None:
-        self._slow: list[Future[Any]] = []
+        self._slow: list[Awaited] = []
         self._left = QUICK
 
     def renew(self, seconds: float) -> None:
@@ -36,21 +42,18 @@ class Patience:
         self._left -= time.perf_counter() - began
         return made
 
-    def take(
-        self, made: Future[T], alone: bool, wait: Callable[[Future[T], float], object]
-    ) -> T | None:
-        """What is made elsewhere, waited for while this step may, or `PATIENT` if `alone`; None:
-        ask again in a later step. Once one took longer nobody waits before it is done: however many
-        are slow, a step loses that time once. wait: for it, so many seconds at most."""
-        if not made.done() and (alone or self._left > 0) and not self._waited():
+    def wait(self, one: Awaited, alone: bool, wait: Callable[[float], object]) -> None:
+        """Wait until something is done while this step may, or `PATIENT` if `alone`; ask again in a
+        later step. Once one took longer nobody waits before it is done: however many are slow, a
+        step loses that time once. wait: for it, so many seconds at most."""
+        if (alone or self._left > 0) and not self._waited():
             began = time.perf_counter()
-            wait(made, PATIENT if alone else self._left)
+            wait(PATIENT if alone else self._left)
             self._left -= time.perf_counter() - began
-            if not made.done():
-                self._slow.append(made)
-        return made.result() if made.done() else None
+            if not one.done:
+                self._slow.append(one)
 
     def _waited(self) -> bool:
         """Whether one that was waited for in vain is still not there."""
-        self._slow = [made for made in self._slow if not made.done()]
+        self._slow = [one for one in self._slow if not one.done]
         return bool(self._slow)

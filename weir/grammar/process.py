@@ -59,10 +59,14 @@ class Process:
                 start_new_session=True,
             )
 
-    def send(self, message: bytes) -> None:
-        """Queue a message. What does not go out at once does in `receive`."""
+    def queue(self, message: bytes) -> None:
+        """Have a message go out with the next `flush`."""
         self._out += LENGTH.pack(len(message)) + message
-        self._flush()
+
+    def send(self, message: bytes) -> None:
+        """Send a message. What does not go out at once does in `receive`."""
+        self.queue(message)
+        self.flush()
 
     def receive(self, seconds: float = 0.0) -> list[bytes]:
         """Messages that have come; waits so long, to the millisecond, for anything to happen.
@@ -71,7 +75,7 @@ class Process:
             events = select.POLLIN | (select.POLLOUT if self._out else 0)
             self._poll.register(self._socket, events)
             self._poll.poll(seconds * 1e3)
-        self._flush()
+        self.flush()
         try:
             while part := self._socket.recv(PART):
                 self._in += part
@@ -81,7 +85,7 @@ class Process:
             return messages
         raise OSError("the process ended")
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         try:
             while self._out:
                 del self._out[: self._socket.send(self._out)]

@@ -285,9 +285,10 @@ def _masked(
     rows = [i for i, mask in enumerate(masks) if mask is not None]
     if not rows:
         return None
-    number = {mask: n for n, mask in enumerate({mask: None for mask in masks if mask is not None})}
-    which = [number[mask] for mask in masks if mask is not None]
-    width = max(map(len, number))
-    bits = np.frombuffer(b"".join(mask.ljust(width, b"\0") for mask in number), np.uint8)
+    each = {id(mask): mask for mask in masks if mask is not None}  # equal ones mostly are the same
+    number = {one: n for n, one in enumerate(each)}
+    which = [number[id(mask)] for mask in masks if mask is not None]
+    width = max(map(len, each.values()))
+    bits = np.frombuffer(b"".join(mask.ljust(width, b"\0") for mask in each.values()), np.uint8)
     place = put(np.array([rows, which], np.int64))
-    return place[0], place[1], put(bits.reshape(len(number), width).copy())
+    return place[0], place[1], put(bits.reshape(len(each), width).copy())
