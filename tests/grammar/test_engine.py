@@ -99,7 +99,7 @@ class _Handle:
 
 @pytest.fixture(scope="module")
 def library():
-    made = Library(tokens, SIZE)
+    made = Library(tokens, SIZE, processes=1)
     yield made
     made.close()
 
@@ -296,13 +296,13 @@ def test_a_panic_beside_the_engine_ends_its_request_alone(library):
 
 
 def test_who_takes_too_long_is_ended_alone():
-    own = Library(tokens, SIZE)
-    own._guidance._following.seconds = 0.1
+    own = Library(tokens, SIZE, processes=1)
+    own._guidances[0]._following.seconds = 0.1
     made = engine(own)
     whole = run(made, [request(1, guided(f"[xy]{HANG}[xy]")), request(2, None, most=5)])
     assert whole[1].done == "error" and "more than 0.1 s" in whole[1].error
     assert whole[2].done == "length"
-    own._guidance._following.seconds = 60.0
+    own._guidances[0]._following.seconds = 60.0
     assert text(run(made, [request(3, guided("abc?"))])[3]).startswith("ab")
     own.close()
 
@@ -319,7 +319,7 @@ def test_a_process_that_is_killed_loses_nothing(library):
     made = engine(library)
     wanted = [request(uid, guided(r"([a-f]|é|name: ){40}")) for uid in (1, 2)]
     begun = steps(made, wanted, 10)
-    process = library._guidance._process
+    process = library._guidances[0]._process
     process._starting.join()
     process._process.kill()
     whole = run(made, [request(3, guided("[xy]{5}"))])
@@ -328,6 +328,14 @@ def test_a_process_that_is_killed_loses_nothing(library):
         said = begun[uid] + whole[uid].tokens
         assert re.fullmatch(r"([a-f]|é|name: ){40}", text(Delta(uid, tokens=said)))
     assert re.fullmatch("[xy]{5}", text(whole[3]))
+
+
+def test_many_are_followed_by_several_processes():
+    own = Library(tokens, SIZE, processes=2)
+    whole = run(engine(own), [request(uid, guided("[a-f]{20}"), logprobs=0) for uid in range(12)])
+    assert all(re.fullmatch("[a-f]{20}", text(one)) for one in whole.values())
+    assert all(one._process is not None for one in own._guidances)
+    own.close()
 
 
 def nothing() -> Tokens:
@@ -343,7 +351,7 @@ def test_a_process_that_cannot_start_refuses_and_hangs_nobody():
 
 
 def test_masks_of_those_that_ended_make_room_for_others(library):
-    rows, made = library._guidance._rows, []
+    rows, made = library._guidances[0]._rows, []
     for _ in range(4):
         run(engine(library), [request(uid, guided("[xy]{3}")) for uid in range(8)])
         library.renew()

@@ -148,6 +148,11 @@ class Guidance:
             self._follow(process, call)
         return call
 
+    @property
+    def live(self) -> int:
+        """Matchers that somebody has."""
+        return len(self._matchers)
+
     def flush(self) -> None:
         """Send what is asked."""
         if self._process is not None:

@@ -5,6 +5,7 @@ between two steps; they are read on a thread while the engine starts. Whatever t
 threads: a request waits for its grammar, a step never does.
 """
 
+import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -23,6 +24,10 @@ from weir.ops import native
 
 KEPT = 256
 """Grammars that are kept for the next request."""
+PROCESSES = 4
+"""That follow grammars with llguidance, at most, however many cores there are."""
+FEW = 8
+"""Grammars that one of them follows before the next one is asked to."""
 SWITCH = 1e-4
 """Seconds after which a thread hands the interpreter over to the engine's, which asks for it after
 every call that let it go."""
@@ -30,9 +35,16 @@ every call that let it go."""
 
 class Library:
     """tokens: reads the tokenizer; called on a thread of the library's, and by a process, for which
-    it can be pickled. size: ids the model has. seconds: that opening a grammar may take."""
+    it can be pickled. size: ids the model has. seconds: that opening a grammar may take. processes:
+    that follow grammars with llguidance, each started when it is needed; 0: one for four cores."""
 
-    def __init__(self, tokens: Callable[[], Tokens], size: int, seconds: float = 10.0):
+    def __init__(
+        self,
+        tokens: Callable[[], Tokens],
+        size: int,
+        seconds: float = 10.0,
+        processes: int = 0,
+    ):
         sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
         self._pool = ThreadPoolExecutor(1, "weir-grammar")  # a job waits for earlier ones
         self._patience = Patience()
@@ -41,7 +53,10 @@ class Library:
         self._known: OrderedDict[str, Future[Masks]] = OrderedDict()
         self._vocabulary = self._pool.submit(self._read, tokens)
         Thread(target=native.library, daemon=True).start()  # walks faster, once it is compiled
-        self._guidance = Guidance(tokens, size, self._patience, seconds)
+        processes = processes or max(1, min(PROCESSES, len(os.sched_getaffinity(0)) // 4))
+        self._guidances = [
+            Guidance(tokens, size, self._patience, seconds) for _ in range(processes)
+        ]
 
     def open(
         self, grammar: Grammar, prompt: Sequence[int], most: int, jumps: bool
@@ -70,7 +85,8 @@ class Library:
         self, grammar: Grammar, prompt: Sequence[int], most: int, jumps: bool
     ) -> Future[Matcher]:
         if grammar.kind == "guidance":
-            return self._guidance.open(grammar, prompt, most, jumps)
+            least = min(self._guidances, key=lambda one: one.live // FEW)  # the first of equals
+            return least.open(grammar, prompt, most, jumps)
         if grammar.key not in self._known:
             self._known[grammar.key] = self._pool.submit(self._compile, grammar)
             if len(self._known) > KEPT:
@@ -89,11 +105,13 @@ class Library:
     def renew(self, seconds: float = 0.0) -> None:
         """A step begins, which may wait so long for masks."""
         self._patience.renew(seconds)
-        self._guidance.receive()
+        for guidance in self._guidances:
+            guidance.receive()
 
     def flush(self) -> None:
         """Tokens of a step have been taken in."""
-        self._guidance.flush()
+        for guidance in self._guidances:
+            guidance.flush()
 
     def forget(self) -> None:
         """Open every grammar anew from now on."""
@@ -101,7 +119,8 @@ class Library:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._guidance.close()
+        for guidance in self._guidances:
+            guidance.close()
 
     # -- on threads ----------------------------------------------------------------------------
 
