@@ -302,10 +302,7 @@ class Runner:
         for first in range(0, count, self.rows):
             rows = slice(first, min(count, first + self.rows))
             logits = self.model.logits(self.states[rows])
-            filters = choice.filters[rows] if filtered else None
-            self.tokens[rows] = sample.choose(
-                logits, choice.temperature[rows], choice.u[rows], filters
-            )
+            self.tokens[rows] = choice.tokens(logits, filtered, rows)
         self.tables.last.index_copy_(0, choice.target, self.tokens[:count].clamp(min=0))
 
     def _finish(self, work: Work, x: Tensor, landing: Landing) -> None:
@@ -328,12 +325,12 @@ class Runner:
                 self._draw_one(draw, rows, landing)
 
     def _draw_one(self, draw: Draw, x: Tensor, landing: Landing) -> None:
-        drawn = self.sampler.draw(self.model.logits(x), draw)
-        self.tables.last[draw.target] = drawn.tokens.clamp(min=0)
-        landing.add_tokens(draw.chunks, drawn.tokens)
+        tokens, columns = self.sampler.draw(self.model.logits(x), draw)
+        self.tables.last[draw.choice.target] = tokens.clamp(min=0)
+        landing.add_tokens(draw.chunks, tokens)
         if draw.scored is not None:
             index, chunks, _ = draw.scored
-            landing.add_logprobs(chunks, drawn.tokens[index], drawn.logprobs)
+            landing.add_logprobs(chunks, tokens[index], columns)
 
     def _score(self, chunks: list[Chunk], targets: Tensor, x: Tensor, landing: Landing) -> None:
         top = min(self.vocab, max(chunk.score.top for chunk in chunks))

@@ -59,24 +59,8 @@ class Edit:
 
 
 @dataclass(slots=True, eq=False)
-class Draw:
-    """What it takes to choose one token for each of B chunks."""
-
-    chunks: list[Chunk]
-    target: Tensor  # int64 [B]: rows of Tables that take the tokens
-    temperature: Tensor  # float32 [B]; 0: greedy
-    u: Tensor  # float64 [B]
-    filters: sample.Filters | None  # None: none cuts any row
-    late: bool  # some masks are to come: see `Sampler.mask`
-    masked: tuple[Tensor, Tensor, Tensor] | None  # as sample.restrict takes them
-    edits: list[tuple[int, int, Edit]]  # row, position, edit
-    penalised: tuple[Tensor, Tensor, Tensor] | None  # rows, slots; penalties float32 [3, rows]
-    scored: tuple[Tensor, list[Chunk], int] | None  # rows that want logprobs; the most wanted
-
-
-@dataclass(slots=True, eq=False)
 class Choice:
-    """What a padded lane of B rows asks for, as far as it can be recorded: tensors of B values."""
+    """What B rows ask for, as far as it can be recorded: tensors of B values."""
 
     target: Tensor  # int64: rows of Tables that take the tokens
     temperature: Tensor  # float32; 0: greedy
@@ -85,11 +69,23 @@ class Choice:
     plain: bool  # whether no filter cuts any row
     enough: bool  # whether that is all its requests ask for
 
+    def tokens(self, logits: Tensor, filtered: bool, rows: slice = slice(None)) -> Tensor:
+        """Of some rows, from logits [B, V]: int64 [B]; -1: none could be chosen."""
+        filters = self.filters[rows] if filtered else None
+        return sample.choose(logits, self.temperature[rows], self.u[rows], filters)
+
 
 @dataclass(slots=True, eq=False)
-class Drawn:
-    tokens: Tensor  # int64 [B]; -1: no token could be chosen
-    logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None  # of Draw.scored, as ops.sample.logprobs
+class Draw:
+    """What it takes to choose one token for each of B chunks."""
+
+    chunks: list[Chunk]
+    choice: Choice
+    late: bool  # some masks are to come: see `Sampler.mask`
+    masked: tuple[Tensor, Tensor, Tensor] | None  # as sample.restrict takes them
+    edits: list[tuple[int, int, Edit]]  # row, position, edit
+    penalised: tuple[Tensor, Tensor, Tensor] | None  # rows, slots; penalties float32 [3, rows]
+    scored: tuple[Tensor, list[Chunk], int] | None  # rows that want logprobs; the most wanted
 
 
 class Sampler:
@@ -114,20 +110,16 @@ class Sampler:
     ) -> Draw:
         """Gather what the chunks, whose requests have these rows, ask for. A request that asks for
         what cannot be done goes to `failed`, and its row is computed without."""
-        wishes = self._wishes(chunks, rows, failed)
-        position = np.array([c.start + c.length for c in chunks], np.int64)
+        choice, wishes = self.choice(chunks, rows, failed, stage), self.wishes[rows]
         scored = np.flatnonzero(wishes["logprobs"] >= 0)
         late = any(chunk.late for chunk in chunks)
         return Draw(
             chunks=list(chunks),
-            target=stage.put(rows),
-            temperature=stage.put(wishes["temperature"]),
-            u=stage.put(sample.uniform(wishes["seed"], position)),
-            filters=_filters(wishes, stage) if wishes["filtered"].any() else None,
+            choice=choice,
             late=late,
             masked=None if late else _masked(chunks, {}, stage.put),
             edits=[
-                (i, int(position[i]), self.edits[int(rows[i])])
+                (i, chunks[i].start + chunks[i].length, self.edits[int(rows[i])])
                 for i in np.flatnonzero(wishes["edited"]).tolist()
             ],
             penalised=self._penalised(chunks, failed, stage),
@@ -144,11 +136,11 @@ class Sampler:
         rows: NDArray[np.int64],
         failed: dict[int, str],
         stage: Stage,
-        padding: tuple[int, int],
+        padding: tuple[int, int] | None = None,
     ) -> Choice:
-        """As `plan` for a lane padded to `padding[0]` chunks; what is chosen for those that do not
-        sample goes to row `padding[1]`."""
-        size, nobody = padding
+        """What can be recorded of it: also of a lane padded to `padding[0]` chunks, where what is
+        chosen for those that do not sample goes to row `padding[1]`."""
+        size, nobody = padding or (len(chunks), 0)
         asked = np.zeros(size, WISHES)
         asked["top_p"] = 1.0
         target, u = np.full(size, nobody, np.int64), np.zeros(size)
@@ -165,7 +157,9 @@ class Sampler:
             target=stage.put(target),
             temperature=stage.put(asked["temperature"]),
             u=stage.put(u),
-            filters=_filters(asked, stage),
+            filters=sample.Filters(
+                *(stage.put(asked[name]) for name in ("top_k", "top_p", "min_p"))
+            ),
             plain=not asked["filtered"].any(),
             enough=enough,
         )
@@ -187,8 +181,9 @@ class Sampler:
             draw.chunks, masks, lambda array: upload(torch.from_numpy(array), self.device)
         )
 
-    def draw(self, logits: Tensor, draw: Draw) -> Drawn:
-        """Choose from logits [B, V], which may be changed."""
+    def draw(self, logits: Tensor, draw: Draw) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Choose from logits [B, V], which may be changed. → tokens int64 [B]; -1: none could be
+        chosen. Of `draw.scored`, what ops.sample.logprobs gives."""
         raw = logits
         if draw.scored is not None:
             raw = logits[draw.scored[0]]
@@ -202,11 +197,11 @@ class Sampler:
             rows, slots, penalties = draw.penalised
             seen, counts = self.penalties.seen[slots], self.penalties.counts[slots]
             logits[rows] = sample.penalise(logits[rows], seen, counts, *penalties)
-        tokens = sample.choose(logits, draw.temperature, draw.u, draw.filters)
+        tokens = draw.choice.tokens(logits, not draw.choice.plain)
         if draw.scored is None:
-            return Drawn(tokens, None)
+            return tokens, None
         chosen = tokens[draw.scored[0]].clamp(min=0)
-        return Drawn(tokens, sample.logprobs(raw, chosen, draw.scored[2]))
+        return tokens, sample.logprobs(raw, chosen, draw.scored[2])
 
     def _learn(self, row: int, chunk: Chunk, failed: dict[int, str]) -> None:
         s = chunk.sample
@@ -270,10 +265,6 @@ class Sampler:
             return None
         values = stage.put(np.array(penalties, np.float32).T)
         return stage.put(np.array(rows, np.int64)), stage.put(np.array(slots, np.int64)), values
-
-
-def _filters(wishes: NDArray[np.void], stage: Stage) -> sample.Filters:
-    return sample.Filters(*(stage.put(wishes[name]) for name in ("top_k", "top_p", "min_p")))
 
 
 def _masked(
