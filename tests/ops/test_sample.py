@@ -95,12 +95,10 @@ def test_filters_keep_what_the_plain_ones_keep(values, temperature, k, p, least,
     def full(value, dtype):
         return torch.full((3,), value, dtype=dtype)
 
-    got = sample.draw_filtered(
-        many,
-        full(temperature, torch.float32),
-        sample.Filters(full(k, torch.int64), full(p, torch.float64), full(least, torch.float64)),
-        us,
+    filters = sample.Filters(
+        full(k, torch.int64), full(p, torch.float64), full(least, torch.float64)
     )
+    got = sample.draw(many, full(temperature, torch.float32), us, filters)
     probs = (row.double() / temperature).softmax(-1)
     order = sorted(want, key=lambda t: (-float(row[t]), t))
     # u = 0 and u → 1 name the first and the last that are kept; rounding may move a boundary
@@ -139,20 +137,12 @@ def test_draws_have_the_right_distribution(temperature, k, p, least):
     many, u = row.expand(n, -1), torch.from_numpy(seeds(n))
     heat = torch.full((n,), temperature)
     plain = (k, p, least) == (0, 1.0, 0.0)
-    got = (
-        sample.draw(many, heat, u)
-        if plain
-        else sample.draw_filtered(
-            many,
-            heat,
-            sample.Filters(
-                torch.full((n,), k),
-                torch.full((n,), p, dtype=torch.float64),
-                torch.full((n,), least, dtype=torch.float64),
-            ),
-            u,
-        )
+    filters = sample.Filters(
+        torch.full((n,), k),
+        torch.full((n,), p, dtype=torch.float64),
+        torch.full((n,), least, dtype=torch.float64),
     )
+    got = sample.draw(many, heat, u, None if plain else filters)
     probs = (row.double() / temperature).softmax(-1)[kept]
     expected = probs / probs.sum() * n
     counts = torch.bincount(got, minlength=300)
@@ -180,7 +170,7 @@ def test_a_choice_does_not_depend_on_the_batch():
     try:
         for draw, args in (
             (sample.draw, (logits, heat, u)),
-            (sample.draw_filtered, (logits, heat, sample.Filters(k, p, least), u)),
+            (sample.draw, (logits, heat, u, sample.Filters(k, p, least))),
         ):
             torch.set_num_threads(2)
             whole = draw(*args)
@@ -203,7 +193,7 @@ def test_rows_that_cannot_be_sampled_are_told():
     k = torch.zeros(4, dtype=torch.int64)
     for got in (
         sample.draw(logits, ones, half),
-        sample.draw_filtered(logits, ones, sample.Filters(k, half, half * 0), half),
+        sample.draw(logits, ones, half, sample.Filters(k, half, half * 0)),
     ):
         assert got[0] >= 0 and got[1:].tolist() == [-1, -1, -1]
 
@@ -215,13 +205,13 @@ def test_equals_are_cut_by_id_however_many_there_are():
     one = torch.ones(4, dtype=torch.float64)
     top_k = torch.tensor([3, 128, 129, 2500])
     filters = sample.Filters(top_k, one, one * 0)
-    last = sample.draw_filtered(logits, torch.ones(4), filters, one * (1 - 2**-53))
+    last = sample.draw(logits, torch.ones(4), one * (1 - 2**-53), filters)
     assert last.tolist() == [1, 126, 127, 2498]  # after the best one
     top_p = torch.tensor([0.001, 0.1, 0.5, 1.0], dtype=torch.float64)
     mass = 4999 + math.e
     fewest = [math.ceil(p * mass - math.e) for p in top_p.tolist()]  # beside the best one
     filters = sample.Filters(top_k * 0, top_p, one * 0)
-    last = sample.draw_filtered(logits, torch.ones(4), filters, one * (1 - 2**-53))
+    last = sample.draw(logits, torch.ones(4), one * (1 - 2**-53), filters)
     assert last.tolist() == [n - 1 for n in fewest[:3]] + [4999]
 
 

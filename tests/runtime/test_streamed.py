@@ -158,9 +158,9 @@ def test_too_little_main_memory_is_one_sentence(monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-    monkeypatch.setattr(streamed, "host_zeros", refuse)
+    monkeypatch.setattr(pinned, "Memory", refuse)
     shelf.room = None
-    with pytest.raises(ConfigError, match=r"no room for another .* Cannot allocate memory"):
+    with pytest.raises(ConfigError, match=r"main memory cannot be had .*Cannot allocate memory"):
         shelf.add(layer)
 
 

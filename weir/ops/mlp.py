@@ -1,11 +1,21 @@
 """Activations between the linears of an MLP."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from weir.ops.dispatch import gpu_kernels, kernels
 
-ACTIVATIONS = ("silu", "gelu_tanh", "relu")
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": torch.relu,
+}
+ACTIVATIONS = tuple(FUNCTIONS)
+"""In the order of the kernel's numbers."""
 
 
 def gated(gate_up: Tensor, act: str) -> Tensor:
@@ -26,11 +36,11 @@ def gated(gate_up: Tensor, act: str) -> Tensor:
 
 def activate_(x: Tensor, act: str) -> None:
     """Apply `act` ("relu", "gelu_tanh" or "silu") in place."""
-    lib = kernels(x)
+    lib, code = kernels(x), _code(act)
     if lib is None or not x.is_contiguous():
         x.copy_(reference_activate(x, act))
     else:
-        lib.activate(x.data_ptr(), x.numel(), _code(act))
+        lib.activate(x.data_ptr(), x.numel(), code)
 
 
 def reference_gated(gate_up: Tensor, act: str) -> Tensor:
@@ -39,14 +49,7 @@ def reference_gated(gate_up: Tensor, act: str) -> Tensor:
 
 
 def reference_activate(x: Tensor, act: str) -> Tensor:
-    match act:
-        case "silu":
-            return torch.nn.functional.silu(x)
-        case "gelu_tanh":
-            return torch.nn.functional.gelu(x, approximate="tanh")
-        case "relu":
-            return torch.relu(x)
-    raise ValueError(f"activation {act!r} is unknown: use one of {', '.join(ACTIVATIONS)}")
+    return FUNCTIONS[act](x)
 
 
 def _code(act: str) -> int:

@@ -7,7 +7,6 @@ device changes a sum, and equal logits are ranked by token id. Knows no request 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -89,26 +88,6 @@ def _choose(cumulative: Tensor, total: Tensor, u: Tensor) -> Tensor:
     return index.squeeze(-1).clamp_(max=cumulative.shape[-1] - 1)
 
 
-def _slices(logits: Tensor) -> Iterator[slice]:
-    """Rows to work on at a time."""
-    step = len(logits) if logits.is_cuda else max(1, CACHED // logits.shape[-1])
-    for first in range(0, len(logits), step):
-        yield slice(first, first + step)
-
-
-def draw(logits: Tensor, temperature: Tensor, u: Tensor) -> Tensor:
-    """A token from softmax(logits / temperature) by inverse CDF in order of token id.
-
-    logits [B, V], temperature float32 [B], u float64 [B] in [0, 1) → int64 [B]; -1 where the row
-    cannot be sampled (see `greedy`).
-    """
-    tokens = []
-    for rows in _slices(logits):
-        cumulative = weights(logits[rows], temperature[rows]).cumsum(dim=-1)
-        tokens.append(_choose(cumulative, cumulative[:, -1], u[rows]))
-    return torch.where(logits.amax(dim=-1).isfinite(), torch.cat(tokens), -1)
-
-
 @dataclass(slots=True, eq=False)
 class Filters:
     """What the rows of a draw keep of their tokens, most likely first: each filter keeps a prefix.
@@ -126,19 +105,29 @@ class Filters:
         return Filters(self.top_k[rows], self.top_p[rows], self.min_p[rows])
 
 
-def draw_filtered(logits: Tensor, temperature: Tensor, filters: Filters, u: Tensor) -> Tensor:
-    """As `draw`, by inverse CDF over what the filters keep, most likely first."""
-    tokens = [
-        _draw_rows(logits[rows], temperature[rows], filters[rows], u[rows])
-        for rows in _slices(logits)
-    ]
+def draw(logits: Tensor, temperature: Tensor, u: Tensor, filters: Filters | None = None) -> Tensor:
+    """A token from softmax(logits / temperature) by inverse CDF, in order of token id; or, with
+    filters, over what these keep, most likely first.
+
+    logits [B, V], temperature float32 [B], u float64 [B] in [0, 1) → int64 [B]; -1 where the row
+    cannot be sampled (see `greedy`).
+    """
+    tokens = []
+    step = len(logits) if logits.is_cuda else max(1, CACHED // logits.shape[-1])
+    for first in range(0, len(logits), step):
+        rows = slice(first, first + step)
+        if filters is not None:
+            tokens.append(_draw_rows(logits[rows], temperature[rows], filters[rows], u[rows]))
+        else:
+            cumulative = weights(logits[rows], temperature[rows]).cumsum(dim=-1)
+            tokens.append(_choose(cumulative, cumulative[:, -1], u[rows]))
     return torch.where(logits.amax(dim=-1).isfinite(), torch.cat(tokens), -1)
 
 
 def choose(
     logits: Tensor, temperature: Tensor, u: Tensor, filters: Filters | None = None
 ) -> Tensor:
-    """Each row as `draw`, or as `draw_filtered` where filters cut it, or as `greedy` where its
+    """Each row as `draw` has it, by its filters where they cut it, or as `greedy` where its
     temperature is 0.
 
     With kernels for GPUs nothing is looked at on the host, so a CUDA graph may hold it. A row that
@@ -158,10 +147,8 @@ def choose(
         x, heat = logits[rows], temperature[rows]
         if some is cold:
             tokens[rows] = greedy(x)
-        elif some is cut:
-            tokens[rows] = draw_filtered(x, heat, filters[rows], u[rows])
         else:
-            tokens[rows] = draw(x, heat, u[rows])
+            tokens[rows] = draw(x, heat, u[rows], filters[rows] if some is cut else None)
     return tokens
 
 

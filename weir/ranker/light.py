@@ -3,7 +3,7 @@ NumPy. A fraction of a millisecond a prompt on one core; the server process can 
 no PyTorch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -45,10 +45,10 @@ class Light:
     hidden: Array
     bias: Array
     output: Array
-    anchors: Array
-    heights: Array
-    scores: Array
-    lengths: Array
+    anchors: Array = field(default_factory=lambda: np.zeros((0, features.SHAPE), np.float32))
+    heights: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+    scores: Array = field(default_factory=lambda: np.zeros(1, np.float32))
+    lengths: Array = field(default_factory=lambda: np.zeros(1, np.float32))
     about: str = ""
 
     def score(self, prompts: Sequence[str]) -> Array:
@@ -88,14 +88,14 @@ class Light:
 
     def save(self, path: Path) -> None:
         """Raises `ConfigError`."""
-        arrays = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        arrays = {own.name: np.asarray(getattr(self, own.name)) for own in fields(self)}
         arrays["anchors"] = self.anchors.astype(np.float16)
         ranker_files.save(path, FORMAT, arrays)
 
 
 def restore(arrays: Mapping[str, Any]) -> Light:
     """What was saved. Raises `ValueError` for arrays that are no light ranker."""
-    if odd := {field.name for field in fields(Light)} ^ arrays.keys():
+    if odd := {own.name for own in fields(Light)} ^ arrays.keys():
         raise ValueError(f"{', '.join(sorted(odd))} missing, or too many")
     made = Light(**{**arrays, "about": str(arrays["about"])})
     made.anchors = made.anchors.astype(np.float32)

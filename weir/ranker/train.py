@@ -3,7 +3,7 @@
 A step is a few lists of prompts. What a list should look like is `lists`' to say.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weir.ranker.light import Array
 from weir.ranker.lists import Lists
-
-QUANTILES = np.linspace(0, 1, 65)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +71,12 @@ HEADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def outputs(head: str) -> int:
     """Numbers that a network gives for a prompt."""
     return CLASSES if head == "classification" else 1
+
+
+def quantiles(scores: Array, tokens: Sequence[float]) -> tuple[Array, Array]:
+    """Of scores and of lengths of answers, over the same prompts: float32 [Q] each."""
+    at = np.linspace(0, 1, 65)
+    return np.quantile(scores, at).astype("f4"), np.quantile(tokens, at).astype("f4")
 
 
 def fit(net: nn.Module, lists: Lists, recipe: Recipe, watch: Callable[[int], None]) -> None:

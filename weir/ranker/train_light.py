@@ -14,7 +14,7 @@ from weir.ranker.backbone import regression
 from weir.ranker.lengths import FOLDS, Lengths
 from weir.ranker.light import SHAPE_NEAR, Light
 from weir.ranker.lists import Lists
-from weir.ranker.train import QUANTILES, Recipe, fit, outputs
+from weir.ranker.train import Recipe, fit, outputs, quantiles
 from weir.ranker.train_transformer import LAYERS, MOST, states
 from weir.ranker.transformer import Transformer
 
@@ -136,11 +136,8 @@ def taught(
         output=np.zeros((0, 1), np.float32),
         anchors=anchors.numpy(),
         heights=(heights * anchors.square().sum(1).neg().exp()).numpy(),
-        scores=np.zeros(1, np.float32),
-        lengths=np.zeros(1, np.float32),
     )
-    _calibrate(light, lists, lengths.prompts)
-    return light
+    return _calibrated(light, lists, lengths.prompts)
 
 
 def _main(found: Tensor) -> Tensor:
@@ -212,8 +209,7 @@ def combine(parts: Sequence[Light], lengths: Lengths, recipe: Recipe) -> Light:
         heights=parts[0].heights / units[0],
     )
     lists = Lists.of(lengths, Random(recipe.seed), recipe.mixed, recipe.size)
-    _calibrate(together, lists, lengths.prompts)
-    return together
+    return _calibrated(together, lists, lengths.prompts)
 
 
 def _frozen(net: Net, lists: Lists, prompts: list[str]) -> Light:
@@ -229,18 +225,13 @@ def _frozen(net: Net, lists: Lists, prompts: list[str]) -> Light:
         hidden=array(net.hidden.weight.T),
         bias=array(net.hidden.bias),
         output=array(net.output.weight.T),
-        anchors=np.zeros((0, features.SHAPE), np.float32),
-        heights=np.zeros(0, np.float32),
-        scores=np.zeros(1, np.float32),
-        lengths=np.zeros(1, np.float32),
     )
-    _calibrate(light, lists, prompts)
-    return light
+    return _calibrated(light, lists, prompts)
 
 
-def _calibrate(light: Light, lists: Lists, prompts: list[str]) -> None:
-    """Put the quantiles of its scores beside those of the lengths, over a sample of lists."""
+def _calibrated(light: Light, lists: Lists, prompts: list[str]) -> Light:
+    """With the quantiles of its scores beside those of the lengths, over a sample of lists."""
     sample = [answer for _ in range(200) for answer in lists.draw()]
     scores, _ = light.forward(features.features([prompts[a.prompt] for a in sample]))
-    light.scores = np.quantile(scores, QUANTILES).astype(np.float32)
-    light.lengths = np.quantile([a.tokens for a in sample], QUANTILES).astype(np.float32)
+    light.scores, light.lengths = quantiles(scores, [a.tokens for a in sample])
+    return light

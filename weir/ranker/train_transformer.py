@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from random import Random
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from weir.ranker.backbone import Kernel
 from weir.ranker.lengths import Lengths
 from weir.ranker.lists import Lists
-from weir.ranker.train import QUANTILES, Recipe, fit, outputs
+from weir.ranker.train import Recipe, fit, outputs, quantiles
 from weir.ranker.transformer import Transformer, device
 
 RECIPE = Recipe(steps=400, rate=1e-4, warm=0.1, decay=0.01)
@@ -52,7 +50,7 @@ def train(
     fit(Net(ranker, lengths.prompts), lists, recipe, watch)
     sample = [answer for _ in range(40) for answer in lists.draw()]
     scores = ranker.score([lengths.prompts[answer.prompt] for answer in sample])
-    _calibrate(ranker, scores, [answer.tokens for answer in sample])
+    ranker.scores, ranker.lengths = quantiles(scores, [answer.tokens for answer in sample])
     return ranker
 
 
@@ -75,7 +73,7 @@ def ridge(
         share = together.new_tensor([share for _, share in every])
         backbone.head = Kernel.fitted(together, tokens.log1p(), share)
         scores = backbone.head(together)[:, 0].cpu().numpy()
-    _calibrate(ranker, scores, tokens.tolist())
+    ranker.scores, ranker.lengths = quantiles(scores, tokens.tolist())
     return ranker
 
 
@@ -91,9 +89,3 @@ def states(ranker: Transformer, prompts: list[str], watch: Callable[[int], None]
         for place in range(start, start + len(asked)):
             watch(place)
     return torch.cat(found)
-
-
-def _calibrate(ranker: Transformer, scores: NDArray[np.float32], tokens: list[float]) -> None:
-    """Put the quantiles of scores beside those of lengths, of the same prompts."""
-    ranker.scores = np.quantile(scores, QUANTILES).astype(np.float32)
-    ranker.lengths = np.quantile(tokens, QUANTILES).astype(np.float32)

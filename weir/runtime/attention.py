@@ -82,7 +82,7 @@ class Tiered:
                 assert k is not None and v is not None, "a model stored what it cannot reach"
                 answer = self.relay.start(lane.seat, layer, q, k, v, part, spec)
                 if answer is not None:
-                    parts.append((part, answer.wait))
+                    parts.append((part, answer))
             elif k is not None and v is not None and len(part.batch.slots):
                 write(kv, _take(k, part.writes, kv), _take(v, part.writes, kv), part.batch.slots)
         for part, kv in zip(lane.parts, stores, strict=True):

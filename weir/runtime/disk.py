@@ -5,7 +5,7 @@ not been written yet, or has been read ahead, is taken from memory, so nobody wa
 and a page that cannot be read is known before a plan relies on it. A disk that fails is given up
 with one warning: nothing is read or written any more.
 
-Knows bytes and page numbers; no tensor, no token.
+Knows bytes and page numbers; no token.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from weir.cost.transfer import PENDING
 from weir.errors import ConfigError
 from weir.runtime import index
+from weir.runtime.codec import Bytes, Codec
 from weir.runtime.index import Index
 
 log = logging.getLogger(__name__)
@@ -37,17 +37,7 @@ STUCK = 10.0
 MOST = 4
 """Times as much as that may wait where more is brought all the same."""
 
-Bytes = NDArray[np.uint8]
 T = TypeVar("T")
-
-
-class Codec(Protocol):
-    """Records in fewer bytes."""
-
-    @property
-    def size(self) -> int: ...
-    def encode(self, record: Bytes) -> Bytes: ...
-    def decode(self, coded: Bytes) -> Bytes: ...
 
 
 class Disk:

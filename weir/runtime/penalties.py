@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from weir.core import Chunk
@@ -17,10 +18,10 @@ from weir.runtime.stage import Stage, upload
 
 @dataclass(slots=True, eq=False)
 class Feed:
-    """Rows of a lane to count: as prompt, and as output."""
+    """Rows of a lane to count and their slots: int64 [2, n] each, as prompt and as output."""
 
-    prompt: tuple[Tensor, Tensor] | None  # rows of the lane, slots; int64
-    output: tuple[Tensor, Tensor] | None
+    prompt: Tensor | None
+    output: Tensor | None
 
 
 class Penalties:
@@ -50,26 +51,19 @@ class Penalties:
                 self._begin(chunk, chunk.history)
         if not self.slot:
             return None
-        rows: tuple[list[int], list[int]] = ([], [])  # prompt, output
-        slots: tuple[list[int], list[int]] = ([], [])
+        fed: tuple[list[NDArray[np.int64]], ...] = ([], [])  # prompt, output
         first = 0
         for chunk in chunks:
             slot = self.slot.get(chunk.uid)
             if slot is not None and self.next[chunk.uid] == chunk.start:
+                rows = np.arange(first, first + chunk.length)
                 split = min(max(chunk.prompt - chunk.start, 0), chunk.length)
-                for output, count in ((0, split), (1, chunk.length - split)):
-                    at = first + output * split
-                    rows[output].extend(range(at, at + count))
-                    slots[output].extend([slot] * count)
+                for some, part in zip(fed, (rows[:split], rows[split:]), strict=True):
+                    if len(part):
+                        some.append(np.stack([part, np.full_like(part, slot)]))
                 self.next[chunk.uid] += chunk.length
             first += chunk.length
-        feeds = [
-            (stage.put(np.array(rows[i], np.int64)), stage.put(np.array(slots[i], np.int64)))
-            if rows[i]
-            else None
-            for i in (0, 1)
-        ]
-        return Feed(*feeds)
+        return Feed(*(stage.put(np.concatenate(some, axis=1)) if some else None for some in fed))
 
     def complete(self, chunk: Chunk) -> bool:
         """Whether all tokens up to the end of a planned chunk are counted."""

@@ -5,13 +5,10 @@ stream of their own, and the kernel for CPUs starts when the last of them is the
 stream waits for the answer; no thread of ours does. Knows pages and streams; no request, no plan.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -98,23 +95,6 @@ class Seat:
         self.ticket = ticket
 
 
-@dataclass(slots=True, eq=False)
-class Answer:
-    """Attention of a seat under way."""
-
-    relay: Relay
-    seat: int
-    ticket: int
-    o: Tensor  # [T, Hq, D], as the device sees it
-    lse: Tensor  # [T, Hq]
-
-    def wait(self) -> tuple[Tensor, Tensor]:
-        """→ o, lse, which the current stream may read from here on; they stand until the seat's
-        next call."""
-        self.relay.signals.wait(SEATS + self.seat, self.ticket)
-        return self.o, self.lse
-
-
 class Relay:
     """kv: the pages of `tier`, one tensor a layer, pinned, perhaps coded. device: where queries
     come from.
@@ -192,10 +172,12 @@ class Relay:
         v: Tensor,
         part: Part,
         spec: AttentionSpec,
-    ) -> Answer | None:
+    ) -> Callable[[], tuple[Tensor, Tensor]] | None:
         """Write the part's rows of k, v [T, Hkv, D] to the host's pages and begin to attend those
         of q [T, Hq, D] to them; None if there are none. A seat has one call at a time, and until
-        its answer is there the part's batch must stay."""
+        its answer is there the part's batch must stay. → what gives o [T, Hq, D] and lse [T, Hq] as
+        the device sees them, which the current stream may read from there on; they stand until the
+        seat's next call."""
         batch, rows = part.batch, part.queries
         shape = (len(q) if rows is None else len(rows), *q.shape[1:])
         used = (q,) if shape[0] else ()
@@ -220,9 +202,15 @@ class Relay:
             self.signals.set(seat, place.ticket)
         call = native_call(here, self.host[layer], batch, spec, o, lse)
         address = self.signals.address
-        job = native.Job(call, address(seat), address(SEATS + seat), place.ticket)
+        ticket = place.ticket
+        job = native.Job(call, address(seat), address(SEATS + seat), ticket)
         self.library.relay_add(self.queue, ctypes.byref(job))
-        return Answer(self, seat, place.ticket, *there[1:])
+
+        def answer() -> tuple[Tensor, Tensor]:
+            self.signals.wait(SEATS + seat, ticket)
+            return there[1], there[2]
+
+        return answer
 
     def _seat(self, number: int, size: int, dtype: torch.dtype) -> Seat:
         seat = self.seats.get(number)

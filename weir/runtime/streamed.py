@@ -167,13 +167,7 @@ class Streamed:
             )
 
     def _host(self, size: int) -> Tensor:
-        try:
-            memory = host_zeros(size, pinned=self.pinned, part=size)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"main memory has no room for another {size / 2**30:.1f} GiB of weights ({error}): "
-                "give the GPU or the disk a larger share"
-            ) from None
+        memory = host_zeros(size, pinned=self.pinned, part=size)
         if size and self.pinned and not memory.is_pinned():
             self.pinned = False  # and is not asked for again
         return memory

@@ -23,12 +23,6 @@ constexpr int W = 8;
 constexpr int W = 4;
 #endif
 
-#if defined(__AVX512BF16__)
-constexpr bool has_bf16_dot = true;
-#else
-constexpr bool has_bf16_dot = false;
-#endif
-
 typedef float F __attribute__((vector_size(4 * W)));
 typedef int32_t I __attribute__((vector_size(4 * W)));
 typedef uint32_t U __attribute__((vector_size(4 * W)));

@@ -12,46 +12,61 @@ from weir.ops.triton.launch import kernel, power_of_2
 COLUMNS = 1024  # of a program where a row is cut
 
 
-def _warps(columns: int) -> int:
-    """About 16 elements a thread."""
-    return min(16, max(1, columns // 512))
-
-
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As weir.ops.norm.rms_norm."""
-    return _norm_rows(x, weight, None, eps)
+    return layer_norm(x, weight, None, eps)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """As weir.ops.norm.layer_norm."""
-    return _norm_rows(x, weight, bias, eps)
-
-
-def _norm_rows(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """As weir.ops.norm.layer_norm; without a bias, rms_norm."""
     x = _rows(x)
-    rows, width = x.shape
     out = x.new_empty(x.shape)
-    if rows:
-        columns = power_of_2(width)
-        _norm(
-            (rows, 1, 1), x, weight, bias, out, eps,
-            STRIDE=x.stride(0), WIDTH=width, COLUMNS=columns, BIAS=bias is not None,
-            warps=_warps(columns),
-        )  # fmt: skip
+    _launch(x, weight, bias, eps, None, out, None)
     return out
 
 
+def quantized(x: Tensor, fused: Fused) -> tuple[Tensor, Tensor]:
+    """x [M, K] as e4m3 [M, K] and scales float32 [M, 1], one pass: weir.ops.quantize.to_fp8 of x,
+    of rms_norm(x, norm, eps), or of gated(x, act), x [M, 2K]."""
+    x = _rows(x)
+    rows, width = x.shape[0], x.shape[1] // (2 if fused.act else 1)
+    values = x.new_empty(rows, width, dtype=torch.float8_e4m3fn)
+    scales = x.new_empty(rows, 1, dtype=torch.float32)
+    _launch(x, fused.norm, None, fused.eps, fused.act, values, scales)
+    return values, scales
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    act: str | None,
+    out: Tensor,
+    scales: Tensor | None,
+) -> None:
+    rows, width = out.shape
+    if rows:
+        columns = power_of_2(width)
+        _row(
+            (rows, 1, 1), x, weight, bias, out, scales, eps,
+            STRIDE=x.stride(0), WIDTH=width, COLUMNS=columns, ACT=act,
+            warps=min(16, max(1, columns // 512)),  # about 16 elements a thread
+        )  # fmt: skip
+
+
 @kernel("eps")
-def _norm(
-    x, weight, bias, out, eps,
-    STRIDE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, BIAS: tl.constexpr,
+def _row(
+    x, weight, bias, out, scales, eps,
+    STRIDE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ACT: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """RMS norm; with a bias, layer norm."""
+    """With ACT gated; with a weight normed, by RMS or, with a bias, as a layer norm; with scales
+    rounded to 8 bits."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     mask = column < WIDTH
@@ -59,12 +74,21 @@ def _norm(
         gdc_wait()
         gdc_launch_dependents()
     y = tl.load(x + row * STRIDE + column, mask=mask, other=0.0).to(tl.float32)
-    if BIAS:
+    if ACT is not None:
+        up = tl.load(x + row * STRIDE + WIDTH + column, mask=mask, other=0.0)
+        y = activation(y, ACT) * up.to(tl.float32)
+    if bias is not None:
         y = tl.where(mask, y - tl.sum(y, 0) / WIDTH, 0.0)
-    y = y * tl.rsqrt(tl.sum(y * y, 0) / WIDTH + eps)
-    y = y * tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
-    if BIAS:
+    if weight is not None:
+        y *= tl.rsqrt(tl.sum(y * y, 0) / WIDTH + eps)
+        y *= tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
+    if bias is not None:
         y += tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
+    if scales is not None:
+        y = y.to(x.dtype.element_ty).to(tl.float32)  # as if it had been stored
+        scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-30) / 448.0
+        y = tl.minimum(tl.maximum(y / scale, -448.0), 448.0)
+        tl.store(scales + row, scale)
     tl.store(out + row * WIDTH + column, y.to(out.dtype.element_ty), mask=mask)
 
 
@@ -118,46 +142,3 @@ def ready(x: Tensor, fused: Fused) -> Tensor:
     if fused.norm is not None:
         return rms_norm(x, fused.norm, fused.eps)
     return x if fused.act is None else gated(x, fused.act)
-
-
-def quantized(x: Tensor, fused: Fused) -> tuple[Tensor, Tensor]:
-    """x [M, K] as e4m3 [M, K] and scales float32 [M, 1], one pass: weir.ops.quantize.to_fp8 of x,
-    of rms_norm(x, norm, eps), or of gated(x, act), x [M, 2K]."""
-    x = _rows(x)
-    rows, width = x.shape[0], x.shape[1] // (2 if fused.act else 1)
-    values = x.new_empty(rows, width, dtype=torch.float8_e4m3fn)
-    scales = x.new_empty(rows, 1, dtype=torch.float32)
-    if rows:
-        columns = power_of_2(width)
-        _quantized(
-            (rows, 1, 1), x, fused.norm, values, scales, fused.eps,
-            STRIDE=x.stride(0), WIDTH=width, COLUMNS=columns, ACT=fused.act,
-            warps=_warps(columns),
-        )  # fmt: skip
-    return values, scales
-
-
-@kernel("eps")
-def _quantized(
-    x, norm, values, scales, eps,
-    STRIDE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ACT: tl.constexpr,
-    EARLY: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, COLUMNS)
-    mask = column < WIDTH
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
-    y = tl.load(x + row * STRIDE + column, mask=mask, other=0.0).to(tl.float32)
-    if ACT is not None:
-        up = tl.load(x + row * STRIDE + WIDTH + column, mask=mask, other=0.0)
-        y = activation(y, ACT) * up.to(tl.float32)
-    if norm is not None:
-        y *= tl.rsqrt(tl.sum(y * y, 0) / WIDTH + eps)
-        y *= tl.load(norm + column, mask=mask, other=0.0).to(tl.float32)
-    y = y.to(x.dtype.element_ty).to(tl.float32)  # as if it had been stored
-    scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-30) / 448.0
-    y = tl.minimum(tl.maximum(y / scale, -448.0), 448.0)
-    tl.store(values + row * WIDTH + column, y.to(tl.float8e4nv), mask=mask)
-    tl.store(scales + row, scale)
