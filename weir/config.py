@@ -150,9 +150,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 0.0
     max_num_seqs: Annotated[Count, about("requests in one step; 0: best for the device")] = 0
     overlap: Annotated[bool, about("plan the next step while the device works")] = True
-    enforce_eager: Annotated[bool, about("launch every kernel by itself, without CUDA graphs")] = (
-        False
-    )
+    enforce_eager: Annotated[
+        bool, about("launch every kernel by itself: no CUDA graphs, no tapes")
+    ] = False
     cuda_graph_sizes: Annotated[
         list[Positive], about("numbers of decodes that are CUDA graphs; default: up to the most")
     ] = []

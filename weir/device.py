@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 SPARED = 0.98
 """The part of --gpu-memory that is taken at the start: blocks of later steps may lie badly."""
+RECORDED = 16
+"""Decodes of a step on a CPU, at most, that its host's calls take a part of: none is padded."""
 LANES = 24
 """Lanes of a step at most, so that attention on the host has a seat for each."""
 BORROWED = 3
@@ -237,10 +239,13 @@ def _relay(store: Store, device: torch.device) -> Relay:
 
 
 def _graphs(config: Config, platform: Platform, requests: int, spec: Spec) -> Graphs:
-    """Shapes of lanes that a GPU replays."""
+    """Shapes of lanes that are replayed."""
     on_gpu = platform.device.type == "cuda"
-    if not on_gpu or config.enforce_eager or dispatch.triton is None:  # PyTorch looks at lengths
+    kernels = dispatch.triton is not None if on_gpu else platform.native  # PyTorch looks at lengths
+    if config.enforce_eager or not kernels:
         return Graphs()
+    if not on_gpu:
+        return Graphs(range(1, min(RECORDED, requests) + 1))
     sizes = [size for size in config.cuda_graph_sizes if size <= requests]
     sizes = sizes or decode_sizes(requests)
     shared = shared_sizes(sizes) if shares(spec.attention) else ()

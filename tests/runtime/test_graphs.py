@@ -130,7 +130,7 @@ def test_a_padded_decode_goes_on_from_the_token_the_device_has():
 
 
 def test_padding_writes_to_no_request_s_page():
-    run = runner(MODEL, pages={1: 3}, graphs=graphs())
+    run = runner(MODEL, pages={1: 3}, graphs=Graphs([2]))
     drive = Drive(run)
     for n in range(4):
         drive.go([drive.chunk(1, n, [7], sample=GREEDY)])

@@ -2,8 +2,8 @@
 
 A decode step of a small batch takes the device less time than the host needs to launch it. Padded
 to one of a few shapes, and with its arrays always at the same addresses (see Stage), a lane is one
-CUDA graph for the forward pass and one for the choice of tokens. Where there is no CUDA, replaying
-is calling: the same lanes, tested anywhere.
+CUDA graph for the forward pass and one for the choice of tokens. On a CPU the forward pass is a
+tape of calls (tape.py), and the choice is called.
 """
 
 from bisect import bisect_left
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from weir.core import Chunk
+from weir.ops import native
+from weir.runtime import tape
 from weir.runtime.inputs import Lane, Shape
 from weir.spec import Spec
 
@@ -59,16 +61,18 @@ class Recorder:
 
     def __init__(self, device: torch.device):
         self.on_device = device.type == "cuda"
+        self.memory = tape.Memory()
         if self.on_device:
             self.stream = torch.cuda.Stream(device)
             self.pool = torch.cuda.graph_pool_handle()
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """→ what launches again all that `run` launches now. It runs twice: kernels are compiled
-        and loaded by the first time, which no recording may do."""
-        run()
+    def record(self, run: Callable[[], None], ours: bool = True) -> Callable[[], None]:
+        """→ what launches again all that `run` launches now. On a GPU it runs twice: kernels are
+        compiled and loaded by the first time, which no recording may do. On a CPU kernels of `ours`
+        are recorded and do not run; what is PyTorch's is best called."""
         if not self.on_device:
-            return run
+            return tape.recorded(run, self.memory) if ours and native.library() else run
+        run()
         graph = torch.cuda.CUDAGraph()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):

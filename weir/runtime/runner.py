@@ -5,6 +5,7 @@ The data plane of one rank. It decides nothing: order, memory and stopping are t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -100,12 +101,14 @@ class Runner:
         recorder = Recorder(self.device)
         for shape in self.graphs.shapes:
             lane, choice, staged = self._nothing(shape)
+            plain = partial(self._choose, choice, False)
+            filtered = partial(self._choose, choice, True)
             self.graphs.recorded[shape] = Recorded(
                 lane,
                 staged,
-                forward=recorder.record(lambda lane=lane: self._forward(lane)),
-                plain=recorder.record(lambda choice=choice: self._choose(choice, False)),
-                filtered=recorder.record(lambda choice=choice: self._choose(choice, True)),
+                forward=recorder.record(partial(self._forward, lane)),
+                plain=recorder.record(plain, ours=False),
+                filtered=recorder.record(filtered, ours=False),
             )
 
     @torch.inference_mode()

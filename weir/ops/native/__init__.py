@@ -94,6 +94,10 @@ SIGNATURES = {
     "rope": (None, (POINTER, LONG, LONG, LONG, LONG, POINTER, POINTER, LONG, POINTER, FLOAT)),
     "gated": (None, (POINTER, LONG, LONG, INT, POINTER)),
     "activate": (None, (POINTER, LONG, INT)),
+    "tape_begin": (POINTER, ()),
+    "tape_end": (None, ()),
+    "tape_play": (None, (POINTER,)),
+    "tape_free": (None, (POINTER,)),
     "walk": (INT, (POINTER, INT, INT, POINTER)),
 }
 

@@ -14,6 +14,7 @@
 
 #include "attention_tile.h"
 #include "pool.h"
+#include "tape.h"
 
 namespace weir {
 namespace {
@@ -258,23 +259,26 @@ void write_heads(T* kv, const float* k, const float* v, int64_t k_stride, int64_
   });
 }
 
+void attend(const Call& call) {
+  const std::vector<Unit> units = cut(call);
+  int64_t keys = 0, spans = 0;
+  for (const Unit& unit : units) keys += std::max<int64_t>(0, unit.to - unit.from), spans += unit.spans();
+  const int64_t wanted = 4 * threads();
+  if (keys * call.dim < 1 << 13)
+    attend_units(call, units, 1);
+  else if (int64_t(units.size()) >= wanted || int64_t(units.size()) >= spans)
+    attend_units(call, units, int64_t(units.size()));
+  else
+    attend_spans(call, units);
+}
+
 }  // namespace
 }  // namespace weir
 
 extern "C" {
 
 void weir_attend(const weir::Call* call) {
-  using namespace weir;
-  const std::vector<Unit> units = cut(*call);
-  int64_t keys = 0, spans = 0;
-  for (const Unit& unit : units) keys += std::max<int64_t>(0, unit.to - unit.from), spans += unit.spans();
-  const int64_t wanted = 4 * threads();
-  if (keys * call->dim < 1 << 13)
-    attend_units(*call, units, 1);
-  else if (int64_t(units.size()) >= wanted || int64_t(units.size()) >= spans)
-    attend_units(*call, units, int64_t(units.size()));
-  else
-    attend_spans(*call, units);
+  weir::launch([call = *call] { weir::attend(call); });
 }
 
 // k, v [tokens, heads, dim], tokens `k_stride` and `v_stride` floats apart → kv [pages, 2, heads, page,
@@ -283,8 +287,10 @@ void weir_write(void* kv, int32_t type, const float* k, int64_t k_stride, const 
                 int64_t v_stride, const int64_t* slots, int64_t tokens, int64_t heads, int64_t dim,
                 int64_t page) {
   using namespace weir;
-  of_type(type, kv, [&](auto* store) {
-    write_heads(store, k, v, k_stride, v_stride, slots, tokens, heads, dim, page);
+  launch([=] {
+    of_type(type, kv, [&](auto* store) {
+      write_heads(store, k, v, k_stride, v_stride, slots, tokens, heads, dim, page);
+    });
   });
 }
 }

@@ -3,6 +3,7 @@
 #include "linear_kinds.h"
 #include "pool.h"
 #include "rows.h"
+#include "tape.h"
 
 #include <algorithm>
 #include <utility>
@@ -157,13 +158,15 @@ extern "C" {
 void weir_linear(const weir::Linear* w, const float* x, int64_t m, const float* norm, float eps,
                  int32_t gate, const float* residual, float* out) {
   using namespace weir;
-  const Input input{x, norm, eps, gate};
-  with(w->kind, [&](auto as) {
-    for (int64_t row = 0; row < m; row += pass_rows) {
-      const int64_t rows = std::min<int64_t>(pass_rows, m - row);
-      const float* add = residual ? residual + row * w->n : nullptr;
-      multiply<decltype(as)>(*w, input, row, rows, add, out + row * w->n);
-    }
+  launch([=] {
+    const Input input{x, norm, eps, gate};
+    with(w->kind, [&](auto as) {
+      for (int64_t row = 0; row < m; row += pass_rows) {
+        const int64_t rows = std::min<int64_t>(pass_rows, m - row);
+        const float* add = residual ? residual + row * w->n : nullptr;
+        multiply<decltype(as)>(*w, input, row, rows, add, out + row * w->n);
+      }
+    });
   });
 }
 }

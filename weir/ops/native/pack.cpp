@@ -1,6 +1,7 @@
 // Laying out weights: into panels, and single rows out of them again.
 #include "linear_kinds.h"
 #include "pool.h"
+#include "tape.h"
 
 namespace weir {
 namespace {
@@ -89,10 +90,12 @@ void weir_pack_codes(const uint8_t* codes, const void* pairs, int64_t n, int64_t
 // Rows `ids` [count] of the weight → out float32 [count, k].
 void weir_rows(const weir::Linear* w, const int64_t* ids, int64_t count, float* out) {
   using namespace weir;
-  with(w->kind, [&](auto as) {
-    parallel_ranges(count, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        unpack_row<decltype(as)>(*w, ids[i], out + i * w->k);
+  launch([=] {
+    with(w->kind, [&](auto as) {
+      parallel_ranges(count, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          unpack_row<decltype(as)>(*w, ids[i], out + i * w->k);
+      });
     });
   });
 }
