@@ -28,12 +28,12 @@ class Defaults:
     page: int
     tokens: int
     requests: int
-    beside: int = 0  # prompt tokens in a step that also decodes; 0: what `seconds` leave
-    seconds: float = 0.0  # of such a step, unless a crowd waits
+    beside: Beside | None = None  # prompt tokens in a step that also decodes
+    seconds: float = 0.0  # in its place, of such a step, unless a crowd waits
 
 
 DEFAULTS = {
-    "cpu": Defaults(4, 256, 64, beside=128),
+    "cpu": Defaults(4, 256, 64, beside=Beside(48, 128)),
     "cuda": Defaults(16, 4096, 1024, seconds=0.025),
 }
 
@@ -44,8 +44,10 @@ def pace(config: Config, defaults: Defaults, tokens: int, cost: Callable[[], Cos
     if config.target_tbt or config.target_ttft:
         first = config.target_ttft or math.inf
         return Target(cost(), config.target_tbt or math.inf, tokens, first=first)
-    if beside := config.max_prefill_beside_decode or defaults.beside:
-        return Beside(beside)
+    if config.max_prefill_beside_decode:
+        return Beside(config.max_prefill_beside_decode)
+    if defaults.beside is not None:
+        return defaults.beside
     return Target(cost(), defaults.seconds, tokens, firm=False)
 
 
