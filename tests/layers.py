@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent / "weir"
 
 # package or module → its level; a module may import only lower levels, or its own package
 LEVEL = {
-    "core": 0, "errors": 0, "folders": 0, "peers": 0, "spec": 0,
+    "core": 0, "errors": 0, "folders": 0, "peers": 0, "spec": 0, "system": 0,
     "cost": 1, "fields": 1, "gguf": 1, "params": 1, "progress": 1, "rows": 1, "wire": 1,
     "config": 2, "kv": 2, "ops": 2, "text": 2, "hub": 2,
     "grammar": 3, "sched": 3, "models": 3, "options": 3,

@@ -14,7 +14,6 @@ import torch
 from weir import __version__, policies
 from weir.config import Config
 from weir.core import Tier
-from weir.cost.machine import free_memory
 from weir.cost.transfer import slot_bytes
 from weir.errors import ConfigError
 from weir.executor.local import Direct, Local
@@ -32,6 +31,7 @@ from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
 from weir.runtime.warmup import pages_needed, rehearse, warm_up_away
 from weir.spec import Spec
+from weir.system import free_memory
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from weir import system
 from weir.folders import cache_folder
 from weir.ops import native
 
@@ -79,16 +80,15 @@ def attempt(probe: Callable[..., list[Finding]], *known: Any) -> list[Finding]:
 
 
 def machine() -> list[Finding]:
-    info = cpu_info()
-    flags = set(info.get("flags", info.get("Features", "")).split())
+    info, flags = next(iter(system.processors()), {}), system.instructions()
     known = EXTENSIONS.get(platform.machine(), [])
-    usable, limit = len(os.sched_getaffinity(0)), cgroup_cpus()
+    usable, limit = len(os.sched_getaffinity(0)), system.allowed_cores()
     cores = f"{usable} of {os.cpu_count()}"
     advice = ""
     if limit is not None and limit < usable:
         cores += f", but this container may only use {limit:g}"
         advice = f"start with --threads {max(1, int(limit))}"
-    total, free = memory()
+    total, free = system.memory()
     old = "" if sys.version_info >= (3, 11) else "Weir needs Python 3.11 or later"
     return [
         Finding("processor", info.get("model name", platform.processor() or platform.machine())),
@@ -249,38 +249,6 @@ def import_torch() -> tuple[Any, str]:
         return import_module("torch"), ""  # here it is the patient: nothing depends on it
     except Exception as error:  # a broken build fails in many ways
         return None, str(error).splitlines()[0] if str(error) else repr(error)
-
-
-def cpu_info() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo."""
-    try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def cgroup_cpus() -> float | None:
-    """How many cores a container may use at once; None: no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
-def memory() -> tuple[int, int]:
-    """Bytes of main memory that this process may have in all, and that are free."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    total, free = sizes["MemTotal"], sizes["MemAvailable"]
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return total, free
-    return min(total, limit), min(free, max(0, limit - used))
 
 
 def folder_size(folder: Path) -> int:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from weir.config import Config
 from weir.cost.hardware import this_gpu
-from weir.cost.machine import Machine, free_memory, hosted, measured, processor
+from weir.cost.machine import Machine, hosted, measured, processor
 from weir.cost.offload import BYTES, MARGIN, Job, Offload, Prediction, Shares, predict
 from weir.cost.search import GPU, Planned, Report, runnable, search
 from weir.cost.work import cache_bytes, weights
@@ -26,6 +26,7 @@ from weir.ops import native
 from weir.runtime import rates
 from weir.runtime.streamed import Streamed
 from weir.spec import Spec
+from weir.system import free_memory
 from weir.trial import timed
 
 log = logging.getLogger(__name__)

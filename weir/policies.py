@@ -18,7 +18,7 @@ from weir.sched.composer import Beside, Pace
 from weir.sched.hybrid import PASS, Balance, Hybrid
 from weir.sched.placement import OnDemand
 from weir.sched.scheduler import Scheduler
-from weir.sched.shortest import Scorer, Told, promised
+from weir.sched.shortest import Scorer, Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def scheduler(
     cache = Cache(
         capacity.page, sizes, reuse=config.enable_prefix_caching, below=below, loads=capacity.loads
     )
-    knowledge = names.Knowledge(promised, scorer, weights(config.tenant_weights))
+    knowledge = names.Knowledge(scorer=scorer, weights=weights(config.tenant_weights))
     return Scheduler(
         cache,
         names.ranking(config.scheduling_policy, cache, knowledge),

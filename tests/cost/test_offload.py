@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from weir.cost.machine import ENDLESS, MACHINES, T4, Machine, at, disk_rates, find, free_memory
+from weir.cost.machine import ENDLESS, MACHINES, T4, Machine, at, disk_rates, find
 from weir.cost.offload import Costs, Job, Offload, predict
 from weir.cost.search import ANYWHERE, CPU, DISK, GPU, naive, runnable, search, solve
 from weir.errors import ConfigError
@@ -107,27 +107,6 @@ def test_more_of_anything_is_never_slower(
     if before is not None:
         assert after is not None
         assert after.predicted.throughput >= before.predicted.throughput * (1 - 1e-6)
-
-
-def test_free_memory_is_what_a_container_leaves(tmp_path) -> None:
-    def says(name: str, text: str) -> None:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    says("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
-    assert free_memory(tmp_path) == 8000 * 1024
-    says("proc/self/cgroup", "1:name=systemd:/x\n0::/pod/engine\n")
-    assert free_memory(tmp_path) == 8000 * 1024  # the controls are not there
-    for group, limit, used in (("pod", "4000000", 1000000), ("pod/engine", "max", 900000)):
-        says(f"sys/fs/cgroup/{group}/memory.max", limit)
-        says(f"sys/fs/cgroup/{group}/memory.current", str(used))
-        says(f"sys/fs/cgroup/{group}/memory.stat", "anon 5\ninactive_file 200000\n")
-    assert free_memory(tmp_path) == 4000000 - 1000000 + 200000
-    says("sys/fs/cgroup/pod/engine/memory.max", "800000")  # less than it has
-    assert free_memory(tmp_path) == 100000
-    says("sys/fs/cgroup/pod/engine/memory.max", "500000")
-    assert free_memory(tmp_path) == 0
 
 
 @pytest.mark.parametrize("there", [True, False])

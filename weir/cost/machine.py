@@ -2,13 +2,11 @@
 them hold and sustain. Only offloading looks at a machine this way; it knows no model.
 """
 
-import contextlib
 import io
 import mmap
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -33,7 +31,6 @@ lanes of 1,024 tokens, H200); rows for which it need not (ops/triton/codes.py)."
 READERS, BLOCK, PASSES = 4, 4 << 20, 4
 """Threads that time a disk, bytes that each reads at once, and times that they read all."""
 
-LIMITS = ("max", "current")
 TAKEN = 1 << 28
 """Bytes of a GPU that are neither weights, KV nor activations."""
 
@@ -190,30 +187,6 @@ def measured(machine: Machine, folder: Path | None) -> Machine:
         return found
     read, write = disk_rates(folder)
     return replace(found, disk=shutil.disk_usage(folder).free, disk_read=read, disk_write=write)
-
-
-def free_memory(root: Path = Path("/")) -> int:
-    """Bytes of main memory that are free, and that a container leaves us."""
-    sizes = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
-    return min([int(sizes["MemAvailable"].split()[0]) * 1024, *_left(root)])
-
-
-def _left(root: Path) -> Iterator[int]:
-    """What each cgroup (version 2) that we are in has left of its memory, if that is limited. Pages
-    of files that nobody used lately do not count as taken."""
-    try:
-        names = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    top = root / "sys/fs/cgroup"
-    for own in (top / name[4:] for name in names if name.startswith("0::/")):
-        for group in (own, *own.parents):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # "max", or no such control
-                if group.is_relative_to(top):
-                    limit, used = (int((group / f"memory.{n}").read_text()) for n in LIMITS)
-                    stat = (group / "memory.stat").read_text().splitlines()
-                    idle = int(dict(line.split() for line in stat)["inactive_file"])
-                    yield max(0, limit - used + idle)
 
 
 def disk_rates(folder: Path, size: int = 2**27) -> tuple[float, float]:

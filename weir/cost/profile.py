@@ -18,6 +18,7 @@ from weir.core import Capacity, Chunk, Page, Plan, Result, Sampling
 from weir.cost.table import Grid, Table
 from weir.cost.work import Work
 from weir.errors import ConfigError
+from weir.system import processors
 
 GREEDY = Sampling(temperature=0.0, max_tokens=1 << 30)
 
@@ -164,11 +165,7 @@ def identity(info: Mapping[str, Any], model: str, version: str) -> dict[str, str
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = [one["model name"] for one in processors() if "model name" in one]
     return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from weir.folders import cache_folder
+from weir.system import instructions
 
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
@@ -203,7 +204,7 @@ def compiled(compiler: str, target: tuple[str, ...]) -> Iterator[Path]:
     sources = sorted(SOURCES.glob("*.cpp"))
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60)
     key = hashlib.sha256(version.stdout)
-    for part in (compiler, *FLAGS, *target, platform.machine(), _cpu_flags()):
+    for part in (compiler, *FLAGS, *target, platform.machine(), *instructions()):
         key.update(part.encode() + b"\0")
     for source in (*sources, *sorted(SOURCES.glob("*.h"))):
         key.update(source.read_bytes())
@@ -241,17 +242,9 @@ def _loads(path: Path) -> bool:
 
 def _targets() -> list[tuple[str, ...]]:
     targets: list[tuple[str, ...]] = [("-march=native",)]
-    if platform.machine() in ("x86_64", "AMD64") and {"avx2", "fma"} <= set(_cpu_flags().split()):
+    if platform.machine() in ("x86_64", "AMD64") and {"avx2", "fma"} <= set(instructions()):
         targets.append(("-mavx2", "-mfma"))
     return [*targets, ()]
-
-
-def _cpu_flags() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _first_line(error: Exception) -> str:

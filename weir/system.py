@@ -1,0 +1,69 @@
+"""What Linux says of this machine: its processors, and the memory and cores a container leaves us.
+
+Other systems say nothing, and callers go by what Python knows.
+"""
+
+import contextlib
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def processors() -> list[dict[str, str]]:
+    """What is known of each processor, by the kernel's names."""
+    try:
+        blocks = Path("/proc/cpuinfo").read_text().strip().split("\n\n")
+    except OSError:
+        return []
+    pairs = [[line.partition(":") for line in block.splitlines()] for block in blocks]
+    return [{key.strip(): value.strip() for key, _, value in one} for one in pairs]
+
+
+def instructions() -> list[str]:
+    """Sets of instructions that the processors have."""
+    known = next(iter(processors()), {})
+    return known.get("flags", known.get("Features", platform.processor())).split()
+
+
+def allowed_cores() -> float | None:
+    """How many cores a container may use at once; None: no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Bytes of main memory in all, and that are free, as far as a container leaves them to us."""
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    sizes = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    total, free = (int(sizes[name][0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    for limit, left in _limits(root):
+        total, free = min(total, limit), min(free, left)
+    return total, free
+
+
+def _limits(root: Path) -> Iterator[tuple[int, int]]:
+    """What each cgroup (version 2) that we are in may have of memory and has left, if that is
+    limited. Pages of files that nobody used lately do not count as taken."""
+    try:
+        names = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    top = root / "sys/fs/cgroup"
+    for own in (top / name[4:] for name in names if name.startswith("0::/")):
+        for group in (own, *own.parents):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # "max", or no such control
+                if group.is_relative_to(top):
+                    limit, used = (
+                        int((group / f"memory.{name}").read_text()) for name in ("max", "current")
+                    )
+                    stat = (group / "memory.stat").read_text().splitlines()
+                    idle = int(dict(line.split() for line in stat)["inactive_file"])
+                    yield limit, max(0, limit - used + idle)
+
+
+def free_memory() -> int:
+    """Bytes of main memory that may be taken."""
+    return memory()[1]
