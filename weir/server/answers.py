@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from weir.client import Logprob, Output
 from weir.server.jobs import Job
+from weir.server.openai import StreamOptions
 from weir.server.sse import DONE, frame
 
 
@@ -68,22 +69,22 @@ def prompt_logprobs(positions: list[Logprob | None]) -> PromptLogprobs:
 
 async def chunks(
     job: Job,
+    options: StreamOptions | None,
     write: Callable[[int, Output], Any],
     last: Any,
-    usage_wanted: bool,
-    usage_always: bool,
 ) -> AsyncGenerator[bytes, None]:
     """A frame for each event, as `write` makes it of its prompt's index and the event; with usage
     in each, or in `last`, which has no choices."""
+    options = options or StreamOptions()
     async for burst in job.bursts():
         frames = []
         for prompt, output in burst:
             chunk = write(prompt, output)
-            if usage_always:
+            if options.continuous_usage_stats:
                 chunk.usage = usage(job)
-            elif usage_wanted:
+            elif options.include_usage:
                 chunk.usage = None
             frames.append(frame(chunk))
         yield b"".join(frames)
     last.usage = usage(job)
-    yield (frame(last) if usage_wanted else b"") + DONE
+    yield (frame(last) if options.include_usage else b"") + DONE

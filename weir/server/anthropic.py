@@ -16,7 +16,7 @@ from weir.server.openai import (
     JsonSchema,
     Message,
     ResponseFormat,
-    TextPart,
+    parts,
 )
 from weir.server.tools import ChosenFunction, ChosenTool, Function, Name, Tool
 
@@ -67,7 +67,7 @@ class Turn(Struct, forbid_unknown_fields=True):
         ]
         thought = [block.thinking for block in blocks if isinstance(block, Thinking)]
         found = [
-            Message("tool", _plain(block.content), tool_call_id=block.tool_use_id)
+            Message("tool", parts(block.content), tool_call_id=block.tool_use_id)
             for block in blocks
             if isinstance(block, ToolResult)
         ]
@@ -132,7 +132,7 @@ class Counted(Struct, kw_only=True, forbid_unknown_fields=True):
 
     def chat(self, **more: Any) -> ChatRequest:
         """The same as a request of OpenAI's; `more` are its other fields."""
-        system = [Message("system", _plain(self.system))] if self.system else []
+        system = [Message("system", parts(self.system))] if self.system else []
         asked = ChatRequest(
             messages=system + [one for turn in self.messages for one in turn.messages()],
             **more,
@@ -173,9 +173,3 @@ class MessagesRequest(Counted, kw_only=True):
     metadata: Metadata | None = None
     service_tier: Ignored = None
     inference_geo: Ignored = None
-
-
-def _plain(content: str | list[Text] | None) -> str | list[TextPart]:
-    if isinstance(content, list):
-        return [TextPart("text", block.text) for block in content]
-    return content or ""

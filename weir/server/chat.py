@@ -169,7 +169,7 @@ def _chunks(
         return value
 
     last = ChatChunk(identity, created, model, [])
-    return chunks(job, write, last, body.usage_wanted, body.usage_always)
+    return chunks(job, body.stream_options, write, last)
 
 
 def _ended(output: Output, body: ChatRequest, reader: Reader) -> dict[str, Any]:

@@ -74,7 +74,7 @@ async def completions(call: Call, body: CompletionRequest) -> Reply:
             return Completion(identity, created, model, [choice])
 
         last = Completion(identity, created, model, [])
-        return chunks(job, write, last, body.usage_wanted, body.usage_always)
+        return chunks(job, body.stream_options, write, last)
     choices = [
         writer.choice(one.index // job.choices, one.index % job.choices, one)
         for one in await job.collect()

@@ -29,7 +29,7 @@ from weir.server.sse import START, frame
 log = logging.getLogger(__name__)
 encode = msgspec.json.Encoder().encode
 
-Reply = Struct | Response | AsyncGenerator[bytes, None]
+Reply = Struct | Sequence[Struct] | Response | AsyncGenerator[bytes, None]
 
 
 class ClientGone(Exception):
@@ -133,7 +133,7 @@ class Serving:
         reply = await self.endpoint.handler(call, body)
         if isinstance(reply, Response):
             await reply(scope, receive, send)
-        elif isinstance(reply, Struct):
+        elif isinstance(reply, Struct | Sequence):
             await Response(encode(reply), media_type="application/json")(scope, receive, send)
         else:
             async with aclosing(reply):

@@ -17,8 +17,8 @@ from weir.server.openai import (
     Message,
     OpenAIRequest,
     ResponseFormat,
-    TextPart,
     Unserved,
+    parts,
 )
 from weir.server.tools import ChosenFunction, ChosenTool, Function, Name, Tool
 
@@ -146,7 +146,7 @@ class ResponsesRequest(OpenAIRequest, kw_only=True):
             if item.type == "message":
                 if item.role is None or item.content is None:
                     raise BadRequest("a message has a role and content", param=f"input[{at}]")
-                found.append(Message(item.role, _plain(item.content)))
+                found.append(Message(item.role, parts(item.content)))
                 if item.role == "assistant":
                     found[-1].reasoning_content, thought = thought or None, ""
             elif item.type == "function_call":
@@ -157,14 +157,8 @@ class ResponsesRequest(OpenAIRequest, kw_only=True):
                 call = {"id": item.call_id, "type": "function", "function": called}
                 found[-1].tool_calls = [*(found[-1].tool_calls or ()), call]
             elif item.type == "function_call_output":
-                output = _plain(item.output or "")
+                output = parts(item.output or "")
                 found.append(Message("tool", output, tool_call_id=item.call_id))
             elif isinstance(item.content, list):
                 thought += "".join(part.text for part in item.content)
         return found
-
-
-def _plain(content: Content) -> str | list[TextPart]:
-    if isinstance(content, str):
-        return content
-    return [TextPart("text", part.text) for part in content]

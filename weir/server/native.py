@@ -4,9 +4,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
-from starlette.responses import Response
 
 from weir import params
 from weir.client import Completion, Logprob
@@ -131,8 +129,7 @@ async def generate(call: Call, body: GenerateRequest) -> Reply:
         return _chunks(job, body, text)
     answers = [_generated(job, body, text, one) for one in await job.collect()]
     several = job.choices > 1 or (isinstance(given, list) and not isinstance(given[0], int))
-    reply = answers if several else answers[0]
-    return Response(msgspec.json.encode(reply), media_type="application/json")
+    return answers if several else answers[0]
 
 
 async def _chunks(job: Job, body: GenerateRequest, text: Text) -> AsyncGenerator[bytes, None]:

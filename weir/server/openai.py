@@ -138,14 +138,6 @@ class Generation(OpenAIRequest, kw_only=True):
         """The tools that the answer may call."""
         return Toolbox(None, None, several=False)
 
-    @property
-    def usage_wanted(self) -> bool:
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @property
-    def usage_always(self) -> bool:
-        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
-
     def sampling(self, default: SamplingParams, **changes: Any) -> SamplingParams:
         """The sampling parameters asked for, `default` where none are; `changes` are those that a
         route words differently."""
@@ -187,6 +179,13 @@ class TextPart(Struct, forbid_unknown_fields=True):
     type: Literal["text"]
     text: str
     cache_control: Ignored = None
+
+
+def parts(content: str | list[Any] | None) -> str | list[TextPart]:
+    """What an API's own parts say, each of which has a text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return [TextPart("text", part.text) for part in content]
 
 
 class Message(Struct, forbid_unknown_fields=True):
