@@ -109,20 +109,12 @@ class Seconds(Spread):
     )
 
 
-class Stats(Struct, tag=True):
-    """The engine as it is now, sent with deltas and at least once a second. Counters and spreads
-    only grow."""
+class Counters(Struct):
+    """What an engine counts. Only grows, also over engines that follow each other."""
 
     step: int = 0
-    running: int = 0
-    waiting: int = 0
-    pages_used: int = 0  # held by requests
-    pages_cached: int = 0  # held by the tree alone
-    pages_total: int = 0
-    pages_pinned: int = 0  # of the tree, that stay
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    pages_cold: int = 0  # cached on tiers that attention cannot read
     hit_tokens: int = 0  # prompt tokens found in the cache
     cpu_hit_tokens: int = 0  # of them, brought from main memory to a GPU
     disk_hit_tokens: int = 0  # of them, brought from a disk
@@ -132,12 +124,24 @@ class Stats(Struct, tag=True):
     recomputed_tokens: int = 0
     step_seconds: Seconds = field(default_factory=Seconds)  # that the device took
     predicted_seconds: Seconds = field(default_factory=Seconds)  # expected of it, under a target
-    target_seconds: float = 0.0  # that steps aim at; 0: no target
     host_seconds: Seconds = field(default_factory=Seconds)  # to plan a step and settle another
     step_requests: Sizes = field(default_factory=Sizes)
     step_tokens: Sizes = field(default_factory=Sizes)
     step_prefill: Sizes = field(default_factory=Sizes)  # prompt tokens among them
     step_decode: Sizes = field(default_factory=Sizes)  # the others
+
+
+class Stats(Counters, tag=True):
+    """The engine as it is now, sent with deltas and at least once a second."""
+
+    running: int = 0
+    waiting: int = 0
+    pages_used: int = 0  # held by requests
+    pages_cached: int = 0  # held by the tree alone
+    pages_total: int = 0
+    pages_pinned: int = 0  # of the tree, that stay
+    pages_cold: int = 0  # cached on tiers that attention cannot read
+    target_seconds: float = 0.0  # that steps aim at; 0: no target
     degraded: str = ""  # why requests are ranked otherwise than configured; empty: they are not
     busy_since: float = 0.0  # monotonic time the step in hand began; 0: idle
 

@@ -14,7 +14,7 @@ from weir.client.ledger import Event
 from weir.client.process import EngineProcess, Timeouts
 from weir.errors import EngineDead
 from weir.text import Text
-from weir.wire import Deltas, Ready, Stats, Up
+from weir.wire import Counters, Deltas, Ready, Stats, Up
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +24,7 @@ SUSPECT = 2
 FAILURES, WINDOW = 5, 60.0
 """So many engines that died within so many seconds without completing a request: give up."""
 
-COUNTERS = (
-    "step prompt_tokens generated_tokens hit_tokens cpu_hit_tokens disk_hit_tokens loaded_tokens "
-    "saved_tokens preemptions recomputed_tokens step_seconds predicted_seconds host_seconds "
-    "step_requests step_tokens step_prefill step_decode"
-).split()
-"""Fields of `Stats` that only grow, and go on growing across engines."""
+COUNTERS = Counters.__struct_fields__
 
 
 class Remote(Client):
