@@ -9,9 +9,11 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.conftest import CHAT, serving
+from tests.client.conftest import make_ledger
+from tests.server.conftest import CHAT, TEXT, serving
 from tests.waiting import CEILING
-from weir.client import Finished, Timing, Usage
+from weir.client import Assembly, Timing, Usage
+from weir.params import SamplingParams
 from weir.server.logs import LogFormatter, request_id
 from weir.server.tracing import Tracer
 
@@ -102,10 +104,12 @@ def test_no_vllm_names_unless_asked_for(http):
     assert "vllm:" not in http.get("/metrics").text
 
 
-def finished() -> Finished:
+def finished() -> Assembly:
     now = time.monotonic()
-    timing = Timing(arrival=now - 4, started=now - 3, first=now - 2, last=now - 1)
-    return Finished("one", Usage(5, 7, 2), timing, [0.1], ["stop"], preempted=1)
+    one = make_ledger(TEXT).admit([1] * 5, SamplingParams(), now=now, request_id="one")
+    one.usage, one.preempted, one.choices[0].finish_reason = Usage(5, 7, 2), 1, "stop"
+    one.timing = Timing(arrival=now - 4, started=now - 3, first=now - 2, last=now - 1)
+    return one
 
 
 def test_spans():

@@ -6,7 +6,7 @@ Pure: no event loop, no engine, and time is an argument. Offline use and servers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from weir.client.events import Finished, Logprob, Output, Timing, Usage
+from weir.client.events import Logprob, Output, Timing, Usage
 from weir.core import Delta, Tier, TokenLogprobs
 from weir.params import SamplingParams
 from weir.text import Detokenizer, StopChecker, Text
@@ -109,10 +109,13 @@ class Choice:
 
 @dataclass(slots=True, eq=False)
 class Assembly:
-    """One submitted prompt with all its choices, as it grows.
+    """One submitted prompt with all its choices, as it grows; metrics, logs and traces read it once
+    it has ended.
 
+    prompt: None: token ids were given. program: and its branch, after a slash.
     prompt_logprobs: one entry a prompt position; None before `score_from` and for the first.
-    attempts: how many engines have been given it.
+    gaps: seconds between successive token events of a choice.
+    replays: times it was given to a new engine after one died.
     """
 
     id: str
@@ -129,7 +132,7 @@ class Assembly:
     vector: list[float] | None = None
     gaps: list[float] = field(default_factory=list)
     preempted: int = 0
-    attempts: int = 1
+    replays: int = 0
     error: str = ""
 
     def __post_init__(self) -> None:
@@ -147,6 +150,11 @@ class Assembly:
     @property
     def finished(self) -> bool:
         return all(choice.finish_reason is not None for choice in self.choices)
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """One a choice, once it has ended."""
+        return [choice.finish_reason for choice in self.choices if choice.finish_reason is not None]
 
     @property
     def streamed(self) -> bool:
@@ -192,31 +200,12 @@ class Assembly:
 
     def restart(self) -> None:
         """Make ready to be served again from the first token by another engine."""
-        self.attempts += 1
+        self.replays += 1
         self.preempted = 0
         self.timing.started = -1.0
         for choice in self.choices:
             choice.restart()
         self._begin()
-
-    def summary(self) -> Finished:
-        first = self.submits[0]
-        return Finished(
-            id=self.id,
-            usage=self.usage,
-            timing=self.timing,
-            gaps=self.gaps,
-            finish_reasons=[choice.finish_reason or "error" for choice in self.choices],
-            error=self.error,
-            user=first.user,
-            program=self.program,
-            priority=first.priority,
-            preempted=self.preempted,
-            max_tokens=self.params.max_tokens,
-            prompt=self.prompt,
-            prompt_ids=self.prompt_ids,
-            replays=self.attempts - 1,
-        )
 
 
 def describe(text: Text, entry: TokenLogprobs) -> Logprob:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypedDict, Unpack
 
 from weir.client.assemble import Assembly
-from weir.client.events import Finished, ModelInfo
+from weir.client.events import ModelInfo
 from weir.client.expect import Forecast, Ranker
 from weir.client.ledger import Event, Ledger, Limits
 from weir.client.stream import Stream
@@ -65,7 +65,7 @@ class Client(ABC):
         self.model = ModelInfo(names[0], names, context=0, vocab=text.vocab, eos=text.eos)
         self.model.sampling = options.get("sampling") or self.model.sampling
         self._ledger = Ledger(text, self.model, options.get("limits"), seed=options.get("seed"))
-        self.listeners: list[Callable[[Finished], None]] = self._ledger.listeners
+        self.listeners: list[Callable[[Assembly], None]] = self._ledger.listeners
         self.rejected: dict[str, int] = self._ledger.rejected
         self._send = send
         ranker = options.get("ranker")

@@ -72,22 +72,3 @@ class Timing(Struct):
     started: float = -1.0  # first admitted by the scheduler
     first: float = -1.0  # first token
     last: float = -1.0  # latest token
-
-
-class Finished(Struct):
-    """A request that has ended, all choices of it: for metrics, logs and traces."""
-
-    id: str
-    usage: Usage
-    timing: Timing
-    gaps: list[float]  # seconds between successive token events of a choice
-    finish_reasons: list[str]  # one a choice
-    error: str = ""
-    user: str = ""
-    program: str = ""  # and its branch, after a slash
-    priority: int = 0
-    preempted: int = 0
-    max_tokens: int | None = None  # as asked
-    prompt: str | None = None  # None: token ids were given
-    prompt_ids: list[int] = []
-    replays: int = 0  # times it was given to a new engine after one died

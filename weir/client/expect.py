@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from weir.client.assemble import Assembly
-from weir.client.events import Finished
 from weir.errors import BadRequest
 from weir.ranker.log import Answered, LengthLog
 from weir.text import Text
@@ -48,7 +47,7 @@ class Reader:
             prompt = self._text.decode(ids)
         return prompt.removeprefix(self._before).removesuffix(self._after)
 
-    def answered(self, finished: Finished) -> Answered | None:
+    def answered(self, finished: Assembly) -> Answered | None:
         """How long the answer was, the mean of several choices; None of what failed or was aborted,
         and of what is no answer."""
         reasons, tokens = finished.finish_reasons, finished.usage.completion_tokens
@@ -67,7 +66,7 @@ class LengthListener:
         self._model = model
         self._log = log
 
-    def __call__(self, finished: Finished) -> None:
+    def __call__(self, finished: Assembly) -> None:
         if (answered := self._reader.answered(finished)) is not None:
             self._log.add(answered, self._model)
 
@@ -103,7 +102,7 @@ class Forecast:
         self._task: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "weir-ranker")
         self._learns = ranker.memory > 0
-        self._ended: deque[Finished] = deque(maxlen=LATEST)
+        self._ended: deque[Assembly] = deque(maxlen=LATEST)
         self._rested = 0.0  # when it may learn again
 
     def add(self, assembly: Assembly) -> None:
@@ -115,7 +114,7 @@ class Forecast:
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._run())
 
-    def settle(self, finished: Finished) -> None:
+    def settle(self, finished: Assembly) -> None:
         """Learn from a request that has ended: a listener of the client."""
         if self.failure or not self._learns:
             return
@@ -156,7 +155,7 @@ class Forecast:
     def _predict(self, batch: list[Assembly]) -> list[float]:
         return self._ranker.predict([self._reader.read(a.prompt, a.prompt_ids) for a in batch])
 
-    def _learn(self, ended: list[Finished]) -> None:
+    def _learn(self, ended: list[Assembly]) -> None:
         began = time.monotonic()
         try:
             found = map(self._reader.answered, ended)

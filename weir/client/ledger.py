@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from weir.client.assemble import Assembly, Choice
-from weir.client.events import Finished, ModelInfo, Output, Timing, Usage
+from weir.client.events import ModelInfo, Output, Timing, Usage
 from weir.core import Delta, Grammar
 from weir.errors import BadRequest, Overloaded
 from weir.params import SamplingParams, check_ids
@@ -48,7 +48,7 @@ class Ledger:
         self.limits = limits or Limits()
         self.live: dict[str, Assembly] = {}
         self.routes: dict[int, tuple[Assembly, Choice]] = {}  # by uid: the open choices
-        self.listeners: list[Callable[[Finished], None]] = []
+        self.listeners: list[Callable[[Assembly], None]] = []
         self.rejected: dict[str, int] = {}
         self.running = 0  # as the engine last reported
         self._random = random.Random(seed)
@@ -274,9 +274,8 @@ class Ledger:
         if not assembly.finished:
             return
         del self.live[assembly.id]
-        finished = assembly.summary()
         for listener in self.listeners:
             try:
-                listener(finished)
+                listener(assembly)
             except Exception:  # an observer must not stop what it observes
-                log.exception("a listener failed on request %s", finished.id)
+                log.exception("a listener failed on request %s", assembly.id)

@@ -133,7 +133,7 @@ class Remote(Client):
     def _replay(self) -> None:
         """Give a new engine what the one before it had shown nothing of."""
         for assembly in self._ledger.live.values():
-            if assembly.attempts > SUSPECT:
+            if assembly.replays >= SUSPECT:
                 self._suspects.append(assembly)
             else:
                 self._hand_over(assembly)

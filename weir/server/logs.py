@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 import msgspec
 
-from weir.client import Finished
+from weir.client import Assembly
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Set for the task that answers a request; what it logs carries it."""
@@ -55,7 +55,7 @@ def configure(level: str, format: str) -> None:
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger("weir").level))
 
 
-def log_finished(finished: Finished) -> None:
+def log_finished(finished: Assembly) -> None:
     """A listener that logs the end of every request."""
     timing, usage = finished.timing, finished.usage
     since = timing.arrival

@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from weir.client import Client, Finished
+from weir.client import Assembly, Client
 from weir.wire import Spread
 
 SHORT = (
@@ -94,7 +94,7 @@ class Metrics:
         self.registry.register(EngineCollector(client))
         self._mirror = Mirror(self.registry, VLLM if vllm_names else {})
 
-    def __call__(self, finished: Finished) -> None:
+    def __call__(self, finished: Assembly) -> None:
         """Observe a request that has ended. Times are seconds; -1 marks one that never came."""
         timing, usage, gaps = finished.timing, finished.usage, finished.gaps
         for reason in finished.finish_reasons:
@@ -105,8 +105,8 @@ class Metrics:
         self._observe("request_prompt_tokens", usage.prompt_tokens)
         self._observe("request_generation_tokens", usage.completion_tokens)
         self._observe("request_preemptions", finished.preempted)
-        if finished.max_tokens is not None:
-            self._observe("request_params_max_tokens", finished.max_tokens)
+        if finished.params.max_tokens is not None:
+            self._observe("request_params_max_tokens", finished.params.max_tokens)
         if gaps:
             self._observe("inter_token_latency_seconds", *gaps)
             self._observe("time_per_output_token_seconds", sum(gaps) / len(gaps))

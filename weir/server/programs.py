@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from msgspec import Struct
 
-from weir.client import Finished
+from weir.client import Assembly
 
 KEPT = 1000
 
@@ -36,7 +36,7 @@ class Programs:
         self._began: dict[str, float] = {}
         self._branches: dict[str, set[str]] = {}
 
-    def __call__(self, finished: Finished) -> None:
+    def __call__(self, finished: Assembly) -> None:
         name, _, branch = finished.program.partition("/")
         if not name:
             return

@@ -8,7 +8,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from weir.client import Finished
+from weir.client import Assembly
 from weir.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ class Tracer:
         if traceparent is not None:
             self._parents[request_id] = traceparent
 
-    def __call__(self, finished: Finished) -> None:
+    def __call__(self, finished: Assembly) -> None:
         timing, usage = finished.timing, finished.usage
         epoch = time.time_ns() - time.monotonic_ns()  # from the monotonic clock to the calendar
 
