@@ -80,6 +80,33 @@ def test_a_listener_that_fails_ends_the_run(llm, engine):
     assert texts(llm.generate("a", GREEDY)) == ["a" * 8]
 
 
+def test_one_call_at_a_time(llm):
+    refused = []
+
+    def again(_):
+        with pytest.raises(BadRequest, match="another call") as caught:
+            llm.generate("b", GREEDY)
+        refused.append(caught.value)
+
+    assert texts(llm.generate("a", GREEDY, told=again)) == ["a" * 8] and refused
+    assert texts(llm.generate("b", GREEDY)) == ["b" * 8]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "says"),
+    [
+        (["a", "b" * 300], GREEDY, "prompt 1, counted from 0: .*maximum context"),
+        (3, GREEDY, "a prompt must be text"),
+        (["a", None], GREEDY, "a prompt must be text"),
+        ("a", {"max_tokens": 3}, "params must be SamplingParams"),
+        (["a"], [{"max_tokens": 3}], "params must be SamplingParams"),
+    ],
+)
+def test_what_is_wrong_is_named(llm, prompts, params, says):
+    with pytest.raises(BadRequest, match=says):
+        llm.generate(prompts, params)
+
+
 def test_choices_logprobs_and_stops(llm, engine):
     params = SamplingParams(
         temperature=0, max_tokens=9, n=2, stop="lo", logprobs=1, prompt_logprobs=0

@@ -4,6 +4,7 @@ model, so what comes out must match whatever it draws."""
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from weir.core import (
 from weir.engine import Engine
 from weir.grammar.compile import compile
 from weir.grammar.library import Library
+from weir.grammar.shared import Rows
 from weir.grammar.tokens import Tokens
 from weir.kv.cache import Cache
 from weir.params import StructuredOutputs
@@ -357,3 +359,13 @@ def test_masks_of_those_that_ended_make_room_for_others(library):
         library.renew()
         made.append(rows._made)
     assert made[0] == made[-1] >= 8
+
+
+def test_rows_closed_twice_close_no_other_file() -> None:
+    rows = Rows(100)
+    rows.close()
+    reader, writer = os.pipe()  # the first of them has the number that was the rows'
+    rows.close()
+    assert os.write(writer, b"x") == 1 and os.read(reader, 1) == b"x"
+    os.close(reader)
+    os.close(writer)

@@ -42,7 +42,10 @@ class Rows:
         self._free.append(number)
 
     def close(self) -> None:
-        os.close(self.memory)
+        """May be called twice: the number may be another file's by then."""
+        memory, self.memory = self.memory, -1
+        if memory >= 0:
+            os.close(memory)
 
 
 def stride(tokens: int) -> int:

@@ -35,7 +35,8 @@ class LLM:
         for output in llm.generate(["Hello", "The capital of France is"]):
             print(output.outputs[0].text)
     ```
-    `settings` are the fields of `Config`. Raises `ConfigError`. Not for use from several threads.
+    `settings` are the fields of `Config`. Raises `ConfigError`. One call at a time:
+    another thread's is refused meanwhile.
     """
 
     def __init__(self, model: str, **settings: Any):
@@ -62,6 +63,7 @@ class LLM:
         self.text = text
         self._engine = engine
         self._compiler = compiler
+        self._turn = threading.Lock()
         self._ledger = Ledger(text, model, Limits(requests=0), seed=seed)
 
     def __enter__(self) -> Self:
@@ -86,7 +88,8 @@ class LLM:
         request that fails alone ends with `finish_reason` "error".
         """
         listed = _listed(prompts)
-        return self._run(self._admit(listed, self._each(params, len(listed))), progress, told)
+        with self._alone():
+            return self._run(self._admit(listed, self._each(params, len(listed))), progress, told)
 
     def chat(
         self,
@@ -101,8 +104,9 @@ class LLM:
         for `generate`."""
         talks = _talks(messages)
         prompts = [self.text.chat(talk, **template) for talk in talks]
-        admitted = self._admit(prompts, self._each(params, len(talks)), add_special_tokens=False)
-        return self._run(admitted, progress, told)
+        each = self._each(params, len(talks))
+        with self._alone():
+            return self._run(self._admit(prompts, each, add_special_tokens=False), progress, told)
 
     def embed(
         self, prompts: Prompts, pooling: str = "mean", *, progress: bool = True
@@ -110,8 +114,9 @@ class LLM:
         """One vector a prompt, of length 1: the mean of its tokens' hidden states, or the last."""
         listed = _listed(prompts)
         params = self._each(SamplingParams(max_tokens=0), len(listed))
-        assemblies = self._admit(listed, params, pool=pooling)
-        self._run(assemblies, progress)
+        with self._alone():
+            assemblies = self._admit(listed, params, pool=pooling)
+            self._run(assemblies, progress)
         failed = next((a for a in assemblies if a.vector is None), None)
         if failed is not None:
             raise EngineDead(f"request {failed.id} could not be computed: {failed.error}")
@@ -126,6 +131,18 @@ class LLM:
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         return self.text.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a call while another is in hand, from another thread or from `told`."""
+        if not self._turn.acquire(blocking=False):
+            raise BadRequest(
+                "this LLM is answering another call: give one call all prompts, or use AsyncLLM"
+            )
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def _admit(
         self,
@@ -149,19 +166,26 @@ class LLM:
                     grammar=None if asked is None else self._compiler.compile(asked),
                 )
                 admitted.append(assembly)
-        except BaseException:
+        except BaseException as error:
             for assembly in admitted:
                 self._ledger.end(assembly, "abort")
+            if isinstance(error, BadRequest) and len(prompts) > 1:
+                error.args = (f"prompt {len(admitted)}, counted from 0: {error}",)
             raise
         return admitted
 
     def _each(self, params: Params, count: int) -> Sequence[SamplingParams]:
         """One `SamplingParams` a prompt."""
-        if params is None or isinstance(params, SamplingParams):
-            return [params or self.model.sampling] * count
-        if len(params) != count:
-            raise BadRequest(f"{len(params)} params were given for {count} prompts", param="params")
-        return params
+        listed = (
+            [params or self.model.sampling] * count
+            if params is None or isinstance(params, SamplingParams)
+            else list(params)
+        )
+        if len(listed) != count:
+            raise BadRequest(f"{len(listed)} params were given for {count} prompts", param="params")
+        if not all(isinstance(one, SamplingParams) for one in listed):
+            raise BadRequest("params must be SamplingParams, or a list of them", param="params")
+        return listed
 
     def _run(
         self, assemblies: list[Assembly], shown: bool, told: Told = None
@@ -240,9 +264,12 @@ def _listed(prompts: Prompts) -> list[str | list[int]]:
     """One prompt or many as a list of prompts."""
     if isinstance(prompts, str):
         return [prompts]
-    if prompts and isinstance(prompts[0], int):
-        return [cast(list[int], list(prompts))]
-    return cast(list[str | list[int]], list(prompts))
+    listed: list[object] = list(prompts) if isinstance(prompts, Iterable) else [None]
+    if listed and all(isinstance(one, int) for one in listed):
+        return [cast(list[int], listed)]
+    if not all(isinstance(one, Iterable) for one in listed):
+        raise BadRequest("a prompt must be text or a list of token ids", param="prompt")
+    return cast(list[str | list[int]], listed)
 
 
 def _talks(
