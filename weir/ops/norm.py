@@ -8,31 +8,26 @@ from weir.ops.dispatch import floats, gpu_kernels, kernels
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [T, H] / rms(x) * weight [H]."""
-    gpu = gpu_kernels(x)
+    gpu, lib = gpu_kernels(x), kernels(x)
     if gpu is not None:
         return gpu.rms_norm(x, weight, eps)
-    lib = kernels(x)
     if lib is None:
         return reference_rms_norm(x, weight, eps)
     x, weight, out = x.contiguous(), floats(weight), torch.empty_like(x)
-    rows, width = x.shape
-    lib.rms_norm(x.data_ptr(), weight.data_ptr(), rows, width, eps, out.data_ptr())
+    lib.rms_norm(x.data_ptr(), weight.data_ptr(), *x.shape, eps, out.data_ptr())
     return out
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """(x [T, H] - mean) / sqrt(variance + eps) * weight [H] + bias [H]."""
-    gpu = gpu_kernels(x)
+    gpu, lib = gpu_kernels(x), kernels(x)
     if gpu is not None:
         return gpu.layer_norm(x, weight, bias, eps)
-    lib = kernels(x)
     if lib is None:
         return reference_layer_norm(x, weight, bias, eps)
     x, weight, bias, out = x.contiguous(), floats(weight), floats(bias), torch.empty_like(x)
-    rows, width = x.shape
-    lib.layer_norm(
-        x.data_ptr(), weight.data_ptr(), bias.data_ptr(), rows, width, eps, out.data_ptr()
-    )
+    at = x.data_ptr(), weight.data_ptr(), bias.data_ptr()
+    lib.layer_norm(*at, *x.shape, eps, out.data_ptr())
     return out
 
 

@@ -3,10 +3,9 @@
 Found on the host from page numbers alone: requests share what the radix tree gave them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,28 +28,22 @@ class Shared:
     skip: Tensor  # int32 [S]: keys of each sequence that its tile takes; 0: it has none
 
 
-@dataclass(slots=True, eq=False)
-class Prefixes:
+class Prefixes(NamedTuple):
     """`Shared` as arrays."""
 
     member: NDArray[np.int32]
     keys: NDArray[np.int32]
     skip: NDArray[np.int32]
 
-    @classmethod
-    def none(cls) -> Prefixes:
-        nothing = np.zeros(0, np.int32)
-        return cls(nothing.reshape(0, MEMBERS), nothing, nothing)
 
-    def padded(self, sequences: int) -> Prefixes:
-        """The same for so many sequences, in as many tiles as they can have: 2 share one."""
-        tiles = sequences // 2
-        member = np.full((tiles, MEMBERS), -1, np.int32)
-        member[: len(self.member)] = self.member
-        keys, skip = np.zeros(tiles, np.int32), np.zeros(sequences, np.int32)
-        keys[: len(self.keys)] = self.keys
-        skip[: len(self.skip)] = self.skip
-        return Prefixes(member, keys, skip)
+def padded(found: Prefixes | None, sequences: int) -> Prefixes:
+    """The same for so many sequences, in as many tiles as they can have: 2 share one."""
+    tiles = sequences // 2
+    member = np.full((tiles, MEMBERS), -1, np.int32)
+    whole = Prefixes(member, np.zeros(tiles, np.int32), np.zeros(sequences, np.int32))
+    for array, into in zip(found or (), whole, strict=False):
+        into[: len(array)] = array
+    return whole
 
 
 def fits(heads: int, kv_heads: int, window: int | None, members: int = MEMBERS) -> bool:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from weir.ranker.files import Ranker
 from weir.ranker.kendall import tau_b
+from weir.ranker.light import Array, product
 from weir.ranker.log import Answered
-from weir.ranker.product import product
 
 BATCH = 64
 """Answers after which it is fitted again, at least; then after a quarter of those remembered."""
@@ -24,8 +23,6 @@ LEVEL, SLOPE, NOISE = 1.0, 0.1, 1.0
 predictions, of one that grows with the prediction, and of what no prompt tells."""
 
 MIDDLE = 6.0  # the logarithm of a usual length
-
-Array = NDArray[np.float32]
 
 
 class Fit(NamedTuple):

@@ -15,7 +15,6 @@ from weir.ranker import features
 from weir.ranker import files as ranker_files
 from weir.ranker.features import Features
 from weir.ranker.files import Read
-from weir.ranker.product import product
 
 MOST_ALIKE = 80.0  # an exponent that is still a number; what lies so far out has no height
 
@@ -25,6 +24,13 @@ SHAPE_NEAR = 0.06
 """What a number of the shape, in units of its scale, counts in how near two prompts are."""
 
 Array = NDArray[np.float32]
+
+
+def product(a: Array, b: Array) -> Any:
+    """Rows [P, K] by rows [A, K]: [P, A], for small P, on the caller's thread alone. NumPy's own
+    (`@`) wake threads of its BLAS for a row by a few thousand, which then spin on the cores that
+    an engine beside them computes with."""
+    return np.einsum("pk,ak->pa", a, b)
 
 
 @dataclass(slots=True)

@@ -18,27 +18,38 @@ from weir.runtime.inputs import Lane
 
 @dataclass(slots=True, eq=False)
 class Pass:
-    """A lane's way through the layers, all at hand, in several calls of `forward`, each of which
-    brings it up to `upto` of them. The host attends for one of its layers while others pass
-    through many."""
+    """A lane's way through the layers. If all of them are at hand it may take several calls of
+    `forward`, each of which brings it up to `upto`: the host attends for one of its layers while
+    others pass through many."""
 
     lane: Lane
     upto: int = 0
     done: int = 0  # layers whose attention has begun
+    layer: Any = None  # the last of them
     x: Tensor | None = None
     pending: Pending | None = None
 
-    def advance(self, model: Model, attention: Tiered, upto: int) -> None:
-        lane, layers = self.lane, model.layers
-        assert isinstance(layers, Sequence), "layers come one after another"
-        for i in range(self.done, upto):
-            if self.x is None or self.pending is None:
-                self.x = model.embed(lane.ids, lane.pos)
-            else:
-                self.x = model.out(layers[i - 1], self.x, self.pending.wait())
-            place = attention.place(i, lane)
-            qkv = model.qkv(layers[i], self.x, lane.pos, place)
-            self.pending, self.done = attention.start(i, lane, *qkv), i + 1
+    def step(self, model: Model, attention: Tiered, layer: Any) -> None:
+        """End the layer before, and begin this one and its attention."""
+        lane, place = self.lane, attention.place(self.done, self.lane)
+        if self.x is None or self.pending is None:
+            self.x = model.embed(lane.ids, lane.pos)
+        else:
+            self.x = model.out(self.layer, self.x, self.pending.wait())
+        qkv = model.qkv(layer, self.x, lane.pos, place)
+        self.pending, self.layer = attention.start(self.done, lane, *qkv), layer
+        self.done += 1
+
+    def finish(self, model: Model) -> Tensor:
+        """End the last layer, for the rows that are wanted alone."""
+        lane, x = self.lane, self.x
+        assert x is not None and self.pending is not None, "it never began"
+        o = self.pending.wait()
+        if lane.kept == 0:
+            return x[:0]
+        if lane.keep is not None:
+            x, o = x[lane.keep], o[lane.keep]
+        return model.out(self.layer, x, o)
 
 
 def forward(
@@ -50,33 +61,16 @@ def forward(
 ) -> list[Tensor]:
     """The last hidden states of the rows each lane keeps: [kept, H], before the final norm; after
     them those of the pass beside, if it ends here, whose layers are spread between theirs."""
-    first = beside.done if beside is not None else 0
-    x = [model.embed(lane.ids, lane.pos) for lane in lanes]
-    pending: list[Pending] = []
-    previous = None
+    first, count = beside.done if beside is not None else 0, model.spec.layers
+    passes = [Pass(lane) for lane in lanes]
     for i, layer in enumerate(weights):
-        started = []
-        for n, lane in enumerate(lanes):
-            if previous is not None:
-                x[n] = model.out(previous, x[n], pending[n].wait())
-            place = attention.place(i, lane)
-            started.append(attention.start(i, lane, *model.qkv(layer, x[n], lane.pos, place)))
-        pending, previous = started, layer
+        for one in passes:
+            one.step(model, attention, layer)
         if beside is not None:
-            share = (i + 1) * (beside.upto - first) // model.spec.layers
-            beside.advance(model, attention, first + share)
-    states = [_finish(model, previous, lane, x[n], pending[n]) for n, lane in enumerate(lanes)]
-    if beside is not None and beside.done == model.spec.layers:
-        assert beside.x is not None and beside.pending is not None
-        states.append(_finish(model, previous, beside.lane, beside.x, beside.pending))
-    return states
-
-
-def _finish(model: Model, layer: Any, lane: Lane, x: Tensor, pending: Pending) -> Tensor:
-    """The last layer, for the rows that are wanted alone."""
-    o = pending.wait()
-    if lane.kept == 0:
-        return x[:0]
-    if lane.keep is not None:
-        x, o = x[lane.keep], o[lane.keep]
-    return model.out(layer, x, o)
+            assert isinstance(model.layers, Sequence), "layers come one after another"
+            share = (i + 1) * (beside.upto - first) // count
+            for mine in model.layers[beside.done : first + share]:
+                beside.step(model, attention, mine)
+    if beside is not None and beside.done == count:
+        passes.append(beside)
+    return [one.finish(model) for one in passes]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weir.core import PENDING, Chunk
 from weir.ops.batch import Batch
-from weir.ops.prefix import Prefixes, Shared
+from weir.ops.prefix import Prefixes, Shared, padded
 from weir.runtime.parts import Part, split
 from weir.runtime.spans import Shape, Spans
 from weir.runtime.stage import Stage
@@ -189,7 +189,7 @@ def _shared(prefixes: Prefixes | None, shape: Shape | None, stage: Stage) -> Sha
     if shape is not None:
         if not shape.shared:
             return None
-        prefixes = (prefixes or Prefixes.none()).padded(shape.sequences)
+        prefixes = padded(prefixes, shape.sequences)
     if prefixes is None:
         return None
-    return Shared(*map(stage.put, (prefixes.member, prefixes.keys, prefixes.skip)))
+    return Shared(*map(stage.put, prefixes))
