@@ -110,8 +110,7 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
 
     def check(self, vocab: int) -> None:
         """Raise `BadRequest` naming the first field that cannot be; `vocab` is the model's."""
-        given = asdict(self).items()
-        convert({name: float(it) if isinstance(it, float) else it for name, it in given})  # NumPy's
+        convert({name: _number(value) for name, value in asdict(self).items()})
         for param in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
             check_ids(getattr(self, param) or (), vocab, param)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -160,6 +159,11 @@ def convert(data: dict[str, Any]) -> SamplingParams:
             message = f"{name} must be {rule}, got {repr(data[name])[:100]}"
             raise BadRequest(message, param=name) from None
         raise BadRequest(str(error)) from None
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy's as Python's; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def check_ids(ids: Iterable[int], vocab: int, param: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from tests.client.conftest import make_ledger
@@ -146,3 +147,14 @@ def _fails_for(choice):
         return original(self, delta)
 
     return push
+
+
+def test_numbers_of_numpy_are_numbers(ledger):
+    params = SamplingParams(temperature=np.float32(0.5), max_tokens=np.int64(7), n=np.int32(2))
+    assert len(ledger.admit([1], params, now=0.0).submits) == 2
+    with pytest.raises(BadRequest) as caught:
+        ledger.admit([1], SamplingParams(temperature=np.float64(101)), now=0.0)
+    assert caught.value.param == "temperature"
+    with pytest.raises(BadRequest) as caught:
+        ledger.admit([1], SamplingParams(stop_token_ids=np.array([1, 2])), now=0.0)
+    assert caught.value.param == "stop_token_ids"
