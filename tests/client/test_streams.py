@@ -43,11 +43,8 @@ def test_a_request_from_submit_to_end(run, make):
         timing = stream.timing
         assert 0 < timing.arrival <= timing.started <= timing.first <= timing.last
         (finished,) = ended
-        assert (finished.id, finished.submits[0].user, finished.submits[0].priority) == (
-            "r1",
-            "me",
-            3,
-        )
+        (submit,) = finished.submits
+        assert (finished.id, submit.user, submit.priority) == ("r1", "me", 3)
         assert client.stats.generated_tokens == 8 and client.stats.running == 0
         client.flush()
         await client.close()

@@ -10,9 +10,9 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType
 
 from weir.client import Logprob, Output
+from weir.server.endpoint import DONE, frame
 from weir.server.jobs import Job
 from weir.server.openai import StreamOptions
-from weir.server.sse import DONE, frame
 
 
 class PromptTokensDetails(Struct):

@@ -24,10 +24,20 @@ from weir.params import SamplingParams
 from weir.server.jobs import Job
 from weir.server.problems import invalid, problem
 from weir.server.service import Service
-from weir.server.sse import START, frame
 
 log = logging.getLogger(__name__)
 encode = msgspec.json.Encoder().encode
+
+START: dict[str, Any] = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # nginx must not hold frames back
+    ],
+}
+DONE = b"data: [DONE]\n\n"
 
 Reply = Struct | Sequence[Struct] | Response | AsyncGenerator[bytes, None]
 
@@ -138,6 +148,12 @@ class Serving:
         else:
             async with aclosing(reply):
                 await stream(reply, send)
+
+
+def frame(value: Struct, event: str = "") -> bytes:
+    """A value as a server-sent event. event: its name, where the API has names for them."""
+    name = f"event: {event}\n".encode() if event else b""
+    return b"%bdata: %b\n\n" % (name, encode(value))
 
 
 async def stream(frames: AsyncGenerator[bytes, None], send: Send) -> None:

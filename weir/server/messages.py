@@ -9,11 +9,10 @@ from msgspec import Struct
 from weir.client import Output
 from weir.server.anthropic import Counted, MessagesRequest
 from weir.server.chat import ask
-from weir.server.endpoint import Call, Reply
+from weir.server.endpoint import Call, Reply, frame
 from weir.server.jobs import Burst, Job
 from weir.server.prompts import render
 from weir.server.reading import Reader
-from weir.server.sse import frame
 
 
 class Usage(Struct):

@@ -10,11 +10,10 @@ from weir import params
 from weir.client import Completion, Logprob
 from weir.errors import BadRequest
 from weir.params import SMALL, Count, Logprobs, SamplingParams, StructuredOutputs, TokenId
-from weir.server.endpoint import Call, Reply
+from weir.server.endpoint import DONE, Call, Reply, frame
 from weir.server.jobs import Job
 from weir.server.openai import ProgramId, RequestId, Unserved
 from weir.server.prompts import split
-from weir.server.sse import DONE, frame
 from weir.text import Text
 
 TokenTuple = tuple[float | None, int, str | None]

@@ -11,12 +11,11 @@ from msgspec.structs import replace
 
 from weir.client import Output
 from weir.server.chat import ask
-from weir.server.endpoint import Call, Reply
+from weir.server.endpoint import Call, Reply, frame
 from weir.server.items import Offered, ResponsesRequest
 from weir.server.jobs import Burst, Job
 from weir.server.prompts import render
 from weir.server.reading import Reader
-from weir.server.sse import frame
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
