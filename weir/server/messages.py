@@ -159,10 +159,8 @@ class Writer:
     async def frames(self) -> AsyncGenerator[bytes, None]:
         began = False
         async for burst in self._job.bursts():
-            frames = []
-            for event in self._events(burst, began):
-                frames.append(frame(event, str(event.__struct_config__.tag)))  # before it changes
-            yield b"".join(frames)
+            events = self._events(burst, began)  # each is sent before it changes
+            yield b"".join([frame(event, str(event.__struct_config__.tag)) for event in events])
             began = True
 
     def _events(self, burst: Burst, began: bool) -> Iterator[Event]:
