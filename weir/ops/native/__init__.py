@@ -137,6 +137,11 @@ def library() -> Library | None:
     return _State.library
 
 
+def loaded() -> Library | None:
+    """The kernels if they are there already; never waits for a compiler."""
+    return _State.library
+
+
 def status() -> str:
     """What the CPU ops run on, and why, in a sentence."""
     library()
