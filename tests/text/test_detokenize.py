@@ -32,9 +32,9 @@ def test_pushes_join_to_the_whole(
     text: Text = request.getfixturevalue(kind)
     ids = data.draw(st.lists(st.integers(0, text.vocab - 1), max_size=60))
     whole = text.decode(ids, skip_special_tokens=skip)
-    assert pushed(Detokenizer(text, skip, continues=False), ids, cuts) == whole
+    assert pushed(Detokenizer(text.pieces(skip), text.strips), ids, cuts) == whole
     joined = b"".join(text.pieces(skip)[n] for n in ids).decode("utf-8", "replace")
-    assert pushed(Detokenizer(text, skip), ids, cuts) == joined
+    assert pushed(Detokenizer(text.pieces(skip)), ids, cuts) == joined
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,7 +42,7 @@ def test_pushes_join_to_the_whole(
 @given(source=VALID)
 def test_never_half_a_character(kind: str, request: pytest.FixtureRequest, source: str):
     text: Text = request.getfixturevalue(kind)
-    detokenizer = Detokenizer(text, continues=False)
+    detokenizer = Detokenizer(text.pieces(True), text.strips)
     seen = ""
     for token in text.encode(source):
         seen += detokenizer.push([token])
@@ -52,7 +52,7 @@ def test_never_half_a_character(kind: str, request: pytest.FixtureRequest, sourc
 
 def test_real_text_one_token_at_a_time(smollm: Text):
     source = "".join(CORPUS)
-    detokenizer = Detokenizer(smollm)
+    detokenizer = Detokenizer(smollm.pieces(True))
     assert "".join(detokenizer.push([n]) for n in smollm.encode(source)) == source
 
 
@@ -64,7 +64,7 @@ def of_bytes(text: Text, raw: bytes) -> list[int]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_that_are_no_character(kind: str, request: pytest.FixtureRequest):
     text: Text = request.getfixturevalue(kind)
-    detokenizer = Detokenizer(text)
+    detokenizer = Detokenizer(text.pieces(True))
     told = [detokenizer.push([n]) for n in of_bytes(text, b"\xffa\xe2\x82b\xf0\x9f\x99")]
     assert told == ["\ufffd", "a", "", "", "\ufffdb", "", "", ""]
     assert detokenizer.finish() == "\ufffd"
@@ -74,8 +74,8 @@ def test_a_leading_space_belongs_to_what_was_before(sentencepiece: Text):
     ids = sentencepiece.encode("the dog", add_special_tokens=False)
     assert sentencepiece.decode(ids) == "the dog"
     assert sentencepiece.decode([1, *ids]) == "the dog"
-    assert Detokenizer(sentencepiece).push(ids) == " the dog"
-    assert Detokenizer(sentencepiece, continues=False).push(ids) == "the dog"
+    assert Detokenizer(sentencepiece.pieces(True)).push(ids) == " the dog"
+    assert Detokenizer(sentencepiece.pieces(True), sentencepiece.strips).push(ids) == "the dog"
 
 
 def test_no_space_is_dropped_where_none_was_put(sentencepiece_with: Build):
@@ -84,7 +84,7 @@ def test_no_space_is_dropped_where_none_was_put(sentencepiece_with: Build):
 
 
 def test_ids_beyond_the_vocabulary_have_no_text(byte_level: Text):
-    assert Detokenizer(byte_level).push([byte_level.vocab + 5, -1]) == ""
+    assert Detokenizer(byte_level.pieces(True)).push([byte_level.vocab + 5, -1]) == ""
 
 
 @pytest.mark.parametrize(

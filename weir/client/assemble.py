@@ -42,7 +42,7 @@ class Choice:
         params = self.params
         self.count = 0
         self.detokenizer = (
-            Detokenizer(self.text, params.skip_special_tokens) if params.detokenize else None
+            Detokenizer(self.text.pieces(params.skip_special_tokens)) if params.detokenize else None
         )
         self.stops = (
             StopChecker(params.stops, params.include_stop_str_in_output) if params.stops else None

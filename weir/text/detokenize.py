@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from tokenizers import Tokenizer
 
@@ -96,14 +96,6 @@ class Spelling:
         return pieces
 
 
-class Speller(Protocol):
-    """What a detokenizer needs of a `Text`."""
-
-    strips: bool
-
-    def pieces(self, skip_special_tokens: bool) -> Sequence[bytes]: ...
-
-
 class Detokenizer:
     """The text of one sequence of tokens, a few at a time.
 
@@ -111,12 +103,11 @@ class Detokenizer:
     that cannot become one give U+FFFD, as does what is incomplete at the end.
     """
 
-    def __init__(self, text: Speller, skip_special_tokens: bool = True, *, continues: bool = True):
-        """`continues`: the tokens follow others, as generated ones follow a prompt, so a leading
-        space is text. False: they begin a text, and tokenizers that put a space before one drop it.
-        """
-        self._pieces = text.pieces(skip_special_tokens)
-        self._strip = text.strips and not continues
+    def __init__(self, pieces: Sequence[bytes], strips: bool = False):
+        """pieces: the bytes of each token id. strips: a space is dropped where the text begins, as
+        where tokens do not follow others and the tokenizer puts a space before a text."""
+        self._pieces = pieces
+        self._strip = strips
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def push(self, ids: Iterable[int]) -> str:

@@ -81,7 +81,7 @@ class Text:
         """The text of `ids` from its beginning. U+FFFD stands for bytes that are no character."""
         ids = list(ids)
         check_ids(ids, self.vocab, "tokens")
-        detokenizer = Detokenizer(self, skip_special_tokens, continues=False)
+        detokenizer = Detokenizer(self.pieces(skip_special_tokens), self.strips)
         return detokenizer.push(ids) + detokenizer.finish()
 
     def token_bytes(self, token: int) -> bytes:
