@@ -231,7 +231,8 @@ class Cache:
     # -- inside --------------------------------------------------------------------------------
 
     def _trace(self, r: Request) -> Iterator[tuple[Node, int]]:
-        return self.tree.trace(r.tokens, self._limit(r)) if self.reuse else iter(())
+        tree = self.tree
+        return tree.trace(r.tokens, self._limit(r), tree.root, 0) if self.reuse else iter(())
 
     def _limit(self, r: Request) -> int:
         limit = min(len(r.tokens) - 1, r.settled)

@@ -51,31 +51,25 @@ class Radix:
 
         Returns the deepest node reached and the position where it ends, both whole pages; splits a
         node that agrees only in part."""
-        page = self.page
-        while at + page <= limit:
-            child = node.children.get(tuple(tokens[at : at + page]))
-            if child is None:
-                break
-            same = self._common(child.key, tokens, at, limit)
-            if same < len(child.key):
-                child = self.split(child, same)
-            node, at = child, at + same
+        for child, end in self.trace(tokens, limit, node, at):
+            if end - at < len(child.key):
+                child = self.split(child, end - at)
+            node, at = child, end
         return node, at
 
-    def trace(self, tokens: Sequence[int], limit: int) -> Iterator[tuple[Node, int]]:
-        """The nodes that agree with `tokens[:limit]`, the last perhaps in part, each with the
-        position up to which it does. Touches nothing."""
-        node, at, page = self.root, 0, self.page
-        while at + page <= limit:
+    def trace(
+        self, tokens: Sequence[int], limit: int, node: Node, at: int
+    ) -> Iterator[tuple[Node, int]]:
+        """The nodes on that way, the last perhaps in part, each with the position up to which it
+        agrees. Touches nothing."""
+        page, whole = self.page, True
+        while whole and at + page <= limit:
             child = node.children.get(tuple(tokens[at : at + page]))
             if child is None:
                 break
             same = self._common(child.key, tokens, at, limit)
-            at += same
-            yield child, at
-            if same < len(child.key):
-                break
-            node = child
+            node, at, whole = child, at + same, same == len(child.key)
+            yield node, at
 
     def _common(self, key: tuple[int, ...], tokens: Sequence[int], at: int, limit: int) -> int:
         """Whole pages, in tokens, that `key` and `tokens[at:limit]` share; at least one does."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,20 +26,29 @@ class Read(NamedTuple):
     states: NDArray[np.float32]
 
 
-class Ranker(Protocol):
-    """A prompt's score is higher, the longer the answer. about: how it was made."""
+class Ranker:
+    """A prompt's score is higher, the longer the answer. scores, lengths: the quantiles of scores
+    and of answers in tokens over the same prompts, both ascending, [Q]. about: how it was made."""
 
+    scores: NDArray[np.float32]
+    lengths: NDArray[np.float32]
     about: str
 
     def score(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """[P]."""
-        ...
+        return self._each(prompts)[0]
 
-    def read(self, prompts: Sequence[str]) -> Read: ...
+    def read(self, prompts: Sequence[str]) -> Read:
+        scores, states = self._each(prompts)
+        return Read(np.interp(scores, self.scores, self.lengths).astype(np.float32), states)
+
+    def _each(self, prompts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scores [P] and states as `Read` has them."""
+        raise NotImplementedError
 
     def save(self, path: Path) -> None:
         """Raises `ConfigError`."""
-        ...
+        raise NotImplementedError
 
 
 def save(path: Path, format: str, arrays: Mapping[str, Any]) -> None:

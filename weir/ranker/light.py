@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from weir.ranker import features
 from weir.ranker import files as ranker_files
 from weir.ranker.features import Features
-from weir.ranker.files import Read
+from weir.ranker.files import Ranker
 
 MOST_ALIKE = 80.0  # an exponent that is still a number; what lies so far out has no height
 
@@ -34,16 +34,12 @@ def product(a: Array, b: Array) -> Any:
 
 
 @dataclass(slots=True)
-class Light:
-    """A prompt's score is higher, the longer the answer; `lengths` says what a score means.
-
-    embedding: of each bucket, float16 [buckets, D]. mean, scale: of the shape, [S].
+class Light(Ranker):
+    """embedding: of each bucket, float16 [buckets, D]. mean, scale: of the shape, [S].
     hidden, bias: [D + S, H], [H]. output: [H, 1], or [H, C] of classes of lengths.
     anchors, heights: prompts that it remembers, by the first K numbers of their words and their
     shape, [A, K + S], and what one as near as can be adds to a score, [A], times
-    exp(-anchor * anchor). None or many.
-    scores, lengths: the quantiles of scores and of answers in tokens over the same prompts, both
-    ascending, [Q]. about: how it was made."""
+    exp(-anchor * anchor). None or many."""
 
     embedding: NDArray[np.float16]
     mean: Array
@@ -56,14 +52,6 @@ class Light:
     scores: Array = field(default_factory=lambda: np.zeros(1, np.float32))
     lengths: Array = field(default_factory=lambda: np.zeros(1, np.float32))
     about: str = ""
-
-    def score(self, prompts: Sequence[str]) -> Array:
-        """float32 [P]."""
-        return self._each(prompts)[0]
-
-    def read(self, prompts: Sequence[str]) -> Read:
-        scores, near = self._each(prompts)
-        return Read(np.interp(scores, self.scores, self.lengths).astype(np.float32), near)
 
     def _each(self, prompts: Sequence[str]) -> tuple[Array, Array]:
         """`forward`, prompt by prompt. Lets other threads run between two: reading one takes longer

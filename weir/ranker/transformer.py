@@ -21,7 +21,7 @@ from weir.gguf import GGUF
 from weir.models.load import opened
 from weir.ranker import files
 from weir.ranker.backbone import Backbone, Kernel, scaled
-from weir.ranker.files import Read
+from weir.ranker.files import Ranker
 from weir.text import Text
 
 FORMAT = "weir transformer ranker 2"
@@ -36,9 +36,8 @@ ALIKE = 0.3  # how far embeddings of it may differ, as those of one model in two
 
 
 @dataclass(slots=True)
-class Transformer:
-    """model: its name for the hub. before, after: what its template puts around a prompt.
-    scores, lengths: as `Light` has them, ascending, [Q]."""
+class Transformer(Ranker):
+    """model: its name for the hub. before, after: what its template puts around a prompt."""
 
     backbone: Backbone
     text: Text
@@ -73,14 +72,6 @@ class Transformer:
         prompt = prompt.encode("utf-8", "replace").decode()
         ids = self.text.encode(self.before + prompt + self.after, add_special_tokens=False)
         return torch.tensor(ids if len(ids) <= HEAD + TAIL else ids[:HEAD] + ids[-TAIL:])
-
-    def score(self, prompts: Sequence[str]) -> NDArray[np.float32]:
-        """float32 [P]."""
-        return self._each(prompts)[0]
-
-    def read(self, prompts: Sequence[str]) -> Read:
-        scores, states = self._each(prompts)
-        return Read(np.interp(scores, self.scores, self.lengths).astype(np.float32), states)
 
     def _each(self, prompts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Scores, float32 [P], and states as they compare, [P, 2 H]."""
