@@ -32,6 +32,8 @@ class Page(NamedTuple):
 
 
 class Move(NamedTuple):
+    """What a page holds goes to a page of another tier."""
+
     src: Page
     dst: Page
 

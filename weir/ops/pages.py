@@ -70,30 +70,30 @@ def pack(paged: Paged, pages: Tensor, records: Tensor, *, programs: int = 0) -> 
     On a GPU `paged.memory` or `records` may be pinned host memory, but where records are coded.
     `programs`: as many as may be busy with it; 0: all there are."""
     if paged.coded is None:
-        return gather(paged, pages, records, programs)
+        return _gather(paged, pages, records, programs)
     for some, rows in _few(paged, pages, records):
         wide = records.new_empty(len(some), sum(paged.sizes))
-        gather(paged, some, wide)
+        _gather(paged, some, wide)
         rows.copy_(encode(wide.view(paged.dtype), paged.coded))
 
 
 def unpack(paged: Paged, pages: Tensor, records: Tensor, *, programs: int = 0) -> None:
     """The reverse of `pack`; no page may be named twice."""
     if paged.coded is None:
-        return scatter(paged, pages, records, programs)
+        return _scatter(paged, pages, records, programs)
     for some, rows in _few(paged, pages, records):
-        scatter(paged, some, decode(rows, paged.coded, paged.dtype).view(torch.uint8))
+        _scatter(paged, some, decode(rows, paged.coded, paged.dtype).view(torch.uint8))
 
 
-def gather(paged: Paged, pages: Tensor, wide: Tensor, programs: int = 0) -> None:
+def _gather(paged: Paged, pages: Tensor, wide: Tensor, programs: int = 0) -> None:
     """As `pack`, of pages as they are, uint8 [n, bytes]."""
     if (gpu := gpu_kernels(pages)) is not None:
         return gpu.copy_pages(paged, pages, wide, True, programs)
     torch.cat([layer.index_select(0, pages) for layer in paged.layers], 1, out=wide)
 
 
-def scatter(paged: Paged, pages: Tensor, wide: Tensor, programs: int = 0) -> None:
-    """The reverse of `gather`."""
+def _scatter(paged: Paged, pages: Tensor, wide: Tensor, programs: int = 0) -> None:
+    """The reverse of `_gather`."""
     if (gpu := gpu_kernels(pages)) is not None:
         return gpu.copy_pages(paged, pages, wide, False, programs)
     for layer, part in zip(paged.layers, wide.split(list(paged.sizes), 1), strict=True):

@@ -12,7 +12,7 @@ from weir.core import Move, Tier
 from weir.cost.transfer import DISK
 from weir.ops.coded import BYTES, row_bytes
 from weir.ops.dispatch import gpu_kernels
-from weir.ops.pages import Paged, gather, pack, scatter, unpack
+from weir.ops.pages import Paged, pack, unpack
 from weir.runtime.disk import Disk
 from weir.runtime.link import Link
 from weir.runtime.pinned import host_zeros
@@ -122,28 +122,25 @@ class Store:
 
     def _copy(self, source: int, target: int, here: list[int], there: list[int]) -> None:
         """Copy pages and wait for it, but for writes to a disk, where a page is one record."""
-        most, stays = max(1, DISK // self.record), source == target
+        most = max(1, DISK // self.record)
         for first in range(0, len(here), most):
-            rows = self._read(source, here[first : first + most], stays)
-            self._write(target, there[first : first + most], rows, stays)
+            some = slice(first, first + most)
+            self._write(target, there[some], self._read(source, here[some]))
 
-    def _read(self, tier: int, pages: list[int], stays: bool) -> Tensor:
-        """→ uint8 [n, record], on the tier's device; what stays on its tier is taken as it lies."""
+    def _read(self, tier: int, pages: list[int]) -> Tensor:
+        """→ uint8 [n, record], on the tier's device."""
         if tier not in self.paged:
             return torch.from_numpy(self._disk.read(pages))
         paged = self.paged[tier]
-        size, take = (sum(paged.sizes), gather) if stays else (paged.record, pack)
-        rows = paged.memory.new_empty(len(pages), size)
-        take(paged, upload(torch.tensor(pages), paged.memory.device), rows)
+        rows = paged.memory.new_empty(len(pages), paged.record)
+        pack(paged, upload(torch.tensor(pages), rows.device), rows)
         return rows
 
-    def _write(self, tier: int, pages: list[int], rows: Tensor, stays: bool) -> None:
+    def _write(self, tier: int, pages: list[int], rows: Tensor) -> None:
         if tier not in self.paged:
             return self._disk.write(pages, rows.cpu().numpy())
-        paged = self.paged[tier]
-        device = paged.memory.device
-        put = scatter if stays else unpack
-        put(paged, upload(torch.tensor(pages), device), rows.to(device))
+        device = self.paged[tier].memory.device
+        unpack(self.paged[tier], upload(torch.tensor(pages), device), rows.to(device))
 
     @property
     def _disk(self) -> Disk:
