@@ -298,15 +298,37 @@ def test_a_batch_is_bounded_and_in_order(backend):
     assert most == 7
 
 
-def test_the_constant_prefix_of_a_batch_is_computed_first(backend):
+@pytest.mark.parametrize("count", [2, 5])
+def test_what_programs_of_a_batch_say_alike_is_computed_first(backend, count):
+    begun = []
+
     @weir.function
     def program(s, question):
+        begun.append(question)
         s += "few-shot examples " * 10
         s += f"Q: {question}\nA:" + greedy("answer", 1)
 
-    program.run_batch([{"question": "a"}, {"question": "b"}], backend=backend)
+    program.run_batch([{"question": one} for one in "abcde"[:count]], backend=backend)
     assert backend.asked[0] == ("cache", "few-shot examples " * 10 + "Q: ")
-    assert [kind for kind, _ in backend.asked] == ["cache", "generate", "generate"]
+    assert [kind for kind, _ in backend.asked[1:]] == ["generate"] * count
+    assert begun == list("abcde"[:count])  # each body once
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("at_once", [1, 2, 3, "auto"])
+def test_a_batch_of_any_size_ends(backend, count, at_once):
+    @weir.function
+    def program(s, i):
+        with s.user():
+            s += "the same words for all of them, so that it is worth while " * (i < 2)
+        assert i != 1 or count == 2, "fails before it asks for anything"
+        s += weir.assistant(greedy("said", 3))
+        return s["said"]
+
+    states = program.run_batch([[i] for i in range(count)], backend=backend, num_threads=at_once)
+    assert [state.error() is None for state in states] == [True, count == 2, True][:count]
+    told = [text for kind, text in backend.asked if kind == "cache"]
+    assert len(told) == (count == 2 and at_once in (3, "auto"))
 
 
 def test_programs_call_bind_run_and_batch_one_another(backend):

@@ -7,25 +7,21 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial, update_wrapper
 from typing import Any, cast, overload
 
-from weir.errors import WeirError
 from weir.lang import ir, trace
 from weir.lang.backend.base import Backend
 from weir.lang.backend.choose import chosen
 from weir.lang.loop import Crew, spawn, wait
 from weir.lang.speculate import Ahead, Forms
 from weir.lang.state import State, inside
-from weir.lang.stream import Stream
+from weir.lang.stream import Stream, together
 from weir.lang.words import gen
 from weir.progress import progress
 
 AT_ONCE = max(96, 16 * (os.cpu_count() or 1))
 """Programs of a batch under way at once, where nothing else is said (SGLang's number)."""
-WORTH_CACHING = 64
-"""Characters a constant prefix must have to be computed before a batch (SGLang's number)."""
 DEFAULTS = {"max_tokens": 128}
 """Settings of a `gen` where neither it nor the program's caller says otherwise."""
 
@@ -101,13 +97,12 @@ class Program:
     ) -> list[State] | Iterator[State]:
         """Run once for each of `batch`, at most `num_threads` at once; the states in order.
 
-        Each entry is a mapping of arguments, or a sequence in the program's order. What the program
-        says before it looks at its arguments is computed once, first; to find it the body is begun
-        once more, and left at its first `gen`. A program that fails does not
-        end the others: its state raises when it is read, and `error()` says what happened. Bodies
-        take turns on the caller's thread, so one that blocks in anything but a read (a web request,
-        say) holds up the others' next words. `generator_style`: an iterator, each state as it and
-        those before it are done.
+        Each entry is a mapping of arguments, or a sequence in the program's order. What the first
+        two say alike before their first `gen` is computed once, before the others begin. A program
+        that fails does not end the others: its state raises when it is read, and `error()` says
+        what happened. Bodies take turns on the caller's thread, so one that blocks in anything but
+        a read (a web request, say) holds up the others' next words. `generator_style`: an iterator,
+        each state as it and those before it are done.
         """
         _, defaults = self._sort(settings)
         if any(name in settings for name in self.names):
@@ -118,33 +113,33 @@ class Program:
         for entry in batch:
             if not isinstance(entry, Mapping | list | tuple):
                 raise TypeError(f"a batch holds dicts or lists of arguments, not {entry!r}")
-        found = chosen(backend)
-        bodies = [partial(self._one, found, defaults, entry) for entry in batch]
-        states = self._crowd(found, bodies, size, progress_bar)
+        bodies = self._bodies(batch, partial(self._stream, chosen(backend), defaults), size)
+        states = self._crowd(bodies, len(batch), size, progress_bar)
         return states if generator_style else list(states)
 
     def _crowd(
-        self, backend: Backend, bodies: Sequence[Callable[[], State]], size: int, shown: bool
+        self, bodies: Iterator[Callable[[], State]], count: int, size: int, shown: bool
     ) -> Iterator[State]:
-        if len(bodies) > 1:
-            self._prepare(backend)
-        with progress(len(bodies), "programs", hidden=not shown) as bar:
+        with progress(count, "programs", hidden=not shown) as bar:
             for state in Crew(size).run(bodies):
                 bar.advance(1)
                 yield state
 
-    def _prepare(self, backend: Backend) -> None:
-        """Have what every run says first in the backend's cache."""
-        start = State(Stream(backend, {}))
-        for node in trace.constant(self.body, self.bound):
-            start += node
-        start.finish()
-        if start.error() is None and len(start.stream.prompt.text) > WORTH_CACHING:
-            with suppress(WeirError):  # only a hint: who needs it meets the error, with its line
-                wait(spawn(backend.cache(start.stream.prompt)))
+    def _bodies(
+        self, batch: Sequence[Arguments], stream: Callable[[], Stream], size: int
+    ) -> Iterator[Callable[[], State]]:
+        """To be run as soon as they are asked for. Two that run side by side go on when a third is
+        asked for, or there is none."""
+        pair = [stream(), stream()] if min(size - 1, len(batch)) > 1 else []
+        for one in pair:
+            one.hold()
+        for number, entry in enumerate(batch):
+            yield partial(self._one, pair[number] if number < len(pair) else stream(), entry)
+            if number + 1 == len(pair):
+                wait(spawn(together(pair)))
 
-    def _one(self, backend: Backend, defaults: dict[str, Any], entry: Arguments) -> State:
-        state = State(self._stream(backend, defaults))
+    def _one(self, stream: Stream, entry: Arguments) -> State:
+        state = State(stream)
         if isinstance(entry, Mapping):
             self._whole(state, (), entry)
         else:

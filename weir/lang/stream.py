@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +18,9 @@ from weir.lang import ir
 from weir.lang.backend.base import Backend, Piece, Prompt, Score, Turn
 from weir.lang.loop import loop
 from weir.lang.scorers import SCORERS
+
+WORTH_CACHING = 64
+"""Characters that programs of a batch must begin with to have them computed first (SGLang's)."""
 
 
 class ProgramError(WeirError):
@@ -109,6 +112,10 @@ class Stream:
         """A stream for a `Fork` of this one."""
         return Stream(self.backend, self.defaults, waits=True)
 
+    def hold(self) -> None:
+        """Do nothing of what is pushed before `together` is asked for."""
+        self._waits = True
+
     def need(self) -> None:
         """A value is about to be waited for."""
 
@@ -149,6 +156,9 @@ class Stream:
         self._fail("", error or ProgramError("the program was stopped"))
         if self._work is not None:
             self._work.cancel()
+        self.release()
+
+    def release(self) -> None:
         self._waits = False
         self._go()
 
@@ -290,16 +300,15 @@ class Stream:
             pass  # only a hint: a branch that needs the prefix meets the error, with its line
         finally:
             for number, child in enumerate(fork.children, self._branches):
-                self._release(child, f"{self.prompt.program}/{number}")
+                self._begin(child, f"{self.prompt.program}/{number}")
             self._branches += len(fork.children)
 
-    def _release(self, child: Stream, program: str) -> None:
+    def _begin(self, child: Stream, program: str) -> None:
         child.prompt = replace(self.prompt, images=list(self.prompt.images), program=program)
         child.inherited = len(self.prompt.text), len(self.prompt.turns)
         child.error = self.error
         child._after, child._scopes = self._after, dict(self._scopes)
-        child._waits = False
-        child._go()
+        child.release()
 
     async def _join(self, join: Join, fill: dict[str, Value]) -> None:
         for mark in join.marks:
@@ -316,6 +325,39 @@ class Stream:
                 self._say(child.prompt.text[text:])
                 self.prompt.turns = [*self.prompt.turns, *child.prompt.turns[turns:]]
                 self._after = child._after
+
+
+def _alike(first: list[ir.Node], second: list[ir.Node]) -> Iterator[ir.Node]:
+    """What two programs say alike before they ask for anything."""
+    for one, other in zip(first, second, strict=False):
+        match one, other:
+            case ir.Text(value=text), ir.Text(value=other_text):
+                pairs, least = enumerate(zip(text, other_text, strict=False)), len(other_text)
+                yield ir.Text(text[: next((at for at, (a, b) in pairs if a != b), least)])
+                if text != other_text:
+                    return
+            case (ir.Open(role=role), ir.Open(role=other_role)) if role == other_role:
+                yield one
+            case (ir.Close(), ir.Close()):
+                yield one
+            case _:
+                return
+
+
+async def together(streams: list[Stream]) -> None:
+    """Have what two streams that are held say alike at first in the backend's cache; then they go
+    on."""
+    first = Stream(streams[0].backend, {})
+    try:
+        for node in _alike(*([item.node for item in stream._items] for stream in streams)):
+            await first._do(Item(node, "", {}))
+        if len(first.prompt.text) > WORTH_CACHING:
+            await first.backend.cache(first.prompt)
+    except WeirError:
+        pass  # only a hint: who needs the prefix meets the error, with its line
+    finally:
+        for stream in streams:
+            stream.release()
 
 
 def meta_of(pieces: list[Piece]) -> dict[str, Any]:

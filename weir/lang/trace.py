@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import Parameter, iscoroutine, signature
 from typing import Any, NoReturn, cast
@@ -99,19 +98,15 @@ class Graph:
 
 
 class Recorder(Stream):
-    """Writes down what is appended, and runs none of it. `constant`: only up to the first thing
-    that could differ from run to run."""
+    """Writes down what is appended, and runs none of it."""
 
-    def __init__(self, graph: Graph, number: int = 0, constant: bool = False):
+    def __init__(self, graph: Graph, number: int = 0):
         super().__init__(cast(Backend, None), {})
         self.graph = graph
         self.number = number
-        self.constant = constant
 
     def push(self, node: ir.Node, line: str = "", fill: dict[str, Value] | None = None) -> None:
         for part in self._taken_apart(node):
-            if self.constant and not isinstance(part, ir.Text | ir.Open | ir.Close):
-                raise _Enough
             self.graph.steps.append(Step(self.number, part, line))
 
     def _taken_apart(self, node: ir.Node) -> Iterator[ir.Node]:
@@ -137,8 +132,6 @@ class Tracer(State):
 
     def __getitem__(self, name: str) -> Any:
         self._value(name)
-        if self.stream.constant:
-            raise _Enough
         return Abstract(self.stream.graph, name, self.stream.number)
 
     async def get(self, name: str) -> Any:
@@ -151,10 +144,6 @@ class Tracer(State):
         return Future()
 
 
-class _Enough(BaseException):
-    """The constant part of a program ends here. No program catches it."""
-
-
 def graph(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Graph:
     """Everything `body` appends. Raises ProgramError where its course depends on a value."""
     found = Graph()
@@ -165,23 +154,13 @@ def graph(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Graph:
     return found
 
 
-def constant(body: Callable[..., Any], arguments: Mapping[str, Any]) -> list[ir.Node]:
-    """What `body` appends first, whatever its arguments are; it is left where that ends."""
-    found = Graph()
-    with suppress(_Enough, Exception):  # one that looks at an argument has said what it says before
-        _record(found, body, arguments, constant=True)
-    return [step.node for step in found.steps]
-
-
-def _record(
-    graph: Graph, body: Callable[..., Any], arguments: Mapping[str, Any], constant: bool = False
-) -> None:
+def _record(graph: Graph, body: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Run a body with a value for every parameter after the state; nothing in it has anything to
     wait for."""
     _, *others = signature(body).parameters.values()
     kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     free = {p.name: Abstract(graph, p.name) for p in others if p.kind not in kinds}
-    returned = body(Tracer(Recorder(graph, constant=constant)), **free | dict(arguments))
+    returned = body(Tracer(Recorder(graph)), **free | dict(arguments))
     if iscoroutine(returned):
         try:
             returned.send(None)
