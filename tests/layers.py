@@ -3,11 +3,13 @@
 import ast
 from pathlib import Path
 
+import weir
+
 ROOT = Path(__file__).parent.parent / "weir"
 
 # package or module → its level; a module may import only lower levels, or its own package
 LEVEL = {
-    "core": 0, "errors": 0, "folders": 0, "peers": 0, "spec": 0, "system": 0,
+    "core": 0, "errors": 0, "folders": 0, "peers": 0, "spec": 0, "linux": 0,
     "cost": 1, "fields": 1, "gguf": 1, "params": 1, "progress": 1, "rows": 1, "wire": 1,
     "config": 2, "kv": 2, "ops": 2, "text": 2, "hub": 2,
     "grammar": 3, "sched": 3, "models": 3, "options": 3,
@@ -83,3 +85,8 @@ def test_imports_go_down():
 def test_every_part_has_a_level():
     parts = {p.name.removesuffix(".py") for p in ROOT.iterdir() if p.suffix == ".py" or p.is_dir()}
     assert parts - LEVEL.keys() - {"__init__", "__pycache__", "py.typed", "data"} == set()
+
+
+def test_no_module_hides_what_the_package_offers():
+    """`weir.name` is the module once anybody has imported it."""
+    assert not LEVEL.keys() & set(weir.__all__)

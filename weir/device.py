@@ -17,6 +17,7 @@ from weir.core import Tier
 from weir.cost.transfer import slot_bytes
 from weir.errors import ConfigError
 from weir.executor.local import Direct, Local
+from weir.linux import free_memory
 from weir.models.base import Model
 from weir.ops import dispatch, native
 from weir.ops.coded import BYTES, GROUP
@@ -31,7 +32,6 @@ from weir.runtime.runner import Runner
 from weir.runtime.store import Store, page_bytes
 from weir.runtime.warmup import pages_needed, rehearse, warm_up_away
 from weir.spec import Spec
-from weir.system import free_memory
 
 log = logging.getLogger(__name__)
 

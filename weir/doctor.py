@@ -18,7 +18,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from weir import system
+from weir import linux
 from weir.folders import cache_folder
 from weir.ops import native
 
@@ -80,15 +80,15 @@ def attempt(probe: Callable[..., list[Finding]], *known: Any) -> list[Finding]:
 
 
 def machine() -> list[Finding]:
-    info, flags = next(iter(system.processors()), {}), system.instructions()
+    info, flags = next(iter(linux.processors()), {}), linux.instructions()
     known = EXTENSIONS.get(platform.machine(), [])
-    usable, limit = len(os.sched_getaffinity(0)), system.allowed_cores()
+    usable, limit = len(os.sched_getaffinity(0)), linux.allowed_cores()
     cores = f"{usable} of {os.cpu_count()}"
     advice = ""
     if limit is not None and limit < usable:
         cores += f", but this container may only use {limit:g}"
         advice = f"start with --threads {max(1, int(limit))}"
-    total, free = system.memory()
+    total, free = linux.memory()
     old = "" if sys.version_info >= (3, 11) else "Weir needs Python 3.11 or later"
     return [
         Finding("processor", info.get("model name", platform.processor() or platform.machine())),

@@ -20,13 +20,13 @@ from weir.cost.offload import BYTES, MARGIN, Job, Offload, Prediction, Shares, p
 from weir.cost.search import GPU, Planned, Report, runnable, search
 from weir.cost.work import cache_bytes, weights
 from weir.errors import ConfigError
+from weir.linux import free_memory
 from weir.models.load import load
 from weir.models.shape import read_spec
 from weir.ops import native
 from weir.runtime import rates
 from weir.runtime.streamed import Streamed
 from weir.spec import Spec
-from weir.system import free_memory
 from weir.trial import timed
 
 log = logging.getLogger(__name__)

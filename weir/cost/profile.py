@@ -18,7 +18,7 @@ from weir.core import Capacity, Chunk, Page, Plan, Result, Sampling
 from weir.cost.table import Grid, Table
 from weir.cost.work import Work
 from weir.errors import ConfigError
-from weir.system import processors
+from weir.linux import processors
 
 GREEDY = Sampling(temperature=0.0, max_tokens=1 << 30)
 

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from weir.folders import cache_folder
-from weir.system import instructions
+from weir.linux import instructions
 
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno")

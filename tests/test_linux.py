@@ -1,6 +1,6 @@
 """The machine as a container leaves it to us."""
 
-from weir.system import memory
+from weir.linux import memory
 
 
 def test_memory_is_what_a_container_leaves(tmp_path) -> None:
