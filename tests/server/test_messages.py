@@ -66,7 +66,7 @@ def test_events_say_what_the_whole_answer_does(http):
 def test_calls(http, monkeypatch):
     """The fake model repeats its prompt, which is a call here."""
     said = f"So:\n{CALL}"
-    monkeypatch.setattr(messages, "render", lambda *_: said)
+    monkeypatch.setattr(messages, "rendered", lambda *_: said)
 
     def free(asked, default):
         return replace(sampling(asked, default), structured_outputs=None)

@@ -55,7 +55,7 @@ def test_calls(sdk, monkeypatch):
     def free(asked, default):
         return replace(sampling(asked, default), structured_outputs=None)
 
-    monkeypatch.setattr(responses, "render", lambda *_: said)
+    monkeypatch.setattr(responses, "rendered", lambda *_: said)
     monkeypatch.setattr(chat, "sampling", free)
     asked = ASKED | {"tools": [TOOL], "user": f"end:{len(said.encode()) + 1}"}
     answer = sdk.create(**asked)

@@ -99,7 +99,7 @@ class ChatChunk(Struct):
 
 async def chat(call: Call, body: ChatRequest) -> Reply:
     model = call.service.model(body.model)
-    prompt = render(call.service.client.text, body, call.service.close(body))
+    prompt = rendered(call, body)
     job, readers = await ask(call, body, prompt, [prompt], **body.details)
     identity, created = f"chatcmpl-{job.id}", int(time.time())
     if body.stream:
@@ -113,6 +113,11 @@ async def chat(call: Call, body: ChatRequest) -> Reply:
     if body.return_token_ids:
         answer.prompt_token_ids = stream.prompt_ids
     return answer
+
+
+def rendered(call: Call, body: ChatRequest) -> str:
+    """The prompt that a chat becomes."""
+    return render(call.service.client.text, body, call.service.close(body))
 
 
 async def ask(
@@ -146,7 +151,7 @@ def _choice(one: Output, body: ChatRequest, reader: Reader) -> ChatChoice:
     message = AssistantMessage(text if text or not (thought or calls) else None)
     message.tool_calls = merged(calls) or UNSET
     message.reasoning = message.reasoning_content = thought or UNSET
-    return ChatChoice(message=message, **_ended(one, body, reader))
+    return ChatChoice(message=message, **_state(one, body, reader))
 
 
 def _chunks(
@@ -159,7 +164,7 @@ def _chunks(
         thought, text, calls = reader.push(output)
         content = text if text or not (thought or calls) else UNSET
         delta = Delta(content, calls or UNSET, thought or UNSET, thought or UNSET)
-        piece = ChatChunkChoice(delta=delta, **_ended(output, body, reader))
+        piece = ChatChunkChoice(delta=delta, **_state(output, body, reader))
         value = ChatChunk(identity, created, model, [piece])
         if output.index not in begun:
             begun.add(output.index)
@@ -172,7 +177,7 @@ def _chunks(
     return chunks(job, body.stream_options, write, last)
 
 
-def _ended(output: Output, body: ChatRequest, reader: Reader) -> dict[str, Any]:
+def _state(output: Output, body: ChatRequest, reader: Reader) -> dict[str, Any]:
     """What is said of a choice beside its text, as far as it has come."""
     reason = output.finish_reason
     return {

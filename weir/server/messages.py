@@ -8,10 +8,9 @@ from msgspec import Struct
 
 from weir.client import Output
 from weir.server.anthropic import Counted, MessagesRequest
-from weir.server.chat import ask
+from weir.server.chat import ask, rendered
 from weir.server.endpoint import Call, Reply, frame
 from weir.server.jobs import Burst, Job
-from weir.server.prompts import render
 from weir.server.reading import Reader
 
 
@@ -109,8 +108,7 @@ Event = Started | BlockStarted | BlockDelta | BlockStopped | MessageDelta | Stop
 
 async def count(call: Call, body: Counted) -> Reply:
     call.service.model(body.model)
-    asked = body.chat()
-    prompt = render(call.service.client.text, asked, call.service.close(asked))
+    prompt = rendered(call, body.chat())
     return InputTokens(len(await call.service.encode(prompt, False)))
 
 
@@ -124,7 +122,7 @@ async def messages(call: Call, body: MessagesRequest) -> Reply:
         top_k=body.top_k,
         user=body.metadata and body.metadata.user_id,
     )
-    said = render(client.text, asked, call.service.close(asked))
+    said = rendered(call, asked)
     prompt = await call.service.encode(said, False)
     room = max(1, client.model.context - len(prompt))
     asked.max_tokens = min(body.max_tokens, room)

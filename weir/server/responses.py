@@ -10,11 +10,10 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from weir.client import Output
-from weir.server.chat import ask
+from weir.server.chat import ask, rendered
 from weir.server.endpoint import Call, Reply, frame
 from weir.server.items import Offered, ResponsesRequest
 from weir.server.jobs import Burst, Job
-from weir.server.prompts import render
 from weir.server.reading import Reader
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -113,7 +112,7 @@ class Event(Struct):
 async def responses(call: Call, body: ResponsesRequest) -> Reply:
     model = call.service.model(body.model)
     asked = body.chat()
-    prompt = render(call.service.client.text, asked, call.service.close(asked))
+    prompt = rendered(call, asked)
     details = {"field": "input"} | asked.details | body.details
     job, [reader] = await ask(call, asked, prompt, [prompt], **details)
     params = job.streams[0].assembly.params

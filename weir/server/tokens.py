@@ -6,9 +6,9 @@ from msgspec import Meta, Struct
 
 from weir.errors import BadRequest
 from weir.params import TokenId
+from weir.server.chat import rendered
 from weir.server.endpoint import Call, Reply
 from weir.server.openai import ChatRequest, Message, Unserved
-from weir.server.prompts import render
 
 
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -73,7 +73,7 @@ async def tokenize(call: Call, body: TokenizeRequest) -> Reply:
             continue_final_message=body.continue_final_message,
             chat_template_kwargs=body.chat_template_kwargs,
         )
-        ids = await service.encode(render(text, asked, service.close(asked)), bool(special))
+        ids = await service.encode(rendered(call, asked), bool(special))
     pieces = [text.token(one) for one in ids] if body.return_token_strs else None
     return Tokens(len(ids), service.client.model.context, ids, pieces)
 
