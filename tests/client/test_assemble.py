@@ -50,6 +50,42 @@ def first_stop(text: str, stops: list[str]) -> tuple[int, str] | None:
     return None
 
 
+@given(ANSWERS, STOPS, *[st.lists(st.integers(1, 5))] * 2, st.integers(0, 5))
+def test_what_a_new_engine_repeats_is_told_once(answer, stops, cuts, others, lived):
+    """The first engine dies after some deltas; the next one cuts the same tokens otherwise."""
+    params, tokens = SamplingParams(stop=stops, max_tokens=100), list(answer.encode())
+    wanted, _ = assemble(params, tokens, [])
+    ledger, completion = make_ledger(TEXT), Completion()
+    assembly = ledger.admit([1], params, now=0.0)
+    uid = assembly.submits[0].uid
+    lives = deltas(uid, tokens, cuts, "length")[:-1][:lived], deltas(uid, tokens, others, "length")
+    for life in lives:
+        for delta in life:
+            for _, output in ledger.settle([delta], 1.0)[0]:
+                completion.add(output)
+        if not assembly.finished:
+            assembly.restart()
+    assert (completion.text, completion.token_ids) == (wanted.text, wanted.token_ids)
+    assert completion.finish_reason == wanted.finish_reason
+    assert assembly.usage.completion_tokens == len(wanted.token_ids)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [Delta(0, list(b"ax")), Delta(0, list(b"a"), done="stop"), Delta(0, done="length")],
+    ids=["other", "shorter", "empty"],
+)
+def test_a_new_engine_that_says_something_else(after):
+    ledger = make_ledger(TEXT)
+    assembly = ledger.admit([1], SamplingParams(max_tokens=9), now=0.0)
+    after.uid = assembly.submits[0].uid
+    ledger.settle([Delta(after.uid, list(b"ab"))], 1.0)
+    assembly.restart()
+    ((_, output),), _ = ledger.settle([after], 2.0)
+    assert output.finish_reason == "error" and "send the request again" in output.error
+    assert not ledger.live and not output.token_ids
+
+
 @given(ANSWERS, STOPS, st.lists(st.integers(1, 5)), st.booleans())
 def test_stop_strings_end_the_answer_wherever_tokens_are_cut(answer, stops, cuts, include):
     params = SamplingParams(stop=stops, include_stop_str_in_output=include, max_tokens=100)

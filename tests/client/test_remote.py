@@ -61,31 +61,40 @@ def test_what_the_engine_logs_is_in_our_log(run, make, monkeypatch, caplog, capf
     assert capfd.readouterr().err == "plain\n"
 
 
-def test_what_showed_nothing_is_replayed_and_the_rest_told(run, make, tmp_path):
+def test_what_an_engine_had_in_hand_the_next_one_goes_on_with(run, make, tmp_path):
     """The killer is replayed too: it kills once. Tokens are those an engine that lives makes."""
+    drawn, written, refused = SamplingParams(max_tokens=300, seed=5), [], []
 
     async def main():
         client = make({"requests": 4, "step_seconds": 0.01, "context": 100_000})
         await client.start()
         (wanted,) = await client.submit("q", SEEDED).collect()
+        (whole,) = await client.submit("x", drawn).collect()
         counted = client.stats.generated_tokens
-        ended = []
+        ended, real = [], client._restarting
         client.listeners.append(ended.append)
-        begun = client.submit("x", SamplingParams(max_tokens=90_000))
-        await anext(begun)
+
+        def restarting(reason):
+            real(reason)
+            assert client.health.startswith("restarting: ") and "SIGKILL" in client.health
+            with pytest.raises(Overloaded, match="starting") as caught:
+                client.submit("x", GREEDY)
+            refused.append(caught.value)
+
+        client._restarting = restarting
+        begun = client.submit("x", drawn)
+        written.append(await anext(begun))
         killer = client.submit("k", GREEDY, user=f"die:{tmp_path / 'died'}", request_id="killer")
         queued = [client.submit("q", SEEDED, request_id=str(at)) for at in range(6)]
-        with pytest.raises(EngineDead, match="SIGKILL"):
-            await begun.collect()
-        assert client.health.startswith("restarting: ") and "SIGKILL" in client.health
-        with pytest.raises(Overloaded, match="starting"):
-            client.submit("x", GREEDY)
         assert [c.text for (c,) in await answers([killer])] == ["k" * 8]
         assert [c.token_ids for (c,) in await answers(queued)] == [wanted.token_ids] * 6
-        assert client.health == "ready" and client.restarts == 1
+        written.extend([output async for output in begun])
+        assert [token for one in written for token in one.token_ids] == whole.token_ids
+        assert "".join(one.text for one in written) == whole.text
+        assert begun.usage.completion_tokens == 300
+        assert client.health == "ready" and client.restarts == 1 and refused
         told = {finished.id: finished for finished in ended}
-        assert told[begun.id].finish_reasons == ["error"] and "SIGKILL" in told[begun.id].error
-        assert [told[str(at)].replays for at in range(6)] == [1] * 6
+        assert [told[name].replays for name in (begun.id, *"012345")] == [1] * 7
         order = [f.id for f in ended if f.id in "012345"]
         assert order == sorted(order)
         assert client.stats.generated_tokens >= counted + 7 * 8  # counters go on across engines
@@ -95,12 +104,14 @@ def test_what_showed_nothing_is_replayed_and_the_rest_told(run, make, tmp_path):
     run(main)
 
 
-def test_an_error_event_comes_before_the_exception(run, make):
+def test_a_second_death_ends_what_was_seen(run, make):
     async def main():
         client = make({"step_seconds": 0.01, "context": 100_000})
         await client.start()
         stream = client.submit("x", SamplingParams(max_tokens=90_000, n=2))
         await anext(stream)
+        os.kill(client.model.info["pid"], signal.SIGKILL)
+        await eventually(lambda: client.restarts == 1)
         os.kill(client.model.info["pid"], signal.SIGKILL)
         outputs = []
         with pytest.raises(EngineDead):

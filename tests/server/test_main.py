@@ -119,13 +119,18 @@ def test_a_second_signal_ends_it_now():
         assert running.wait(CEILING) == 0
 
 
-def test_an_engine_that_is_killed_comes_back_and_its_stream_says_why():
+def test_a_stream_outlives_one_engine_and_says_why_it_ends_with_the_next():
     with process({"context": 100_000, "step_seconds": 0.01}) as (running, http):
         wait_ready(http)
         body = {"prompt": "abc", "max_tokens": 90_000, "stream": True}
         with http.stream("POST", "/v1/completions", json=body) as answer:
             chunks = answer.iter_text()
             text = next(chunks)
+            (first,) = children(running.pid)
+            os.kill(first, signal.SIGKILL)
+            until(lambda: children(running.pid) not in ([], [first]))
+            wait_ready(http)
+            text += next(chunks)
             os.kill(children(running.pid)[0], signal.SIGKILL)
             text += "".join(chunks)
         last = json.loads(events(text)[-1])

@@ -6,17 +6,22 @@ Pure: no event loop, no engine, and time is an argument. Offline use and servers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from weir.client.events import Logprob, Output, Timing, Usage
 from weir.core import Delta, Tier, TokenLogprobs
 from weir.params import SamplingParams
 from weir.text import Detokenizer, StopChecker, Text
 from weir.wire import Submit
 
+OTHERWISE = "The engine died, and the next one began this answer otherwise: send the request again."
+
 
 class Choice:
     """One of the `n` sequences of a request, from its first token to its end."""
 
     __slots__ = (
+        "again",
         "count",
         "detokenizer",
         "finish_reason",
@@ -26,6 +31,7 @@ class Choice:
         "stops",
         "submit",
         "text",
+        "told",
     )
 
     def __init__(self, index: int, submit: Submit, text: Text, params: SamplingParams):
@@ -35,11 +41,8 @@ class Choice:
         self.params = params
         self.finish_reason: str | None = None
         self.last = -1.0  # time of its latest token
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget every token: the request begins again."""
-        params = self.params
+        self.told: list[int] = []  # tokens so far
+        self.again = 0  # of them, those that a new engine has yet to repeat
         self.count = 0
         self.detokenizer = (
             Detokenizer(self.text.pieces(params.skip_special_tokens)) if params.detokenize else None
@@ -47,6 +50,21 @@ class Choice:
         self.stops = (
             StopChecker(params.stops, params.include_stop_str_in_output) if params.stops else None
         )
+
+    def unheard(self, delta: Delta) -> Delta:
+        """What is new of a delta. One that differs from what was told becomes an error."""
+        if self.again:
+            known = self.told[-self.again :]
+            repeated = min(self.again, len(delta.tokens))
+            ends = delta.done in ("stop", "length") and repeated < self.again
+            if ends or delta.tokens[:repeated] != known[:repeated]:
+                return Delta(uid=delta.uid, done="error", error=OTHERWISE)
+            self.again -= repeated
+            delta = replace(
+                delta, tokens=delta.tokens[repeated:], logprobs=delta.logprobs[repeated:]
+            )
+        self.told += delta.tokens
+        return delta
 
     def push(self, delta: Delta) -> Output:
         """The event a delta makes. If a stop string completes, tokens after it are dropped."""
@@ -175,6 +193,7 @@ class Assembly:
         if delta.started >= 0 and self.timing.started < 0:
             self.timing.started = delta.started
         self.preempted += delta.preempted
+        delta = choice.unheard(delta)
         if not delta.tokens and delta.done is None:
             return None
         output = choice.push(delta)
@@ -199,12 +218,14 @@ class Assembly:
         return [c.push(delta) for c in self.choices if c.finish_reason is None]
 
     def restart(self) -> None:
-        """Make ready to be served again from the first token by another engine."""
+        """Make ready to be served again from the first token by another engine, which repeats what
+        was told already."""
         self.replays += 1
         self.preempted = 0
-        self.timing.started = -1.0
+        if not self.streamed:
+            self.timing.started = -1.0
         for choice in self.choices:
-            choice.restart()
+            choice.again = len(choice.told)
         self._begin()
 
 

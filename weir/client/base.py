@@ -184,8 +184,9 @@ class Client(ABC):
             self._forecast.close()
 
     def _hand_over(self, assembly: Assembly) -> None:
-        for submit in assembly.submits:
-            self._send(submit)
+        for choice in assembly.choices:
+            if choice.finish_reason is None:
+                self._send(choice.submit)
         if self._forecast is not None:
             self._forecast.add(assembly)
 

@@ -30,10 +30,12 @@ COUNTERS = Counters.__struct_fields__
 class Remote(Client):
     """A `Client` of an engine process.
 
-    When the process dies or hangs, another is started. Requests that have shown nothing yet are
-    given to it in their old order and with their old seeds, so nobody notices but for the time it
-    took; the others end with `finish_reason` "error". If the next engine dies of it too, the
-    requests it had are suspects: they are tried one by one, and the one that kills is told so.
+    When the process dies or hangs, another is started and given the requests in hand, in their old
+    order and with their old seeds. What an answer has shown already is told once: the new engine
+    repeats it, and a request whose tokens differ this time ends with `finish_reason` "error". So
+    does one that had shown something when a second engine died. Requests that two engines died of
+    before they showed anything are suspects: they are tried one by one, and the one that kills is
+    told so.
 
     config: what the engine's factory is called with: plain data, or a Struct.
     factory: "module:function"; imported in the engine process alone.
@@ -131,7 +133,7 @@ class Remote(Client):
             self._health = f"restarting: {reason}"
 
     def _replay(self) -> None:
-        """Give a new engine what the one before it had shown nothing of."""
+        """Give a new engine what the one before it had in hand."""
         for assembly in self._ledger.live.values():
             if assembly.replays >= SUSPECT:
                 self._suspects.append(assembly)
@@ -158,12 +160,12 @@ class Remote(Client):
         tried, *untried = self._suspects or [None]
         self._suspects.clear()
         live = list(self._ledger.live.values())
-        lost = [assembly for assembly in live if assembly.streamed or assembly is tried]
+        lost = [one for one in live if one is tried or (one.streamed and one.replays)]
         log.error("%s; %d requests are replayed, %d lost", reason, len(live) - len(lost), len(lost))
         for assembly in live:
-            if assembly is tried and not assembly.streamed:
+            if assembly is tried:
                 self._lose(assembly, f"{reason}, as others did that were given this request")
-            elif assembly.streamed:
+            elif assembly.streamed and assembly.replays:
                 self._lose(assembly, f"{reason}. This request was in it: send it again")
             elif assembly not in untried:
                 assembly.restart()
