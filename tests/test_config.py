@@ -89,6 +89,10 @@ def test_a_message_says_where_and_what_is_allowed(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"^WEIR_PORT: expected `int`.*enableServiceLinks"):
         load({}, {"WEIR_PORT": "tcp://10.0.0.1:8000"})
+    with pytest.raises(ConfigError, match=r"^WEIR_BLOK_SIZE: .*did you mean WEIR_BLOCK_SIZE\?"):
+        load({}, {"WEIR_BLOK_SIZE": "2"})
+    links = ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_80_TCP", "PORT_80_TCP_ADDR")
+    assert load({}, {f"WEIR_{name}": "x" for name in links}) == Config()
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,9 @@ SECTIONS = {
 }
 """The first field of each section of the reference, and the section's title."""
 
+OTHERS = {f"WEIR_{name}" for name in ("CACHE", "CONFIG", "DATA", "MODELS", "NATIVE")}
+"""Variables that are no settings."""
+
 
 class Given(NamedTuple):
     """A value as somebody wrote it, and where, in the words of an error message."""
@@ -243,10 +246,17 @@ def load(
     if file := (file or environ.get("WEIR_CONFIG")):
         for key, value in _read(Path(file)).items():
             _add(given, key.replace("-", "_"), Given(value, f"{file}: {key}"))
-    for name in (*FIELDS, *ALIASES, *OPPOSITES, *NEUTRAL):
+    settings = (*FIELDS, *ALIASES, *OPPOSITES, *NEUTRAL)
+    for name in settings:
         variable = "WEIR_" + name.upper()
         if variable in environ:
             _add(given, name, Given(environ[variable], variable))
+    for variable in environ.keys() - {"WEIR_" + name.upper() for name in settings} - OTHERS:
+        if variable.startswith("WEIR_"):
+            close = difflib.get_close_matches(variable[5:].lower(), settings, 1, cutoff=0.8)
+            if close:  # any other may be of whatever runs Weir
+                meant = "WEIR_" + close[0].upper()
+                raise ConfigError(f"{variable}: no such setting; did you mean {meant}?")
     for name, value in flags.items():
         _add(given, name, Given(value, "--" + name.replace("_", "-")))
     values: dict[str, Any] = {name: _convert(name, *pair) for name, pair in given.items()}
