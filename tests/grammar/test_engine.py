@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests import embedded
 from tests.grammar.words import CRASH, END, HANG, PANIC, PIECES, SIZE, encode, tokens
 from weir.core import (
     Capacity,
@@ -30,6 +31,7 @@ from weir.core import (
     TokenLogprobs,
 )
 from weir.engine import Engine
+from weir.gguf import GGUF
 from weir.grammar.compile import compile
 from weir.grammar.library import Library
 from weir.grammar.shared import Rows
@@ -40,6 +42,7 @@ from weir.sched.composer import Chunked
 from weir.sched.placement import OnDemand
 from weir.sched.ranking import FCFS
 from weir.sched.scheduler import Scheduler
+from weir.text import Text
 
 
 class Drawing:
@@ -220,6 +223,29 @@ def test_a_grammar_begins_when_a_thought_has_ended(library, seed: int, depth: in
         if delta.done == "stop":
             said = text(Delta(0, tokens=answer))
             assert re.fullmatch(REGEXES[r.uid % 4 % 2], said), said
+
+
+def embedded_tokens() -> Tokens:
+    text = Text.from_gguf(GGUF.open(embedded.find()))
+    return Tokens(text.pieces(True), text.eos, lambda said: text.encode(said, False))
+
+
+def test_what_follows_a_thought_is_cut_as_the_tokenizer_cuts():
+    """With a real vocabulary; one of its special tokens ends the thought."""
+    read = embedded_tokens()
+    size, ended = len(read.pieces), next(t for t, piece in enumerate(read.pieces) if not piece)
+    ended = next(t for t in range(ended, size) if not read.pieces[t] and t not in read.ends)
+    own, after = Library(embedded_tokens, size, processes=1), list(read.encode("\n\n"))
+    regex = r'\{"name": "[a-z]{1,9}", "children": [0-9]\}'
+    grammar = replace(compiled(regex=regex), thought=Thought(ended, after))
+    wanted = [request(uid, grammar) for uid in range(4)]
+    for delta in run(engine(own, likes=[ended]), wanted).values():
+        assert delta.done == "stop"
+        answer = delta.tokens[delta.tokens.index(ended) + 1 :]
+        said = b"".join(read.pieces[token] for token in answer).decode()
+        assert re.fullmatch("\n\n" + regex, said), said
+        assert answer[: len(after) + 3] == after + list(read.encode('{"name": "x"'))[:3]
+    own.close()
 
 
 def test_forced_tokens_are_cut_as_the_tokenizer_cuts_and_cost_no_step(library):
