@@ -107,7 +107,7 @@ def test_a_cut_prompt_fills_whole_tiles():
 
 def test_prompts_beside_decodes_get_more_where_streams_are_many_or_prompts_wait():
     pace = Beside(48, most=128)
-    for decodes, backlog, want in ((8, 128, 48), (32, 128, 64), (8, 800, 100), (99, 9000, 128)):
+    for decodes, backlog, want in ((8, 128, 48), (16, 128, 64), (8, 800, 100), (99, 9000, 128)):
         assert pace.prompts(Load(decodes=decodes, backlog=backlog), 0) == want
         assert Beside(48).prompts(Load(decodes=decodes, backlog=backlog), 0) == 48
     it = engine(Chunked(Beside(4, most=12)), tokens=200)
