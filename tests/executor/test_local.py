@@ -52,7 +52,7 @@ def test_plans_chain_before_their_tokens_are_read(executor):
 def test_submit_does_not_wait(executor):
     drive, gate = Drive(executor.runner), threading.Event()
     launch = executor.runner.launch
-    executor.runner.launch = lambda plan: gate.wait(60) and launch(plan)
+    executor.runner.launch = lambda plan, prepared: gate.wait(60) and launch(plan, prepared)
     handles = [
         executor.submit(drive.plan([drive.chunk(uid, 0, [uid], sample=EVERY)])) for uid in (1, 2)
     ]
@@ -61,6 +61,27 @@ def test_submit_does_not_wait(executor):
     assert [handle.result().tokens for handle in handles] == [
         {uid: generate(MODEL, [uid], 1)[0]} for uid in (1, 2)
     ]
+
+
+def test_a_result_comes_while_the_next_plan_computes(executor):
+    drive, begin, go_on = Drive(executor.runner), threading.Event(), threading.Event()
+    plans = [drive.plan([drive.chunk(uid, 0, [uid], sample=EVERY)]) for uid in (1, 2)]
+    launch = executor.runner.launch
+
+    def slow(plan, prepared):
+        def computes():
+            prepared()
+            assert plan is plans[0] or go_on.wait(60)
+
+        assert begin.wait(60)
+        return launch(plan, computes)
+
+    executor.runner.launch = slow
+    first, second = map(executor.submit, plans)
+    begin.set()
+    assert 1 in first.result().tokens and not second.launched.done()
+    go_on.set()
+    assert 2 in second.result().tokens
 
 
 def test_a_broken_plan_ends_every_plan_that_follows(executor):

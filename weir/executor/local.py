@@ -77,10 +77,10 @@ class Direct:
         self.closed = True
         self.runner.close()
 
-    def _launch(self, plan: Plan) -> Handle:
+    def _launch(self, plan: Plan, prepared: Callable[[], None] | None = None) -> Handle:
         if self.error is None:
             try:
-                return self.runner.launch(plan)
+                return self.runner.launch(plan, prepared)
             except Exception as error:
                 self.error = error
         return Lost(self.error)
@@ -99,6 +99,9 @@ class Awaited:
 class Local(Direct):
     """As `Direct`, with a thread that runs the plans in the order submitted.
 
+    Who waits for a plan hears of it once the next, if there is one, is prepared: both then need the
+    interpreter's lock, and what is computed should not wait for it.
+
     threads: PyTorch's own, for what no native kernel computes; 0: as it is.
     """
 
@@ -106,6 +109,7 @@ class Local(Direct):
         super().__init__(runner, **capacity)
         self.queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.late: tuple[Awaited, Handle] | None = None  # waits for its masks
+        self.done: tuple[Awaited, Handle] | None = None  # of which nobody has heard
         self.thread = threading.Thread(
             target=self._work, args=(threads,), name="weir-executor", daemon=True
         )
@@ -133,15 +137,27 @@ class Local(Direct):
     def _work(self, threads: int) -> None:
         if threads:
             torch.set_num_threads(threads)  # counts for the thread that calls it
-        while (work := self.queue.get()) is not None:
+        while (work := self._next()) is not None:
             work()
+        self._tell()
+
+    def _next(self) -> Callable[[], None] | None:
+        if self.queue.empty():
+            self._tell()
+        return self.queue.get()
+
+    def _tell(self) -> None:
+        if self.done is not None:
+            (handle, launched), self.done = self.done, None
+            handle.launched.set_result(launched)
 
     def _submit(self, plan: Plan, handle: Awaited) -> None:
-        launched = self._launch(plan)
+        launched = self._launch(plan, self._tell)
+        self._tell()
         if plan.late:
             self.late = handle, launched
         else:
-            handle.launched.set_result(launched)
+            self.done = handle, launched
 
     def _choose(self, masks: dict[int, bytes]) -> None:
         assert self.late is not None

@@ -3,7 +3,7 @@
 The data plane of one rank. It decides nothing: order, memory and stopping are the plan's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -123,9 +123,10 @@ class Runner:
         return self.launch(plan).result()
 
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> Landing:
-        """Queue a plan on the device. Raises only if a plan breaks its contract, and then nothing
-        that comes after it can be trusted."""
+    def launch(self, plan: Plan, prepared: Callable[[], None] | None = None) -> Landing:
+        """Queue a plan on the device. `prepared` is called when its arrays are, before anything is
+        computed. Raises only if a plan breaks its contract, and then nothing that comes after it
+        can be trusted."""
         if self.late:
             raise RuntimeError("the masks of the plan before never came")
         landing = Landing(self.device)
@@ -143,6 +144,8 @@ class Runner:
         self.tables.put(self.stage)
         self.stage.send()
         self.tables.update()
+        if prepared is not None:
+            prepared()
         if works and works[0].recorded is not None:
             self._replay(works[0], works[0].recorded, landing)
         elif works or passing is not None:
