@@ -262,7 +262,7 @@ def prefixes(seed: int, images: Path) -> None:
     device = find("a10g")
     arms = [
         Arm("FCFS", Chunked(), tokens=512, requests=64),
-        Arm("longest prefix", Chunked(), lambda cache: LongestPrefix(Matches(cache, 4096)),
+        Arm("longest prefix", Chunked(), lambda cache: LongestPrefix(Matches(cache)),
             tokens=512, requests=64),
         Arm("depth first", Chunked(), lambda cache: DepthFirst(cache, 4096),
             tokens=512, requests=64),

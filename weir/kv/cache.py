@@ -12,6 +12,7 @@ from weir.core import Move, Page, Request, Tier
 from weir.kv.audit import audit
 from weir.kv.pool import Pool
 from weir.kv.radix import Node, Radix
+from weir.kv.watch import Watch
 
 PROOF = 50
 """Tokens brought to main memory, besides as many as the first tier holds, for one that comes back:
@@ -68,6 +69,7 @@ class Cache:
         self.pins: dict[str, Node] = {}  # name → deepest node, locked as by a request
         self.pools = {int(tier): Pool(tier, size) for tier, size in sizes.items()}
         self.tree = Radix(page, self.tiers)
+        self.watch = Watch()
 
     # -- what the scheduler asks ---------------------------------------------------------------
 
@@ -116,6 +118,13 @@ class Cache:
     def known(self, r: Request) -> int:
         """Tokens of `r` that the tree holds. Touches nothing."""
         return max((at for _, at in self._trace(r)), default=0)
+
+    def expect(self, r: Request) -> int:
+        """As `known`; and `watch` tells when a page more of `r` has come."""
+        known = self.known(r)
+        if self.reuse and known + self.page <= self._limit(r):
+            self.watch.put(r, (known, tuple(r.tokens[known : known + self.page])))
+        return known
 
     def pages(self, tokens: int) -> int:
         """Pages that so many tokens need."""
@@ -250,6 +259,7 @@ class Cache:
             while end < full and r.pages[end].tier == tier:
                 end += 1
             key = tuple(r.tokens[first * page : end * page])
+            self.watch.taken(first * page, key, page)
             node, first = self.tree.insert(node, key, r.pages[first:end]), end
         return node, first
 

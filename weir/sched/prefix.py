@@ -2,29 +2,61 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from weir.core import Request
 from weir.kv.cache import Cache
 from weir.sched.ranking import Key, Ranking
 
+AGAIN = 8
+"""Of many who wait and were found something: how many are looked up again in a plan."""
+
 
 @dataclass(slots=True)
 class Matches:
-    """How many tokens of each waiting request the cache holds, looked up anew for every plan.
+    """How many tokens of each waiting request the cache holds.
 
-    Looking up costs time, so nothing is known while more than `limit` requests wait."""
+    Looking up costs time. While at most `limit` wait, all are looked up for every plan. Of more, so
+    many at most: those of whom the cache has a page more, then those who have come; and a few whose
+    turn it is of those it had something of, which may have been evicted."""
 
     cache: Cache
     limit: int = 128
     known: dict[int, int] = field(default_factory=dict)
+    due: dict[int, Request] = field(default_factory=dict)  # in the order of turns, as are
+    found: dict[int, Request] = field(default_factory=dict)
+
+    def enter(self, r: Request) -> None:
+        self.due[r.uid] = r
+
+    def leave(self, r: Request) -> None:
+        self._strike(r)
+        self.known.pop(r.uid, None)
+        self.cache.watch.forget(r)
 
     def refresh(self, waiting: Collection[Request]) -> list[Request]:
         """Look up; returns those of whom something else is known than before."""
-        before, within = self.known, len(waiting) <= self.limit
-        self.known = {r.uid: self.cache.known(r) for r in waiting} if within else {}
-        if not before and not self.known:
-            return []
-        return [r for r in waiting if before.get(r.uid, 0) != self.known.get(r.uid, 0)]
+        some = {r.uid: r for r in self.cache.watch.come(self.limit)}
+        if len(waiting) <= self.limit:
+            some = {r.uid: r for r in waiting}
+            self.due.clear()
+        else:
+            some |= islice(self.due.items(), self.limit - len(some))
+            some |= islice(self.found.items(), AGAIN)
+            for r in some.values():
+                self._strike(r)
+        return [r for r in some.values() if r in waiting and self._changed(r)]
+
+    def _strike(self, r: Request) -> None:
+        self.due.pop(r.uid, None)
+        self.found.pop(r.uid, None)
+
+    def _changed(self, r: Request) -> bool:
+        before, now = self.known.get(r.uid, 0), self.cache.expect(r)
+        self.known[r.uid] = now
+        if now:
+            self.found[r.uid] = r
+        return now != before
 
     def of(self, r: Request) -> int:
         return self.known.get(r.uid, 0)
@@ -32,8 +64,9 @@ class Matches:
 
 @dataclass(slots=True)
 class LongestPrefix(Ranking):
-    """Longest cached prefix first (Algorithm 1), within a priority class; first come, first served
-    while more than `limit` wait. Running requests stay ahead: the cache holds what they use.
+    """Longest cached prefix first (Algorithm 1), within a priority class; SGLang's is first come,
+    first served while more than 128 wait. Running requests stay ahead: the cache holds what they
+    use.
 
     Offline this visits the requests' radix tree depth first, which is optimal (Theorem 3.1).
     Siblings that arrive together need no care: a page enters the tree when it is planned, so the
@@ -43,6 +76,12 @@ class LongestPrefix(Ranking):
 
     def key(self, r: Request) -> Key:
         return (r.priority, not r.running, 0 if r.running else -self.matches.of(r))
+
+    def enter(self, r: Request) -> None:
+        self.matches.enter(r)
+
+    def leave(self, r: Request) -> None:
+        self.matches.leave(r)
 
     def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
         return self.matches.refresh(waiting)

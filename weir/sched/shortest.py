@@ -51,6 +51,14 @@ class Shortest(Ranking):
     def expected(self, r: Request) -> float:
         return self.length(r)
 
+    def enter(self, r: Request) -> None:
+        if self.matches is not None:
+            self.matches.enter(r)
+
+    def leave(self, r: Request) -> None:
+        if self.matches is not None:
+            self.matches.leave(r)
+
     def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
         return self.matches.refresh(waiting) if self.matches is not None else ()
 
@@ -95,6 +103,7 @@ class Learned(Shortest):
         return min(self.neutral if r.score is None else r.score, r.sampling.max_tokens)
 
     def enter(self, r: Request) -> None:
+        Shortest.enter(self, r)
         if r.score is None and r.preempted == 0:
             self.new.append(r)
 
@@ -111,6 +120,7 @@ class Learned(Shortest):
             return list(waiting)
 
     def leave(self, r: Request) -> None:
+        Shortest.leave(self, r)
         self.pending.pop(r.uid, None)
 
     @property

@@ -1,0 +1,46 @@
+"""Who waits for which page: told when the tree takes in the next page of their tokens.
+
+A request stands at a spot, the place and the tokens of the first page that was not found. Looking
+a spot up costs one hash, so thousands may wait while pages are taken in.
+"""
+
+from weir.core import Request
+
+Spot = tuple[int, tuple[int, ...]]  # position of a page's first token, and its tokens
+
+
+class Watch:
+    def __init__(self) -> None:
+        self._spots: dict[Spot, dict[int, Request]] = {}
+        self._where: dict[int, Spot] = {}
+        self._come: list[Request] = []
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def put(self, r: Request, spot: Spot) -> None:
+        """`r` stands there, and nowhere else."""
+        if self._where.get(r.uid) != spot:
+            self.forget(r)
+            self._where[r.uid] = spot
+            self._spots.setdefault(spot, {})[r.uid] = r
+
+    def forget(self, r: Request) -> None:
+        spot = self._where.pop(r.uid, None)
+        if spot is not None:
+            there = self._spots[spot]
+            del there[r.uid]
+            if not there:
+                del self._spots[spot]
+
+    def taken(self, at: int, key: tuple[int, ...], page: int) -> None:
+        """The tree has taken in pages from position `at` on, of the tokens `key`."""
+        if self._spots and (there := self._spots.pop((at, key[:page]), None)) is not None:
+            for uid, r in there.items():
+                del self._where[uid]
+                self._come.append(r)
+
+    def come(self, most: int) -> list[Request]:
+        """So many at most of those whose page has been taken in; each is told of once."""
+        come, self._come = self._come[:most], self._come[most:]
+        return come
