@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weir.text.stop import StopChecker
+from weir.text.stop import StopChecker, _borders
 
 STOPS = st.lists(st.text("abc\n", min_size=1, max_size=5), max_size=5)
 DELTAS = st.lists(st.text("abc\n", max_size=6), max_size=12)
@@ -75,3 +75,12 @@ def test_many_long_stops_hold_back_the_longest_prefix():
     checker = StopChecker(["a" * (960 + n) + "b" for n in range(64)])
     shown = "".join(checker.push("a")[0] for _ in range(5000))
     assert shown == "a" * (5000 - 1023)
+
+
+def test_what_a_stop_needs_is_worked_out_once():
+    """Not for each of a request's choices: all streams would wait for it."""
+    stops = [f"{n}" + "ab" * 500 for n in range(64)]
+    before = _borders.cache_info().misses
+    for _ in range(128):
+        StopChecker(stops)
+    assert _borders.cache_info().misses == before + 64

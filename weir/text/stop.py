@@ -1,12 +1,12 @@
 """Finds stop strings in a stream of text, holding back only what could still become one."""
 
-from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 
 
 class StopChecker:
-    """An Aho-Corasick automaton over the stop strings; cost is linear in the text, whatever the
-    number of stops.
+    """Looks for each stop string by itself (Knuth, Morris and Pratt 1977), at a cost linear in the
+    text.
 
     The first stop is the one whose last character comes first; of several that end there, the
     longest. So the answer does not depend on how the text was cut into deltas.
@@ -15,63 +15,55 @@ class StopChecker:
     def __init__(self, stops: Sequence[str], include: bool = False):
         """`include`: leave the matched stop string in the text. Stop strings must not be empty."""
         self._include = include
-        self._next: list[dict[str, int]] = [{}]  # node → character → child; node 0 is the root
-        self._depth = [0]
-        self._found = [0]  # node → length of the longest stop ending here; 0: none
-        self._fail = [0]  # node → the longest proper suffix of it that is a node
-        for stop in stops:
-            self._add(stop)
-        self._link()
-        self._node = 0
-        self._held = ""  # text not yet emitted: the path from the root to self._node
-
-    def _add(self, stop: str) -> None:
-        node = 0
-        for character in stop:
-            child = self._next[node].get(character)
-            if child is None:
-                child = len(self._next)
-                self._next[node][character] = child
-                self._next.append({})
-                self._depth.append(self._depth[node] + 1)
-                self._found.append(0)
-                self._fail.append(0)
-            node = child
-        self._found[node] = len(stop)
-
-    def _link(self) -> None:
-        """Fill `_fail` breadth first, so that each node's suffixes are complete before it."""
-        queue = deque(self._next[0].values())
-        while queue:
-            node = queue.popleft()
-            for character, child in self._next[node].items():
-                self._fail[child] = self._step(self._fail[node], character)
-                self._found[child] = self._found[child] or self._found[self._fail[child]]
-                queue.append(child)
-
-    def _step(self, node: int, character: str) -> int:
-        while node and character not in self._next[node]:
-            node = self._fail[node]
-        return self._next[node].get(character, 0)
+        self._stops = [(stop, _borders(stop)) for stop in stops]
+        self._firsts = {stop[0] for stop in stops}
+        self._begun = [0] * len(stops)  # characters of each stop that the text ends with
+        self._held = ""  # text not yet emitted: the longest of them
 
     def push(self, delta: str) -> tuple[str, str | None]:
         """Take more text; return what may be shown, and the stop string that ended it, if any.
 
         After a match the checker is spent: the rest of the delta is dropped.
         """
-        text, node = self._held + delta, self._node
+        text, longest = self._held + delta, len(self._held)
         for end, character in enumerate(delta, len(self._held) + 1):
-            node = self._step(node, character)
-            if length := self._found[node]:
-                self._held, self._node = "", 0
-                stop = text[end - length : end]
-                return text[: end if self._include else end - length], stop
-        self._node = node
-        safe = len(text) - self._depth[node]
+            if not longest and character not in self._firsts:
+                continue
+            if stop := self._advance(character):
+                self._held = ""
+                return text[: end if self._include else end - len(stop)], stop
+            longest = max(self._begun)
+        safe = len(text) - longest
         self._held = text[safe:]
         return text[:safe], None
 
+    def _advance(self, character: str) -> str:
+        """The longest stop that ends with this character; empty: none does."""
+        found = ""
+        for at, (stop, borders) in enumerate(self._stops):
+            length = self._begun[at]
+            while length and stop[length] != character:
+                length = borders[length]
+            length += stop[length] == character
+            if length == len(stop):
+                found, length = max(found, stop, key=len), borders[length]
+            self._begun[at] = length
+        return found
+
     def finish(self) -> str:
         """The text still held back, when the stream ends without a stop."""
-        held, self._held, self._node = self._held, "", 0
+        held, self._held = self._held, ""
         return held
+
+
+@lru_cache(256)
+def _borders(stop: str) -> list[int]:
+    """For each length, how long the longest proper prefix of that much of `stop` is that it also
+    ends with."""
+    borders = [0, 0]
+    for character in stop[1:]:
+        length = borders[-1]
+        while length and stop[length] != character:
+            length = borders[length]
+        borders.append(length + (stop[length] == character))
+    return borders
