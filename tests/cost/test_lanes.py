@@ -103,6 +103,25 @@ def test_many_may_pay_where_one_does_not():
     assert balance.most([1000] * 8) >= 8
 
 
+@pytest.mark.parametrize("every", [1, 10])
+def test_the_host_pays_more_where_prompts_come_in_bursts(every):
+    """Steps without prompts wait for weights alone; those that hide these have no time to spare."""
+
+    class Knee:
+        def seconds(self, work: Work) -> float:
+            return max(0.01, 1e-5 * work.tokens) if work.tokens else 0.0
+
+    balance = Balance(Lanes(Knee(), HOST, Tier.CPU))
+    decodes = [decode(uid, 1000, Tier.GPU) for uid in range(8)]
+    for step in range(2000):
+        prompt = [] if step % every else [Chunk(99, 0, [0] * (1600 * every), [], Tier.GPU)]
+        balance.observe([*decodes, *prompt])
+    assert bool(balance.most([1000] * 8)) == (every > 1)
+    for _ in range(20_000):
+        balance.observe(decodes)
+    assert balance.most([1000] * 8), "without prompts, too"
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(1e6, 1e10))
 def test_a_pass_takes_the_plans_that_the_host_needs(here, there, rate):
     """Each plan has the layers that the host reads while the device computes, and no pass takes

@@ -77,7 +77,7 @@ def away(plan) -> list[int]:
 def test_tokens_do_not_depend_on_where_kv_is(device, pools, rate, kind):
     """But for what codes make of it."""
     rng = random.Random(1)
-    it, texts, got = engine(device, *pools, RATES[rate], kind), prompts(rng, 12), {}
+    it, texts, got = engine(device, *pools, RATES[rate], kind), prompts(rng, 24), {}
     wanted = [rng.randrange(1, 16) for _ in texts]
     plans, submit = [], it.executor.submit
     it.executor.submit = lambda plan: plans.append(plan) or submit(plan)

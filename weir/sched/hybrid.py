@@ -20,6 +20,8 @@ decodes away, off the doubt in those that have some."""
 
 GAIN = 1.05
 """Of tokens a second, below which nobody is sent away: costs are not known better."""
+SELDOM = 0.01
+"""The least share of steps that is taken to have prompts."""
 PASS = 12
 """Plans that decodes away may take for a token, while others get one from each."""
 MOST = 1024
@@ -40,10 +42,16 @@ class Balance:
     longest: int = PASS
     asked: float = 50_000.0  # prompt tokens of all steps; those before the first are a guess
     answered: float = 10_000.0  # and decodes
+    steps: float = 20.0  # with decodes at home
+    begun: float = 20.0  # of them, with prompts at home
     left: dict[int, int] = field(default_factory=dict)  # steps that a decode was left out
     ratio: list[float] = field(default_factory=lambda: [1.0, 1.0])
 
-    def observe(self, chunks: Iterable[Chunk]) -> None:
+    def observe(self, chunks: Collection[Chunk]) -> None:
+        home = [chunk.length for chunk in chunks if chunk.home != self.lanes.away]
+        if 1 in home:
+            self.steps += 1 - FORGET * self.steps
+            self.begun += (max(home) > 1) - FORGET * self.begun
         lengths = [chunk.length for chunk in chunks]
         decodes = lengths.count(1)
         prompts = sum(lengths) - decodes
@@ -61,11 +69,11 @@ class Balance:
         if not away:
             self.ratio[True] += FORGET * (self.ratio[False] - self.ratio[True])
 
-    def most(self, here: Sequence[int]) -> int:
-        """How many decodes away make most tokens a second beside those at home, given by context,
-        once prompts come as fast as answers end. A pass costs nearly the same for few and for many,
-        so it is not enough to ask whether one more would pay."""
-        counts = [n for n in (len(here) << i >> 2 for i in range(9)) if 0 < n <= MOST]
+    def most(self, here: Sequence[int], there: int = MOST) -> int:
+        """How many decodes away, `there` at most, make most tokens a second beside those at home,
+        given by context, once prompts come as fast as answers end. A pass costs nearly the same
+        for few and for many, so it is not enough to ask whether one more would pay."""
+        counts = {min(there, MOST, len(here) << i >> 2) for i in range(9)} - {0}
         best = max(counts, key=lambda count: self._rate(here, count), default=0)
         return best if best and self._rate(here, best) > GAIN * self._rate(here, 0) else 0
 
@@ -74,7 +82,11 @@ class Balance:
         each = self.asked / max(1.0, self.answered)
         tokens, plans, step = count * sum(here) // max(1, len(here)), 1.0, 0.0
         for _ in range(3):  # a step has more prompts if it has more decodes, so it hides more
-            step = self._step(here, int(each * (len(here) + count / plans)))
+            decodes = len(here) + count / plans
+            some = 1 - (1 - self.begun / self.steps) ** (decodes / len(here))  # of them have any
+            some = max(some, SELDOM)
+            step = some * self._step(here, int(each * decodes / some))
+            step += (1 - some) * self._step(here, 0)
             plans = max(1.0, self._reads(tokens) / step)
         if count and plans > self.longest:
             return 0.0
@@ -133,16 +145,20 @@ class Hybrid(OnDemand):
     balance: Balance | None = None
     here: list[int] = field(default_factory=list)  # contexts of decodes at home
     there: int = 0  # requests away
+    waiting: int = 0  # that hold no pages
     candidates: Sequence[Request] = ()  # decodes away that may begin a pass
     most: int = -1  # decodes that may be away; -1: not asked in this plan
     segment: Segment | None = None  # the latest of a pass under way
     passing: set[int] = field(default_factory=set)  # whose that is
+    coming: Request | None = None  # who was let go last, to come home
 
-    def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
+    def begin(
+        self, running: Collection[Request], waiting: int, cache: Cache
+    ) -> Collection[Request]:
         self.passing = {c.uid for c in self.segment.chunks} if self.segment is not None else set()
         away = [r for r in running if r.pages and r.pages[-1].tier == self.away]
         self.here = [r.computed for r in running if r.decoding and r.pages[-1].tier == self.home]
-        self.there = len(away)
+        self.there, self.waiting = len(away), waiting
         self.resting, self.most = (), -1
         back = self._returning(away, cache)
         if self.balance is not None:
@@ -158,10 +174,13 @@ class Hybrid(OnDemand):
             self.resting = {r.uid for r in self.candidates} - set(chosen)
 
     def _returning(self, away: Sequence[Request], cache: Cache) -> list[Request]:
-        """The first of those away that fits at home twice."""
+        """The first of those away that fits at home twice, once the one before it is there."""
+        if self.coming is not None and not (self.coming.running or self.coming.done):
+            return []
         for r in (r for r in away if r.uid not in self.passing):
             room = cache.room(self.home) >= 2 * cache.pages(len(r.tokens) + 1)
             if room and cache.reuse and r.decoding and self._holds(r, cache, self.home):
+                self.coming = r
                 return [r]
         return []
 
@@ -182,7 +201,8 @@ class Hybrid(OnDemand):
         if self.balance is None:
             return True
         if self.most < 0:
-            self.most = self.balance.most(self.here)
+            crowd = (self.there + self.waiting) // 2  # as many wait, so prompts go on coming
+            self.most = self.balance.most(self.here, crowd)
         return self.there < self.most
 
     @staticmethod

@@ -55,9 +55,11 @@ class OnDemand:
         being moved."""
         return self.home
 
-    def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
-        """A plan begins, and these requests hold pages. Returns those of them to be let go first,
-        because they will be placed better."""
+    def begin(
+        self, running: Collection[Request], waiting: int, cache: Cache
+    ) -> Collection[Request]:
+        """A plan begins, these requests hold pages, and so many wait. Returns those of them to be
+        let go first, because they will be placed better."""
         return ()
 
     def place(self, r: Request, length: int, cache: Cache, moves: list[Move]) -> Tier | None:
@@ -123,7 +125,9 @@ class Reserve(OnDemand):
 
     pledged: int = 0  # pages
 
-    def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
+    def begin(
+        self, running: Collection[Request], waiting: int, cache: Cache
+    ) -> Collection[Request]:
         self.pledged = sum(self._most(r, cache) for r in running)
         return ()
 
@@ -164,7 +168,9 @@ class Estimate(OnDemand):
     def __post_init__(self) -> None:
         self.ratio = self.initial
 
-    def begin(self, running: Collection[Request], cache: Cache) -> Collection[Request]:
+    def begin(
+        self, running: Collection[Request], waiting: int, cache: Cache
+    ) -> Collection[Request]:
         self.ratio = max(self.least, self.ratio - (self.initial - self.least) / self.steps)
         self.running, self.growth = running, -1.0
         return ()

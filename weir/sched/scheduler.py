@@ -86,8 +86,9 @@ class Scheduler:
         it = Iteration(self.step, sorted(zip(order(self.ranking, running), running, strict=True)))
         self.running = {r.uid: r for _, r in it.running}  # sorting what is nearly sorted is quick
         self.cache.begin()
-        for r in self.placement.begin(self.running.values(), self.cache):
+        for r in self.placement.begin(self.running.values(), len(self.waiting), self.cache):
             self._evict(r, it)
+            it.kept = max(it.kept, self.cache.pages(len(r.tokens) + 1))
         ready = [entry for entry in it.running if self._ready(entry[1])]
         self._compose(ready, self._load(ready, now), it, now)
         if not it.chunks and ready:  # the decodes that the budget was kept for found no room
@@ -194,6 +195,8 @@ class Scheduler:
             return decode(r, r.pages[-1].tier)
         fresh = not r.running
         if fresh and (r.done is not None or not known):
+            if r.done is None:
+                it.kept = max(it.kept, self.cache.pages(len(r.tokens)))
             return None  # evicted with a token in flight: wait until it has landed
         key = order(self.ranking, (r,))[0] if fresh else None
         finds = fresh or (r.computed < r.prompt and not r.sampling.penalised)
