@@ -42,16 +42,27 @@ def test_a_cpu_has_memory_and_disk(
     assert there == 0 and here + disk == pytest.approx(1) and found["machine"]["alone"]
     assert found["planned"]["predicted"]["memory"]["main memory"] <= 0.9001 * 2**28
     assert main(["plan", "smollm2-135m", *words, "--prompt", "64"]) == 0
-    assert "memory     CPU    disk" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "memory    disk" in shown and "GPU" not in shown
+    assert main(["plan", "opt-6.7b", *words, "--disk", "0"]) == 1
+    said = capsys.readouterr().err
+    assert "0.2 GB of main memory, 0.0 GB of disk" in said and "4-bit" not in said
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--gpu-memory", "much"], "expected a size"),
+        (["--gpu-memory", "much"], "--gpu-memory: expected a size such as"),
         (["--prompt", "4000"], "exceed the model's 2048 tokens"),
         (["--hardware", "abacus"], "there are t4, a10g, h100, h200 and cpu"),
-        (["--cpu-memory", "1GiB", "--disk", "0"], "give it more memory or disk"),
+        (
+            ["--cpu-memory", "1GiB", "--disk", "0"],
+            "take 59.2 GB besides 0.7 of embeddings, a request",
+        ),
+        (
+            ["--cpu-memory", "1GiB", "--disk", "0"],
+            "1.0 GB of CPU memory, 0.0 GB of disk may be used",
+        ),
     ],
 )
 def test_errors(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -225,7 +225,7 @@ def test_latency_is_one_request() -> None:
 
 def test_what_cannot_be_planned_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = replace(T4, gpu_memory=10**8, cpu_memory=10**8, disk=0)
-    with pytest.raises(ConfigError, match="not one request"):
+    with pytest.raises(ConfigError, match="a request of 144 tokens"):
         search(OPT_30B, JOB, tiny, [FREE])
     with pytest.raises(ConfigError, match="no machine"):
         find("abacus")
@@ -257,3 +257,26 @@ def test_disk_rates_leave_nothing_behind(tmp_path) -> None:
     assert read > 0 and write > 0 and not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="cannot be measured"):
         disk_rates(tmp_path / "missing", 2**23)
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_what_a_gpu_writes_to_its_host_is_counted_in_rows_too(bits: int) -> None:
+    job, placed = Job(), replace(BASE, hidden=GPU, cache_bits=bits)
+    slow = replace(MACHINES["h200"], cache_rows=1e6)
+    said = predict(OPT_30B, job, slow, placed)
+    rows = 2 * OPT_30B.kv_heads * OPT_30B.layers * placed.block * job.prompt
+    assert said.prompt_limit == "copies to the CPU"
+    assert said.prefill == pytest.approx(rows / 1e6)
+    at_home = predict(OPT_30B, job, slow, replace(placed, cache=GPU))
+    assert at_home.prompt_limit != "copies to the CPU"
+
+
+def test_a_cpu_that_attends_answers_after_a_moment() -> None:
+    """A hundred microseconds a layer, beside what attention takes."""
+    fast = replace(MACHINES["h200"], to_gpu=1e30, to_cpu=1e30, both_ways=1e30, cpu_read=1e30)
+    fast = replace(fast, cpu_cache=1e30, gpu_cache=1e30)
+    here, away = (
+        predict(OPT_30B, Job(), fast, replace(BASE, hidden=GPU, cache=cache))
+        for cache in (GPU, CPU)
+    )
+    assert away.decode - here.decode == pytest.approx(1e-4 * OPT_30B.layers * 31)

@@ -77,19 +77,24 @@ def run(options: Namespace) -> int:
 
 def sizes(options: Namespace) -> dict[str, int]:
     """The sizes given. Raises `ConfigError`."""
-    given = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
-    try:
-        return {name: parse_size(text) for name, text in given.items()}
-    except ValueError as error:
-        raise ConfigError(f"--gpu-memory, --cpu-memory, --disk: {error}") from None
+    found = {}
+    for name in SIZES:
+        if (text := getattr(options, name)) is not None:
+            try:
+                found[name] = parse_size(text)
+            except ValueError as error:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag}: {error}, got {text!r}") from None
+    return found
 
 
 def report(planned: Planned, others: list[Planned], found: machine.Machine) -> list[str]:
     offload, predicted = planned.offload, planned.predicted
+    places = {0: "memory", 2: "disk"} if found.alone else {0: "GPU", 1: "CPU", 2: "disk"}
     steps = "one step" if offload.lanes > 1 else "steps of their own"
     lines = [
         f"{found.name}: {offload.block} requests, prompts in {steps}, {offload.batch} at once",
-        f"{'':12}{'memory' if found.alone else 'GPU':>8}{'CPU':>8}{'disk':>8}",
+        f"{'':12}" + "".join(f"{place:>8}" for place in places.values()),
     ]
     parts: dict[str, Any] = {
         "weights": offload.weights,
@@ -97,8 +102,10 @@ def report(planned: Planned, others: list[Planned], found: machine.Machine) -> l
         "activations": offload.hidden,
     }
     for name, shares in parts.items():
-        lines.append(f"{name:12}" + "".join(f"{share:8.1%}" for share in shares))
-    used = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in predicted.memory.items())
+        lines.append(f"{name:12}" + "".join(f"{shares[at]:8.1%}" for at in places))
+    used = ", ".join(
+        f"{name} {size / 1e9:.1f} GB" for name, size in predicted.memory.items() if size
+    )
     lines += [
         f"{predicted.throughput:.2f} tokens/s: prompts {predicted.prefill:.1f} s, waiting for "
         f"{predicted.prompt_limit}; answers {predicted.decode:.1f} s, waiting for "

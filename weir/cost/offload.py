@@ -38,6 +38,8 @@ PAGE = 16
 """Tokens of KV that move at once between GPU and CPU."""
 BYTES = {16: 2.0, 8: 66 / 64, 4: 36 / 64}
 """Of a number of so many bits; a group of 64 has a scale in 16 bits, of 4 a least value too."""
+ANSWER = 100e-6
+"""Seconds from queries that leave the GPU to the answer of the CPU's attention, beside that."""
 QUERY = 0.36
 """What a query costs a CPU on a key of codes, in units of unpacking that (docs/offload.md)."""
 
@@ -124,11 +126,12 @@ class Costs:
         steps = -(-self.choice.batches // self.choice.lanes)
         head = self._head_seconds(self.choice.block / steps) * steps / self.spec.layers
         gpu = self._linears(tokens, self.choice.batches, m.prompt_matrix) + attention + head
-        cached = row(cache=(0, kv, kv))
+        rows = 2 * self.spec.kv_heads * tokens
+        leaves = max(kv / m.cache_to_cpu, rows / m.cache_rows)
         brought = self.layer * steps
         return self._phase(
             to_gpu=row((0, brought, brought), hidden=(0, state, state)) / m.to_gpu,
-            to_cpu=cached / m.cache_to_cpu + row(hidden=(0, state, state)) / m.to_cpu,
+            to_cpu=row(cache=(0, leaves, leaves)) + row(hidden=(0, state, state)) / m.to_cpu,
             link=row((0, brought, brought), (0, kv, kv), (0, 2 * state, 2 * state)),
             read=row((0, 0, brought), hidden=(0, 0, state)),
             write=row(cache=(0, 0, kv), hidden=(0, 0, state)),
@@ -153,10 +156,12 @@ class Costs:
         brought = max(kv / m.gpu_cache, wide / m.gpu_codes if codes else 0.0)
         unpacked = wide * (1 + QUERY * spec.heads / spec.kv_heads)
         on_cpu = max(kv / m.cpu_cache, unpacked / m.cpu_codes if codes else 0.0)
+        waits = ANSWER if there and self.choice.cache[1] > 0 and not m.alone else 0.0
         gpu = row(
             cache=(on_gpu, 0, 0) if there else (on_gpu, brought, brought),
             fixed=self._linears(block, self.choice.decode_lanes, m.decode_matrix)
-            + self._head_seconds(block) / spec.layers,
+            + self._head_seconds(block) / spec.layers
+            + waits,
         )
         moved = row((0, self.layer, self.layer), (0, sent, sent), (0, state, state))
         return self._phase(

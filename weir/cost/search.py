@@ -72,11 +72,26 @@ def search(
         if best is None or solved.predicted.throughput > best.predicted.throughput:
             best = solved
     if best is None:
-        raise ConfigError(
-            f"the model does not fit: not one request of {job.prompt + job.output} tokens finds "
-            f"room on {machine.name}: give it more memory or disk, or 4-bit weights"
-        )
+        raise ConfigError(_too_large(Costs(spec, job, machine, choice)))
     return best
+
+
+def _too_large(costs: Costs) -> str:
+    """What a model needs, and what there is."""
+    job, layers = costs.job, costs.spec.layers
+    tokens = job.prompt + job.output
+    rooms = ", ".join(
+        f"{room / 1e9:.1f} GB of {name}"
+        for name, (_, room) in costs.memory.items()
+        if not (costs.machine.alone and name == "CPU memory")
+    )
+    fewer = ", or 4-bit weights" if costs.choice.weight_bits > 4 else ""
+    return (
+        f"the model does not fit on {costs.machine.name}: its weights take "
+        f"{costs.layer * layers / 1e9:.1f} GB besides {costs.head / 1e9:.1f} of embeddings, a "
+        f"request of {tokens} tokens {costs.kv * layers * tokens / 1e9:.2f}, and {rooms} may be "
+        f"used: give it more memory or disk{fewer}"
+    )
 
 
 def _choices(base: Offload, target: Target) -> Iterator[Offload]:
@@ -170,6 +185,10 @@ def naive(spec: Spec, job: Job, machine: Machine, base: Offload) -> list[Planned
         "everything on the CPU": replace(there, weights=CPU),
         "weights on disk, KV on the CPU": replace(there, weights=DISK),
     }
+    if machine.alone:
+        one = replace(base, batches=1, lanes=1)
+        places = {"in memory": GPU, "on disk": DISK}
+        hands = {f"weights {at}": replace(one, weights=w) for at, w in places.items()}
     found = []
     for name, choice in hands.items():
         sizes = (replace(choice, batch=size) for size in SIZES)
