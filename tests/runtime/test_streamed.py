@@ -145,7 +145,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--offload-dir .*Not a directory"):
         Spill(tmp_path / "file" / "below")
-    with pytest.raises(ConfigError, match="need a folder"):
+    with pytest.raises(ConfigError, match="add --offload-dir FOLDER"):
         Streamed(1, (0.0, 0.0, 1.0), torch.device("cpu"))
 
 

@@ -63,7 +63,10 @@ class Streamed:
         room: int | None = None,
     ):
         if shares[DISK] and folder is None:
-            raise ConfigError("weights on disk need a folder: --offload-dir")
+            raise ConfigError(
+                f"memory has no room for {shares[DISK]:.0%} of the weights: add --offload-dir "
+                "FOLDER, on a fast disk, or let more memory be used"
+            )
         self.count, self.room = count, room
         self.device = device
         self.deal = Deal(shares)
