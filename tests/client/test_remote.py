@@ -53,6 +53,8 @@ def test_what_the_engine_logs_is_in_our_log(run, make, monkeypatch, caplog, capf
         with caplog.at_level("INFO", "weir.fakes"):
             await client.start()
             await eventually(lambda: len(caplog.records) == 2)
+        await eventually(lambda: "plain" in client._engine._reason())
+        assert "gap" in client._engine._reason() and "all" not in client._engine._reason()
         await client.close()
 
     run(main)

@@ -240,7 +240,8 @@ class EngineProcess:
             with contextlib.suppress(msgspec.DecodeError):
                 said = msgspec.json.decode(line[len(RECORD) :], type=Logged)
                 logging.getLogger(said.logger).log(said.level, "%s", said.message)
-                self._words = (self._words + said.message.encode() + b"\n")[-LAST_WORDS:]
+                if said.level >= logging.WARNING:  # what is in order is nobody's last words
+                    self._words = (self._words + said.message.encode() + b"\n")[-LAST_WORDS:]
                 return
         self._words = (self._words + line)[-LAST_WORDS:]
         with contextlib.suppress(OSError):

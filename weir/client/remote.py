@@ -94,9 +94,10 @@ class Remote(Client):
         rest = self._start_seconds - sum(phases.values())
         listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items())
         log.info("engine made in %.1f s: imports %.1f, %s", self._start_seconds, rest, listed)
-        told = ("device", "dtype", "kernels", "threads", "kv_tokens", "kv_dtype")
-        made = ", ".join(f"{name} {ready.info[name]}" for name in told if name in ready.info)
-        log.info("engine runs on %s, max_model_len %d", made, ready.context)
+        about = [ready.info[name] for name in ("device", "dtype", "kernels") if name in ready.info]
+        room = ready.info.get("kv_tokens", 0)
+        said = "runs on %s; KV cache of %s tokens, at most %d a request"
+        log.info(said, ", ".join(about), f"{room:,}", ready.context)
         return engine
 
     def _welcome(self, ready: Ready) -> None:
