@@ -1,5 +1,8 @@
 """What is played from a tape is what calling would give."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -81,3 +84,17 @@ def test_recordings_share_memory():
     places = [block.data_ptr() for block in memory.blocks]
     recorded(Block(5).run, memory)
     assert places and [block.data_ptr() for block in memory.blocks] == places
+
+
+def test_recording_does_not_import_a_compiler():
+    """PyTorch would import its own, which takes a second, for any mode that does not say no."""
+    code = """
+import sys
+import torch
+from weir.runtime.tape import Memory, recorded
+
+x = torch.ones(2)
+recorded(lambda: x.add_(1), Memory())()
+assert x.tolist() == [3, 3] and "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -52,6 +52,10 @@ class Recording(TorchDispatchMode):
         self.kept: list[Any] = []  # results, whose addresses kernels have
         self.steps: list[Callable[[], None]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # it is not at work here, and PyTorch takes a second to import it for nothing
+
     def play(self) -> None:
         for step in self.steps:
             step()
