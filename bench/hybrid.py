@@ -2,11 +2,13 @@
 
     python bench/hybrid.py [--requests N] [CASE ...]
     python bench/hybrid.py --neo [--requests N]
+    python bench/hybrid.py --loads 0.6 0.95 1.1 [--requests N] [DEVICE ...]
 
 Every arm is the real scheduler over priced devices: `off` has the GPU's KV cache alone, `auto` and
 `all` have main memory besides. All requests are there at once, so what counts is how fast they end.
 With --neo, what NEO (arXiv 2411.01142) reports is predicted: gains on A10Gs with ever larger hosts,
-and the rate that keeps to a mean latency a token, found by bisection.
+and the rate that keeps to a mean latency a token, found by bisection. With --loads, requests come
+at parts of the rate that `off` serves when all are there at once.
 """
 
 import argparse
@@ -73,10 +75,13 @@ def run() -> None:
     parser.add_argument("cases", nargs="*", help="parts of names")
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--neo", action="store_true")
+    parser.add_argument("--loads", type=float, nargs="+", metavar="X", help="parts of a rate")
     parser.add_argument("--rates", type=float, nargs="+", metavar="R", help="of a stream, instead")
     options = parser.parse_args()
     if options.neo:
         return neo(options.requests)
+    if options.loads:
+        return loads(options)
     if options.rates:
         return stream(options)
     print("| case | off, req/s | auto / off | all / off | ms between tokens: off, auto, all |")
@@ -89,6 +94,34 @@ def run() -> None:
         gains = [f"{rate / rates[0]:.2f}" for rate in rates[1:]]
         gaps = ", ".join(f"{arm['median_tpot_ms']:.0f}" for arm in arms)
         print(f"| {name} | {rates[0]:.2f} | {' | '.join(gains)} | {gaps} |", flush=True)
+
+
+SMALL = {
+    "t4": ("llama-2-7b", "432MiB", 250),
+    "a10g": ("llama-3.1-8b", "3300MiB", 1000),
+    "h100": ("qwen3-32b", "7500MiB", 1000),
+    "h200": ("qwen3-32b", "7500MiB", 1000),
+}
+"""Models that leave little room on a device, that room, and tokens in."""
+
+
+def loads(options: argparse.Namespace) -> None:
+    """What `auto` serves a second and takes for a token, waiting included, over `off`."""
+    print(f"| device, in + out | all at once | {' | '.join(f'{x:g}' for x in options.loads)} |")
+    print("|---" * (len(options.loads) + 2) + "|", flush=True)
+    for device, (model, room, prompt) in SMALL.items():
+        if options.cases and device not in options.cases:
+            continue
+        for output in (50, 100, 200, 400):
+            flags, cells = case(model, device, room, fixed(prompt, output, 0.5)), []
+            alone = result(flags, "off", options.requests)
+            for part in (0.0, *options.loads):
+                rate = part * alone["request_throughput"]
+                off = result(flags, "off", options.requests, rate) if part else alone
+                on = result(flags, "auto", options.requests, rate)
+                names = "request_throughput", "mean_ptl_ms"
+                cells.append(", ".join(f"{on[name] / off[name]:.2f}" for name in names))
+            print(f"| {device}, {prompt:,} + {output} | {' | '.join(cells)} |", flush=True)
 
 
 HOSTS = {"g5.2xlarge": 25, "g5.4xlarge": 50, "g5.8xlarge": 100, "g5.16xlarge": 200}
