@@ -46,7 +46,7 @@ def _cut(
     SPAN: tl.constexpr, FIRST: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Those that see more keys are to begin first, so each tile counts them to find its place."""
+    """A chunk's tiles lie together: keys that one has read are in the cache for the next."""
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -54,32 +54,27 @@ def _cut(
     real = each < sequences
     start = tl.load(q_start + each, mask=real, other=0)
     length = tl.load(q_start + each + 1, mask=real, other=0) - start
-    keys = tl.load(kv_len + each, mask=real, other=0)
-    position = tl.load(first + each, mask=real, other=0) if FIRST else keys - length
-    cuts = tl.where(length > 1, tl.cdiv(length, SPAN), 0)
-    ends = tl.cumsum(cuts, 0)
+    ends = tl.cumsum(tl.where(length > 1, tl.cdiv(length, SPAN), 0), 0)
     total = tl.max(ends, 0)
-
-    tile = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    within = tile < total
+    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(count + slot, total, mask=slot == 0)
+    within = slot < total
+    # the last tiles of a prompt have the most keys and are to begin first
+    tile = total - 1 - slot
     before = ends[None, :] <= tile[:, None]
     sequence = tl.sum(before.to(tl.int32), 1)
-    mine = each[None, :] == sequence[:, None]
     token = (tile - tl.max(tl.where(before, ends[None, :], 0), 1)) * SPAN
-    length = tl.sum(tl.where(mine, length[None, :], 0), 1)
-    start = tl.sum(tl.where(mine, start[None, :], 0), 1) + token
-    begin = tl.sum(tl.where(mine, position[None, :], 0), 1) + token
-    last = tl.sum(tl.where(mine, keys[None, :], 0), 1)
-    # tiles of each sequence that end where this one does or earlier; of those before it, earlier
-    less = begin[:, None] + SPAN - position[None, :] - (each[None, :] < sequence[:, None])
-    fewer = tl.minimum(tl.maximum(less, 0) // SPAN, cuts[None, :])
-    place = tl.sum(cuts[None, :] - fewer, 1)
-
+    start = tl.load(q_start + sequence, mask=within, other=0)
+    length = tl.load(q_start + sequence + 1, mask=within, other=0) - start
+    keys = tl.load(kv_len + sequence, mask=within, other=0)
+    position = tl.load(first + sequence, mask=within, other=0) if FIRST else keys - length
+    position += token
     tokens = tl.minimum(length - token, SPAN)
-    there = tiles + tl.where(within, place, tile) * 5
-    tl.store(there, start, mask=within)
-    tl.store(there + 1, tl.where(within, tokens, 0), mask=tile < most)
-    tl.store(there + 2, begin, mask=within)
-    tl.store(there + 3, tl.minimum(begin + tokens, last), mask=within)
+    there = tiles + slot * 5
+    tl.store(there, start + token, mask=within)
+    tl.store(there + 1, tokens, mask=within)
+    tl.store(there + 2, position, mask=within)
+    tl.store(there + 3, tl.minimum(position + tokens, keys), mask=within)
     tl.store(there + 4, sequence, mask=within)
-    tl.store(count + tile, total, mask=tile == 0)
+    # nobody looks at the others but to see that they hold no tokens
+    tl.store(there + 1, 0, mask=(slot >= total) & (slot < most))
