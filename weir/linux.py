@@ -1,6 +1,7 @@
 """What Linux says of this machine: its processors, and the memory and cores a container leaves us.
 
-Other systems say nothing, and callers go by what Python knows.
+Of processors and cores other systems say nothing, and callers go by what Python knows; memory is
+asked of Linux alone.
 """
 
 import contextlib

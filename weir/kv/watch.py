@@ -11,6 +11,10 @@ Spot = tuple[int, tuple[int, ...]]  # position of a page's first token, and its 
 
 class Watch:
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Nobody stands anywhere."""
         self._spots: dict[Spot, dict[int, Request]] = {}
         self._where: dict[int, Spot] = {}
         self._come: list[Request] = []

@@ -36,15 +36,16 @@ class Matches:
 
     def refresh(self, waiting: Collection[Request]) -> list[Request]:
         """Look up; returns those of whom something else is known than before."""
-        some = {r.uid: r for r in self.cache.watch.come(self.limit)}
         if len(waiting) <= self.limit:
-            some = {r.uid: r for r in waiting}
-            self.due.clear()
-        else:
-            some |= islice(self.due.items(), self.limit - len(some))
-            some |= islice(self.found.items(), AGAIN)
-            for r in some.values():
-                self._strike(r)
+            before, self.known = self.known, {r.uid: self.cache.known(r) for r in waiting}
+            self.due, self.found = {r.uid: r for r in waiting}, {}  # should more come to wait
+            self.cache.watch.clear()
+            return [r for r in waiting if before.get(r.uid, 0) != self.known[r.uid]]
+        some = {r.uid: r for r in self.cache.watch.come(self.limit)}
+        some |= islice(self.due.items(), self.limit - len(some))
+        some |= islice(self.found.items(), AGAIN)
+        for r in some.values():
+            self._strike(r)
         return [r for r in some.values() if r in waiting and self._changed(r)]
 
     def _strike(self, r: Request) -> None:

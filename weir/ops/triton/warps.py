@@ -18,8 +18,8 @@ LN2 = gl.constexpr(0.6931471805599453)
 
 @gluon.jit
 def item_of(n):
-    """The n-th item of a program. Items take less from first to last, so every other round of the
-    programs is in reverse, and all of them have about as much to do."""
+    """The n-th item of a program. A chunk's items take less from first to last, so every other
+    round of the programs is in reverse, and all of them have about as much to do."""
     at, programs = gl.program_id(0), gl.num_programs(0)
     return n * programs + gl.where(n % 2 == 0, at, programs - 1 - at)
 
