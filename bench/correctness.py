@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.audit import audit
 from weir import build, hub
 from weir.config import Config
 from weir.core import Request, Sampling
@@ -75,7 +77,7 @@ def generate(model: str, mode: dict, work: list[list[int]], tokens: int) -> tupl
         for delta in engine.step():
             assert delta.done != "error", delta.error
             answers[delta.uid] += delta.tokens
-    engine.scheduler.cache.check([])
+    audit(engine.scheduler.cache)
     stats = engine.stats()
     engine.close()
     facts = {"preempted": stats.preemptions, "hit tokens": stats.hit_tokens}

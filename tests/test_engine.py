@@ -6,6 +6,7 @@ from bisect import bisect_left
 import pytest
 from msgspec.structs import replace
 
+from tests.audit import audit
 from tests.sched.test_policies import engine, finish, submit, words
 from weir.core import Request, Sampling
 from weir.wire import Sizes
@@ -70,5 +71,5 @@ def test_a_pinned_prompt_outlasts_others_and_one_too_many_is_refused():
     assert last.cached == 20
     it.unpin("system")
     it.flush()
-    it.scheduler.cache.check([])
+    audit(it.scheduler.cache)
     assert it.stats().pages_pinned == 0 and it.scheduler.cache.known(last) == 0

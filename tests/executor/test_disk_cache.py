@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.audit import audit
 from tests.reference import Tiny, generate
 from tests.runtime.drive import CPU
 from weir import build
@@ -63,7 +64,7 @@ def run(engine: Engine, requests: list[Request]) -> dict[int, list[int]]:
         for delta in engine.step():
             assert delta.done in (None, "length"), delta.error
             out[delta.uid] += delta.tokens
-    engine.scheduler.cache.check([])
+    audit(engine.scheduler.cache)
     return out
 
 

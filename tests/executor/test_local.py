@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from tests.audit import audit
 from tests.reference import Tiny, dense, generate, logprobs
 from tests.runtime.drive import EVERY, Drive, runner
 from weir.core import Request, Sampling, Tier
@@ -191,7 +192,7 @@ def serve(requests: list[Request], *, page, pages, depth, tokens, composer, reus
                 if delta.done:
                     last[delta.uid] = delta
         assert not engine.busy and last.keys() == out.keys()
-        cache.check([])
+        audit(cache)
     finally:
         engine.close()
     return out, last, engine

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.audit import audit
 from weir.core import Move, Request, Sampling, Tier
 from weir.kv.cache import Cache
 
@@ -29,7 +30,7 @@ def pass_through(cache: Cache, tokens: list[int], uid: int = 0) -> int:
     found = r.computed
     fill(cache, r)
     cache.release(r)
-    cache.check([])
+    audit(cache)
     return found
 
 
@@ -72,11 +73,11 @@ def test_siblings_in_one_plan_share_what_the_first_computes():
     cache.share(first, 20)
     cache.attach(second, Tier.CPU, [])
     assert second.computed == 16 and second.pages == first.pages[:4]
-    cache.check([first, second])
+    audit(cache, [first, second])
     cache.release(first)
-    cache.check([second])
+    audit(cache, [second])
     cache.release(second)
-    cache.check([])
+    audit(cache)
 
 
 def test_the_least_recently_used_leaf_goes_first_and_only_as_far_as_needed():
@@ -87,7 +88,7 @@ def test_the_least_recently_used_leaf_goes_first_and_only_as_far_as_needed():
     big = request(9, [9] * 6)
     cache.attach(big, Tier.CPU, [])
     assert cache.grow(big, 6, Tier.CPU, [])
-    cache.check([big])
+    audit(cache, [big])
     assert cache.known(request(1, [1, 2, 3, 4, 0])) == 4
     assert cache.known(request(2, [5, 6, 7, 8, 0])) == 2  # only its tail was needed
     cache.release(big)
@@ -103,7 +104,7 @@ def test_a_locked_prefix_survives_pressure_and_refusal_takes_nothing():
     assert not cache.grow(big, 5, Tier.CPU, [])
     assert big.pages == [] and cache.room(Tier.CPU) == 4
     assert cache.grow(big, 4, Tier.CPU, [])
-    cache.check([holder, big])
+    audit(cache, [holder, big])
 
 
 def test_eviction_moves_down_a_tier_and_a_hit_moves_back_up():
@@ -114,14 +115,14 @@ def test_eviction_moves_down_a_tier_and_a_hit_moves_back_up():
     cache.attach(big, Tier.GPU, moves)
     assert cache.grow(big, 6, Tier.GPU, moves)
     assert len(moves) == 4 and all(m.dst.tier == Tier.CPU for m in moves)
-    cache.check([big])
+    audit(cache, [big])
     cache.release(big)
     moves.clear()
     again = request(3, [1, 2, 3, 4, 5])
     cache.attach(again, Tier.GPU, moves)
     assert again.computed == 4 and all(p.tier == Tier.GPU for p in again.pages)
     assert [m.src.tier for m in moves if m.dst.tier == Tier.GPU] == [Tier.CPU] * 4
-    cache.check([again])
+    audit(cache, [again])
 
 
 def test_flush_keeps_what_is_in_use():
@@ -131,7 +132,7 @@ def test_flush_keeps_what_is_in_use():
     holder = request(1, [1, 2, 3, 4, 9])
     cache.attach(holder, Tier.CPU, [])
     cache.flush()
-    cache.check([holder])
+    audit(cache, [holder])
     assert cache.known(request(2, [1, 2, 3, 4, 0])) == 4
     assert cache.known(request(3, [7, 8, 9, 10, 0])) == 0
 
@@ -171,17 +172,17 @@ def test_any_sequence_of_operations_keeps_every_page_owned_once(seed, page):
                 cache.pin(rng.choice("ab"), rng.choice(list(live.values())).tokens)
         else:
             cache.release(live.pop(rng.choice(list(live))))
-        cache.check(live.values())
+        audit(cache, live.values())
     for r in live.values():
         cache.release(r)
-    cache.check([])
+    audit(cache)
 
 
 def test_a_pinned_prefix_stays_until_it_is_let_go():
     cache = Cache(1, {Tier.GPU: 8, Tier.CPU: 20})
     pass_through(cache, [1, 2, 3, 4])
     cache.pin("system", [1, 2, 3, 9])
-    cache.check([])
+    audit(cache)
     assert cache.pinned == 3 and cache.room(Tier.GPU) == 5
     assert cache.pinnable(4) == 1 and cache.pinnable(6) == -1
     cache.pin("twin", [1, 2, 3, 4])
@@ -190,14 +191,14 @@ def test_a_pinned_prefix_stays_until_it_is_let_go():
     big = request(2, [7] * 6)
     cache.attach(big, Tier.GPU, [])
     assert not cache.grow(big, 6, Tier.GPU, []) and cache.grow(big, 5, Tier.GPU, [])
-    cache.check([big])
+    audit(cache, [big])
     cache.release(big)
     cache.flush()
     assert cache.known(request(3, [1, 2, 3, 0])) == 3
     cache.unpin("system"), cache.unpin("nobody")
     cache.flush()
     assert cache.pinned == 0 and cache.room(Tier.GPU) == 8
-    cache.check([])
+    audit(cache)
 
 
 def test_what_was_brought_from_each_tier_is_told_and_a_victim_comes_back_by_loading():
@@ -213,14 +214,14 @@ def test_what_was_brought_from_each_tier_is_told_and_a_victim_comes_back_by_load
     cache.begin()
     while not cache.attach(again, Tier.GPU, []):
         assert again.computed == 2 * (tries + 1)
-        cache.check([again])
+        audit(cache, [again])
         cache.begin()
         tries += 1
     assert tries == 2 and again.computed == 5 and again.loaded == {Tier.CPU: 5}
     cache.release(again)
-    cache.check([])
+    audit(cache)
     cache.forsake(Tier.DISK)
-    cache.check([])
+    audit(cache)
     assert cache.tiers == [Tier.GPU, Tier.CPU] and cache.room(Tier.DISK) == 0
 
 
@@ -233,12 +234,12 @@ def test_no_more_sinks_than_is_needed_also_above_what_has_sunk():
         cache.attach(r, Tier.GPU, moves)
         assert cache.grow(r, 1, Tier.GPU, moves)
         assert [m.dst.tier for m in moves] == [Tier.CPU] * (uid > 0)
-        cache.check([r])
+        audit(cache, [r])
         cache.release(r)  # computed nothing: its page is free
         r = request(uid, [10 + uid])
         fill(cache, r)
         cache.release(r)
-        cache.check([])
+        audit(cache)
 
 
 @pytest.mark.parametrize("hits", [0, 1])
@@ -254,4 +255,4 @@ def test_while_nothing_comes_back_the_oldest_of_what_one_plan_may_sink_are_dropp
     assert len(moves) == cache.saved[Tier.CPU] - 40 == (6 if hits else 4)
     kept = [cache.known(request(3, [*range(first, first + 4)])) for first in (10, 20)]
     assert kept == [3 if hits else 1, 3], "of the older prefix the end is dropped"
-    cache.check([newcomer])
+    audit(cache, [newcomer])

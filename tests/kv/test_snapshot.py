@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.audit import audit
 from tests.whim import Whim
 from weir.core import Move, Page, Request, Sampling, Tier
 from weir.kv import snapshot
@@ -64,14 +65,14 @@ def test_the_next_cache_finds_what_sank(seed: int, page: int) -> None:
                 live[uid] = r
         else:
             cache.release(live.pop(rng.choice(list(live))))
-        cache.check(live.values())
+        audit(cache, live.values())
     for r in live.values():
         cache.release(r)
     held = dict(cache.tree.held)
     moves: list[Move] = []
     cache.sink(moves)
     contents.apply(moves)
-    cache.check([])
+    audit(cache)
     coldest = cache.tree.held[Tier.DISK]
     assert coldest == sum(cache.tree.held.values())
     assert coldest == min(sizes[Tier.DISK], sum(held.values()))
@@ -80,7 +81,7 @@ def test_the_next_cache_finds_what_sank(seed: int, page: int) -> None:
 
     after = Cache(page, sizes)
     assert snapshot.restore(after, kept) == coldest * page
-    after.check([])
+    audit(after)
     again = Contents(after)
     again.of = {key: value for key, value in contents.of.items() if key.tier == Tier.DISK}
     wanted = [request(uid, [*tokens, 99]) for uid, tokens in enumerate(seen)]
@@ -88,7 +89,7 @@ def test_the_next_cache_finds_what_sank(seed: int, page: int) -> None:
     for r in wanted[:12]:
         if again.run(r, len(r.tokens)):
             after.release(r)
-            after.check([])
+            audit(after)
     assert snapshot.take(Cache(page, sizes))[0] == []
 
 
@@ -119,7 +120,7 @@ def test_what_is_not_worth_loading_is_computed_again() -> None:
         assert contents.run(r, 4)
         assert len(contents.of) and cache.loaded[Tier.DISK] == 0
         cache.release(r)
-        cache.check([])
+        audit(cache)
     assert cache.tree.held == {Tier.CPU: 4, Tier.DISK: 4}  # computed again, and hot again
     r = request(0, [1, 2, 3, 4, 5])
     cache.attach(r, Tier.CPU, [])
@@ -162,7 +163,7 @@ def test_what_is_no_tree_of_this_cache_is_refused(edges: object) -> None:
     kept = msgspec.msgpack.encode({"page": 2, "edges": edges})
     with pytest.raises(ValueError):
         snapshot.restore(cache, kept)
-    cache.check([])
+    audit(cache)
     with pytest.raises(ValueError, match="another size"):
         snapshot.restore(cache, msgspec.msgpack.encode({"page": 1, "edges": [(0, [1, 2], [0])]}))
     assert len(cache.pools[Tier.DISK].free) == 4

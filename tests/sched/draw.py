@@ -3,6 +3,7 @@
 import random
 import sys
 
+from tests.audit import audit
 from tests.whim import Whim
 from weir.core import Capacity, Tier
 from weir.cost.hardware import PRESETS
@@ -121,7 +122,7 @@ def a_scheduler(rng: random.Random, page: int, chains: bool, longest: int) -> Sc
 def check(scheduler: Scheduler) -> None:
     """What must hold between any two steps."""
     live, running = scheduler.live, scheduler.running
-    scheduler.cache.check(live.values())
+    audit(scheduler.cache, live.values())
     waiting = {r.uid for r in scheduler.waiting}
     assert waiting | set(running) == set(live) and not waiting & set(running)
     assert all(r.running for r in running.values())

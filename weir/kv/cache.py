@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from weir.core import Move, Page, Request, Tier
-from weir.kv.audit import audit
 from weir.kv.pool import Pool
 from weir.kv.radix import Node, Radix
 from weir.kv.watch import Watch
@@ -365,7 +364,3 @@ class Cache:
     def _give(self, pages: Iterable[Page]) -> None:
         for page in pages:
             self.pools[page.tier].free.append(page.index)
-
-    def check(self, live: Iterable[Request]) -> None:
-        """Assert what must hold between any two calls. Walks everything: for tests."""
-        audit(self.tree, self.pools, live, self.pins.values())

@@ -1,21 +1,19 @@
 """What must hold of a cache between any two calls."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from weir.core import Request
-from weir.kv.pool import Pool
-from weir.kv.radix import Node, Radix
+from weir.kv.cache import Cache
 
 
-def audit(
-    tree: Radix, pools: Mapping[int, Pool], live: Iterable[Request], pins: Iterable[Node]
-) -> None:
+def audit(cache: Cache, live: Iterable[Request] = ()) -> None:
     """Assert that every page is owned once, that locks are exactly the leases of `live` and the
     pins, that tiers only get colder, and that the counts agree. Walks everything."""
+    tree, pools = cache.tree, cache.pools
     owned: dict[int, list[int]] = {tier: list(pool.free) for tier, pool in pools.items()}
     locks: Counter[int] = Counter()
-    for node in pins:
+    for node in cache.pins.values():
         path = tree.path(node, tree.root)
         locks.update(map(id, path))
         assert all(step.tier == min(pools) for step in path), "what is pinned has sunk"
