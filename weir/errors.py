@@ -21,7 +21,8 @@ class BadRequest(WeirError):
 
 
 class Overloaded(WeirError):
-    """The queue is full or the engine is not ready. Try again after `retry_after` seconds."""
+    """The queue is full or the engine is not ready. Try again after `retry_after` seconds; 0: it
+    will not help."""
 
     def __init__(self, message: str, *, retry_after: float = 1.0):
         super().__init__(message)

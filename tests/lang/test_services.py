@@ -342,11 +342,29 @@ def test_a_busy_service_is_asked_again(kept):
     with scripted(lambda body: next(left)) as service:
         backend = kept.OpenAI("m", base_url=service.url)
         assert talk.run("hi", backend=backend)["answer"] == "ok"
-    with scripted(lambda body: (429, {"retry-after": "0"}, [])) as service:
-        backend = kept.OpenAI("m", base_url=service.url)
+    with scripted(lambda body: (429, {"retry-after": "1"}, [])) as service:
+        backend = kept.OpenAI("m", base_url=service.url, timeout=0.9)
         with pytest.raises(weir.ProgramError) as caught:
             talk.run("hi", backend=backend)
         assert isinstance(caught.value.__cause__, Overloaded)
+
+
+def test_a_server_that_starts_is_waited_for_however_often_it_says_so(kept, caplog):
+    starting = "The engine is starting; try again in 5 s."
+    left = iter([(503, {"retry-after": "0"}, [starting])] * 7 + [chat_answers(["ok"])({})])
+    with scripted(lambda body: next(left)) as service:
+        backend = kept.OpenAI("m", base_url=service.url)
+        assert talk.run("hi", backend=backend)["answer"] == "ok"
+    (line,) = caplog.messages
+    assert starting in line and line.endswith("Waiting up to 600 s.")
+
+
+def test_a_server_that_is_dead_is_not(kept):
+    with serving() as running:
+        backend = kept.RuntimeEndpoint(running.url)
+        running.client._health = "dead: no GPU"
+        with pytest.raises(weir.ProgramError, match="dead: no GPU; restart the server"):
+            talk.run("hi", backend=backend)
 
 
 def test_images_are_refused_where_nobody_sees(server, kept):

@@ -102,8 +102,8 @@ class Client(ABC):
 
     def unready(self) -> Overloaded:
         """What to tell those who ask while no request is taken: why, and when to try again."""
-        seconds = max(1, math.ceil(self._start_seconds))
         dead = self._health.startswith("dead")
+        seconds = 0 if dead else max(1, math.ceil(self._start_seconds))
         advice = "restart the server" if dead else f"try again in {seconds} s"
         return Overloaded(f"The engine is {self._health}; {advice}.", retry_after=seconds)
 

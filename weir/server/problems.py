@@ -56,7 +56,8 @@ def problem(error: Exception) -> Problem:
             headers, detail.type = {"www-authenticate": "Bearer"}, "authentication_error"
     elif isinstance(error, Overloaded):
         status, detail.type, detail.code = 503, "overloaded_error", "overloaded"
-        headers = {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+        seconds = math.ceil(error.retry_after)
+        headers = {"retry-after": str(seconds)} if seconds else {"x-should-retry": "false"}
     elif isinstance(error, EngineDead):
         status, detail.type, detail.code = 503, "engine_error", "engine_error"
         headers = {"retry-after": "5"}

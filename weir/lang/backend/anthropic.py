@@ -15,7 +15,8 @@ TAKEN = {"max_tokens", "temperature", "top_p", "top_k", "stop"}
 
 
 class Anthropic(Hosted):
-    """model_name: as the service knows it. api_key: by default ANTHROPIC_API_KEY.
+    """model_name: as the service knows it. api_key: by default ANTHROPIC_API_KEY. timeout: seconds
+    that it may be silent, or put a call off.
 
     The system's turn must come first. An assistant's turn that has begun is gone on with."""
 
@@ -24,12 +25,13 @@ class Anthropic(Hosted):
         model_name: str,
         base_url: str = "https://api.anthropic.com/v1",
         api_key: str | None = None,
+        timeout: float = 600.0,
     ):
         key = api_key or os.environ.get("ANTHROPIC_API_KEY", "")
         if not key:
             raise ConfigError("Anthropic needs a key: set ANTHROPIC_API_KEY, or give api_key")
         headers = {"x-api-key": key, "anthropic-version": VERSION}
-        super().__init__(Service(base_url, headers), model_name)
+        super().__init__(Service(base_url, headers, timeout), model_name)
 
     async def generate(
         self, prompt: Prompt, settings: dict[str, Any]

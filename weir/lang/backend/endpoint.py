@@ -13,13 +13,14 @@ from weir.text.template import ChatTemplate
 
 
 class RuntimeEndpoint(Completions):
-    """base_url: the server's root. Raises EngineDead when it does not answer."""
+    """base_url: the server's root. timeout: seconds that it may be silent, or put a call off while it
+    starts or is full. Raises EngineDead when it does not answer."""
 
     path = "/v1/completions"
 
-    def __init__(self, base_url: str, api_key: str | None = None):
+    def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 600.0):
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else None
-        service = Service(base_url, headers)
+        service = Service(base_url, headers, timeout)
         model = wait(spawn(service.get("/v1/models")))["data"][0]
         super().__init__(service, model["id"])
         self._ours = model.get("owned_by") == "weir"  # others need not know of programs

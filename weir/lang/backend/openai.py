@@ -18,13 +18,15 @@ def OpenAI(
     base_url: str = "https://api.openai.com/v1",
     api_key: str | None = None,
     is_chat_model: bool = True,
+    timeout: float = 600.0,
 ) -> Chat | Completions:
-    """A model behind an OpenAI-compatible service. `api_key`: by default OPENAI_API_KEY."""
+    """A model behind an OpenAI-compatible service. `api_key`: by default OPENAI_API_KEY.
+    `timeout`: seconds that it may be silent, or put a call off."""
     official = "api.openai.com" in base_url
     key = api_key or os.environ.get("OPENAI_API_KEY", "")
     if not key and official:
         raise ConfigError("OpenAI needs a key: set OPENAI_API_KEY, or give api_key")
-    service = Service(base_url, {"Authorization": f"Bearer {key}"} if key else None)
+    service = Service(base_url, {"Authorization": f"Bearer {key}"} if key else None, timeout)
     if not is_chat_model:
         return Completions(service, model_name)
     return Chat(service, model_name, "max_completion_tokens" if official else "max_tokens")

@@ -1,7 +1,10 @@
 """A service over HTTP: JSON in, JSON or server-sent events out, errors as sentences."""
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncGenerator
+from itertools import count
 from typing import Any
 
 import httpx
@@ -10,18 +13,28 @@ import msgspec
 from weir.errors import BadRequest, EngineDead, Overloaded
 from weir.lang.loop import spawn, wait
 
+log = logging.getLogger(__name__)
+
 ATTEMPTS = 5
-"""Times a request is sent that the service was too busy for."""
+"""Times a request is sent to a service that is too busy for it and does not say until when."""
+
+QUIET = 60.0
+"""Seconds until the log is told again that requests are put off."""
 
 
 class Service:
-    """url: what paths follow. It counts its calls and their tokens, as the service reports them."""
+    """url: what paths follow. It counts its calls and their tokens, as the service reports them.
+
+    timeout: seconds that it may be silent, and in all that it may put a request off (`Retry-After`),
+    as a server does that is starting or full."""
 
     def __init__(self, url: str, headers: dict[str, str] | None = None, timeout: float = 600.0):
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._http = httpx.AsyncClient(
             base_url=url.rstrip("/"), headers=headers, timeout=timeout, limits=limits
         )
+        self._patience = timeout
+        self._said = -QUIET  # when the log was last told that requests are put off
         self.calls = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
@@ -47,18 +60,38 @@ class Service:
     async def events(self, path: str, body: Any, method: str = "POST") -> AsyncGenerator[Any, None]:
         """Each event's data; the whole answer where it is not a stream. Closing it hangs up."""
         self.calls += 1
-        for attempt in range(ATTEMPTS):
+        began = time.monotonic()
+        for attempt in count(1):
             try:
                 async with self._http.stream(method, path, json=body) as response:
-                    if response.status_code not in (429, 503) or attempt == ATTEMPTS - 1:
+                    pause = self._pause(response, attempt, time.monotonic() - began)
+                    if pause is None:
                         async for data in self._read(response):
                             yield data
                         return
-                    told = response.headers.get("retry-after", "")
-                    seconds = float(told) if told.isdecimal() else 2.0**attempt
+                    await self._say_wait(response)
             except httpx.HTTPError as error:
                 raise EngineDead(f"{self._http.base_url}: {type(error).__name__} {error}") from None
-            await asyncio.sleep(min(seconds, 30.0))
+            await asyncio.sleep(pause)
+
+    def _pause(self, response: httpx.Response, attempt: int, waited: float) -> float | None:
+        """Seconds until a request that was put off is sent again; None: this is the answer."""
+        final = response.headers.get("x-should-retry") == "false"
+        if final or response.status_code not in (429, 503):
+            return None
+        told = response.headers.get("retry-after", "")
+        if not told.isdecimal():
+            return None if attempt >= ATTEMPTS else 2.0 ** (attempt - 1)
+        pause = min(max(float(told), 0.1), 30.0)
+        return pause if waited + pause < self._patience else None
+
+    async def _say_wait(self, response: httpx.Response) -> None:
+        """One line in the log, however many requests wait."""
+        now = time.monotonic()
+        if now - self._said >= QUIET:
+            self._said = now
+            says = _message(await _content(response))
+            log.warning("%s: %s Waiting up to %g s.", response.url, says, self._patience)
 
     async def _read(self, response: httpx.Response) -> AsyncGenerator[Any, None]:
         streams = "text/event-stream" in response.headers.get("content-type", "")
@@ -74,17 +107,22 @@ class Service:
                 yield found
 
     async def _whole(self, response: httpx.Response) -> Any:
-        content = await response.aread()
-        try:
-            found = msgspec.json.decode(content)
-        except msgspec.DecodeError:
-            found = content.decode("utf-8", "replace")[:500]
+        found = await _content(response)
         if response.is_success:
             return found
         says = f"{response.url} answered {response.status_code}: {_message(found)}"
         if response.status_code in (429, 503):
             raise Overloaded(says)
         raise EngineDead(says) if response.status_code >= 500 else BadRequest(says)
+
+
+async def _content(response: httpx.Response) -> Any:
+    """What it holds: JSON, else the beginning of its text."""
+    content = await response.aread()
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return content.decode("utf-8", "replace")[:500]
 
 
 def _message(found: Any) -> str:
