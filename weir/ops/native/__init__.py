@@ -1,7 +1,7 @@
 """The C++ kernels beside this file: compiled on the machine that runs them, called by address.
 
-Nothing here knows tensors; the ops pass pointers and sizes. Where there is no compiler `library()`
-is None, `status()` says so, and every op takes its PyTorch path.
+Nothing here knows tensors; the ops pass pointers and sizes. Where there is no compiler and nothing
+that one made before, `library()` is None, `status()` says so, and every op takes its PyTorch path.
 """
 
 from __future__ import annotations
@@ -184,32 +184,30 @@ def _load() -> tuple[Library | None, str]:
     if os.environ.get("WEIR_NATIVE", "1") == "0":
         return None, "PyTorch path: native kernels are turned off by WEIR_NATIVE=0"
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
-    if compiler is None:
-        reason = "no C++ compiler found (install g++ or clang++, or set CXX)"
-    else:
-        reason = ""
-        for target in _targets():
-            try:
-                with compiled(compiler, target) as path:
-                    lib = Library(path)
-                return lib, f"native kernels ({' '.join(target) or 'portable'}, {compiler})"
-            except (OSError, subprocess.SubprocessError, AttributeError) as error:
-                reason = reason or f"{compiler} failed: {_first_line(error)}"
+    reason = ""
+    for target in _targets():
+        try:
+            with compiled(compiler, target) as path:
+                lib = Library(path)
+            return lib, f"native kernels ({' '.join(target) or 'portable'})"
+        except (OSError, subprocess.SubprocessError, AttributeError) as error:
+            said = _first_line(error)
+            reason = reason or (f"{compiler} failed: {said}" if compiler else said)
     log.warning("CPU kernels are slow: %s", reason)
     return None, f"PyTorch path: {reason}"
 
 
 @contextmanager
-def compiled(compiler: str, target: tuple[str, ...]) -> Iterator[Path]:
-    """The library compiled with `target` flags, to be loaded within the context: kept in the user's
-    cache where that can be written, and taken from there the next time.
+def compiled(compiler: str | None, target: tuple[str, ...]) -> Iterator[Path]:
+    """The library with `target` flags, to be loaded within the context: taken from the user's cache
+    if these sources were compiled for such a CPU before, by any compiler; else compiled, and kept
+    there where that can be written.
 
-    Raises OSError or subprocess.SubprocessError where it cannot be compiled.
+    Raises OSError or subprocess.SubprocessError where there is none and it cannot be compiled.
     """
     sources = sorted(SOURCES.glob("*.cpp"))
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60)
-    key = hashlib.sha256(version.stdout)
-    for part in (compiler, *FLAGS, *target, platform.machine(), *instructions()):
+    key = hashlib.sha256()
+    for part in (*FLAGS, *target, platform.machine(), *instructions()):
         key.update(part.encode() + b"\0")
     for source in (*sources, *sorted(SOURCES.glob("*.h"))):
         key.update(source.read_bytes())
@@ -217,6 +215,11 @@ def compiled(compiler: str, target: tuple[str, ...]) -> Iterator[Path]:
     if path.exists() and _loads(path):
         yield path
         return
+    if compiler is None:
+        raise FileNotFoundError(
+            f"no C++ compiler found (install g++ or clang++, or set CXX), and {path.parent} has no "
+            "library of this version for this CPU"
+        )
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / path.name
         log.info("compiling the CPU kernels with %s", compiler)
