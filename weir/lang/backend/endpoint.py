@@ -13,8 +13,8 @@ from weir.text.template import ChatTemplate
 
 
 class RuntimeEndpoint(Completions):
-    """base_url: the server's root. timeout: seconds that it may be silent, or put a call off while it
-    starts or is full. Raises EngineDead when it does not answer."""
+    """base_url: the server's root. timeout: seconds that it may be silent, or put a call off while
+    it starts or is full. Raises EngineDead when it does not answer."""
 
     path = "/v1/completions"
 

@@ -25,8 +25,8 @@ QUIET = 60.0
 class Service:
     """url: what paths follow. It counts its calls and their tokens, as the service reports them.
 
-    timeout: seconds that it may be silent, and in all that it may put a request off (`Retry-After`),
-    as a server does that is starting or full."""
+    timeout: seconds that it may be silent, and that it may put a request off in all
+    (`Retry-After`), as a server does that is starting or full."""
 
     def __init__(self, url: str, headers: dict[str, str] | None = None, timeout: float = 600.0):
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
