@@ -2,10 +2,12 @@
 
     python bench/neo.py [--model qwen3-32b] [--room 7500MiB] [--host 40GiB] [RUN ...]
 
-A RUN is the lengths of a trace and how requests come: `conv:full`, more than can be served, or
-`conv:3.0`, so many a second, Poisson. Both arms are schedulers over the same loaded engine, which
-take the same requests. Of a full run what counts is the time after the first part, in which memory
-fills; of a stream, what a request takes for each token of its answer, waiting included.
+A RUN is the lengths of a trace and how requests come: `conv:full`, more than can be served;
+`conv:3.0`, so many a second, Poisson; or `conv:95%`, of what the GPU alone ended a second in a full
+run before, and `auto` gets 1.14 times as many. Both arms are schedulers over the same loaded
+engine, which take the same requests. Of a full run what counts is the time after the first part, in
+which memory fills; of a stream, what a request takes for each token of its answer, waiting
+included.
 """
 
 import argparse
@@ -32,6 +34,8 @@ from weir.engine import Engine
 
 TRACES = Path(os.environ.get("WEIR_DATA", ".")) / "traces"
 UIDS = count()
+MORE = 1.14
+"""Times the requests a second, at which a token is to take no longer."""
 
 
 @dataclass(slots=True)
@@ -140,19 +144,27 @@ def drive(engine: Engine, requests: list[tuple[float, int, int]], until: float, 
     return seen
 
 
-def measure(made: Engine, config: Config, name: str, seconds: float, vocab: int) -> None:
+def measure(
+    made: Engine, config: Config, name: str, seconds: float, vocab: int, alone: dict[str, float]
+) -> None:
+    """alone: requests a second that the GPU alone ended, by trace, of full runs."""
     trace, _, how = name.partition(":")
-    rows, rng = lengths(trace, config.max_model_len or 8192), random.Random(3)
+    rows = lengths(trace, config.max_model_len or 8192)
     balance = made.scheduler.placement.balance
     for kind in ("off", "auto"):
         engine = arm(made, config, balance.lanes if kind == "auto" else None)
         if how == "full":
             requests = [(0.0, *row) for row in rows[: int(40 * seconds)]]
             seen, window = drive(engine, requests, seconds, vocab), (0.4 * seconds, seconds)
+            if kind == "off":
+                ended = sum(at >= window[0] for at in seen.ended.values())
+                alone[trace] = ended / (window[1] - window[0])
         else:
-            rng.seed(3)
-            times, at = [], 0.0
-            while (at := at + rng.expovariate(float(how))) < seconds:
+            share = how.endswith("%")
+            rate = float(how.rstrip("%")) / 100 * alone[trace] if share else float(how)
+            rate *= MORE if share and kind == "auto" else 1.0
+            rng, times, at = random.Random(3), [], 0.0
+            while (at := at + rng.expovariate(rate)) < seconds:
                 times.append(at)
             requests = [(t, *row) for t, row in zip(times, rows, strict=False)]
             seen = drive(engine, requests, 2 * seconds, vocab)
@@ -198,8 +210,9 @@ def compare(made: Engine, config: Config, runs: list[str], seconds: float, took:
         f"the host reads {lanes.host.rate / 1e9:.0f} GB/s, {lanes.host.token / 1e3:.0f} kB a token"
     )
     print(f"| run | arm | ended | {COLUMNS.replace(', ', ' | ')} |")
+    alone: dict[str, float] = {}
     for name in runs:
-        measure(made, config, name, seconds, made.info["vocab"])
+        measure(made, config, name, seconds, made.info["vocab"], alone)
 
 
 if __name__ == "__main__":

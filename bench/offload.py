@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--plan", nargs="+", default=["auto"])
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no plan after these")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
     job = Job(prompt=options.prompt, output=options.output)
@@ -120,7 +121,8 @@ def main() -> None:
             flags["gpu_memory"] = options.gpu_memory
         flags |= {"offload_dir": options.offload_dir} if options.offload_dir else {}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        measured(Bench(flags | more, job, options.repeats, Path(folder), device), options.plan)
+        bench = Bench(flags | more, job, options.repeats, Path(folder), device)
+        measured(bench, options.plan, time.perf_counter() + options.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,15 +204,18 @@ def measure(bench: Bench, text: str) -> tuple[float, float]:
     return said.throughput, speed
 
 
-def measured(bench: Bench, plans: list[str]) -> None:
+def measured(bench: Bench, plans: list[str], until: float) -> None:
     print(
         f"{'plan':24}{'requests':>9}{'prompts, s':>14}{'answers, s':>14}{'tok/s':>15}"
         f"{'bound':>6}{'start':>7}"
     )
-    pairs = []
+    found: dict[str, tuple[float, float]] = {}
     for text in plans:
+        if time.perf_counter() > until:
+            print(f"{text}: not begun, the time is over")
+            continue
         try:
-            pairs.append(measure(bench, text))
+            found[text] = measure(bench, text)
         except Exception as error:  # the others still count
             print(f"{text}: {error}", flush=True)
         gc.unfreeze()
@@ -218,12 +223,23 @@ def measured(bench: Bench, plans: list[str]) -> None:
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-    if len(pairs) > 1:
-        errors = [abs(said / speed - 1) for said, speed in pairs]
-        print(
-            f"error: median {statistics.median(errors):.0%}, largest {max(errors):.0%}; "
-            f"rank correlation {rank_correlation(pairs):.2f}"
-        )
+    if len(found) > 1:
+        summarised(found)
+
+
+def summarised(found: dict[str, tuple[float, float]]) -> None:
+    """How far predictions are off, and the planner's choice beside the best that was tried."""
+    pairs = [*found.values()]
+    errors = [abs(said / speed - 1) for said, speed in pairs]
+    print(
+        f"{len(pairs)} plans, error: median {statistics.median(errors):.0%}, largest "
+        f"{max(errors):.0%}; rank correlation {rank_correlation(pairs):.2f}"
+    )
+    speeds = {text: speed for text, (_, speed) in found.items()}
+    chosen = [text for text in speeds if text.startswith("auto") and "slots" not in text]
+    if chosen:
+        best, mine = max(speeds, key=speeds.__getitem__), max(chosen, key=lambda t: found[t][0])
+        print(f"chosen: {mine}, {speeds[mine]:.2f}; best tried: {best}, {speeds[best]:.2f}")
 
 
 if __name__ == "__main__":
