@@ -25,7 +25,7 @@ class Stream:
         self.assembly = assembly
         self._abort = abort
         self._events: deque[Output] = deque()
-        self._arrived = asyncio.Event()
+        self.arrived = asyncio.Event()  # who reads several streams may give them one
         self._died: str | None = None
 
     @property
@@ -39,7 +39,7 @@ class Stream:
 
     def put(self, output: Output) -> None:
         self._events.append(output)
-        self._arrived.set()
+        self.arrived.set()
 
     def die(self, reason: str) -> None:
         """The engine is gone and this request with it: say so after the events already here."""
@@ -65,9 +65,9 @@ class Stream:
                 if self._died is not None:
                     raise EngineDead(self._died)
                 raise StopAsyncIteration
-            self._arrived.clear()
+            self.arrived.clear()
             try:
-                await self._arrived.wait()
+                await self.arrived.wait()
             except asyncio.CancelledError:
                 self.abort()
                 raise

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from weir.client import Completion, Output, Stream, Usage
@@ -20,6 +19,11 @@ class Job:
     choices: int  # n, of each prompt
     streams: list[Stream] = field(default_factory=list)
     reasoning_tokens: int = 0  # of the completions' tokens, those of thoughts
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)  # something, in any stream
+
+    def add(self, stream: Stream) -> None:
+        stream.arrived = self.arrived
+        self.streams.append(stream)
 
     @property
     def usage(self) -> list[Usage]:
@@ -34,13 +38,18 @@ class Job:
 
         Raises `EngineDead` at the first event that says its choice failed.
         """
-        merged = self._one() if len(self.streams) == 1 else self._many()
-        async with aclosing(merged):
-            async for burst in merged:
-                for _, output in burst:
-                    if output.finish_reason == "error":
-                        raise EngineDead(output.error or "The engine could not finish this.")
+        reading = list(enumerate(self.streams))
+        while reading:
+            burst = [(prompt, output) for prompt, stream in reading for output in stream.ready()]
+            for _, output in burst:
+                if output.finish_reason == "error":
+                    raise EngineDead(output.error or "The engine could not finish this.")
+            reading = [(prompt, one) for prompt, one in reading if not one.assembly.finished]
+            if burst:
                 yield burst
+            elif reading:
+                self.arrived.clear()
+                await self.arrived.wait()
 
     async def collect(self) -> list[Completion]:
         """Every choice read to its end, those of the first prompt first."""
@@ -49,41 +58,3 @@ class Job:
             for prompt, output in burst:
                 done[prompt * self.choices + output.index].add(output)
         return done
-
-    async def _one(self) -> AsyncGenerator[Burst, None]:
-        stream = self.streams[0]
-        async for output in stream:
-            yield [(0, output), *((0, more) for more in stream.ready())]
-
-    async def _many(self) -> AsyncGenerator[Burst, None]:
-        arrived: asyncio.Queue[tuple[int, Output] | Exception | None] = asyncio.Queue()
-
-        async def forward(prompt: int, stream: Stream) -> None:
-            try:
-                async for output in stream:
-                    arrived.put_nowait((prompt, output))
-                arrived.put_nowait(None)
-            except Exception as error:
-                arrived.put_nowait(error)
-
-        readers = [asyncio.create_task(forward(*pair)) for pair in enumerate(self.streams)]
-        unfinished = len(readers)
-        try:
-            while unfinished:
-                burst: Burst = []
-                event = await arrived.get()
-                while True:
-                    if isinstance(event, Exception):
-                        raise event
-                    if event is None:
-                        unfinished -= 1
-                    else:
-                        burst.append(event)
-                    if arrived.empty():
-                        break
-                    event = arrived.get_nowait()
-                if burst:
-                    yield burst
-        finally:
-            for reader in readers:
-                reader.cancel()

@@ -105,7 +105,7 @@ class Service:
                     grammar=grammar,
                     **details,
                 )
-                job.streams.append(stream)
+                job.add(stream)
                 if self.tracer is not None:
                     self.tracer.begin(stream.id, traceparent)
                 if index % YIELD == YIELD - 1:
