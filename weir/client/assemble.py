@@ -17,39 +17,28 @@ from weir.wire import Submit
 OTHERWISE = "The engine died, and the next one began this answer otherwise: send the request again."
 
 
+@dataclass(slots=True, eq=False)
 class Choice:
     """One of the `n` sequences of a request, from its first token to its end."""
 
-    __slots__ = (
-        "again",
-        "count",
-        "detokenizer",
-        "finish_reason",
-        "index",
-        "last",
-        "params",
-        "stops",
-        "submit",
-        "text",
-        "told",
-    )
+    index: int
+    submit: Submit
+    text: Text
+    params: SamplingParams
+    finish_reason: str | None = None
+    last: float = -1.0  # time of its latest token
+    told: list[int] = field(default_factory=list)  # tokens so far
+    again: int = 0  # of them, those that a new engine has yet to repeat
+    shown: int = 0  # tokens, where stop strings are looked for
+    detokenizer: Detokenizer | None = None
+    stops: StopChecker | None = None
 
-    def __init__(self, index: int, submit: Submit, text: Text, params: SamplingParams):
-        self.index = index
-        self.submit = submit
-        self.text = text
-        self.params = params
-        self.finish_reason: str | None = None
-        self.last = -1.0  # time of its latest token
-        self.told: list[int] = []  # tokens so far
-        self.again = 0  # of them, those that a new engine has yet to repeat
-        self.count = 0
-        self.detokenizer = (
-            Detokenizer(self.text.pieces(params.skip_special_tokens)) if params.detokenize else None
-        )
-        self.stops = (
-            StopChecker(params.stops, params.include_stop_str_in_output) if params.stops else None
-        )
+    def __post_init__(self) -> None:
+        params = self.params
+        if params.detokenize:
+            self.detokenizer = Detokenizer(self.text.pieces(params.skip_special_tokens))
+        if params.stops:
+            self.stops = StopChecker(params.stops, params.include_stop_str_in_output)
 
     def unheard(self, delta: Delta) -> Delta:
         """What is new of a delta. One that differs from what was told becomes an error."""
@@ -74,11 +63,10 @@ class Choice:
         shown = delta.tokens[:-1] if hides else delta.tokens
         matched = None
         if self.stops is None:
-            self.count += len(shown)
             output.text = self._decode(shown)
         else:
             for at, token in enumerate(shown, 1):
-                self.count += 1
+                self.shown += 1
                 matched = self._emit(output, self._decode([token]))
                 if matched is not None:
                     output.token_ids = delta.tokens[:at]
@@ -109,7 +97,7 @@ class Choice:
 
     def _emit(self, output: Output, text: str) -> str | None:
         """Add text to the event as far as it cannot begin a stop string; the stop it completes."""
-        if self.stops is None or self.count <= self.params.min_tokens:
+        if self.stops is None or self.shown <= self.params.min_tokens:
             output.text += text
             return None
         emitted, matched = self.stops.push(text)
