@@ -21,6 +21,7 @@ from weir.gguf import GGUF
 from weir.models import codes
 from weir.models.base import Shapes
 from weir.models.dequant import PLAIN, dequantize
+from weir.models.weights import Checkpoint
 from weir.ops.linear import NATIVE_GROUP
 from weir.ops.quantize import Codes, Scaled
 from weir.spec import Spec
@@ -30,10 +31,9 @@ PREFIX = re.compile(r"^(model\.|language_model\.|decoder\.)+")
 UNUSED = re.compile(r"rotary_emb\.inv_freq$|^(vision_tower|multi_modal_projector)\.")
 
 
-class Safetensors:
+class Safetensors(Checkpoint):
     """The `*.safetensors` of a folder, memory-mapped: one file, or those that its index names."""
 
-    device = torch.device("cpu")
     types = FLOATS
 
     def __init__(self, folder: Path, spec: Spec):
@@ -64,9 +64,6 @@ class Safetensors:
         out.copy_(shard.get_slice(key)[row : row + len(out)])
         if self.unit_offset and name.endswith("norm.weight"):
             out.add_(1.0)
-
-    def kept(self, name: str) -> Codes | Scaled | None:
-        return None
 
 
 def _advice(file: Path) -> str:
@@ -123,10 +120,10 @@ GEMMA3_NAMES = NAMES | {
 ROPES = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 
 
-class Quantised:
+class Quantised(Checkpoint):
     """The tensors of a GGUF file, unpacked as they are read."""
 
-    device = torch.device("cpu")
+    stored = "gguf"
 
     def __init__(self, gguf: GGUF, spec: Spec):
         self.gguf = gguf
@@ -184,7 +181,7 @@ def _ours(key: str, names: dict[str, str]) -> str:
     return f"{at}{names[found[2]]}.{found[3]}"
 
 
-class Dummy:
+class Dummy(Checkpoint):
     """Random weights of the right shapes and sane sizes: norms 1, biases 0, rows of unit gain.
 
     All are cut from one pool of numbers whose length is prime, so that no two rows agree; the same
@@ -211,6 +208,3 @@ class Dummy:
             length = min(len(flat), self.POOL - start)
             torch.mul(self.pool[start : start + length], gain, out=flat[:length])
             flat, start = flat[length:], 0
-
-    def kept(self, name: str) -> Codes | Scaled | None:
-        return None

@@ -78,9 +78,8 @@ def load(
         raise ConfigError(f"{path} is not of format {format}; leave the load format at auto")
     else:
         spec, checkpoint = opened(path)
-    stored = _stored(checkpoint)
-    if (quantization in MADE and stored) or claimed not in ("", stored):
-        how = f"quantised as {stored}" if stored else "not quantised"
+    if (quantization in MADE and checkpoint.stored) or claimed not in ("", checkpoint.stored):
+        how = f"quantised as {checkpoint.stored}" if checkpoint.stored else "not quantised"
         raise ConfigError(
             f"--quantization {claimed or quantization}: the weights at {path} are {how}: "
             "leave --quantization at auto"
@@ -105,13 +104,6 @@ def opened(path: Path) -> tuple[Spec, Checkpoint]:
         return spec, Quantised(gguf, spec)
     spec, scheme = read_spec(path), scheme_of(path)
     return spec, Packed(path, spec, scheme) if scheme else Safetensors(path, spec)
-
-
-def _stored(checkpoint: Checkpoint) -> str:
-    """Which of `STORED` or "fp8"; empty: not quantised."""
-    if isinstance(checkpoint, Packed):
-        return checkpoint.scheme.method
-    return "gguf" if isinstance(checkpoint, Quantised) else ""
 
 
 def _check(quantization: str, device: torch.device, dtype: torch.dtype | None) -> None:

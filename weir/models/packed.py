@@ -29,6 +29,7 @@ class Packed(Safetensors):
     def __init__(self, folder: Path, spec: Spec, scheme: Scheme):
         super().__init__(folder, spec)
         self.scheme = scheme
+        self.stored = scheme.method
         self.parts = {name: self.shapes.pop(name) for name in self._names(*PARTS)}
         for name in self._names(*IGNORED):
             del self.shapes[name]

@@ -24,23 +24,25 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Checkpoint(Protocol):
-    """Tensors by name, wherever they are kept.
+class Checkpoint:
+    """Tensors by name, wherever they are kept. stored: how weights are quantised there; empty: they
+    are not.
 
     Names are those of the model's safetensors less the leading "model."; values are in one
     convention: heads rotate by halves, and a norm's weight is what it multiplies by.
     """
 
     shapes: Shapes
-    device: torch.device
+    device = torch.device("cpu")
+    stored = ""
 
     def read(self, name: str, out: Tensor, row: int = 0) -> None:
         """Fill `out`, contiguous on `device`, with a tensor, or with its rows from `row` on."""
-        ...
+        raise NotImplementedError
 
     def kept(self, name: str) -> Codes | Scaled | None:
         """A quantised weight [N, K] as it is kept; None where it is not quantised."""
-        ...
+        return None
 
 
 class Shelf(Protocol):
