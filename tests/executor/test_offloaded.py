@@ -8,6 +8,7 @@ import torch
 
 from tests.reference import Tiny, generate
 from tests.runtime.drive import CPU
+from tests.runtime.test_relay import GPU
 from tests.sched.draw import check
 from weir.core import Plan, Request, Sampling, Tier
 from weir.engine import Engine
@@ -32,17 +33,21 @@ MIXED, AWAY, HERE = {Tier.GPU: 16, Tier.CPU: 30}, {Tier.CPU: 40}, {Tier.GPU: 40}
 """Pages of each tier, too few for all requests, so that some are preempted."""
 
 
-def engine(folder: Path, shares, sizes: dict[Tier, int], lane: int, depth: int) -> Engine:
+def engine(
+    device: torch.device, folder: Path, shares, sizes: dict[Tier, int], lane: int, depth: int
+) -> Engine:
     """The model streamed; KV of main memory is attended to by a relay."""
-    model = Tiny(layers=5)
-    shelf = Streamed(5, shares, CPU, folder)
+    model = WHOLE.to(device)
+    shelf = Streamed(5, shares, device, folder)
     for layer in model.layers:
         shelf.add(layer)
     model.layers = shelf.done()
-    store = Store(model.spec.attention, 4, sizes, dict.fromkeys(sizes, CPU), torch.float32)
+    devices = {tier: CPU if tier == Tier.CPU else device for tier in sizes}
+    pinned = device.type == "cuda"
+    store = Store(model.spec.attention, 4, sizes, devices, torch.float32, pinned=pinned)
     away = store.kv.get(Tier.CPU)
-    relay = Relay(Tier.CPU, away, CPU) if away is not None else None
-    runner = Runner(model, store, 100, CPU, 16, relay=relay)
+    relay = Relay(Tier.CPU, away, device) if away is not None else None
+    runner = Runner(model, store, 100, device, 16, relay=relay)
     warm_up(runner, 32, 8, lane)
     executor = Local(runner, tokens=32, requests=8, context=100, depth=depth, lane=lane, threads=1)
     home = OnDemand(min(sizes), away=Tier.CPU if relay is not None else None)
@@ -81,14 +86,15 @@ def serve(it: Engine, texts, wanted, late: int) -> tuple[dict[int, list[int]], l
 @pytest.mark.parametrize("lane", [5, 32], ids=["lanes", "one lane"])
 @pytest.mark.parametrize("sizes", [MIXED, AWAY, HERE], ids=["mixed", "away", "here"])
 @pytest.mark.parametrize("shares", [IN_MEMORY, FROM_DISK], ids=["memory", "disk"])
+@pytest.mark.parametrize("device", [CPU, GPU], ids=["cpu", "gpu"])
 def test_tokens_are_those_of_a_model_in_one_place(
-    tmp_path, monkeypatch, shares, sizes, lane, depth
+    tmp_path, monkeypatch, device, shares, sizes, lane, depth
 ):
     monkeypatch.setattr(placement, "MANY", 4)
     rng = random.Random(2)
     texts = [[rng.randrange(61) for _ in range(rng.randrange(2, 40))] for _ in range(9)]
     wanted = [rng.randrange(1, 14) for _ in texts]
-    it = engine(tmp_path, shares, sizes, lane, depth)
+    it = engine(device, tmp_path, shares, sizes, lane, depth)
     try:
         got, plans = serve(it, texts, wanted, late=8)
     finally:
