@@ -75,11 +75,14 @@ class Pool {
     for (uint32_t i = 1; i < items; ++i) wake_.notify_one();
   }
 
+  // The ticket comes first: what is read after it is that job's, or the ticket has changed and
+  // nothing is taken.
   void work(uint32_t generation) {
+    uint64_t ticket = ticket_.load();
+    if (uint32_t(ticket) == closed) return;
     const uint32_t items = items_.load();
     const Body body = body_.load();
     const void* context = context_.load();
-    uint64_t ticket = ticket_.load();
     while (ticket >> 32 == generation && uint32_t(ticket) < items) {
       if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
       body(context, uint32_t(ticket));
@@ -95,18 +98,20 @@ class Pool {
 
   // Until there is a job newer than `seen`, which becomes it. False: the pool shrinks.
   bool await(uint32_t& seen) {
+    bool found = false;
     const auto fresh = [&] {
       const uint64_t ticket = ticket_.load();
-      return ticket >> 32 != seen && uint32_t(ticket) != closed;
+      found = ticket >> 32 != seen && uint32_t(ticket) != closed;
+      if (found) seen = uint32_t(ticket >> 32);
+      return found;
     };
     for (auto start = Clock::now(); !fresh() && Clock::now() - start < patience();) relax();
-    if (!fresh()) {
+    if (!found) {
       std::unique_lock<std::mutex> lock(sleep_);
       ++sleeping_;
       wake_.wait(lock, [&] { return stop_ || fresh(); });
       --sleeping_;
     }
-    seen = uint32_t(ticket_.load() >> 32);
     return !stop_;
   }
 
