@@ -65,7 +65,7 @@ def measure(policy: str, memory: str, running: int, waiting: int, steps: int) ->
         user = f"tenant {uid % 1000}"
         it.add(Request(uid, prompt, sampling, arrival=uid * 1e-3, user=user))
     while len(it.scheduler.running) < running or any(
-        r.computed < r.prompt for r in it.scheduler.running.values()
+        r.computed < r.prompt for r in it.scheduler.running
     ):
         it.step()
     gc.collect()

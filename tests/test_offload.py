@@ -292,7 +292,7 @@ def test_requests_lie_where_the_plan_says(monkeypatch, tmp_path, batches, share)
         engine.step()
     chunks = [chunk for one in executor.plans for part in one.lanes for chunk in part]
     homes = {chunk.uid: chunk.home for chunk in chunks}
-    assert scheduler.preemptions == 0 and not any(one.moves for one in executor.plans)
+    assert scheduler.running.preemptions == 0 and not any(one.moves for one in executor.plans)
     assert list(homes.values()).count(0) == int(share * block)
     assert {len(one.lanes) for one in executor.plans[: batches // 8]} == {8}
 

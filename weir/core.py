@@ -194,23 +194,6 @@ class Load(NamedTuple):
 IDLE = Load()
 
 
-@dataclass(slots=True)
-class Budget:
-    """What is left of one iteration. Composers read it again after each yield.
-
-    `owed` is the number of decodes still to come further down the ranking: a composer that never
-    stalls them leaves that many tokens untouched. Once `closed`, by a composer or because one found
-    no room, no more waiting requests come."""
-
-    tokens: int
-    requests: int
-    owed: int = 0
-    load: Load = IDLE
-    running: int = 0  # requests that ran when the iteration began
-    taken: int = 0
-    closed: bool = False
-
-
 class Score(Struct, frozen=True, array_like=True):
     """Prompt logprobs wanted from a chunk: for its last `len(targets)` hidden states in order,
     the logprob of each target token (the token that follows) and of the `top` most likely."""

@@ -167,7 +167,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         s = self.scheduler
-        return bool(s.live or self.flying or s.ended or s.forget or self.opening)
+        return bool(s.live or self.flying or s.ended or s.running.forget or self.opening)
 
     def step(self) -> list[Delta]:
         """Plan and submit one iteration, then settle the oldest if the pipe is full. Returns what
@@ -270,13 +270,14 @@ class Engine:
         stats.pages_pinned = s.cache.pinned
         stats.pages_cached = s.cache.tree.unlocked[hot]
         stats.pages_used = stats.pages_total - s.cache.room(hot)
-        stats.hit_tokens = s.hits
-        stats.cpu_hit_tokens, stats.disk_hit_tokens = s.loaded[Tier.CPU], s.loaded[Tier.DISK]
+        stats.hit_tokens = s.running.hits
+        stats.cpu_hit_tokens = s.running.loaded[Tier.CPU]
+        stats.disk_hit_tokens = s.running.loaded[Tier.DISK]
         stats.pages_cold = sum(n for tier, n in s.cache.tree.held.items() if tier != hot)
         stats.loaded_tokens = sum(s.cache.loaded.values())
         stats.saved_tokens = sum(s.cache.saved.values())
-        stats.preemptions = s.preemptions
-        stats.recomputed_tokens = s.recomputed
+        stats.preemptions = s.running.preemptions
+        stats.recomputed_tokens = s.running.recomputed
         stats.degraded = s.ranking.degraded
         return stats
 
@@ -304,7 +305,7 @@ class Engine:
             self._settle(plan, handle.result())
         for uid in list(s.live):
             s.abort(uid)
-        plan = Plan(s.step, [], [], s.forget)
+        plan = Plan(s.step, [], [], s.running.forget)
         s.cache.sink(plan.moves)
         self.executor.submit(plan).result()
         keeper.save(*snapshot.take(s.cache))

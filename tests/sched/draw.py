@@ -121,7 +121,7 @@ def a_scheduler(rng: random.Random, page: int, chains: bool, longest: int) -> Sc
 
 def check(scheduler: Scheduler) -> None:
     """What must hold between any two steps."""
-    live, running = scheduler.live, scheduler.running
+    live, running = scheduler.live, {r.uid: r for r in scheduler.running}
     audit(scheduler.cache, live.values())
     waiting = {r.uid for r in scheduler.waiting}
     assert waiting | set(running) == set(live) and not waiting & set(running)

@@ -149,7 +149,7 @@ def test_no_decode_is_ever_left_out_of_a_step(seed):
         while came < 40 and arrivals[came] <= step:
             submit(it, came, rng.randrange(1, 80), rng.randrange(1, 30), user="ab"[came % 2])
             came += 1
-        ready = [r for r in s.running.values() if r.decoding and s._ready(r)]
+        ready = [r for r in s.running if r.decoding and s._ready(r)]
         made = len(it.executor.plans)
         it.step()
         for plan in it.executor.plans[made:]:
@@ -179,11 +179,11 @@ def test_reserving_never_preempts_and_keeps_iteration_level_fcfs(seed):
                 ran[uid] += 1
         counts = [ran[r.uid] for r in live if r.done is None]
         assert counts == sorted(counts, reverse=True)
-        held = sum(r.prompt + r.sampling.max_tokens for r in it.scheduler.running.values())
+        held = sum(r.prompt + r.sampling.max_tokens for r in it.scheduler.running)
         assert held <= 90
         step += 1
         assert step < 2000
-    assert it.scheduler.preemptions == 0
+    assert it.scheduler.running.preemptions == 0
 
 
 def load(placement, seed: int) -> Engine:
@@ -201,7 +201,7 @@ def test_an_estimate_preempts_less_than_none_and_admits_more_than_a_reservation(
     kinds = {"reserve": Reserve, "estimate": Estimate, "on-demand": OnDemand}
     for name, kind in kinds.items():
         it = load(kind(Tier.CPU, spare=0.0), seed)
-        steps[name], preempted[name] = len(it.executor.plans), it.scheduler.preemptions
+        steps[name], preempted[name] = len(it.executor.plans), it.scheduler.running.preemptions
     assert preempted["reserve"] == 0
     assert preempted["estimate"] < preempted["on-demand"]
 
@@ -215,7 +215,7 @@ def test_the_estimate_falls_with_time_and_rises_at_a_preemption():
     assert placement.ratio == pytest.approx(0.1)
     for uid in range(1, 4):
         submit(it, uid, 4, 40)
-    while not it.scheduler.preemptions:
+    while not it.scheduler.running.preemptions:
         it.step()
     assert placement.ratio > 0.4
     finish(it)

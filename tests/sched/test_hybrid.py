@@ -43,7 +43,7 @@ def test_nobody_takes_the_room_of_one_that_comes_home():
             it.step()
             check(it.scheduler)
         assert second.preempted == 1, "it came home once"
-        assert it.scheduler.recomputed <= depth, "and brought all that it had"
+        assert it.scheduler.running.recomputed <= depth, "and brought all that it had"
         assert not any(r.preempted for r in newcomers), "nobody started where it could not stay"
 
 

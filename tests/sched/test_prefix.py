@@ -37,7 +37,7 @@ def serve(limit: int | None) -> tuple[int, Cache, Matches]:
         it.add(r)
     while it.busy:
         it.step()
-    return scheduler.hits, cache, matches
+    return scheduler.running.hits, cache, matches
 
 
 def test_many_who_wait_are_found_as_few_are():

@@ -292,7 +292,7 @@ def test_with_patience_a_crowd_does_not_age_as_one():
         for uid in range(60):
             submit(it, uid, 5 + 7 * uid % 40)
         ends(it)
-        return it.scheduler.preemptions
+        return it.scheduler.running.preemptions
 
     paper, patient = preempted("{}"), preempted("{}, patience=3")
     assert patient < paper / 2 and paper > 40

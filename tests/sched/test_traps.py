@@ -59,10 +59,10 @@ def test_a_victim_in_flight_keeps_the_token_that_lands_later():
     prompts = [list(r.tokens) for r in requests]
     late, got = 0, {}
     while it.busy:
-        before = it.scheduler.preemptions
+        before = it.scheduler.running.preemptions
         for delta in it.step():
             got.setdefault(delta.uid, []).extend(delta.tokens)
-        if it.scheduler.preemptions > before:
+        if it.scheduler.running.preemptions > before:
             late += any(r.flying and not r.running for r in requests)
         check(it.scheduler)
     assert late
@@ -91,13 +91,13 @@ def test_prompts_in_part_computed_do_not_fill_the_memory_that_decodes_need():
     partial = 0
     for _ in range(2000):
         it.step()
-        running = it.scheduler.running.values()
+        running = it.scheduler.running
         partial = max(partial, sum(0 < r.computed < r.prompt for r in running))
         if not it.busy:
             break
     assert not it.busy
     assert partial <= 2  # one a step, and the next with what its budget leaves
-    assert it.scheduler.recomputed <= 0.25 * sum(prompts)
+    assert it.scheduler.running.recomputed <= 0.25 * sum(prompts)
 
 
 def test_a_turn_is_used_up_only_by_steps_that_ran():
@@ -150,7 +150,7 @@ def test_a_prompt_computed_in_part_goes_on_where_it_stopped():
     submit(it, 1, 10, 3)
     finish(it)
     assert long.preempted == 1
-    assert it.scheduler.recomputed == 0
+    assert it.scheduler.running.recomputed == 0
     chunks = [c for p in it.executor.plans for lane in p.lanes for c in lane if c.uid == 0]
     assert sum(c.length for c in chunks if c.start < 200) == 200
 

@@ -133,7 +133,7 @@ def test_the_simulator_plans_what_the_engine_plans(policy, pages, tokens, overla
     assert simulated == computed
     assert len(plans) > 50 and max(len(lane) for plan in plans for lane in plan.lanes) > 4
     if pages == 40:
-        assert actual.engine.scheduler.preemptions > 0
+        assert actual.engine.scheduler.running.preemptions > 0
 
 
 @settings(max_examples=30)
@@ -151,7 +151,7 @@ def test_a_report_adds_up(seed: int, replicas: int, rate: int) -> None:
         assert record.start <= record.started <= record.arrivals[0]
         assert record.arrivals == sorted(record.arrivals)
         assert record.end == record.arrivals[-1] <= duration
-    assert report.preemptions == sum(made.engine.scheduler.preemptions for made in fleet)
+    assert report.preemptions == sum(made.engine.scheduler.running.preemptions for made in fleet)
     plans = [plan for made in fleet for plan in made.engine.executor.plans]
     busy = sum(COST.seconds(Work.of(plan)) for plan in plans)
     assert busy <= replicas * duration + 1e-9

@@ -5,9 +5,26 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from weir.core import Budget, Load, Request
+from weir.core import IDLE, Load, Request
 
 Pick = tuple[Request, int]  # and how many of its tokens to compute
+
+
+@dataclass(slots=True)
+class Budget:
+    """What is left of one iteration. Composers read it again after each yield.
+
+    `owed` is the number of decodes still to come further down the ranking: a composer that never
+    stalls them leaves that many tokens untouched. Once `closed`, by a composer or because one found
+    no room, no more waiting requests come."""
+
+    tokens: int
+    requests: int
+    owed: int = 0
+    load: Load = IDLE
+    running: int = 0  # requests that ran when the iteration began
+    taken: int = 0
+    closed: bool = False
 
 
 class Composer(Protocol):

@@ -5,16 +5,14 @@ when a plan is made, so the next plan can be made before this one has run, and a
 be sampled stands as PENDING until its value is known.
 """
 
-from collections import Counter
-from collections.abc import Iterator
-
-from weir.core import IDLE, Budget, Capacity, Chunk, Delta, Load, Plan, Request, Result, Tier
+from weir.core import IDLE, Capacity, Chunk, Delta, Load, Plan, Request, Result, Tier
 from weir.kv.cache import Cache
 from weir.sched.advance import advance, decode, pay, recall, settle
-from weir.sched.composer import Composer
+from weir.sched.composer import Budget, Composer
 from weir.sched.iteration import Iteration
 from weir.sched.placement import OnDemand, cut
 from weir.sched.ranking import Key, Ranking, order
+from weir.sched.running import Running
 from weir.sched.waiting import Entry, Waiting
 
 
@@ -42,16 +40,11 @@ class Scheduler:
         layers = ranking.layers
         self.served = [one.served for one in layers if type(one).served is not Ranking.served]
         self.live: dict[int, Request] = {}
-        self.running: dict[int, Request] = {}  # those that hold a lease
-        self.waiting = Waiting(ranking)  # those that do not
-        self.forget: list[int] = []  # tables the executor may drop
+        self.running = Running(cache, ranking)
+        self.waiting = Waiting(ranking)  # all others
         self.ended: list[Delta] = []  # what no result brings, ends above all
         self.owing: dict[int, Request] = {}  # of whom a token was sampled that is not settled yet
         self.step = 0
-        self.preemptions = 0
-        self.recomputed = 0
-        self.hits = 0
-        self.loaded: Counter[int] = Counter()  # of them, by the tier they were brought from
 
     # -- arrivals and departures ---------------------------------------------------------------
 
@@ -82,14 +75,12 @@ class Scheduler:
         if self.owing:
             self._pay()
         self.waiting.renew(self.ranking.before(self.step, self.waiting))
-        running = list(self.running.values())
-        it = Iteration(self.step, sorted(zip(order(self.ranking, running), running, strict=True)))
-        self.running = {r.uid: r for _, r in it.running}  # sorting what is nearly sorted is quick
+        it = Iteration(self.step, self.running, self.waiting, self.capacity.requests)
         self.cache.begin()
-        for r in self.placement.begin(self.running.values(), len(self.waiting), self.cache):
+        for r in self.placement.begin(self.running, len(self.waiting), self.cache):
             self._evict(r, it)
             it.kept = max(it.kept, self.cache.pages(len(r.tokens) + 1))
-        ready = [entry for entry in it.running if self._ready(entry[1])]
+        ready = [entry for entry in it.began if self._ready(entry[1])]
         self._compose(ready, self._load(ready, now), it, now)
         if not it.chunks and ready:  # the decodes that the budget was kept for found no room
             self._compose(ready, IDLE, it, now)
@@ -99,20 +90,19 @@ class Scheduler:
             self._wait(r)
         lanes, segment = self.placement.lanes(it.chunks)
         lanes = [lane for lane in lanes if lane]
-        if not (lanes or segment or it.moves or self.forget):
+        forget, self.running.forget = self.running.forget, []
+        if not (lanes or segment or it.moves or forget):
             return None
         if (most := self.capacity.lane) < self.capacity.tokens:
             lanes = [part for lane in lanes for part in cut(lane, most)]
-        plan = Plan(self.step, it.moves, lanes, self.forget, segment)
         self.step += 1
-        self.forget = []
-        return plan
+        return Plan(it.step, it.moves, lanes, forget, segment)
 
     def _wake(self, it: Iteration, now: float) -> None:
         """Add to the plan those who rested until it was known, as far as they are worth it."""
         self.placement.wake(it.chunks)
         planned = {chunk.uid for chunk in it.chunks}
-        awake = [e for e in it.running if e[1].uid not in planned and self._ready(e[1])]
+        awake = [e for e in it.began if e[1].uid not in planned and self._ready(e[1])]
         self._compose(awake, IDLE, it, now, closed=True)
 
     def _load(self, ready: list[Entry], now: float) -> Load:
@@ -132,10 +122,10 @@ class Scheduler:
         tokens = self.capacity.tokens - sum(chunk.length for chunk in it.chunks)
         tokens -= 0 if closed else len(self.placement.resting)
         requests = self.capacity.requests - len(it.chunks)
-        budget = Budget(tokens, requests, load.decodes, load, len(it.running))
+        budget = Budget(tokens, requests, load.decodes, load, len(it.began))
         budget.closed = closed
         it.budget = budget
-        for r, length in self.composer.compose(self._ranked(ready, it), budget):
+        for r, length in self.composer.compose(it.ranked(ready), budget):
             chunk = self._schedule(r, min(length, budget.tokens, self.capacity.lane), it, now)
             if chunk is not None:
                 length = r.computed - chunk.start
@@ -160,31 +150,6 @@ class Scheduler:
         # what penalties count cannot be taken back, as a matcher may ask, and a jump likely will
         waits = r.matcher is not None and (r.jumped or r.sampling.penalised)
         return self.chains and r.sampled and wants and not waits
-
-    def _ranked(self, ready: list[Entry], it: Iteration) -> Iterator[Request]:
-        """Ready and waiting requests, merged in order."""
-        first = self.waiting.first()
-        for key, r in ready:
-            while first is not None and first[0] < key and self._admits(first, it):
-                yield self._offer(first, it)
-                first = self.waiting.first()
-            if r.uid not in it.evicted:
-                yield r
-        while (first := self.waiting.first()) is not None and self._admits(first, it):
-            yield self._offer(first, it)
-
-    def _admits(self, first: Entry, it: Iteration) -> bool:
-        """May the first of those who wait be offered? Not once newcomers are shut out, or what is
-        left of the budget belongs to decodes, or as many run as may and none ranks after it."""
-        if it.budget.closed or it.budget.tokens <= it.budget.owed:
-            return False
-        return len(self.running) < self.capacity.requests or first[0] < it.running[-1][0]
-
-    def _offer(self, first: Entry, it: Iteration) -> Request:
-        r = first[1]
-        self.waiting.discard(r)
-        it.offered.append(r)
-        return r
 
     def _schedule(self, r: Request, length: int, it: Iteration, now: float) -> Chunk | None:
         """Find `r`'s prefix, reserve its pages, and advance it by at most `length`."""
@@ -213,7 +178,7 @@ class Scheduler:
                 it.budget.closed = True  # nobody overtakes it
             return None
         if fresh:
-            self._start(r, now)
+            self.running.start(r, now)
         if r.computed < r.prompt:
             it.prompts += 1
             end, needed = r.computed + length, r.sampling.uncached
@@ -226,7 +191,7 @@ class Scheduler:
         fresh, before, moved = not r.running, r.computed, len(it.moves)
         whole = self.cache.attach(r, self.placement.tier(r, self.cache), it.moves)
         if not fresh:
-            self._count(r, before)
+            self.running.found(r, before)
         elif not whole:
             self.cache.release(r)
             it.kept = max(it.kept, self.cache.pages(len(r.tokens)))  # of one: a disk may be slow
@@ -235,7 +200,7 @@ class Scheduler:
 
     def _leaves(self, r: Request, it: Iteration) -> bool:
         """Is there room beside a newcomer for those before it whose prefix is on its way?"""
-        if not it.kept or r.uid in self.running:
+        if not it.kept or r in self.running:
             return True
         return self.placement.lacking(r, r.todo, self.cache) + it.kept <= 0
 
@@ -250,7 +215,7 @@ class Scheduler:
     def _place(self, r: Request, length: int, key: Key | None, it: Iteration) -> Tier | None:
         """Reserve pages and, for a newcomer, which stood at `key` as it waited, one of the places
         of those that may run."""
-        if key is None or len(self.running) < self.capacity.requests:
+        if key is None or not it.full:
             home = self.placement.place(r, length, self.cache, it.moves)
             if home is not None:
                 return home
@@ -258,7 +223,7 @@ class Scheduler:
 
     def _displace(self, r: Request, length: int, key: Key, it: Iteration) -> Tier | None:
         """Take what `r` needs from requests that rank after `key` and are not in this plan."""
-        cache, placement, fresh = self.cache, self.placement, r.uid not in self.running
+        cache, placement, fresh = self.cache, self.placement, r not in self.running
         lacking = placement.lacking(r, length, cache)
         if lacking > 0 and sum(len(other.pages) for other in it.after(key, r)) < lacking:
             return None  # all of them together would go in vain
@@ -266,7 +231,7 @@ class Scheduler:
             if not placement.yields(other, r, cache):
                 continue
             self._evict(other, it)
-            if not fresh or len(self.running) < self.capacity.requests:
+            if not fresh or not it.full:
                 home = placement.place(r, length, cache, it.moves)
                 if home is not None:
                     return home
@@ -275,35 +240,8 @@ class Scheduler:
     def _evict(self, victim: Request, it: Iteration) -> None:
         it.budget.owed -= victim.decoding and self._ready(victim)
         it.evicted[victim.uid] = victim
-        victim.peak = max(victim.peak, victim.computed)
-        victim.preempted += 1
-        self.preemptions += 1
         self.placement.evicted(victim)
-        self._stop(victim)
-
-    def _start(self, r: Request, now: float) -> None:
-        """Note that `r` runs, and what the cache gave it."""
-        self.running[r.uid] = r
-        if r.preempted:
-            self.recomputed += max(0, min(r.peak, len(r.tokens)) - r.computed)
-            return
-        r.started = now
-        self._count(r, 0)
-        r.loaded = {tier: min(some, r.cached) for tier, some in r.loaded.items()}
-        self.loaded.update(r.loaded)
-
-    def _count(self, r: Request, before: int) -> None:
-        """Count what the cache gave `r` of its prompt beyond so many tokens, but once."""
-        if not r.preempted:
-            gained = min(r.computed, r.prompt) - min(before, r.prompt)
-            r.cached += gained
-            self.hits += gained
-
-    def _stop(self, r: Request) -> None:
-        self.cache.release(r)
-        del self.running[r.uid]
-        r.sampled = False
-        self.forget.append(r.uid)
+        self.running.preempt(victim)
 
     # -- commit --------------------------------------------------------------------------------
 
@@ -368,6 +306,6 @@ class Scheduler:
         if r.running:
             del r.tokens[r.settled :]
             r.computed = min(r.computed, r.settled)
-            self._stop(r)
+            self.running.stop(r)
             if r.sampling.pin and r.done in ("stop", "length"):
                 self.cache.pin(r.sampling.pin, r.tokens[: r.prompt])
