@@ -12,7 +12,8 @@ from weir.core import Capacity, Tier
 from weir.cost.lanes import Lanes
 from weir.cost.target import Cost, Target
 from weir.errors import ConfigError
-from weir.kv.cache import Below, Cache
+from weir.kv.cache import Cache
+from weir.kv.tiers import Below
 from weir.sched import names
 from weir.sched.composer import Beside, Pace
 from weir.sched.hybrid import PASS, Balance, Hybrid
