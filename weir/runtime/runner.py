@@ -5,7 +5,6 @@ The data plane of one rank. It decides nothing: order, memory and stopping are t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,13 +17,14 @@ from weir.ops.prefix import SAVED, Prefixes, find, shares
 from weir.runtime import inputs
 from weir.runtime.attention import Tiered
 from weir.runtime.forward import Pass, forward
-from weir.runtime.graphs import Graphs, Recorded, Recorder
+from weir.runtime.graphs import Graphs, Recorded
 from weir.runtime.inputs import Lane, Shape
 from weir.runtime.outputs import Landing
+from weir.runtime.padded import Padded
 from weir.runtime.penalties import Feed
 from weir.runtime.pooler import Pooler
 from weir.runtime.relay import SEATS, Relay
-from weir.runtime.sampler import Choice, Draw, Sampler
+from weir.runtime.sampler import Draw, Sampler
 from weir.runtime.stage import Stage
 from weir.runtime.store import Store
 from weir.runtime.tables import Tables
@@ -82,11 +82,8 @@ class Runner:
         self.pooler = Pooler()
         self.late: list[tuple[Draw, Tensor, Landing]] = []  # what waits for masks
         self.graphs = graphs or Graphs()
-        # what recorded lanes leave behind: the rows they keep, and the tokens chosen for these
-        size = max((shape.sequences for shape in self.graphs.shapes), default=0)
-        nothing = torch.zeros(1, dtype=torch.int64, device=device)
-        self.states = model.embed(nothing, nothing).new_zeros(size, model.spec.hidden)
-        self.tokens = nothing.new_zeros(size)
+        shared = model, self.attention, self.tables, self.sampler, self.stage, self.rows
+        self.padded = Padded(self.graphs, *shared)
 
     def close(self) -> None:
         """Launch nothing any more. May be called twice."""
@@ -95,28 +92,15 @@ class Runner:
 
     @torch.inference_mode()
     def record(self) -> None:
-        """Record the lanes of all shapes. Until then none is padded."""
-        if not self._hot(()):
-            return
-        recorder = Recorder(self.device)
-        for shape in self.graphs.shapes:
-            lane, choice, staged = self._nothing(shape)
-            plain = partial(self._choose, choice, False)
-            filtered = partial(self._choose, choice, True)
-            self.graphs.recorded[shape] = Recorded(
-                lane,
-                staged,
-                forward=recorder.record(partial(self._forward, lane)),
-                plain=recorder.record(plain, ours=False),
-                filtered=recorder.record(filtered, ours=False),
-            )
+        """Record the lanes of all shapes, if pages are where they can be. Until then none is
+        padded."""
+        if self._hot(()):
+            self.padded.record()
 
     @torch.inference_mode()
     def pad(self, shape: Shape) -> None:
         """Launch a lane that is nothing but padding."""
-        lane, choice, _ = self._nothing(shape)
-        self._forward(lane)
-        self._choose(choice, True)
+        self.padded.launch_nothing(shape)
 
     def run(self, plan: Plan) -> Result:
         """Run a plan and wait for it."""
@@ -171,15 +155,12 @@ class Runner:
         fits = alone and self._hot(chunks)
         shape = self.graphs.fit(chunks, prefixes is not None) if fits else None
         if shape is None:
-            lane = self._lane(chunks, landing, None, prefixes, seat)
+            lane = self._lane(chunks, landing, prefixes, seat)
             feed = self.sampler.penalties.plan(chunks, self.stage)
             return Work(chunks, lane, feed, self._draws(lane.sampled, landing))
-        recorded = self.graphs.recorded[shape]
-        lane, choice = self._padded(chunks, shape, landing, prefixes)
-        if self.stage.used != recorded.staged:
-            raise RuntimeError("a padded lane does not lie where it was recorded")
+        lane, choice = self.padded.fill(chunks, shape, landing, prefixes)
         feed = self.sampler.penalties.plan(chunks, self.stage)
-        work = Work(chunks, lane, feed, [], recorded, choice.plain)
+        work = Work(chunks, lane, feed, [], self.graphs.recorded[shape], choice.plain)
         if not choice.enough:
             drawn = [i for i, chunk in enumerate(chunks) if chunk.sample is not None]
             work.drawn = self.stage.put(np.array(drawn, np.int64))
@@ -192,7 +173,7 @@ class Runner:
         work = self.passing
         if segment.begin == 0:
             self.held.begin()
-            lane = self._lane(segment.chunks, landing, None, None, SEATS - 1, self.held)
+            lane = self._lane(segment.chunks, landing, None, SEATS - 1, self.held)
             self.held.send()
             feed = self.sampler.penalties.plan(segment.chunks, self.stage)
             work = self.passing = Work(segment.chunks, lane, feed, [], beside=Pass(lane))
@@ -231,35 +212,15 @@ class Runner:
         self,
         chunks: Sequence[Chunk],
         landing: Landing,
-        shape: Shape | None,
         prefixes: Prefixes | None,
-        seat: int = 0,
+        seat: int,
         stage: Stage | None = None,
     ) -> Lane:
         away = None if self.relay is None else self.relay.tier
         place = self.tables, self.store, self.vocab, stage or self.stage
-        lane = inputs.build(chunks, *place, shape, prefixes, away, seat)
+        lane = inputs.build(chunks, *place, None, prefixes, away, seat)
         landing.failed |= lane.failed
         return lane
-
-    def _padded(
-        self,
-        chunks: Sequence[Chunk],
-        shape: Shape,
-        landing: Landing,
-        prefixes: Prefixes | None = None,
-    ) -> tuple[Lane, Choice]:
-        """What must be first on the stage and, but for its values, the same whatever the chunks."""
-        lane = self._lane(chunks, landing, shape, prefixes)
-        padding = shape.sequences, self.tables.padding
-        return lane, self.sampler.choice(chunks, lane.seats, landing.failed, self.stage, padding)
-
-    def _nothing(self, shape: Shape) -> tuple[Lane, Choice, int]:
-        """A lane of padding alone, and how many bytes of the stage it takes."""
-        self.stage.begin()
-        lane, choice = self._padded([], shape, Landing(self.device))
-        self.stage.send()
-        return lane, choice, self.stage.used
 
     def _draws(self, chunks: list[Chunk], landing: Landing) -> list[Draw]:
         draws = []
@@ -292,24 +253,9 @@ class Runner:
         self.sampler.penalties.count(work.feed, recorded.lane.ids)
         if work.drawn is None:
             (recorded.plain if work.plain else recorded.filtered)()
-            landing.add_tokens(work.chunks, self.tokens[: len(work.chunks)])
+            landing.add_tokens(work.chunks, self.padded.tokens[: len(work.chunks)])
         else:
-            self._draw(work.draws, self.states[work.drawn], landing)
-
-    def _forward(self, lane: Lane) -> None:
-        """What is recorded of a padded lane: from its arrays to `states`."""
-        lane.link(self.tables)
-        (x,) = forward(self.model, self.model.layers, self.attention, [lane])
-        self.states[: lane.kept].copy_(x)
-
-    def _choose(self, choice: Choice, filtered: bool) -> None:
-        """What is recorded after it: from `states` to `tokens`."""
-        count = len(choice.target)
-        for first in range(0, count, self.rows):
-            rows = slice(first, min(count, first + self.rows))
-            logits = self.model.logits(self.states[rows])
-            self.tokens[rows] = choice.tokens(logits, filtered, rows)
-        self.tables.last.index_copy_(0, choice.target, self.tokens[:count].clamp(min=0))
+            self._draw(work.draws, self.padded.states[work.drawn], landing)
 
     def _finish(self, work: Work, x: Tensor, landing: Landing) -> None:
         """x [kept, H]: rows that sample, rows that are scored, rows that are pooled."""

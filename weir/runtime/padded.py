@@ -1,0 +1,115 @@
+"""The lanes of a runner that have fixed shapes: how they are filled, recorded and replayed.
+
+What fills a lane up has no keys, writes to a page that is nobody's and chooses into a row that is
+nobody's. See graphs.py for the shapes, stage.py for why recordings find their arrays.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from weir.core import Chunk
+from weir.models.base import Model
+from weir.ops.prefix import Prefixes
+from weir.runtime import inputs
+from weir.runtime.attention import Tiered
+from weir.runtime.forward import forward
+from weir.runtime.graphs import Graphs, Recorded, Recorder
+from weir.runtime.inputs import Lane, Shape
+from weir.runtime.outputs import Landing
+from weir.runtime.sampler import Choice, Sampler
+from weir.runtime.stage import Stage
+from weir.runtime.tables import Tables
+
+
+class Padded:
+    """rows: most that are taken to the vocabulary at once."""
+
+    def __init__(
+        self,
+        graphs: Graphs,
+        model: Model,
+        attention: Tiered,
+        tables: Tables,
+        sampler: Sampler,
+        stage: Stage,
+        rows: int,
+    ):
+        self.graphs = graphs
+        self.model = model
+        self.attention = attention
+        self.tables = tables
+        self.sampler = sampler
+        self.stage = stage
+        self.rows = rows
+        # what recorded lanes leave behind: the rows they keep, and the tokens chosen for these
+        size = max((shape.sequences for shape in graphs.shapes), default=0)
+        nothing = torch.zeros(1, dtype=torch.int64, device=stage.device)
+        self.states = model.embed(nothing, nothing).new_zeros(size, model.spec.hidden)
+        self.tokens = nothing.new_zeros(size)
+
+    def record(self) -> None:
+        """Record the lanes of all shapes. Until then none is padded."""
+        recorder = Recorder(self.stage.device)
+        for shape in self.graphs.shapes:
+            lane, choice, staged = self._nothing(shape)
+            self.graphs.recorded[shape] = Recorded(
+                lane,
+                staged,
+                forward=recorder.record(partial(self._forward, lane)),
+                plain=recorder.record(partial(self._choose, choice, False), ours=False),
+                filtered=recorder.record(partial(self._choose, choice, True), ours=False),
+            )
+
+    def launch_nothing(self, shape: Shape) -> None:
+        """Launch a lane that is nothing but padding."""
+        lane, choice, _ = self._nothing(shape)
+        self._forward(lane)
+        self._choose(choice, True)
+
+    def fill(
+        self, chunks: Sequence[Chunk], shape: Shape, landing: Landing, prefixes: Prefixes | None
+    ) -> tuple[Lane, Choice]:
+        """The chunks as a lane of a recorded shape, and what they choose, first on the stage."""
+        made = self._made(chunks, shape, landing, prefixes)
+        if self.stage.used != self.graphs.recorded[shape].staged:
+            raise RuntimeError("a padded lane does not lie where it was recorded")
+        return made
+
+    def _made(
+        self,
+        chunks: Sequence[Chunk],
+        shape: Shape,
+        landing: Landing,
+        prefixes: Prefixes | None = None,
+    ) -> tuple[Lane, Choice]:
+        """What must be first on the stage and, but for its values, the same whatever the chunks."""
+        sampler, tables, stage = self.sampler, self.tables, self.stage
+        place = tables, self.attention.store, sampler.vocab, stage
+        lane = inputs.build(chunks, *place, shape, prefixes)
+        landing.failed |= lane.failed
+        padding = shape.sequences, tables.padding
+        return lane, sampler.choice(chunks, lane.seats, landing.failed, stage, padding)
+
+    def _nothing(self, shape: Shape) -> tuple[Lane, Choice, int]:
+        """A lane of padding alone, and how many bytes of the stage it takes."""
+        self.stage.begin()
+        lane, choice = self._made([], shape, Landing(self.stage.device))
+        self.stage.send()
+        return lane, choice, self.stage.used
+
+    def _forward(self, lane: Lane) -> None:
+        """What is recorded of a padded lane: from its arrays to `states`."""
+        lane.link(self.tables)
+        (x,) = forward(self.model, self.model.layers, self.attention, [lane])
+        self.states[: lane.kept].copy_(x)
+
+    def _choose(self, choice: Choice, filtered: bool) -> None:
+        """What is recorded after it: from `states` to `tokens`."""
+        count = len(choice.target)
+        for first in range(0, count, self.rows):
+            rows = slice(first, min(count, first + self.rows))
+            logits = self.model.logits(self.states[rows])
+            self.tokens[rows] = choice.tokens(logits, filtered, rows)
+        self.tables.last.index_copy_(0, choice.target, self.tokens[:count].clamp(min=0))
