@@ -8,12 +8,11 @@ from weir.ops.triton.attention import attend
 from weir.ops.triton.coded import decode_groups, encode_groups
 from weir.ops.triton.codes import few_rows_of_codes, unpacked
 from weir.ops.triton.linear import few_rows
-from weir.ops.triton.pages import copy_pages
+from weir.ops.triton.pages import copy_pages, write
 from weir.ops.triton.restrict import restrict
 from weir.ops.triton.rope import rope_
 from weir.ops.triton.rows import gated, layer_norm, quantized, rms_norm
 from weir.ops.triton.sample import choose
-from weir.ops.triton.store import write
 
 __all__ = [
     "attend",

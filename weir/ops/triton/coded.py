@@ -1,7 +1,7 @@
 """Keys and values in 8 or 4 bits, made and undone on a GPU; the format is weir.ops.coded's.
 
-A group is words of 16 bits behind its header of one or two: number `n * STEP + j * NEXT` of the
-group is part n of word j. Knows groups; no head, no page.
+A group is words of 16 bits behind its header of one or two. Part n of word j is number 16 n + j of
+the group in 4 bits, n + 2 j in 8. Knows groups; no head, no page.
 """
 
 import torch
@@ -13,11 +13,6 @@ from weir.ops.triton.launch import kernel
 
 GROUPS = 16
 """Of a program."""
-LAYOUT = {
-    4: {"BITS": 4, "PARTS": 4, "WORDS": 16, "STEP": 16, "NEXT": 1},
-    8: {"BITS": 8, "PARTS": 2, "WORDS": 32, "STEP": 1, "NEXT": 2},
-}
-"""By bits of a code."""
 
 
 def encode_groups(x: Tensor, coded: Tensor, bits: int) -> None:
@@ -37,7 +32,7 @@ def _launch(run, rows: Tensor, coded: Tensor, bits: int, stride: int, each: int)
     if groups:
         grid = (triton.cdiv(groups, GROUPS), 1, 1)
         words = coded.view(torch.int16)
-        run(grid, rows, words, groups, stride, each, **LAYOUT[bits], TILE=GROUPS, warps=4)
+        run(grid, rows, words, groups, stride, each, BITS=bits, TILE=GROUPS, warps=4)
 
 
 @triton.jit
@@ -62,29 +57,20 @@ def nearest(x, scale, least: tl.constexpr, most: tl.constexpr):
 
 
 @triton.jit
-def places(
-    rows, words, groups, stride, each,
-    BITS: tl.constexpr, PARTS: tl.constexpr, WORDS: tl.constexpr, STEP: tl.constexpr,
-    NEXT: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Of the program's groups: their numbers [TILE, PARTS, WORDS], headers [TILE, 1, 1] and words
-    [TILE, 1, WORDS], and which of them there are [TILE, 1, 1]."""
+def places(rows, words, groups, stride, each, BITS: tl.constexpr, TILE: tl.constexpr):
+    """Of the program's groups: their numbers [TILE, parts, words], headers [TILE, 1, 1] and words
+    [TILE, 1, words], and which of them there are [TILE, 1, 1]; and of each part which it is."""
     group = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)[:, None, None]
-    part, word = tl.arange(0, PARTS)[None, :, None], tl.arange(0, WORDS)[None, None, :]
-    numbers = rows + group // each * stride + group % each * 64 + part * STEP + word * NEXT
-    header = words + group * (WORDS + 8 // BITS)
-    return numbers, header, header + 8 // BITS + word, group < groups
+    part, word = tl.arange(0, 16 // BITS)[None, :, None], tl.arange(0, 4 * BITS)[None, None, :]
+    place = part * 16 + word if BITS == 4 else part + word * 2
+    numbers = rows + group // each * stride + group % each * 64 + place
+    header = words + group * (4 * BITS + 8 // BITS)
+    return numbers, header, header + 8 // BITS + word, group < groups, part
 
 
 @kernel("groups", "stride", "each")
-def _encode(
-    rows, words, groups, stride, each,
-    BITS: tl.constexpr, PARTS: tl.constexpr, WORDS: tl.constexpr, STEP: tl.constexpr,
-    NEXT: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    numbers, header, there, mine = places(
-        rows, words, groups, stride, each, BITS, PARTS, WORDS, STEP, NEXT, TILE
-    )
+def _encode(rows, words, groups, stride, each, BITS: tl.constexpr, TILE: tl.constexpr):
+    numbers, header, there, mine, part = places(rows, words, groups, stride, each, BITS, TILE)
     x = tl.load(numbers, mask=mine, other=0.0).to(tl.float32)
     spoilt = tl.sum(tl.sum(x * 0, 2), 1)[:, None, None]  # 0 or NaN
     if BITS == 4:
@@ -101,21 +87,13 @@ def _encode(
         scale = bfloat16_bits(tall + spoilt)
         tl.store(header, scale.to(tl.int16), mask=mine)
         codes = nearest(x, float_of(scale), -127.0, 127.0)
-    part = tl.arange(0, PARTS)[None, :, None]
     packed = tl.sum((codes & ((1 << BITS) - 1)) << part * BITS, 1)[:, None, :]
     tl.store(there, packed.to(tl.int16), mask=mine)
 
 
 @kernel("groups", "stride", "each")
-def _decode(
-    rows, words, groups, stride, each,
-    BITS: tl.constexpr, PARTS: tl.constexpr, WORDS: tl.constexpr, STEP: tl.constexpr,
-    NEXT: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    numbers, header, there, mine = places(
-        rows, words, groups, stride, each, BITS, PARTS, WORDS, STEP, NEXT, TILE
-    )
-    part = tl.arange(0, PARTS)[None, :, None]
+def _decode(rows, words, groups, stride, each, BITS: tl.constexpr, TILE: tl.constexpr):
+    numbers, header, there, mine, part = places(rows, words, groups, stride, each, BITS, TILE)
     first = float_of(tl.load(header, mask=mine, other=0).to(tl.int32))
     packed = tl.load(there, mask=mine, other=0).to(tl.int32)
     codes = packed >> part * BITS & ((1 << BITS) - 1)

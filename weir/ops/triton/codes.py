@@ -10,12 +10,11 @@ from functools import lru_cache
 import torch
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from weir.ops.fused import Fused
 from weir.ops.triton.bits import KINDS, SHRUNK, numbers
 from weir.ops.triton.fastest import fastest
-from weir.ops.triton.launch import kernel, shared_memory
+from weir.ops.triton.launch import kernel, shared_memory, take_turn
 from weir.ops.triton.linear import FEW, ROOM, SOME, Tile, share, taken
 from weir.ops.triton.rows import ready
 from weir.ops.triton.single import WIDEST, single_of_codes
@@ -109,9 +108,7 @@ def _product(
     panel = tl.minimum(row // 64, (N - 1) // 64).to(tl.int64)
     line = codes + (panel * (blocks * 2048) + row % 64 * 32)[:, None] + half[None, :]
     pair = pairs + panel * (K // GROUP * 64) + row % 64
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    take_turn(EARLY)
     known = token[:, None] < m
     here = x + token[:, None].to(tl.int64) * X_STRIDE
     y = tl.zeros((ROWS, TOKENS), tl.float32)
@@ -161,9 +158,7 @@ def _unpack(
     line = codes + panel * (K * 32) + within[:, None] * 32 + half[None, :]
     pair = pairs + panel * (K // GROUP * 64) + within
     begin = tl.program_id(1) * BLOCKS
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    take_turn(EARLY)
     for block in range(begin, tl.minimum(begin + BLOCKS, K // 64)):
         packed = tl.load(line + block * 2048)
         low, high = numbers(packed, pair, block, out.dtype.element_ty, GROUP, FAST, KIND)

@@ -6,9 +6,8 @@ Knows rows that no filter cuts; those are filters.py's.
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from weir.ops.triton.launch import kernel
+from weir.ops.triton.launch import kernel, take_turn
 
 ONE = tl.constexpr(2.0**30)  # as weir.ops.sample.ONE
 
@@ -58,9 +57,7 @@ def best_of_chunks(
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lines: tl.constexpr = CHUNK // LINE
     line = chunk * lines + tl.arange(0, lines)
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    take_turn(EARLY)
     x = loaded(logits + row * STRIDE, line[:, None] * LINE + tl.arange(0, LINE)[None, :], VOCAB)
     each = tl.max(tl.where(x != x, float("inf"), x), 1)
     if top is not None:
@@ -78,9 +75,7 @@ def mass_of_chunks(
     """The weight of a chunk."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    take_turn(EARLY)
     heat = tl.load(temperature + row)
     if heat > 0:
         _, most, good = row_best(best, row, CHUNKS, PARTS)
@@ -98,9 +93,7 @@ def pick(
     """The token of a row that no filter cuts."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    take_turn(EARLY)
     heat = tl.load(temperature + row)
     each, most, good = row_best(best, row, CHUNKS, PARTS)
     if not good:

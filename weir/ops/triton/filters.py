@@ -5,10 +5,9 @@ Knows the chunks' weights from draw.py; a line is some neighbours of which the l
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from weir.ops.triton.draw import ONE, filtered, loaded, row_best, target_of, weight_of
-from weir.ops.triton.launch import kernel
+from weir.ops.triton.launch import kernel, take_turn
 
 LOG_ONE = tl.constexpr(20.79441541679836)
 
@@ -121,9 +120,7 @@ def pick_filtered(
 ):  # fmt: skip
     """The token of a row that filters cut."""
     row = tl.program_id(0).to(tl.int64)
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    take_turn(EARLY)
     heat = tl.load(temperature + row)
     _, most, good = row_best(best, row, CHUNKS, PARTS)
     if good & (heat > 0) & filtered(row, top_k, top_p, min_p):

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 ALIGN = 16  # bytes, up to which a kernel's loads are wide
 
@@ -89,3 +91,11 @@ class Kernel:
 def kernel(*numbers: str) -> Any:
     """Decorator of a kernel; `numbers` are the arguments that are no tensors."""
     return lambda function: Kernel(triton.jit(function, do_not_specialize=numbers))
+
+
+@triton.jit
+def take_turn(EARLY: tl.constexpr):
+    """Wait for the kernel before, if this was launched early, and let the next one start."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()

@@ -2,9 +2,8 @@
 
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from weir.ops.triton.launch import kernel
+from weir.ops.triton.launch import kernel, take_turn
 
 BYTES = 256  # of a mask, to a program
 
@@ -16,9 +15,7 @@ def exclude(
 ):  # fmt: skip
     """A token for each bit of some bytes of a row's mask."""
     index, byte = tl.program_id(0), tl.program_id(1) * BYTES + tl.arange(0, BYTES)
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    take_turn(EARLY)
     mask = masks + tl.load(which + index) * width
     kept = tl.load(mask + byte, mask=byte < width, other=0).to(tl.int32)
     bit = tl.arange(0, 8)[None, :]

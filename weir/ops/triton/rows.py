@@ -4,10 +4,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from weir.ops.fused import Fused
-from weir.ops.triton.launch import kernel, power_of_2
+from weir.ops.triton.launch import kernel, power_of_2, take_turn
 
 COLUMNS = 1024  # of a program where a row is cut
 
@@ -70,9 +69,7 @@ def _row(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     mask = column < WIDTH
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    take_turn(EARLY)
     y = tl.load(x + row * STRIDE + column, mask=mask, other=0.0).to(tl.float32)
     if ACT is not None:
         up = tl.load(x + row * STRIDE + WIDTH + column, mask=mask, other=0.0)
@@ -115,9 +112,7 @@ def _gated(
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < WIDTH
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    take_turn(EARLY)
     gate = tl.load(gate_up + row * STRIDE + column, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * STRIDE + WIDTH + column, mask=mask, other=0.0).to(tl.float32)
     gate = activation(gate, ACT)
