@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from weir.client import Assembly, Client
-from weir.wire import Spread
+from weir.wire import Stats
 
 SHORT = (
     *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3),
@@ -144,6 +144,11 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self._client.stats
+        yield from self._state(stats)
+        yield from self._steps(stats)
+        yield from self._totals(stats)
+
+    def _state(self, stats: Stats) -> Iterator[Metric]:
         pages = stats.pages_total or 1
         for name, help, value in (
             ("engine_ready", "1 while the engine takes requests", self._client.health == "ready"),
@@ -165,6 +170,8 @@ class EngineCollector(Collector):
             {(name,): tau for name, tau in self._client.ranking.items()},
             "predictor",
         )
+
+    def _steps(self, stats: Stats) -> Iterator[Metric]:
         for name, help, spread in (
             ("step_seconds", "Time of the device for a step", stats.step_seconds),
             ("step_predicted_seconds", "Expected of it, under a target", stats.predicted_seconds),
@@ -174,7 +181,13 @@ class EngineCollector(Collector):
             ("step_prefill_tokens", "Prompt tokens among them", stats.step_prefill),
             ("step_decode_tokens", "The others: one for each decode", stats.step_decode),
         ):
-            yield self._histogram(name, help, spread)
+            family = HistogramMetricFamily(f"weir_{name}", help, labels=["model_name"])
+            bounds = [*map(str, spread.bounds), "+Inf"]
+            buckets = list(zip(bounds, accumulate(spread.counts), strict=True))
+            family.add_metric([self._client.model.name], buckets, spread.sum)
+            yield family
+
+    def _totals(self, stats: Stats) -> Iterator[Metric]:
         computed = max(0, stats.prompt_tokens - stats.hit_tokens)
         for name, help, value in (
             ("steps", "Steps of the engine", stats.step),
@@ -219,13 +232,6 @@ class EngineCollector(Collector):
         family = kind(f"weir_{name}", help, labels=["model_name", *labels])
         for key, value in values.items():
             family.add_metric([self._client.model.name, *key], float(value))
-        return family
-
-    def _histogram(self, name: str, help: str, spread: Spread) -> Metric:
-        family = HistogramMetricFamily(f"weir_{name}", help, labels=["model_name"])
-        bounds = [*(str(bound) for bound in spread.bounds), "+Inf"]
-        buckets = list(zip(bounds, accumulate(spread.counts), strict=True))
-        family.add_metric([self._client.model.name], buckets, spread.sum)
         return family
 
 
