@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", minversion=None if torch.cuda.is_available() else "3.9")
 
+from weir.ops import fastest
 from weir.ops.fused import Fused
 from weir.ops.linear import gated_linear, linear, normed_linear, pack_codes, pack_fp8
 from weir.ops.mlp import reference_gated
 from weir.ops.norm import reference_rms_norm
 from weir.ops.quantize import FP8, FP8_MOST, Codes, from_tiles, to_codes, to_fp8, to_tiles
-from weir.ops.triton import fastest
 from weir.ops.triton.codes import product_of_codes, unpacked
 from weir.ops.triton.linear import Tile, product
 from weir.ops.triton.rows import quantized, ready

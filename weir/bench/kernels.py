@@ -21,6 +21,7 @@ from weir.errors import ConfigError
 from weir.ops import sample
 from weir.ops.attention import attend, reference_attend, write
 from weir.ops.batch import Batch, Place
+from weir.ops.fastest import milliseconds
 from weir.ops.linear import linear, pack
 from weir.ops.mlp import gated, reference_gated
 from weir.ops.norm import reference_rms_norm, rms_norm
@@ -38,20 +39,12 @@ PROMPTS = [(1, 512, 0), (1, 2048, 0), (1, 8192, 0), (4, 512, 2048), (1, 512, 819
 SHARED = [(16, 16, 2048, 160), (64, 4, 2048, 160)]  # groups, decodes, keys in common, own keys
 
 
-def milliseconds(run: Callable[[], object], repeat: int) -> float:
-    cold = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+def median(run: Callable[[], object], repeat: int) -> float:
+    """Milliseconds of a call, after three to warm up, the cache cleared before each."""
     for _ in range(3):
         run()
-    times = []
-    for _ in range(repeat):
-        cold.zero_()
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in "ab")
-        start.record()
-        run()
-        stop.record()
-        times.append((start, stop))
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(stop) for start, stop in times)
+    cold = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    return statistics.median(milliseconds((run,), repeat, cold)[0])
 
 
 def batch_of(lengths: list[int], chunks: list[int]) -> tuple[Tensor, Batch]:
@@ -89,9 +82,9 @@ class Report:
         self.right = True
         big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
         there = torch.empty_like(big)
-        copy = milliseconds(lambda: there.copy_(big), 10)
+        copy = median(lambda: there.copy_(big), 10)
         a, b = (torch.randn(8192, 8192, device="cuda", dtype=DTYPE) for _ in "ab")
-        product = milliseconds(lambda: a @ b, 10)
+        product = median(lambda: a @ b, 10)
         self.copy, self.product = 2 * 2**30 / copy / 1e9, 2 * 8192**3 / product / 1e9
         self.rows = [
             Row("copy", "1 GiB", copy * 1e3, self.copy, "TB/s", 1.0, 0.0),
@@ -111,7 +104,7 @@ class Report:
     ) -> None:
         """`moved` bytes or `flop`: what the op cannot do without; `error` is relative. `run` is
         that many calls of it."""
-        time = milliseconds(run, self.repeat) / calls
+        time = median(run, self.repeat) / calls
         rate = (flop or moved) / time / 1e9
         ceiling, unit = (self.product, "TFLOP/s") if flop else (self.copy, "TB/s")
         self.right &= error < TOLERANCE

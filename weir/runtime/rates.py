@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weir.ops.attention import attend
 from weir.ops.batch import Batch
+from weir.ops.fastest import milliseconds
 from weir.runtime.pinned import host_zeros
 from weir.spec import AttentionSpec
 
@@ -71,11 +72,4 @@ def room(device: torch.device, share: float) -> int:
 
 def _seconds(work: Callable[[], object]) -> float:
     """The least of several."""
-    marks = []
-    for _ in range(5):
-        marks.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
-        marks[-1][0].record()
-        work()
-        marks[-1][1].record()
-    torch.cuda.synchronize()
-    return min(start.elapsed_time(end) for start, end in marks) / 1e3
+    return min(milliseconds((work,), 5)[0]) / 1e3

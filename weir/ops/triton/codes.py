@@ -11,9 +11,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from weir.ops.fastest import fastest
 from weir.ops.fused import Fused
 from weir.ops.triton.bits import KINDS, SHRUNK, numbers
-from weir.ops.triton.fastest import fastest
 from weir.ops.triton.launch import kernel, shared_memory, take_turn
 from weir.ops.triton.linear import FEW, ROOM, SOME, Tile, share, taken
 from weir.ops.triton.rows import ready

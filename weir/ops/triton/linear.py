@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from weir.ops.fastest import fastest
 from weir.ops.fused import Fused
 from weir.ops.triton.bits import widened
-from weir.ops.triton.fastest import fastest
 from weir.ops.triton.launch import kernel, power_of_2, shared_memory
 from weir.ops.triton.rows import activation, ready
 from weir.ops.triton.single import WIDEST as WIDEST_SINGLE

@@ -1,11 +1,11 @@
-"""Times ways to compute the same on the GPU at hand, when first asked, and remembers the fastest.
+"""How long calls take on the GPU at hand; of ways to compute the same, the one that is fastest.
 
 For kernels of which shapes and chips decide. Knows no kernel.
 """
 
 import logging
 import statistics
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,10 +40,19 @@ def _times(x: Tensor, ways: tuple[Callable[[], Tensor], ...]) -> list[float]:
         return [0.0] * len(ways)
     for way in ways:
         way()  # compiled and loaded
+    return [statistics.median(each) for each in milliseconds(ways, ROUNDS, cold)]
+
+
+def milliseconds(
+    ways: Sequence[Callable[[], object]], rounds: int, cold: Tensor | None = None
+) -> list[list[float]]:
+    """Of each of some ways, as often as there are rounds; with `cold`, larger than the GPU's cache,
+    that is cleared before each call."""
     marks = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for way in ways:
-            cold.zero_()
+            if cold is not None:
+                cold.zero_()
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
             begin.record()
             way()
@@ -51,4 +60,4 @@ def _times(x: Tensor, ways: tuple[Callable[[], Tensor], ...]) -> list[float]:
             marks.append((begin, end))
     torch.cuda.synchronize()
     times = [begin.elapsed_time(end) for begin, end in marks]
-    return [statistics.median(times[i :: len(ways)]) for i in range(len(ways))]
+    return [times[i :: len(ways)] for i in range(len(ways))]
