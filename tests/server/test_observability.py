@@ -1,8 +1,10 @@
 """Metrics, traces and logs say what happened, and only that."""
 
+import asyncio
 import json
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -11,9 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.client.conftest import make_ledger
 from tests.server.conftest import CHAT, TEXT, serving
-from tests.waiting import CEILING
+from tests.waiting import CEILING, until
 from weir.client import Assembly, Timing, Usage
 from weir.params import SamplingParams
+from weir.server import logs
 from weir.server.logs import LogFormatter, request_id
 from weir.server.tracing import Tracer
 
@@ -217,4 +220,34 @@ def test_requests_are_logged_at_their_end(caplog):
         httpx.post(running.url + "/v1/completions", json=body, timeout=CEILING)
     (ended,) = [r for r in caplog.records if r.name == "weir.requests"]
     assert (ended.prompt_tokens, ended.completion_tokens, ended.finish) == (3, 4, "length")
-    assert 0 <= ended.queue_s <= ended.ttft_s <= ended.e2e_s
+    assert 0 <= ended.queue_s <= ended.ttft_s <= ended.e2e_s and not hasattr(ended, "error")
+
+
+def test_one_that_is_aborted_while_it_waits_has_an_end_and_no_beginning(caplog, tmp_path):
+    with caplog.at_level(logging.INFO), serving(enable_log_requests=True) as running:
+        hang = {"prompt": "abc", "user": f"hang:{tmp_path / 'go'}", "request_id": "it"}
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(
+                httpx.post, running.url + "/v1/completions", json=hang, timeout=CEILING
+            )
+            until(lambda: running.client._ledger.live)
+            httpx.post(running.url + "/abort_request", json={"rid": "it"}, timeout=CEILING)
+            (tmp_path / "go").touch()
+            assert asked.result().json()["choices"][0]["finish_reason"] == "abort"
+    (ended,) = [r for r in caplog.records if r.name == "weir.requests"]
+    assert (ended.id, ended.user, ended.finish) == ("it", hang["user"], "abort")
+    assert ended.e2e_s >= 0 and not hasattr(ended, "queue_s") and not hasattr(ended, "ttft_s")
+
+
+def test_what_a_server_did_is_logged_while_it_does_something(caplog, monkeypatch):
+    monkeypatch.setattr(logs, "PULSE", 0.01)
+    with serving() as running, caplog.at_level(logging.INFO, "weir.server.logs"):
+        telling = asyncio.run_coroutine_threadsafe(logs.pulse(running.client), running.loop)
+        httpx.post(
+            running.url + "/v1/completions", json={"prompt": "abc", "max_tokens": 4},
+            timeout=CEILING,
+        )  # fmt: skip
+        until(lambda: sum(r.completion_tokens_s for r in caplog.records) >= 4 / 0.01)
+        telling.cancel()
+    assert sum(r.prompt_tokens_s for r in caplog.records) == 3 / 0.01
+    assert {r.getMessage() for r in caplog.records} == {"the last 0.01 s"}

@@ -1,5 +1,6 @@
 """Log lines, as text or JSON, each with the id of the HTTP request it belongs to."""
 
+import asyncio
 import logging
 import sys
 import time
@@ -7,7 +8,11 @@ from contextvars import ContextVar
 
 import msgspec
 
-from weir.client import Assembly
+from weir.client import Assembly, Client
+
+log = logging.getLogger(__name__)
+
+PULSE = 10.0  # seconds
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Set for the task that answers a request; what it logs carries it."""
@@ -52,25 +57,58 @@ def configure(level: str, format: str) -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level.upper())
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger("weir").level))
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # who speaks no HTTP is told, not we
 
 
 def log_finished(finished: Assembly) -> None:
-    """A listener that logs the end of every request."""
+    """A listener that logs the end of every request. What there is not is left out."""
     timing, usage = finished.timing, finished.usage
-    since = timing.arrival
-    logging.getLogger("weir.requests").info(
-        "request ended",
-        extra={
-            "id": finished.id,
-            "finish": ",".join(finished.finish_reasons),
-            "prompt_tokens": usage.prompt_tokens,
-            "cached_tokens": usage.cached_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "queue_s": round(timing.started - since, 4) if timing.started >= 0 else None,
-            "ttft_s": round(timing.first - since, 4) if timing.first >= 0 else None,
-            "e2e_s": round(timing.last - since, 4) if timing.last >= 0 else None,
-            "preempted": finished.preempted,
-            "error": finished.error,
-        },
-    )
+    moments = {"queue_s": timing.started, "ttft_s": timing.first, "e2e_s": time.monotonic()}
+    fields = {
+        "id": finished.id,
+        "user": finished.submits[0].user,
+        "program": finished.program,
+        "finish": ",".join(finished.finish_reasons),
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+        **{name: round(at - timing.arrival, 4) for name, at in moments.items() if at >= 0},
+        "preempted": finished.preempted,
+        "error": finished.error,
+    }
+    told = {name: value for name, value in fields.items() if value != ""}
+    logging.getLogger("weir.requests").info("request ended", extra=told)
+
+
+async def pulse(client: Client) -> None:
+    """Log what was done every `PULSE` seconds in which something was, until cancelled."""
+    before = _done(client)
+    while True:
+        await asyncio.sleep(PULSE)
+        stats, now = client.stats, _done(client)
+        grown = {name: now[name] - before[name] for name in now}
+        if any(grown.values()):
+            fields = {
+                "running": stats.running,
+                "waiting": stats.waiting,
+                "prompt_tokens_s": round(grown["prompt"] / PULSE, 1),
+                "cached_share": round(grown["cached"] / max(1, grown["prompt"]), 3),
+                "completion_tokens_s": round(grown["generated"] / PULSE, 1),
+                "kv_used": round(stats.pages_used / max(1, stats.pages_total), 3),
+                "preempted": grown["preempted"],
+                "refused": grown["refused"],
+            }
+            log.info("the last %g s", PULSE, extra=fields)
+        before = now
+
+
+def _done(client: Client) -> dict[str, int]:
+    """What only grows, so far."""
+    stats = client.stats
+    return {
+        "prompt": stats.prompt_tokens,
+        "cached": stats.hit_tokens,
+        "generated": stats.generated_tokens,
+        "preempted": stats.preemptions,
+        "refused": sum(client.rejected.values()),
+    }
