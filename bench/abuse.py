@@ -20,8 +20,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from weir.bench.http import Http, HttpError, run
 from weir.bench.private import private, ready
+from weir.http import Http, HttpError, run
 
 MODEL = "smollm2-135m"
 

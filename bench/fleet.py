@@ -13,13 +13,13 @@ import time
 import scheduling_sets as sets
 from scheduling import COST, SPEC, table
 
+from weir.balance import ROUTERS
 from weir.config import Config
 from weir.cost.hardware import H100
 from weir.sim.flags import Scene
 from weir.sim.fleet import capacity
 from weir.sim.replay import replay
 from weir.sim.report import Report, measure
-from weir.sim.router import ROUTERS
 from weir.sim.servegen import servegen
 from weir.sim.workload import Workload, mooncake, paced, poisson
 

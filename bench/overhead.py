@@ -12,9 +12,9 @@ import time
 
 from weir import LLM, SamplingParams
 from weir.bench.client import Target
-from weir.bench.http import Http
 from weir.bench.load import load
 from weir.bench.private import private
+from weir.http import Http
 from weir.sim.report import measure
 from weir.sim.workload import Words, Workload, random
 

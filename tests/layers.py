@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent / "weir"
 # package or module → its level; a module may import only lower levels, or its own package
 LEVEL = {
     "core": 0, "errors": 0, "folders": 0, "peers": 0, "spec": 0, "linux": 0,
-    "cost": 1, "fields": 1, "gguf": 1, "params": 1, "progress": 1, "rows": 1, "wire": 1,
+    "balance": 1, "cost": 1, "fields": 1, "gguf": 1, "http": 1, "params": 1,
+    "progress": 1, "rows": 1, "wire": 1,
     "config": 2, "kv": 2, "ops": 2, "text": 2, "hub": 2,
     "grammar": 3, "sched": 3, "models": 3, "options": 3,
     "ranker": 4, "runtime": 4,
@@ -19,7 +20,7 @@ LEVEL = {
     "client": 7, "policies": 7, "trial": 7,
     "connect": 8, "device": 8, "offload": 8, "sim": 8,
     "build": 9,
-    "llm": 10, "server": 10, "host": 10, "bench": 11, "batch": 11, "lang": 11,
+    "llm": 10, "server": 10, "host": 10, "bench": 11, "batch": 11, "lang": 11, "router": 11,
     "doctor": 12, "demo": 12, "cli": 13,
 }  # fmt: skip
 TORCH = {"ops", "models", "runtime", "device", "build"}

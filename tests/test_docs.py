@@ -10,7 +10,9 @@ import pytest
 
 from tests import fakes
 from weir import cli, options
+from weir.balance import RoundRobin
 from weir.client import Local
+from weir.router import Router
 from weir.server.app import ENDPOINTS
 from weir.server.metrics import Metrics
 
@@ -139,7 +141,9 @@ def test_the_api_page_lists_the_routes_there_are() -> None:
 @by_page
 def test_metrics_are_published(page: Path) -> None:
     client = Local(fakes.FakeEngine(), fakes.text(), ["m"])
-    published = set(re.findall(r"^# TYPE (\w+)", Metrics(client).text().decode(), re.M))
+    router = Router(["http://a"], RoundRobin())
+    texts = (Metrics(client).text(), bytes(router.answer("/metrics").body))
+    published = {name for text in texts for name in re.findall(r"(?m)^# TYPE (\w+)", text.decode())}
     named = set(METRIC.findall(page.read_text())) - NAMES_OF_FILES
     assert {name.removesuffix("_total") for name in named} <= {
         name.removesuffix("_total") for name in published

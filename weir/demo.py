@@ -17,11 +17,11 @@ from rich.table import Table
 
 from weir import hub
 from weir.bench.client import Target
-from weir.bench.http import Http, HttpError
 from weir.bench.load import load
 from weir.bench.private import Private, private
 from weir.bench.talk import Talk
 from weir.errors import WeirError
+from weir.http import Http, HttpError
 from weir.progress import progress
 from weir.sim.report import Report, measure
 from weir.sim.workload import Workload, fewshot

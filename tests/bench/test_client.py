@@ -8,9 +8,9 @@ import pytest
 
 from tests.bench.fake_server import Fake
 from weir.bench.client import ENDPOINTS, Target
-from weir.bench.http import Http
 from weir.bench.load import load
 from weir.errors import ConfigError
+from weir.http import Http
 from weir.sim.report import measure
 from weir.sim.workload import Item, Workload, poisson
 

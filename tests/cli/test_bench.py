@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.bench.fake_server import Fake
-from weir.bench.http import HttpError
 from weir.cli import main
+from weir.http import HttpError
 
 SAMPLES = Path(__file__).parent.parent / "data" / "workloads"
 

@@ -5,10 +5,10 @@ import asyncio
 import pytest
 
 from tests.bench.fake_server import Fake
-from weir.bench.http import Http, HttpError
 from weir.bench.talk import Talk, first_model
 from weir.cli import main
 from weir.cli.chat import converse
+from weir.http import Http, HttpError
 
 
 def talk(server: Fake, *lines: str) -> tuple[Talk, str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import alive, until
-from weir.bench.http import Http, HttpError
 from weir.bench.private import last_words, private, stop
 from weir.errors import ConfigError
+from weir.http import Http, HttpError
 
 
 def test_a_server_that_cannot_start_says_why() -> None:

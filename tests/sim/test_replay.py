@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from tests.cost.test_roofline import LLAMA
 from tests.reference import Tiny
 from tests.runtime.drive import runner
+from weir.balance import CacheAware, LeastLoaded, RoundRobin
 from weir.cli import main
 from weir.config import Config
 from weir.core import Capacity, Plan, Result, Tier
@@ -26,7 +27,6 @@ from weir.sim.flags import Scene, weight_bytes
 from weir.sim.fleet import attended, capacity
 from weir.sim.replay import Replica, replay
 from weir.sim.report import measure
-from weir.sim.router import CacheAware, LeastLoaded, RoundRobin
 from weir.sim.workload import Item, Words, Workload, poisson
 
 MODEL = Tiny()
@@ -227,30 +227,40 @@ def test_codes_are_attended_to_no_slower_than_16_bits(size: float) -> None:
 
 def test_least_loaded_takes_turns_among_equals() -> None:
     router = LeastLoaded()
-    assert [router.route([], [0, 0, 0]) for _ in range(4)] == [0, 1, 2, 0]
-    assert router.route([], [3, 1, 2]) == 1
+    assert [router.route([], {0: 0, 1: 0, 2: 0}) for _ in range(4)] == [0, 1, 2, 0]
+    assert router.route([], {0: 3, 1: 1, 2: 2}) == 1
 
 
 def test_cache_aware_keeps_prefixes_together_until_loads_drift() -> None:
     router = CacheAware(capacity=100, drift=4)
     first, second = list(range(64)), list(range(100, 164))
-    homes = [router.route(first, [0, 0]), router.route(second, [0, 0])]
+    homes = [router.route(first, {0: 0, 1: 0}), router.route(second, {0: 0, 1: 0})]
     assert sorted(homes) == [0, 1]
     for tail in range(5):
-        assert router.route([*first, *[tail] * 16], [3, 3]) == homes[0]
-        assert router.route([*second, *[tail] * 16], [3, 3]) == homes[1]
-    loads = [0, 0]
-    loads[homes[0]] = 5
-    assert router.route(first, loads) == homes[1]
+        assert router.route([*first, *[tail] * 16], {0: 3, 1: 3}) == homes[0]
+        assert router.route([*second, *[tail] * 16], {0: 3, 1: 3}) == homes[1]
+    assert router.route(first, {homes[0]: 5, homes[1]: 0}) == homes[1]
+
+
+def test_a_replica_that_comes_back_comes_back_empty() -> None:
+    for router in (CacheAware(capacity=100), RoundRobin(), LeastLoaded()):
+        assert {router.route(range(64), {0: 0, 7: 0}) for _ in range(2)} <= {0, 7}
+        assert router.route(range(64), {7: 9}) == 7
+    router = CacheAware(capacity=100)
+    home = router.route(range(64), {0: 0, 1: 0})
+    assert router.route(range(64), {0: 9, 1: 9}) == home
+    assert router.route(range(100, 132), {1 - home: 0}) == 1 - home
+    assert router.route(range(64), {0: 0, 1: 0}) == home, "it has seen least"
+    assert len(router.seen[home]) == 4
 
 
 def test_cache_aware_forgets_what_replicas_cannot_hold() -> None:
     router = CacheAware(capacity=4, match=0.0)
     old = list(range(64))
-    home = router.route(old, [0, 0])
+    home = router.route(old, {0: 0, 1: 0})
     for fresh in range(1, 9):
-        router.route([1000 * fresh + i for i in range(64)], [0, 0])
-    assert all(len(seen) <= 4 for seen in router.seen)
+        router.route([1000 * fresh + i for i in range(64)], {0: 0, 1: 0})
+    assert all(len(seen) <= 4 for seen in router.seen.values())
     assert router._known(router._chain(old), router.seen[home]) == 0
 
 

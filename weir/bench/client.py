@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from weir.bench.http import Http, HttpError
 from weir.errors import ConfigError
+from weir.http import Http, HttpError
 from weir.sim.report import Record
 from weir.sim.workload import Item
 

@@ -14,12 +14,12 @@ from msgspec import Struct
 
 from weir.bench import datasets, named, reporting
 from weir.bench.client import Target
-from weir.bench.http import Http
-from weir.bench.http import run as run_loop
 from weir.bench.load import load
 from weir.bench.private import Private, private
 from weir.bench.serve import raise_file_limit
 from weir.errors import ConfigError
+from weir.http import Http
+from weir.http import run as run_loop
 from weir.progress import progress
 from weir.sim.report import measure
 from weir.sim.workload import Workload, poisson

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from weir.bench.http import Http, HttpError
 from weir.errors import ConfigError
+from weir.http import Http, HttpError
 
 
 @dataclass(slots=True)

@@ -16,11 +16,11 @@ from typing import Any
 
 from weir.bench import datasets, reporting
 from weir.bench.client import ENDPOINTS, Target
-from weir.bench.http import Http, bearer
-from weir.bench.http import run as run_loop
 from weir.bench.load import load
 from weir.bench.talk import first_model
 from weir.errors import ConfigError
+from weir.http import Http, bearer
+from weir.http import run as run_loop
 from weir.progress import progress
 from weir.sim.report import Record, block, flat, measure
 from weir.sim.workload import Workload, as_text

@@ -18,8 +18,8 @@ from weir import hub
 from weir.bench import reporting
 from weir.bench.client import Target
 from weir.bench.datasets import positive
-from weir.bench.http import Http
 from weir.bench.private import private
+from weir.http import Http
 
 USAGE = "weir bench startup [MODEL] [OPTIONS]"
 

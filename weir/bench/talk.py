@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from weir.bench.client import Message, decode, words
-from weir.bench.http import Http, HttpError
+from weir.http import Http, HttpError
 
 
 async def first_model(http: Http) -> str:

@@ -15,6 +15,7 @@ from weir.errors import WeirError
 
 COMMANDS = {
     "serve": "start the OpenAI-compatible server",
+    "route": "serve several running servers behind one address",
     "chat": "talk to a model in the terminal",
     "generate": "complete prompts from the command line, a file or standard input",
     "run-batch": "answer a file of OpenAI batch requests; a stopped run goes on where it was",

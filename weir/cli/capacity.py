@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 from weir.bench import datasets, reporting
 from weir.bench.client import Target
-from weir.bench.http import Http, bearer
-from weir.bench.http import run as run_loop
 from weir.bench.load import load
 from weir.bench.talk import first_model
 from weir.cli import simulate
 from weir.cli.top import look, percentile
 from weir.errors import ConfigError
 from weir.fields import parse_duration
+from weir.http import Http, bearer
+from weir.http import run as run_loop
 from weir.options import config
 from weir.sim import flags
 from weir.sim.flags import Vocabulary

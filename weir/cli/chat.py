@@ -14,9 +14,9 @@ from contextlib import ExitStack, aclosing
 from functools import partial
 from typing import Any
 
-from weir.bench.http import Http, HttpError, bearer
 from weir.bench.private import private
 from weir.bench.talk import Talk, first_model
+from weir.http import Http, HttpError, bearer
 
 USAGE = "weir chat [MODEL] [OPTIONS]"
 

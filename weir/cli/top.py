@@ -20,7 +20,7 @@ from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
 
-from weir.bench.http import Http, HttpError, bearer
+from weir.http import Http, HttpError, bearer
 
 USAGE = "weir top [--url URL]"
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")

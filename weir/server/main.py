@@ -9,9 +9,11 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from weir import connect
 from weir.client import Client
@@ -66,13 +68,29 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-class Server(uvicorn.Server):
-    """uvicorn, with our way out: the first signal drains, the next one ends all work in hand."""
+def settings(app: ASGIApp, **more: Any) -> uvicorn.Config:
+    """How uvicorn serves an application of ours."""
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        backlog=BACKLOG,
+        **more,
+    )
 
-    def __init__(self, config: uvicorn.Config, service: Service):
-        super().__init__(config)
-        self._service = service
-        self._drain_task: asyncio.Task[None] | None = None
+
+def address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn whose signals call `stop` and do no more: the first ends it when requests in hand are
+    done, the next one at once."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -85,6 +103,19 @@ class Server(uvicorn.Server):
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+class Draining(Server):
+    """The first signal drains; the next one ends all work in hand."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+        self._drain_task: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         service = self._service
@@ -115,25 +146,13 @@ async def run(client: Client, config: Config, listening: socket.socket) -> None:
     began = time.monotonic()
     app = create_app(client, config)
     service: Service = app.state.service
-    server = Server(
-        uvicorn.Config(
-            app,
-            root_path=config.root_path,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=GRACE,
-            backlog=BACKLOG,
-        ),
-        service,
+    server = Draining(
+        settings(app, root_path=config.root_path, timeout_graceful_shutdown=GRACE), service
     )
-    host, port = listening.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = address(listening)
     log.info("starting %s on %s; requests get a 503 until it is ready", client.model.name, url)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
+    telling = asyncio.create_task(logs.pulse(client))
     starting = asyncio.create_task(client.start())
     try:
         await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
@@ -147,6 +166,7 @@ async def run(client: Client, config: Config, listening: socket.socket) -> None:
         await serving
     finally:
         starting.cancel()
+        telling.cancel()
         server.should_exit = True
         await asyncio.gather(serving, starting, return_exceptions=True)
         await client.close()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weir import hub, policies
+from weir.balance import ROUTERS, Router
 from weir.config import Config
 from weir.core import Capacity, Tier
 from weir.cost.fetch import Fetch
@@ -18,7 +19,6 @@ from weir.cost.work import cache_bytes, weights
 from weir.options import add_config, config
 from weir.sim.fleet import CORES, attended, capacity, defaults_of, number, replica
 from weir.sim.replay import Replica
-from weir.sim.router import ROUTERS, Router
 from weir.sim.shapes import SHAPES, shape
 from weir.spec import Spec
 
@@ -40,7 +40,7 @@ class Scene:
 
     def router(self) -> Router:
         held = max(self.capacity.pages.values()) * self.capacity.page
-        return ROUTERS[self.routing](held // 16)
+        return ROUTERS[self.routing](held // 16, 16)
 
     def _replica(self) -> Replica:
         config, size, cost = self.config, self.capacity, self.cost

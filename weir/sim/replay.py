@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from weir.balance import RoundRobin, Router
 from weir.core import Delta, Request, Sampling
 from weir.engine import Engine
 from weir.errors import ConfigError, EngineDead
 from weir.executor.sim import VirtualClock
 from weir.sim.report import Record
-from weir.sim.router import RoundRobin, Router
 from weir.sim.workload import Workload
 
 
@@ -89,7 +89,7 @@ def replay(
             )
         for replica in replicas:
             replica.run(item.arrival)
-        loads = [replica.load(item.arrival) for replica in replicas]
+        loads = {at: replica.load(item.arrival) for at, replica in enumerate(replicas)}
         chosen = replicas[router.route(item.prompt, loads)]
         sampling = wishes.setdefault(item.output, Sampling(max_tokens=item.output))
         record = Record(item.arrival, prompt_tokens=len(item.prompt))

@@ -13,10 +13,10 @@ from pathlib import Path
 import msgspec
 
 from weir.bench.datasets import positive, tokenizer
-from weir.bench.http import Http, HttpError, bearer
-from weir.bench.http import run as run_async
 from weir.bench.talk import first_model
 from weir.errors import ConfigError
+from weir.http import Http, HttpError, bearer
+from weir.http import run as run_async
 from weir.progress import progress
 from weir.ranker.log import Answered, LengthLog
 from weir.rows import read_rows

@@ -3,14 +3,21 @@
 import asyncio
 import json
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench.fake_server import Fake
-from weir.bench.http import Http, HttpError, Response
+from tests.bench.fake_server import Fake, fake_server
+from weir.http import Http, HttpError, Response
+
+
+@pytest.fixture
+def server() -> Iterator[Fake]:
+    with fake_server() as fake:
+        yield fake
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=8), st.data())

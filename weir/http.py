@@ -7,7 +7,7 @@ server-sent events, each with the moment its bytes arrived. Knows no API, only H
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 
 class HttpError(WeirError):
-    """The server could not be reached, or answered with an error. `status` 0: no answer."""
+    """The server could not be reached, or answered with an error. `status` 0: it was not reached;
+    502: the answer was broken or broke off; 504: it was silent for too long."""
 
     def __init__(self, message: str, status: int = 0):
         super().__init__(message)
@@ -45,6 +46,7 @@ class Response:
     status: int = 0  # until the headers are here
     framed: bool = False  # so that the connection's end is not the body's
     done: bool = False
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # names in small letters
     held: list[bytes] = field(default_factory=list)  # of the body
     parser: HttpResponseParser = field(init=False)
 
@@ -52,6 +54,7 @@ class Response:
         self.parser = HttpResponseParser(self)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
         self.framed |= name.lower() in (b"content-length", b"transfer-encoding")
 
     def on_headers_complete(self) -> None:
@@ -70,7 +73,7 @@ class Response:
         if data:
             self.parser.feed_data(data)
         elif self.framed or not self.status:
-            raise HttpError("the server closed the connection in the middle of an answer")
+            raise HttpError("the server closed the connection in the middle of an answer", 502)
         else:
             self.done = True
 
@@ -113,8 +116,11 @@ class Http:
     timeout: float = 600.0
 
     @asynccontextmanager
-    async def send(self, method: str, path: str, body: Any = None) -> AsyncIterator[Response]:
-        """Send a request, JSON if there is a body; the connection lives as long as the block."""
+    async def send(
+        self, method: str, path: str, body: Any = None, headers: Iterable[tuple[str, str]] = ()
+    ) -> AsyncIterator[Response]:
+        """Send a request: bytes as they are, anything else as JSON; `headers` come after our own.
+        The connection lives as long as the block."""
         try:
             url = urlsplit(self.base)
             port = url.port or (443 if url.scheme == "https" else 80)
@@ -131,15 +137,16 @@ class Http:
         except (OSError, TimeoutError) as error:
             raise HttpError(f"no server answers at {self.base}: {error or 'timed out'}") from None
         try:
-            writer.write(self._request(method, url.path.rstrip("/") + path, url.netloc, body))
+            target = url.path.rstrip("/") + path
+            writer.write(self._request(method, target, url.netloc, body, headers))
             response = Response(reader, self.timeout)
             while not response.status:
                 await response.receive()
             yield response
         except TimeoutError:
-            raise HttpError(f"{self.base} was silent for {self.timeout:g} s") from None
+            raise HttpError(f"{self.base} was silent for {self.timeout:g} s", 504) from None
         except (OSError, HttpParserError) as error:
-            raise HttpError(f"{self.base}{path}: broken answer: {error}") from None
+            raise HttpError(f"{self.base}{path}: broken answer: {error}", 502) from None
         finally:
             writer.close()
 
@@ -166,15 +173,18 @@ class Http:
                     return
                 yield event
 
-    def _request(self, method: str, path: str, host: str, body: Any) -> bytes:
-        content = b"" if body is None else msgspec.json.encode(body)
-        headers = {"Host": host, "Connection": "close", **self.headers}
-        if body is not None:
-            headers |= {"Content-Type": "application/json"}
-        if method != "GET":
-            headers |= {"Content-Length": str(len(content))}
-        head = [f"{method} {path} HTTP/1.1", *(f"{key}: {value}" for key, value in headers.items())]
-        return "\r\n".join([*head, "", ""]).encode() + content
+    def _request(
+        self, method: str, path: str, host: str, body: Any, more: Iterable[tuple[str, str]]
+    ) -> bytes:
+        raw = body is None or isinstance(body, bytes)
+        content: bytes = (body or b"") if raw else msgspec.json.encode(body)
+        headers = [("Host", host), ("Connection", "close"), *self.headers.items(), *more]
+        if not raw:
+            headers.append(("Content-Type", "application/json"))
+        if content or method != "GET":
+            headers.append(("Content-Length", str(len(content))))
+        head = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
+        return "\r\n".join([*head, "", ""]).encode("latin-1") + content
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -1,14 +1,21 @@
-"""Which replica of a fleet a request goes to. Knows loads and tokens, no engine."""
+"""Which replica of a fleet a request goes to. Knows loads and tokens, no engine.
+
+Replicas are numbers. A policy is told at each choice which there are; what it remembers of those
+that are no longer there it forgets, so one that comes back comes back empty.
+"""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+Loads = Mapping[int, int]
+"""Replica → requests that it has and has not ended."""
+
 
 class Router(Protocol):
-    def route(self, tokens: Sequence[int], loads: Sequence[int]) -> int:
-        """The replica for a prompt. loads: requests that each has and has not ended."""
+    def route(self, tokens: Sequence[int], loads: Loads) -> int:
+        """The replica for a prompt, one of `loads`."""
         ...
 
 
@@ -16,9 +23,9 @@ class Router(Protocol):
 class RoundRobin:
     turn: int = -1
 
-    def route(self, tokens: Sequence[int], loads: Sequence[int]) -> int:
-        self.turn = (self.turn + 1) % len(loads)
-        return self.turn
+    def route(self, tokens: Sequence[int], loads: Loads) -> int:
+        self.turn += 1
+        return list(loads)[self.turn % len(loads)]
 
 
 @dataclass(slots=True)
@@ -28,8 +35,8 @@ class LeastLoaded:
     given: dict[int, int] = field(default_factory=dict)
     count: int = 0
 
-    def route(self, tokens: Sequence[int], loads: Sequence[int]) -> int:
-        choice = min(range(len(loads)), key=lambda i: (loads[i], self.given.get(i, -1)))
+    def route(self, tokens: Sequence[int], loads: Loads) -> int:
+        choice = min(loads, key=lambda i: (loads[i], self.given.get(i, -1)))
         self.given[choice] = self.count = self.count + 1
         return choice
 
@@ -48,11 +55,11 @@ class CacheAware:
     match: float = 0.5  # share of the prompt that makes a match good
     drift: int = 32  # loads may differ by so many,
     ratio: float = 1.1  # or by this factor
-    seen: list[OrderedDict[int, None]] = field(default_factory=list)
+    seen: dict[int, OrderedDict[int, None]] = field(default_factory=dict)
 
-    def route(self, tokens: Sequence[int], loads: Sequence[int]) -> int:
-        while len(self.seen) < len(loads):
-            self.seen.append(OrderedDict())
+    def route(self, tokens: Sequence[int], loads: Loads) -> int:
+        if self.seen.keys() != loads.keys():
+            self.seen = {i: self.seen.get(i, OrderedDict()) for i in loads}
         chain = self._chain(tokens)
         choice = self._choose(chain, loads)
         seen = self.seen[choice]
@@ -63,15 +70,15 @@ class CacheAware:
             seen.popitem(last=False)
         return choice
 
-    def _choose(self, chain: list[int], loads: Sequence[int]) -> int:
-        least, most = min(loads), max(loads)
+    def _choose(self, chain: list[int], loads: Loads) -> int:
+        least, most = min(loads.values()), max(loads.values())
         if most - least > self.drift and most > self.ratio * least:
-            return loads.index(least)
-        known = [self._known(chain, seen) for seen in self.seen]
-        best = max(range(len(loads)), key=lambda i: (known[i], -loads[i]))
+            return min(loads, key=lambda i: loads[i])
+        known = {i: self._known(chain, seen) for i, seen in self.seen.items()}
+        best = max(loads, key=lambda i: (known[i], -loads[i]))
         if known[best] > self.match * len(chain):
             return best
-        return min(range(len(loads)), key=lambda i: (len(self.seen[i]), loads[i]))
+        return min(loads, key=lambda i: (len(self.seen[i]), loads[i]))
 
     def _known(self, chain: list[int], seen: OrderedDict[int, None]) -> int:
         for count, key in enumerate(chain):
@@ -87,9 +94,9 @@ class CacheAware:
         return chain
 
 
-ROUTERS: dict[str, Callable[[int], Router]] = {
-    "round-robin": lambda blocks: RoundRobin(),
-    "least-loaded": lambda blocks: LeastLoaded(),
+ROUTERS: dict[str, Callable[[int, int], Router]] = {
+    "round-robin": lambda blocks, size: RoundRobin(),
+    "least-loaded": lambda blocks, size: LeastLoaded(),
     "cache-aware": CacheAware,
 }
-"""Name → a router over replicas whose caches hold so many blocks of 16 tokens."""
+"""Name → a router over replicas whose caches hold so many blocks of so many tokens."""

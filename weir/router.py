@@ -1,0 +1,288 @@
+"""Several running servers behind one address: who gets a request, and who gets it instead.
+
+An ASGI application. Requests and answers pass through it byte for byte, so it serves any API over
+HTTP, keys included; of a body it reads no more than where the prompt stands. Knows no engine.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from socket import socket
+
+import msgspec
+from msgspec import Raw, Struct
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from weir import balance
+from weir.errors import EngineDead, Overloaded, WeirError
+from weir.http import Http, HttpError
+from weir.http import Response as Answer
+from weir.server.edge import explain
+from weir.server.endpoint import ClientGone, frame, read, unless_gone
+from weir.server.main import Server, settings
+from weir.server.problems import problem
+
+log = logging.getLogger(__name__)
+
+EVERY, LOOK = 1.0, 10.0  # seconds between two looks at a replica, and that one may take
+BLOCK = 64  # bytes of a prompt, some 16 tokens, that replicas are remembered by
+TO_ALL = frozenset(
+    f"/{name}"
+    for name in (
+        *("flush_cache", "reset_prefix_cache", "pin_prefix", "unpin_prefix"),
+        *("abort_request", "abort_requests"),
+    )
+)
+"""What every replica is told."""
+OWN = frozenset(("/health", "/ping", "/ready", "/readyz", "/livez", "/metrics"))
+"""What the router answers for itself."""
+OURS = frozenset(("host", "connection", "content-length", "transfer-encoding", "te", "expect"))
+"""Headers of a request that are of the connection it came by."""
+THEIRS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"date"))
+"""Headers of an answer that are of the connection it came by."""
+
+EMPTY = Raw(b"")
+
+
+class Said(Struct):
+    """What a prompt is made of, in the words of all APIs, as it is written."""
+
+    system: Raw = EMPTY
+    instructions: Raw = EMPTY
+    tools: Raw = EMPTY
+    messages: Raw = EMPTY
+    input: Raw = EMPTY
+    prompt: Raw = EMPTY
+    text: Raw = EMPTY
+    input_ids: Raw = EMPTY
+
+
+_said = msgspec.json.Decoder(Said).decode
+
+
+def prompt(body: bytes) -> bytes:
+    """What the beginning of is worth finding in a cache; nothing where a body is not understood."""
+    try:
+        said = _said(body)
+    except (ValueError, RecursionError):
+        return b""
+    return b"".join(getattr(said, name) for name in said.__struct_fields__)
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    http: Http
+    number: int = -1  # another one each time it comes back
+    load: int = 0  # requests in hand
+    trouble: str = "not asked yet"  # why it gets no requests; empty: it does
+
+    @asynccontextmanager
+    async def ask(
+        self, method: str, path: str, body: bytes, headers: Sequence[tuple[str, str]]
+    ) -> AsyncIterator[Answer]:
+        self.load += 1
+        try:
+            async with self.http.send(method, path, body, headers) as answer:
+                yield answer
+        finally:
+            self.load -= 1
+
+
+class Router:
+    """urls: of the servers. limit: bytes of a body. timeout: seconds that a replica may be silent.
+
+    A request goes to another replica as long as nothing of an answer has come: when one cannot be
+    reached or hangs up, and when one answers 503, being full, starting or draining.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        policy: balance.Router,
+        limit: int = 2**25,
+        timeout: float = 600.0,
+    ):
+        kept = dict.fromkeys(url.rstrip("/") for url in urls)
+        self.replicas = [Replica(Http(url, {}, timeout)) for url in kept]
+        self._policy = policy
+        self._limit = limit
+        self._numbers = count()
+        self._registry = registry = CollectorRegistry()
+        of = ["replica"]
+        self._answers = Counter(
+            "weir_router_answers", "Answers", [*of, "status"], registry=registry
+        )
+        self._moved = Counter(
+            "weir_router_moved", "Requests it did not take", of, registry=registry
+        )
+        ready = Gauge("weir_router_ready", "Whether it gets requests", of, registry=registry)
+        load = Gauge("weir_router_requests", "Requests it has in hand", of, registry=registry)
+        for one in self.replicas:
+            ready.labels(one.http.base).set_function(lambda one=one: not one.trouble)  # type: ignore[misc]
+            load.labels(one.http.base).set_function(lambda one=one: one.load)  # type: ignore[misc]
+
+    # -- who is there --------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Look after every replica, until cancelled."""
+        await asyncio.gather(*map(self._watch, self.replicas))
+
+    async def _watch(self, replica: Replica) -> None:
+        while True:
+            self._found(replica, await trouble(replica.http))
+            await asyncio.sleep(EVERY)
+
+    def _found(self, replica: Replica, trouble: str) -> None:
+        if trouble and not replica.trouble:
+            log.warning("%s gets no requests: %s", replica.http.base, trouble)
+        elif replica.trouble and not trouble:
+            log.info("%s gets requests", replica.http.base)
+            replica.number = next(self._numbers)
+        replica.trouble = trouble
+
+    def _choose(self, said: bytes, tried: Sequence[Replica]) -> Replica | None:
+        """By the policy; once that one has failed, whoever has least to do."""
+        ready = {one.number: one for one in self.replicas if not one.trouble}
+        if not tried and ready:
+            return ready[self._policy.route(said, {i: one.load for i, one in ready.items()})]
+        left = [one for one in ready.values() if one not in tried]
+        return min(left, key=lambda one: one.load, default=None)
+
+    # -- requests ------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request, path = Request(scope), scope["path"]
+        try:
+            if path in OWN:
+                await self.answer(path)(scope, receive, send)
+                return
+            body = await read(receive, self._limit, request.headers.get("content-length", ""))
+            serve = self._tell_all if path in TO_ALL else self._forward
+            await unless_gone(receive, serve(request, body, send))
+        except ClientGone:
+            pass
+        except WeirError as error:
+            await (await explain(request, error))(scope, receive, send)
+
+    def answer(self, path: str) -> Response:
+        """What the router says of itself."""
+        if path == "/metrics":
+            return Response(generate_latest(self._registry), media_type="text/plain; version=0.0.4")
+        if path != "/livez" and all(one.trouble for one in self.replicas):
+            raise self._nobody()
+        return Response()
+
+    def _nobody(self) -> Overloaded:
+        known = "; ".join(f"{one.http.base}: {one.trouble or 'full'}" for one in self.replicas)
+        return Overloaded(f"No server takes this request. {known}", retry_after=EVERY)
+
+    async def _forward(self, request: Request, body: bytes, send: Send) -> None:
+        said, call = prompt(body), passed_on(request, body)
+        tried: list[Replica] = []
+        broken = 0
+        while (replica := self._choose(said, tried)) is not None:
+            tried.append(replica)
+            name = replica.http.base
+            try:
+                async with replica.ask(*call) as answer:
+                    if answer.status != 503 or self._choose(said, tried) is None:
+                        self._answers.labels(name, str(answer.status)).inc()
+                        return await relay(answer, send)
+                    why = "it answered 503"
+            except HttpError as error:
+                why = str(error)
+                broken += error.status > 0
+                if error.status == 504 or broken > 1:  # it may be the request that does it
+                    raise EngineDead(f"{name}: {why}") from None
+                self._found(replica, why)
+            self._moved.labels(name).inc()
+            log.info("%s is asked of another server: %s", request.url.path, why)
+        raise self._nobody()
+
+    async def _tell_all(self, request: Request, body: bytes, send: Send) -> None:
+        """The answers of all by their addresses, and of their statuses the worst."""
+        call = passed_on(request, body)
+
+        async def tell(replica: Replica) -> tuple[int, object]:
+            try:
+                async with replica.ask(*call) as answer:
+                    content = await answer.body()
+            except HttpError as error:
+                return 502, str(error)
+            try:
+                return answer.status, msgspec.json.decode(content)
+            except ValueError:
+                return answer.status, content.decode(errors="replace")
+
+        ready = [one for one in self.replicas if not one.trouble]
+        if not ready:
+            raise self._nobody()
+        told = await asyncio.gather(*map(tell, ready))
+        said = {one.http.base: answer for one, (_, answer) in zip(ready, told, strict=True)}
+        status = max(status for status, _ in told)
+        response = Response(msgspec.json.encode(said), status, media_type="application/json")
+        await response(request.scope, request.receive, send)
+
+
+Call = tuple[str, str, bytes, list[tuple[str, str]]]
+
+
+def passed_on(request: Request, body: bytes) -> Call:
+    """A request as a replica gets it: method, path, body and headers."""
+    scope = request.scope
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]  # whose answer has no end
+    query = scope["query_string"].decode("latin-1")
+    path = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+    headers = [(name, value) for name, value in request.headers.items() if name not in OURS]
+    return method, path, body, headers
+
+
+async def relay(answer: Answer, send: Send) -> None:
+    """An answer as it comes. A stream that breaks off ends with an error, any other without its
+    end, so that the client's connection breaks off too."""
+    headers = [(name, value) for name, value in answer.headers if name not in THEIRS]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    end = b""
+    try:
+        async for part in answer.parts():
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+    except HttpError as error:
+        log.warning("an answer broke off: %s", error)
+        if not dict(headers).get(b"content-type", b"").startswith(b"text/event-stream"):
+            return
+        end = frame(problem(EngineDead(str(error))).body, "error")
+    await send({"type": "http.response.body", "body": end})
+
+
+async def trouble(http: Http) -> str:
+    """Why a server takes no requests; empty: it does. Those of others have no /ready."""
+    try:
+        async with asyncio.timeout(LOOK):
+            try:
+                await http.get("/ready")
+            except HttpError as error:
+                if error.status != 404:
+                    raise
+                await http.get("/health")
+    except HttpError as error:
+        return str(error)
+    except TimeoutError:
+        return f"it said nothing for {LOOK:g} s"
+    return ""
+
+
+async def serve(router: Router, listening: socket, patience: float) -> None:
+    """Route until a signal ends it; requests in hand get `patience` seconds then."""
+    server = Server(settings(router, timeout_graceful_shutdown=math.ceil(patience)))
+    watching = asyncio.create_task(router.watch())
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        watching.cancel()
