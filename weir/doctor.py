@@ -165,7 +165,7 @@ def features(torch: Any) -> list[Finding]:
     linear: Any = import_module("weir.ops.linear")
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    codes = [f"{bits} bits" for bits in (4, 8) if linear.takes_codes(device, bits, 4096)]
+    codes = [f"{bits} bits" for bits in (4, 5, 6, 8) if linear.takes_codes(device, bits, 4096)]
     stored = [*codes, *(["fp8"] if linear.takes_fp8(device) else [])]
     relayed = gpu and native.library() is not None
     elsewhere = "no: it is for a GPU" if not gpu else "no: it needs the CPU kernels"
@@ -173,7 +173,7 @@ def features(torch: Any) -> list[Finding]:
         Finding(
             "quantised weights",
             f"{', '.join(stored)}, multiplied as they are" if stored else "unpacked at load",
-            "" if stored or gpu else "4 and 8 bits need the CPU kernels, and VNNI in the processor",
+            "" if stored or gpu else "4 to 8 bits need the CPU kernels, and AVX2 in the processor",
         ),
         Finding("weights elsewhere, --offload", "yes" if gpu else "no: it is for a GPU"),
         Finding("KV in main memory, --cpu-cache", "yes" if gpu else "no: it is for a GPU"),

@@ -6,7 +6,9 @@ import torch
 
 from tests.models.families import FAMILIES, error, expected, logits, prompt, save
 from tests.models.write_gguf import write_gguf
+from weir.models.base import rebuilt, tensors
 from weir.models.load import load
+from weir.ops.linear import linear, takes_codes
 
 FLOAT32 = 1e-4
 IN_GGUF = [name for name, family in FAMILIES.items() if family.gguf]
@@ -40,6 +42,23 @@ def test_quantised_gguf_is_the_model_of_its_dequantised_weights(family, tmp_path
                 packed = gguf.quants.quantize(parameter.numpy(), kind)
                 parameter.copy_(torch.from_numpy(gguf.quants.dequantize(packed, kind)))
     assert error(logits(ours, prompt()), expected(theirs, prompt())) < FLOAT32
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen2-tied"])  # without and with biases
+def test_types_of_a_gguf_may_differ_within_a_layer(family, tmp_path):
+    kinds = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
+    architecture = FAMILIES[family].gguf
+    write_gguf(FAMILIES[family].make(), architecture, tmp_path / "m.gguf", *kinds)
+    plain, ours = load(tmp_path / "m.gguf", dtype=torch.float32), load(tmp_path / "m.gguf")
+    layer = ours.layers[0]
+    x = torch.randn(3, layer.qkv.k)
+    got = linear(x, layer.qkv)
+    assert error(got, linear(x, plain.layers[0].qkv)) < 0.01  # inputs are rounded
+    if not takes_codes(torch.device("cpu"), 4, 64):
+        return
+    assert ours.stored == "symmetric4 and symmetric8"
+    moved = rebuilt(layer, (tensor.clone() for tensor in tensors(layer)))
+    assert len(moved.qkv.parts) == 2 and torch.equal(linear(x, moved.qkv), got)
 
 
 def test_the_windows_and_scalings_tested_here_matter(tmp_path):

@@ -28,8 +28,9 @@ def write_gguf(
     architecture: str,
     path: Path,
     quantisation: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    values: gguf.GGMLQuantizationType | None = None,
 ) -> None:
-    """One file; matrices of type `quantisation`, vectors in float32."""
+    """One file; matrices of type `quantisation`, of `values` those of v, vectors in float32."""
     config = model.config
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_context_length(config.max_position_embeddings)
@@ -53,7 +54,7 @@ def write_gguf(
             )
     if cap := getattr(config, "final_logit_softcapping", None):
         writer.add_final_logit_softcapping(cap)
-    _tensors(writer, model, architecture, quantisation)
+    _tensors(writer, model, architecture, quantisation, values or quantisation)
     if divisors is not None:
         writer.add_tensor("rope_freqs.weight", divisors)
     writer.write_header_to_file()
@@ -67,6 +68,7 @@ def _tensors(
     model: transformers.PreTrainedModel,
     architecture: str,
     quantisation: gguf.GGMLQuantizationType,
+    values: gguf.GGMLQuantizationType,
 ) -> None:
     names = gguf.get_tensor_name_map(ARCHITECTURES[architecture], model.config.num_hidden_layers)
     heads = {
@@ -83,7 +85,9 @@ def _tensors(
             value = value + 1
         written = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert written is not None, name
-        kind = quantisation if value.ndim == 2 else gguf.GGMLQuantizationType.F32
+        kind = gguf.GGMLQuantizationType.F32
+        if value.ndim == 2:
+            kind = values if ".v_proj." in name else quantisation
         writer.add_tensor(written, gguf.quants.quantize(value, kind), raw_dtype=kind)
 
 

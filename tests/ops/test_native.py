@@ -125,6 +125,7 @@ def test_narrower_instruction_sets_pass_the_same_tests(
 
 
 NARROW = ["tests/ops/test_linear.py", "tests/ops/test_rows.py", "tests/ops/test_attention.py"]
+NARROW += ["tests/models/test_codes.py"]
 NARROW += ["-k", "not transformers"]  # whose import takes seconds, and no kernel
 
 

@@ -1,8 +1,8 @@
 """Quantised blocks as the codes that a CPU multiplies directly: no weight is unpacked to floats.
 
-A code is an unsigned number of 4 or 8 bits; 32 neighbours share a float16 scale and offset. Blocks
-of 4 and 5 bits and Q8_0 go over as they are (the K types' scales are rounded to float16, 2^-11);
-other types are unpacked and rounded anew to 8 bits.
+A code is an unsigned number of 4 to 8 bits; 32 or 16 neighbours share a float16 scale, and an
+offset where it is not known from the scale. Most types go over as they are (the K types' scales are
+rounded to float16, 2^-11); Q2_K, and what only the `gguf` package reads, is rounded anew to 8 bits.
 """
 
 import torch
@@ -15,16 +15,21 @@ from weir.ops.quantize import Codes
 
 STEP = 1 << 20  # values at a time
 
-BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 8, "Q5_1": 8, "Q5_K": 8, "Q8_0": 8}
-"""Of the codes of types that go over as they are."""
+BITS = {
+    "Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q3_K": 6, "Q6_K": 6,
+    "Q8_0": 8,
+}  # fmt: skip
+"""Of the codes of types that go over as they are; of Q3_K more than it has, in groups of 16."""
 
 
 def read(kind: int, data: Tensor, rows: int, columns: int) -> Codes:
     """The weight [rows, columns] that `data` (uint8 [bytes], a quantised GGML type) holds."""
-    codes = torch.empty(rows * columns, dtype=torch.uint8)
-    pairs = torch.empty(rows * columns // NATIVE_GROUP, 2, dtype=torch.float16)
     form = FORMATS[kind]
-    blocks = data.view(-1, form.size)
+    bits = BITS.get(form.name, 8)
+    group = NATIVE_GROUP // 2 if bits == 6 else NATIVE_GROUP
+    codes = torch.empty(rows * columns, dtype=torch.uint8)
+    pairs = torch.empty(rows * columns // group, 2, dtype=torch.float16)
+    blocks, symmetric = data.view(-1, form.size), False
     step = STEP // form.block
     for i in range(0, len(blocks), step):
         part = blocks[i : i + step]
@@ -34,13 +39,15 @@ def read(kind: int, data: Tensor, rows: int, columns: int) -> Codes:
         else:
             values = torch.empty(last - first)
             dequantize(kind, part.reshape(-1), values)
-            found, scale, low = _round(values.view(-1, NATIVE_GROUP))
-        offset = scale * -low if isinstance(low, int) else low
+            found, scale, low = _round(values.view(-1, group))
+        if symmetric := isinstance(low, int):
+            zero = 1 << (bits - 1)
+            found, low = found + (zero - low), scale * -zero
         codes[first:last] = found.reshape(-1)
-        pairs[first // NATIVE_GROUP : last // NATIVE_GROUP, 0] = scale.reshape(-1)
-        pairs[first // NATIVE_GROUP : last // NATIVE_GROUP, 1] = offset.reshape(-1)
-    pairs = pairs.view(rows, columns // NATIVE_GROUP, 2)
-    return Codes(codes.view(rows, columns), pairs, BITS.get(form.name, 8))
+        pairs[first // group : last // group, 0] = scale.reshape(-1)
+        pairs[first // group : last // group, 1] = low.reshape(-1)
+    pairs = pairs.view(rows, columns // group, 2)
+    return Codes(codes.view(rows, columns), pairs, bits, symmetric)
 
 
 def _round(values: Tensor) -> Parts:

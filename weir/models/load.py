@@ -125,8 +125,8 @@ def _check(quantization: str, device: torch.device, dtype: torch.dtype | None) -
         raise ConfigError("fp8 weights are multiplied in bfloat16: leave --dtype at auto")
     if quantization == "int4" and not takes_codes(device, 4, GROUP):
         raise ConfigError(
-            "int4 weights need Triton on a GPU, and on a CPU a C++ compiler and byte products "
-            "(AVX512-VNNI or AVX-VNNI): use --quantization none"
+            "int4 weights need Triton on a GPU, and on a CPU a C++ compiler and AVX2: "
+            "use --quantization none"
         )
 
 

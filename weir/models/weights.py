@@ -123,16 +123,17 @@ class Weights:
 
     def linear(self, *names: str) -> Linear:
         """The named layers as one, their outputs side by side."""
-        made = self._linear(names)
-        self.kinds[made.stored] = None
+        return self._noted(self._linear(names))
+
+    def _noted(self, made: Linear) -> Linear:
+        self.kinds |= {part.stored: None for part in made.parts}
         return made
 
     def _linear(self, names: tuple[str, ...]) -> Linear:
         bias = None
         if f"{names[0]}.bias" in self.checkpoint.shapes:
             bias = torch.cat([self.vector(f"{name}.bias") for name in names])
-        kept = self._kept(*(f"{name}.weight" for name in names))
-        if kept is not None:
+        if kept := self._kept(*(f"{name}.weight" for name in names)):
             return self._packed(kept, bias)
         shapes = [self.checkpoint.shapes[f"{name}.weight"] for name in names]
         rows = [shape[0] for shape in shapes]
@@ -156,39 +157,47 @@ class Weights:
     def table(self, name: str) -> Linear:
         """A weight [V, H] of which rows are taken, or that all of V are multiplied by."""
         kept = self._kept(f"{name}.weight")
-        made = pack(self.matrix(f"{name}.weight")) if kept is None else self._packed(kept)
-        self.kinds[made.stored] = None
-        return made
+        return self._noted(self._packed(kept) if kept else pack(self.matrix(f"{name}.weight")))
 
     def embedding(self, tied: bool) -> tuple[Linear, Linear]:
         """The embedding [V, H] and the output layer: the same where tied."""
         table = self.table("embed_tokens")
         return table, table if tied else self.table("lm_head")
 
-    def _kept(self, *names: str) -> Codes | Scaled | None:
-        """Quantised weights as one, on the device; None where it takes no such weight."""
+    def _kept(self, *names: str) -> list[Codes | Scaled]:
+        """Quantised weights on the device, neighbours that are alike as one; none where it takes no
+        such weight, or one of them is not quantised."""
         if self.quantization == "none":
-            return None
-        parts = [self.checkpoint.kept(name) for name in names]
-        first, others = parts[0], parts[1:]
-        if first is None or not all(type(part) is type(first) for part in others):
-            return None
-        whole = first.join(others)
-        if isinstance(whole, Codes):
-            fits = takes_codes(self.device, whole.bits, whole.codes.shape[1])
-        else:
-            fits = takes_fp8(self.device)
-        if fits:
-            return whole.to(self.device)
-        if self.quantization != "none":
-            self.quantization = "none"
-            log.warning("quantised weights are unpacked: this device does not multiply them")
-        return None
+            return []
+        found: list[Any] = []
+        for name in names:
+            part = self.checkpoint.kept(name)
+            if part is None:
+                return []
+            found.append(found.pop().join(part) if found and found[-1].alike(part) else part)
+        if len(found) > 1 and self.device.type != "cpu":
+            return []  # only panels have others below
+        if all(self._fits(part) for part in found):
+            return [part.to(self.device) for part in found]
+        self.quantization = "none"
+        log.warning("quantised weights are unpacked: this device does not multiply them")
+        return []
 
-    def _packed(self, kept: Codes | Scaled, bias: Tensor | None = None) -> Linear:
-        if isinstance(kept, Scaled):
-            return pack_fp8(kept, bias)
-        return pack_codes(kept, bias, self.dtype)
+    def _fits(self, part: Codes | Scaled) -> bool:
+        if isinstance(part, Scaled):
+            return takes_fp8(self.device)
+        return takes_codes(self.device, part.bits, part.codes.shape[1])
+
+    def _packed(self, kept: list[Codes | Scaled], bias: Tensor | None = None) -> Linear:
+        """The first of `kept`, with the rest below."""
+        first, rest = kept[0], kept[1:]
+        if isinstance(first, Scaled):
+            return pack_fp8(first, bias)
+        n = len(first.codes)
+        made = pack_codes(first, None if bias is None else bias[:n], self.dtype)
+        if rest:
+            made.below = self._packed(rest, None if bias is None else bias[n:])
+        return made
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.checkpoint.device)

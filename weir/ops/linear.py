@@ -1,5 +1,7 @@
 """Linear layers: x @ W.T; rows may be normed or gated first, bias and residual added after."""
 
+from __future__ import annotations
+
 from ctypes import addressof
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -30,13 +32,20 @@ class Codec(IntEnum):
     FLOAT32 = 0
     BFLOAT16 = 1
     CODES4 = 2
-    CODES8 = 3
-    PLAIN = 4  # [n, k]
-    FP8 = 5  # e4m3 [n, k], scales float32 [n]
-    INT4 = 6  # `to_tiles` of 64 rows, its pairs the scales
+    CODES5 = 3
+    SYMMETRIC4 = 4
+    SYMMETRIC5 = 5
+    SYMMETRIC6 = 6
+    SYMMETRIC8 = 7
+    PLAIN = 8  # [n, k]
+    FP8 = 9  # e4m3 [n, k], scales float32 [n]
+    INT4 = 10  # `to_tiles` of 64 rows, its pairs the scales
 
 
-PANELS = frozenset((Codec.FLOAT32, Codec.BFLOAT16, Codec.CODES4, Codec.CODES8))
+PANELS = frozenset(range(Codec.PLAIN))
+OFFSET = {4: Codec.CODES4, 5: Codec.CODES5}
+SYMMETRIC = {n: Codec[f"SYMMETRIC{n}"] for n in (4, 5, 6, 8)}
+"""How the CPU's panels keep codes of so many bits. Those of 6 are in groups of 16."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +62,7 @@ class Linear:
     weight: Tensor  # as the codec has it
     bias: Tensor | None = None  # [n]
     scales: Tensor | None = None
+    below: Linear | None = None  # the rows that follow, kept otherwise; of panels
     record: native.Linear | None = field(init=False, default=None)  # what a kernel is told of it
 
     def __post_init__(self) -> None:
@@ -62,8 +72,13 @@ class Linear:
             self.record = native.Linear(at, add, self.n, self.k, self.codec)
 
     @property
+    def parts(self) -> list[Linear]:
+        """Itself, and what is below it."""
+        return [self, *(self.below.parts if self.below is not None else ())]
+
+    @property
     def stored(self) -> str:
-        """The type of the weights, in a word."""
+        """The type of the weights, in a word; not of those below."""
         if self.codec is Codec.PLAIN:
             return str(self.weight.dtype).removeprefix("torch.")
         return self.codec.name.lower()
@@ -100,8 +115,8 @@ def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
 
 def takes_codes(device: torch.device, bits: int, k: int) -> bool:
-    """Whether `pack_codes` is worth its while there: a GPU with Triton multiplies 4 bits, a CPU 4
-    and 8 where it multiplies bytes."""
+    """Whether `pack_codes` is worth its while there: a GPU with Triton multiplies 4 bits, a CPU all
+    where it multiplies bytes."""
     if device.type == "cuda":
         return dispatch.triton is not None and bits == 4 and k % TILE_COLUMNS == 0
     lib = native.library()
@@ -121,12 +136,13 @@ def pack_codes(codes: Codes, bias: Tensor | None = None, dtype: torch.dtype = BF
         exact = torch.float16 if dtype == torch.float32 else dtype
         tiles, pairs = to_tiles(codes, TILE_ROWS, exact)
         return Linear(n, k, Codec.INT4, tiles, bias, pairs)
-    codec = Codec.CODES4 if codes.bits == 4 else Codec.CODES8
-    pairs = codes.regrouped(NATIVE_GROUP).pairs.contiguous()
-    assert lib is not None and pairs.dtype == torch.float16
+    codec = (SYMMETRIC if codes.symmetric else OFFSET)[codes.bits]
+    pairs = codes.regrouped(NATIVE_GROUP // 2 if codec is Codec.SYMMETRIC6 else NATIVE_GROUP).pairs
+    scales = (pairs[..., 0] if codes.symmetric else pairs).contiguous()
+    assert lib is not None and scales.dtype == torch.float16
     panels = torch.empty(lib.packed_bytes(n, k, codec), dtype=torch.uint8)
     each = codes.codes.contiguous()
-    lib.pack_codes(each.data_ptr(), pairs.data_ptr(), n, k, codec, panels.data_ptr())
+    lib.pack_codes(each.data_ptr(), scales.data_ptr(), n, k, codec, panels.data_ptr())
     return Linear(n, k, codec, panels, floats(bias) if bias is not None else None)
 
 
@@ -154,7 +170,8 @@ def linear(x: Tensor, w: Linear, residual: Tensor | None = None) -> Tensor:
     On a CPU it reads the weight, 2 or 4 bytes an element, once per 96 rows; 2 M N K FLOP. With the
     native kernel a row of the result is the same to the last bit whatever M is. bfloat16 weights
     meet x rounded to bfloat16 where the CPU multiplies such pairs (AVX512-BF16), and x as it is
-    elsewhere; codes meet x rounded to 8 bits in groups of 32, at 5 or 9 bits an element. On a GPU
+    elsewhere; codes meet x rounded to 8 bits in groups of 32, at half a bit an element more than
+    their own, one with offsets or in groups of 16. On a GPU
     weights of 4 bits meet x as it is, and those of 8 bits do where M is small; else x is rounded to
     8-bit floats, row by row.
     """
@@ -238,14 +255,19 @@ def _multiply(x: Tensor, w: Linear, fused: Fused) -> Tensor:
     lib, width = kernels(x), w.k if fused.act is None else 2 * w.k
     if lib is None or x.shape[1] != width:
         raise TypeError(f"x must be float32 [M, {width}] on the CPU, got {x.dtype} {list(x.shape)}")
-    x, out = x.contiguous(), x.new_empty(x.shape[0], w.n)
+    parts, at = w.parts, 0
+    width = sum(part.n for part in parts)
+    x, out = x.contiguous(), x.new_empty(x.shape[0], width)
     norm = floats(fused.norm) if fused.norm is not None else None
     residual = floats(fused.residual.view_as(out)) if fused.residual is not None else None
-    lib.linear(
-        addressof(w.record), x.data_ptr(), len(x), norm.data_ptr() if norm is not None else None,
-        fused.eps, -1 if fused.act is None else ACTIVATIONS.index(fused.act),
-        residual.data_ptr() if residual is not None else None, out.data_ptr(),
-    )  # fmt: skip
+    for part in parts:
+        lib.linear(
+            addressof(part.record), x.data_ptr(), len(x),
+            norm.data_ptr() if norm is not None else None, fused.eps,
+            -1 if fused.act is None else ACTIVATIONS.index(fused.act),
+            residual.data_ptr() + at if residual is not None else None, out.data_ptr() + at, width,
+        )  # fmt: skip
+        at += out.itemsize * part.n
     return out
 
 

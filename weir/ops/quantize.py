@@ -5,7 +5,7 @@ Knows no layout: `weir.ops.linear` lays them out for the device that multiplies 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,37 +22,41 @@ GROUP = 64  # FlexGen, section 5: groups of 64 lose the least for what they cost
 class Codes:
     """A weight [N, K]: scale * code + offset, scale and offset shared by neighbours along K.
 
-    codes uint8 [N, K] below 2^bits; pairs float16 [N, K / group, 2]; group 32, 64 or 128.
+    codes uint8 [N, K] below 2^bits; pairs float16 [N, K / group, 2]; group 16, 32, 64 or 128.
+    symmetric: every offset is -2^(bits - 1) times its scale.
     """
 
     codes: Tensor
     pairs: Tensor
     bits: int
+    symmetric: bool = False
 
     @property
     def group(self) -> int:
         return self.codes.shape[1] // self.pairs.shape[1]
 
     def to(self, device: torch.device) -> Codes:
-        return Codes(self.codes.to(device), self.pairs.to(device), self.bits)
+        return replace(self, codes=self.codes.to(device), pairs=self.pairs.to(device))
 
-    def join(self, others: list[Codes]) -> Codes:
-        """Weights over the same K, one below the other."""
-        parts = [self, *others]
-        group = min(part.group for part in parts)
-        return Codes(
-            torch.cat([part.codes for part in parts]),
-            torch.cat([part.regrouped(group).pairs for part in parts]),
-            max(part.bits for part in parts),
-        )
+    def alike(self, other: object) -> bool:
+        """Whether both can be one weight."""
+        if not isinstance(other, Codes) or (self.group < 32) != (other.group < 32):
+            return False
+        return (self.bits, self.symmetric) == (other.bits, other.symmetric)
+
+    def join(self, other: Codes) -> Codes:
+        """Weights over the same K that are alike, one below the other."""
+        group = min(self.group, other.group)
+        pairs = torch.cat([part.regrouped(group).pairs for part in (self, other)])
+        return replace(self, codes=torch.cat((self.codes, other.codes)), pairs=pairs)
 
     def shuffle(self, order: Tensor) -> Codes:
         """The rows in another order."""
-        return Codes(self.codes[order], self.pairs[order], self.bits)
+        return replace(self, codes=self.codes[order], pairs=self.pairs[order])
 
     def regrouped(self, group: int) -> Codes:
         """The same numbers in smaller groups, of which several have the same pair."""
-        return Codes(self.codes, self.pairs.repeat_interleave(self.group // group, 1), self.bits)
+        return replace(self, pairs=self.pairs.repeat_interleave(self.group // group, 1))
 
     def floats(self) -> Tensor:
         """float32 [N, K]."""
@@ -71,13 +75,14 @@ class Scaled:
     def to(self, device: torch.device) -> Scaled:
         return Scaled(self.values.to(device), self.scales.to(device))
 
-    def join(self, others: list[Scaled]) -> Scaled:
+    def alike(self, other: object) -> bool:
+        """Whether both can be one weight."""
+        return isinstance(other, Scaled)
+
+    def join(self, other: Scaled) -> Scaled:
         """Weights over the same K, one below the other."""
-        parts = [self, *others]
-        return Scaled(
-            torch.cat([part.values.view(torch.uint8) for part in parts]).view(FP8),
-            torch.cat([part.scales for part in parts]),
-        )
+        values = torch.cat([part.values.view(torch.uint8) for part in (self, other)])
+        return Scaled(values.view(FP8), torch.cat((self.scales, other.scales)))
 
     def floats(self) -> Tensor:
         """float32 [N, K]."""

@@ -84,7 +84,7 @@ SIGNATURES = {
     "pack_codes": (None, (POINTER, POINTER, LONG, LONG, INT, POINTER)),
     "rows": (None, (POINTER, POINTER, LONG, POINTER)),
     "has_byte_products": (INT, ()),
-    "linear": (None, (POINTER, POINTER, LONG, POINTER, FLOAT, INT, POINTER, POINTER)),
+    "linear": (None, (POINTER, POINTER, LONG, POINTER, FLOAT, INT, POINTER, POINTER, LONG)),
     "attend": (None, (POINTER,)),
     "relay_open": (POINTER, ()),
     "relay_add": (None, (POINTER, POINTER)),

@@ -39,33 +39,35 @@ struct Input {
 
 struct Call {
   const Linear& w;
-  const float* residual;  // [m, n], or null
+  const float* residual;  // [m, width], or null
   float* out;
-  int64_t steps;
+  int64_t width, steps;  // `width`: floats from a row of out, and of the residual, to the next
 };
 
-// Outputs [row, row + Rows) x [column, column + Vectors * W) over steps [from, to). Between blocks of
-// steps the sums rest in `out`; bias and residual come with the last.
+// Outputs [row, row + Rows) x [first + lane, first + lane + Vectors * W) over steps [from, to); `w` is
+// the panel of outputs from `first` on. Between blocks of steps the sums rest in `out`; bias and
+// residual come with the last.
 template <class Kind, int Rows, int Vectors>
 void tile(const Call& call, const uint32_t* x, const uint32_t* w, const uint32_t* soon, int64_t row,
-          int64_t column, int64_t from, int64_t to) {
-  const int64_t n = call.w.n;
+          int64_t first, int64_t lane, int64_t from, int64_t to) {
+  constexpr int stride = Kind::stride, share = stride * Vectors * W / panel;  // of what is fetched
+  const int64_t n = call.w.n, column = first + lane;
   F acc[Rows][Vectors] = {};
   if (from > 0)
     for (int r = 0; r < Rows; ++r)
       for (int v = 0; v < Vectors; ++v) {
         const int64_t c = column + v * W;
-        if (c < n) acc[r][v] = load(call.out + (row + r) * n + c, n - c);
+        if (c < n) acc[r][v] = load(call.out + (row + r) * call.width + c, n - c);
       }
   for (int64_t s = from; s < to; ++s) {
-    for (int v = 0; v < Kind::records * Vectors * W; v += 16)
-      __builtin_prefetch(soon + s * Kind::records * panel + v);
-    Kind::step(x + s * Rows * Kind::dwords, w + s * Kind::records * panel, acc);
+    for (int i = 0; i < share; i += 16)
+      __builtin_prefetch(soon + s * stride + lane * stride / panel + i);
+    Kind::step(x + s * Rows * Kind::dwords, w + s * stride, lane, acc);
   }
   const bool last = to == call.steps;
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vectors; ++v) {
-      const int64_t c = column + v * W, at = (row + r) * n + c;
+      const int64_t c = column + v * W, at = (row + r) * call.width + c;
       if (c >= n) continue;
       F y = acc[r][v];
       if (last && call.w.bias) y += load(call.w.bias + c, n - c);
@@ -77,10 +79,10 @@ void tile(const Call& call, const uint32_t* x, const uint32_t* w, const uint32_t
 // All 32 outputs of a panel, in as many vectors at once as the registers hold.
 template <class Kind, int Rows>
 void tile_panel(const Call& call, const uint32_t* x, const uint32_t* w, const uint32_t* soon,
-                int64_t row, int64_t column, int64_t from, int64_t to) {
+                int64_t row, int64_t first, int64_t from, int64_t to) {
   constexpr int Vectors = 2 * Rows <= Kind::max_rows ? wide : 2;
   for (int v = 0; v < panel / W; v += Vectors)
-    tile<Kind, Rows, Vectors>(call, x, w + v * W, soon + v * W, row, column + v * W, from, to);
+    tile<Kind, Rows, Vectors>(call, x, w, soon, row, first, v * W, from, to);
 }
 
 template <class Kind, int... Rows>
@@ -112,12 +114,12 @@ void convert(const Input& input, int64_t first, int64_t last, int64_t k, int64_t
 
 template <class Kind>
 void multiply(const Linear& w, const Input& input, int64_t start, int64_t m, const float* residual,
-              float* out) {
+              float* out, int64_t width) {
   static constexpr auto table = tiles<Kind>(std::make_integer_sequence<int, Kind::max_rows>());
-  constexpr int stride = Kind::records * panel, ahead = ahead_bytes / 4 / stride;
+  constexpr int stride = Kind::stride, ahead = ahead_bytes / 4 / stride;
   const int64_t steps = ceil_div(w.k, Kind::depth), panels = ceil_div(w.n, panel);
   const uint32_t* weight = static_cast<const uint32_t*>(w.weight);
-  const Call call{w, residual, out, steps};
+  const Call call{w, residual, out, width, steps};
   const Tiling tiling(m, Kind::max_rows);
   static thread_local Scratch scratch;
   uint32_t* ready = reinterpret_cast<uint32_t*>(scratch.get(m * steps * Kind::dwords));
@@ -153,18 +155,18 @@ void multiply(const Linear& w, const Input& input, int64_t start, int64_t m, con
 
 extern "C" {
 
-// out [m, n] = x [m, k] @ weight.T + bias + residual [m, n] or null; `norm`, `eps` and `gate` as in
-// `Input`.
+// out [m, n] = x [m, k] @ weight.T + bias + residual [m, n] or null, rows of both `width` floats apart;
+// `norm`, `eps` and `gate` as in `Input`.
 void weir_linear(const weir::Linear* w, const float* x, int64_t m, const float* norm, float eps,
-                 int32_t gate, const float* residual, float* out) {
+                 int32_t gate, const float* residual, float* out, int64_t width) {
   using namespace weir;
   launch([=] {
     const Input input{x, norm, eps, gate};
     with(w->kind, [&](auto as) {
       for (int64_t row = 0; row < m; row += pass_rows) {
         const int64_t rows = std::min<int64_t>(pass_rows, m - row);
-        const float* add = residual ? residual + row * w->n : nullptr;
-        multiply<decltype(as)>(*w, input, row, rows, add, out + row * w->n);
+        const float* add = residual ? residual + row * width : nullptr;
+        multiply<decltype(as)>(*w, input, row, rows, add, out + row * width, width);
       }
     });
   });

@@ -23,38 +23,44 @@ void pack(const typename Kind::Weight* weight, int64_t n, int64_t k, typename Ki
   });
 }
 
-// codes [n, k] and pairs [n, k / 32] → panels, 8 codes of a row or 4 to a dword.
-template <int Bits>
-void pack_codes(const uint8_t* codes, const uint32_t* pairs, int64_t n, int64_t k, uint32_t* out) {
-  constexpr int records = Grouped<Bits>::records;
+// codes [n, k] and the float16 scales of each group of a row → panels.
+template <class Kind>
+void pack_codes(const uint8_t* codes, const uint16_t* scales, int64_t n, int64_t k, uint32_t* out) {
+  constexpr int each = 2 * Kind::scales / panel, high = Kind::bits - 4, fields = high ? 8 / high : 1;
   const int64_t groups = k / group;
   parallel_ranges(ceil_div(n, panel), 4, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p)
-      for (int64_t g = 0; g < groups; ++g)
-        for (int64_t c = 0; c < panel; ++c) {
-          const int64_t row = p * panel + c;
-          uint32_t* at = out + (p * groups + g) * records * panel + c;
-          at[0] = row < n ? pairs[row * groups + g] : 0;
-          for (int j = 0; j < Bits; ++j) {
-            uint32_t dword = 0, next = 0;
-            const uint8_t* from = codes + row * k + g * group + j * (group / Bits);
-            if (row < n) std::memcpy(&dword, from, 4);
-            if (row < n && Bits == 4) std::memcpy(&next, from + 4, 4);
-            at[(1 + j) * panel] = dword | next << 4;
-          }
+    for (int64_t at = begin * panel * groups; at < end * panel * groups; ++at) {
+      const int64_t p = at / (panel * groups), g = at / panel % groups, c = at % panel;
+      uint32_t* step = out + (p * groups + g) * Kind::stride;
+      const int64_t row = p * panel + c;
+      uint16_t* into = reinterpret_cast<uint16_t*>(step) + c * each;
+      for (int i = 0; i < each; ++i) into[i] = row < n ? scales[(row * groups + g) * each + i] : 0;
+      uint32_t records[Kind::bits] = {};
+      for (int quad = 0; row < n && quad < group / 4; ++quad) {
+        const uint32_t four = load_as<uint32_t>(codes + row * k + g * group + 4 * quad);
+        if (Kind::bits == 8) {
+          records[quad] = four;
+        } else {
+          records[quad / 2] |= (four & 0x0f0f0f0fu) << (quad % 2 * 4);
+          if (high) records[4 + quad / fields] |= (four >> 4 & 0x0f0f0f0fu) << (quad % fields * high);
         }
+      }
+      for (int i = 0; i < Kind::bits; ++i) step[Kind::scales + i * panel + c] = records[i];
+    }
   });
 }
 
 // Row `row` of a weight as float32 [k].
 template <class Kind>
 void unpack_row(const Linear& w, int64_t row, float* out) {
-  const int64_t steps = ceil_div(w.k, Kind::depth), stride = Kind::records * panel;
-  const uint32_t* at =
-      static_cast<const uint32_t*>(w.weight) + (row / panel) * steps * stride + row % panel;
-  for (int64_t s = 0; s < steps; ++s, at += stride)
-    for (int64_t d = 0; d < Kind::depth && s * Kind::depth + d < w.k; ++d)
-      out[s * Kind::depth + d] = Kind::value(at, d);
+  const int64_t steps = ceil_div(w.k, Kind::depth);
+  const uint32_t* at = static_cast<const uint32_t*>(w.weight) + row / panel * steps * Kind::stride;
+  float values[Kind::depth];
+  for (int64_t s = 0; s < steps; ++s, at += Kind::stride) {
+    Kind::values(at, row % panel, values);
+    const int64_t begin = s * Kind::depth, end = std::min<int64_t>(w.k, begin + Kind::depth);
+    std::copy(values, values + end - begin, out + begin);
+  }
 }
 
 }  // namespace
@@ -66,7 +72,7 @@ extern "C" {
 int64_t weir_packed_bytes(int64_t n, int64_t k, int32_t kind) {
   using namespace weir;
   return with(kind, [&](auto as) {
-    return 4 * as.records * panel * ceil_div(n, panel) * ceil_div(k, as.depth);
+    return 4 * as.stride * ceil_div(n, panel) * ceil_div(k, as.depth);
   });
 }
 
@@ -79,12 +85,15 @@ void weir_pack(const void* weight, int64_t n, int64_t k, int32_t kind, void* out
     pack<Float32>(static_cast<const float*>(weight), n, k, static_cast<float*>(out));
 }
 
-// codes [n, k] and, for each group of 32, float16 scale and offset [n, k / 32, 2] → out.
-void weir_pack_codes(const uint8_t* codes, const void* pairs, int64_t n, int64_t k, int32_t kind,
+// codes [n, k], below 2^bits of the kind, and for each group of 32 its float16 scales as in `Scales`,
+// [n, k / 32, 2] or, symmetric, [n, k / 32] → out.
+void weir_pack_codes(const uint8_t* codes, const uint16_t* scales, int64_t n, int64_t k, int32_t kind,
                      void* out) {
   using namespace weir;
-  (kind == codes4 ? pack_codes<4> : pack_codes<8>)(
-      codes, static_cast<const uint32_t*>(pairs), n, k, static_cast<uint32_t*>(out));
+  with(kind, [&](auto as) {
+    if constexpr (as.depth == group)
+      pack_codes<decltype(as)>(codes, scales, n, k, static_cast<uint32_t*>(out));
+  });
 }
 
 // Rows `ids` [count] of the weight → out float32 [count, k].
@@ -102,7 +111,7 @@ void weir_rows(const weir::Linear* w, const int64_t* ids, int64_t count, float* 
 
 // Whether codes meet 8-bit products in hardware; without them bfloat16 is faster.
 int32_t weir_has_byte_products() {
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512BW__) || defined(__AVX2__)
   return 1;
 #else
   return 0;

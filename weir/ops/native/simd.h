@@ -188,7 +188,12 @@ inline F from_fp16(U h) {  // float16 bits in the lower halves
   return as_float(finite | (special & 0x7f800000u) | (special & magnitude) | (h & 0x8000) << 16);
 }
 
-inline F from_bits(fp16, U16 x) { return from_fp16(widen(x)); }
+inline F from_bits(fp16, U16 x) {
+#if defined(__AVX512F__)
+  return (F)_mm512_cvtph_ps((__m256i)x);
+#endif
+  return from_fp16(widen(x));
+}
 
 inline void store(fp16* p, F v) {  // to nearest, ties to even; too large becomes infinity
   U x = as_bits(v);
