@@ -9,7 +9,9 @@ more to be compiled meanwhile, as a server would.
 
 Prints percentiles of the time from when the device has a step's tokens to when the engine tells
 them, and that the device then stands idle; and of its parts: until the operating system has the
-engine's thread run again, what that thread computes, and what else it waits for.
+engine's thread run again, what that thread computes, and what else it waits for. Last comes how
+long the machine's cores, or this container, were not allowed to run meanwhile, by other machines of
+the host or a limit.
 
 `--realtime` gives the engine's thread a real-time priority, so that what is left is what Weir adds.
 With `--real` the model itself is served, whose settings follow the options, on its device. Then
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import random
 import subprocess
@@ -43,6 +46,7 @@ from weir.engine import Engine
 from weir.errors import BadRequest
 from weir.grammar.compiler import Compiler
 from weir.grammar.library import Library
+from weir.host import tidily
 from weir.kv.cache import Cache
 from weir.params import StructuredOutputs
 from weir.sched.composer import Chunked
@@ -159,7 +163,7 @@ def company(kind: str) -> Iterator[None]:
     own = (__file__, "--compile", kind)
     commands = {"free": [], "busy": [("-c", busy)] * len(os.sched_getaffinity(0))}
     started = [
-        subprocess.Popen((sys.executable, *command), start_new_session=True)
+        subprocess.Popen((sys.executable, *command), process_group=0)
         for command in commands.get(kind, [own])
     ]
     yield
@@ -169,7 +173,9 @@ def company(kind: str) -> Iterator[None]:
 
 
 def drawing(library: Library, pieces: list[bytes]) -> Engine:
-    """An engine without a model."""
+    """An engine without a model, whose garbage is collected as in a server."""
+    gc.collect()
+    gc.freeze()
     executor = Drawing(pieces)
     cache = Cache(PAGE, {Tier.CPU: PAGES})
     scheduler = Scheduler(cache, FCFS(), Chunked(), OnDemand(Tier.CPU), executor.capacity)
@@ -183,6 +189,7 @@ def served(engine: Engine, kind: str, compiler: Compiler) -> Iterator[list[Delta
         engine.add(Request(uid, [1, 2, 3], Sampling(max_tokens=longest), 0.0))
     grammars = compiled(kind, compiler)
     uid = 100
+    tidy = tidily(lambda wait: [])
     while True:
         while len(engine.scheduler.live) + len(engine.opening) < FREE + BESIDE:
             uid += 1
@@ -190,6 +197,7 @@ def served(engine: Engine, kind: str, compiler: Compiler) -> Iterator[list[Delta
             if grammars:
                 request.grammar = msgspec.structs.replace(grammars[uid % BESIDE], key=str(uid))
             engine.add(request)
+        tidy(False)
         yield engine.step()
 
 
@@ -234,15 +242,27 @@ def urgent(really: bool) -> Iterator[None]:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
+def held() -> NDArray:
+    """Seconds until now that all cores together were held by the host, and this container by its
+    limit."""
+    ticks = int(Path("/proc/stat").read_text().split(maxsplit=9)[8])
+    stat = Path("/sys/fs/cgroup/cpu.stat")
+    words = stat.read_text().split() if stat.exists() else []
+    known = dict(zip(words[::2], words[1::2], strict=True))
+    limited = int(known.get("throttled_usec", 0)) / 1e6
+    return np.array([ticks / os.sysconf("SC_CLK_TCK"), limited])
+
+
 def run(kind: str, steps: int, compiler: Compiler, engine: Engine, real: bool) -> None:
     """Serve for so many steps, and say what they took."""
-    before = engine.stats().generated_tokens
+    before, held_before = engine.stats().generated_tokens, held()
     rows = (gaps if real else late)(engine, kind, steps, compiler)
     told = f"   {engine.stats().generated_tokens - before - FREE * steps:6} tokens of others"
     for name, values in rows.items():
         shown = " ".join(f"{v:7.2f}" for v in np.percentile(values, [50, 90, 99, 99.9, 100]))
         print(f"{name:10} {shown}{told}", flush=True)
         told = ""
+    print("  held by the host {:.2f} s, by a limit {:.2f} s".format(*(held() - held_before)))
     for uid in list(engine.scheduler.live):
         engine.abort(uid)
     while engine.busy:

@@ -1,6 +1,8 @@
 """The machine as a container leaves it to us."""
 
-from weir.linux import memory
+import os
+
+from weir.linux import cores, memory
 
 
 def test_memory_is_what_a_container_leaves(tmp_path) -> None:
@@ -23,3 +25,23 @@ def test_memory_is_what_a_container_leaves(tmp_path) -> None:
     assert memory(tmp_path)[1] == 100000
     says("sys/fs/cgroup/pod/engine/memory.max", "500000")
     assert memory(tmp_path) == (500000, 0)
+
+
+def test_cores_are_those_that_a_container_may_keep_busy(tmp_path) -> None:
+    def says(name: str, text: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    ours = len(os.sched_getaffinity(0))
+    assert cores(tmp_path) == ours
+    says("proc/self/cgroup", "0::/pod/engine\n")
+    says("sys/fs/cgroup/pod/engine/cpu.max", "max 100000\n")
+    assert cores(tmp_path) == ours
+    says("sys/fs/cgroup/pod/cpu.max", "190000 100000\n")
+    assert cores(tmp_path) == 1
+    says("sys/fs/cgroup/pod/engine/cpu.max", "50000 100000\n")
+    assert cores(tmp_path) == 1
+    says("sys/fs/cgroup/pod/engine/cpu.max", "900000000 100000\n")
+    says("sys/fs/cgroup/pod/cpu.max", "max 100000\n")
+    assert cores(tmp_path) == ours

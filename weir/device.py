@@ -4,7 +4,6 @@ Sizes come from `Config` and from what is free; who computes what when is the sc
 """
 
 import logging
-import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from weir.core import Tier
 from weir.cost.transfer import slot_bytes
 from weir.errors import ConfigError
 from weir.executor.local import Direct, Local
-from weir.linux import free_memory
+from weir.linux import cores, free_memory
 from weir.models.base import Model
 from weir.ops import dispatch, native
 from weir.ops.coded import BYTES, GROUP
@@ -90,7 +89,7 @@ def platform_of(config: Config) -> Platform:
         raise ConfigError("no CUDA device was found: use --device cpu, or see `weir doctor`")
     if name == "cpu" and config.gpu_memory:
         raise ConfigError("--gpu-memory is for a GPU; on a CPU there is --cpu-memory")
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = config.threads or cores()
     if name == "cpu":
         native.set_threads(threads)
     if name == "cuda" and config.gpu_memory:

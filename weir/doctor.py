@@ -82,18 +82,12 @@ def attempt(probe: Callable[..., list[Finding]], *known: Any) -> list[Finding]:
 def machine() -> list[Finding]:
     info, flags = next(iter(linux.processors()), {}), linux.instructions()
     known = EXTENSIONS.get(platform.machine(), [])
-    usable, limit = len(os.sched_getaffinity(0)), linux.allowed_cores()
-    cores = f"{usable} of {os.cpu_count()}"
-    advice = ""
-    if limit is not None and limit < usable:
-        cores += f", but this container may only use {limit:g}"
-        advice = f"start with --threads {max(1, int(limit))}"
     total, free = linux.memory()
     old = "" if sys.version_info >= (3, 11) else "Weir needs Python 3.11 or later"
     return [
         Finding("processor", info.get("model name", platform.processor() or platform.machine())),
         Finding("vector instructions", " ".join(f for f in known if f in flags) or "none known"),
-        Finding("cores", cores, advice),
+        Finding("cores", f"{linux.cores()} of {os.cpu_count()}"),
         Finding("memory", f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free"),
         Finding("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
         Finding("python", platform.python_version(), old),

@@ -212,9 +212,9 @@ class Engine:
 
     def _settle(self, plan: Plan, result: Result) -> list[Delta]:
         """Commit a plan that landed; the one after it may wait for what it brought."""
-        deltas = self.scheduler.commit(plan, result)
         if self.library is not None:
-            self.library.flush()
+            self.library.hurry()
+        deltas = self.scheduler.commit(plan, result)
         self.shadow = 0.0
         if self.flying:
             running = self.flying[0][0]

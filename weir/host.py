@@ -134,6 +134,7 @@ def serve(boot: Boot, link: Link) -> None:
 
 
 def main() -> None:
+    os.setpgrp()  # Ctrl-C is for the client to handle; a session would be weighed as one process
     os.dup2(2, 1)  # nothing but the client's own output belongs on standard output
     stdin = open(0, "rb", buffering=0, closefd=False)  # no byte beyond the line may be taken
     logging.basicConfig(handlers=[Records()], format="%(message)s")

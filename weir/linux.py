@@ -1,10 +1,11 @@
 """What Linux says of this machine: its processors, and the memory and cores a container leaves us.
 
-Of processors and cores other systems say nothing, and callers go by what Python knows; memory is
+Of processors and limits other systems say nothing, and what Python knows is gone by; memory is
 asked of Linux alone.
 """
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,13 +27,15 @@ def instructions() -> list[str]:
     return known.get("flags", known.get("Features", platform.processor())).split()
 
 
-def allowed_cores() -> float | None:
-    """How many cores a container may use at once; None: no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
+def cores(root: Path = Path("/")) -> int:
+    """How many threads of this process can compute at once. With more a container would use its
+    share of the time up, and all of them would stand still until it gets more."""
+    least = float(len(os.sched_getaffinity(0)))
+    for group in _groups(root):
+        with contextlib.suppress(OSError, ValueError):  # "max", or no such control
+            quota, period = map(int, (group / "cpu.max").read_text().split())
+            least = min(least, quota / period)
+    return max(1, int(least))
 
 
 def memory(root: Path = Path("/")) -> tuple[int, int]:
@@ -46,23 +49,27 @@ def memory(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def _limits(root: Path) -> Iterator[tuple[int, int]]:
-    """What each cgroup (version 2) that we are in may have of memory and has left, if that is
-    limited. Pages of files that nobody used lately do not count as taken."""
+    """What each cgroup that we are in may have of memory and has left, if that is limited. Pages of
+    files that nobody used lately do not count as taken."""
+    for group in _groups(root):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max", or no such control
+            limit, used = (
+                int((group / f"memory.{name}").read_text()) for name in ("max", "current")
+            )
+            stat = (group / "memory.stat").read_text().splitlines()
+            idle = int(dict(line.split() for line in stat)["inactive_file"])
+            yield limit, max(0, limit - used + idle)
+
+
+def _groups(root: Path) -> list[Path]:
+    """The cgroups (version 2) that we are in, the innermost first."""
     try:
         names = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return
+        return []
     top = root / "sys/fs/cgroup"
-    for own in (top / name[4:] for name in names if name.startswith("0::/")):
-        for group in (own, *own.parents):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # "max", or no such control
-                if group.is_relative_to(top):
-                    limit, used = (
-                        int((group / f"memory.{name}").read_text()) for name in ("max", "current")
-                    )
-                    stat = (group / "memory.stat").read_text().splitlines()
-                    idle = int(dict(line.split() for line in stat)["inactive_file"])
-                    yield limit, max(0, limit - used + idle)
+    found = [top / name[4:] for name in names if name.startswith("0::/")]
+    return [one for own in found for one in (own, *own.parents) if one.is_relative_to(top)]
 
 
 def free_memory() -> int:

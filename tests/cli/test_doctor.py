@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from weir import doctor
+from weir import doctor, linux
 from weir.cli import main
 
 ROOT = Path(doctor.__file__).parent.parent
@@ -21,7 +21,7 @@ def test_json_has_every_section(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert list(report) == ["machine", "gpu", "libraries", "kernels", "use", "features", "cache"]
     machine = {line["name"]: line["value"] for line in report["machine"]}
-    assert machine["cores"].startswith(str(len(os.sched_getaffinity(0))))
+    assert machine["cores"].startswith(str(linux.cores()))
     assert "GiB" in machine["memory"]
     versions = {line["name"]: line["value"] for line in report["libraries"]}
     assert versions["msgspec"][0].isdigit()

@@ -126,7 +126,8 @@ def request(uid: int, grammar: Grammar | None, most: int = 120, **sampling) -> R
 
 def run(engine: Engine, requests: list[Request]) -> dict[int, Delta]:
     """All that deltas told of each request, as one."""
-    whole = {r.uid: Delta(r.uid) for r in [*engine.scheduler.live.values(), *requests]}
+    there = [*engine.scheduler.live.values(), *(r for r, _ in engine.opening.values())]
+    whole = {r.uid: Delta(r.uid) for r in [*there, *requests]}
     for r in requests:
         engine.add(r)
     while engine.busy:

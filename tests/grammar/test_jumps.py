@@ -60,7 +60,7 @@ class Speaker:
             token = model(self.text(said), np.flatnonzero(bits).tolist())
             if token == END:
                 break
-            said += matcher.advance(token)
+            said += matcher.advance(token, alone=True)
         return self.text(said)
 
     def text(self, tokens: list[int]) -> bytes:
@@ -142,7 +142,8 @@ def test_a_long_jump_is_taken_in_parts(patience):
     said, parts = matcher.begin(), 0
     while not matcher.complete:
         assert matcher.mask(alone=True)
-        tokens = matcher.advance(speaker.cut(wanted[len(speaker.text(said)) :])[0])
+        token = speaker.cut(wanted[len(speaker.text(said)) :])[0]
+        tokens = matcher.advance(token, alone=True)
         said, parts = said + tokens, parts + 1
         assert len(speaker.text(tokens)) <= JUMP + 3
     assert speaker.text(said) == wanted and parts < 100

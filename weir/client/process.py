@@ -93,7 +93,6 @@ class EngineProcess:
             stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": path},  # the very modules that this process has
-            start_new_session=True,  # Ctrl-C is for this process to handle
         )
 
     async def _launch(self) -> Ready | None:

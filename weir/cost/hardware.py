@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from weir.errors import ConfigError
+from weir.linux import cores
 
 
 class Hardware(Struct, frozen=True, kw_only=True):
@@ -109,11 +110,11 @@ def find(name: str) -> Hardware:
 def this_cpu(seconds: float = 0.2) -> Hardware:
     """This machine's CPU: its read rate and single-precision matrix rate, both timed here with
     every core for about `seconds`, times what the native kernels reach of them."""
-    cores = len(os.sched_getaffinity(0))
+    threads = cores()
     block = numpy.ones(2**24, numpy.float32)
     square = numpy.ones((512, 512), numpy.float32)
-    read = cores * block.nbytes / _seconds(lambda: block.sum(), cores, seconds / 2)
-    multiply = cores * 2 * 512**3 / _seconds(lambda: square @ square, cores, seconds / 2)
+    read = threads * block.nbytes / _seconds(lambda: block.sum(), threads, seconds / 2)
+    multiply = threads * 2 * 512**3 / _seconds(lambda: square @ square, threads, seconds / 2)
     return Hardware(
         name="cpu",
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from weir.cost.hardware import CPU_SHARES, GB, PRESETS, TB, TERA, Hardware, this_cpu
 from weir.errors import ConfigError
+from weir.linux import cores
 
 ENDLESS = 1e30
 """A rate that never limits."""
@@ -186,7 +187,7 @@ def measured(machine: Machine, folder: Path | None) -> Machine:
             cpu_memory=cpu.memory,
             cpu_read=cpu_read,
             cpu_cache=ATTENTION * cpu_read,
-            cpu_codes=CODES * max(1, len(os.sched_getaffinity(0)) - 1),
+            cpu_codes=CODES * max(1, cores() - 1),
         )
     if folder is None:
         return found

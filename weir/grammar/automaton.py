@@ -92,7 +92,7 @@ class Automaton:
 
     @classmethod
     def decode(cls, data: bytes) -> Automaton:
-        found = msgspec.msgpack.decode(zlib.decompress(data), type=list[bytes])
+        found = msgspec.msgpack.decode(zlib.decompress(data), type=list[memoryview])
         kinds: list[Any] = [np.uint8, np.uint16, np.bool_, np.int16, np.bool_]
         arrays = [np.frombuffer(one, kind) for one, kind in zip(found, kinds, strict=True)]
         arrays[1] = arrays[1].reshape(len(arrays[2]), -1)

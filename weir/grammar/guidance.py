@@ -140,7 +140,8 @@ class Guidance:
         return told
 
     def follow(self, matcher: GuidedMatcher, token: int) -> Call:
-        """Take a token in, and find what stands in its place. It is asked with the next `flush`."""
+        """Take a token in, and find what stands in its place. It is asked with the next
+        `receive`."""
         call, process = Call(matcher, token), self._started()
         if self._anew:
             self._held.append(call)
@@ -153,18 +154,13 @@ class Guidance:
         """Matchers that somebody has."""
         return len(self._matchers)
 
-    def flush(self) -> None:
-        """Send what is asked."""
-        if self._process is not None:
-            self._process.flush()
-
     def wait(self, call: Call, alone: bool) -> None:
         """As `Patience.wait`."""
         self._patience.wait(call, alone, partial(self._wait, call))
 
     def receive(self, seconds: float = 0.0) -> None:
-        """Take in what the process has sent; waits so long for something. Ends what takes too long
-        there, and starts it again if it has died."""
+        """Send what is asked, and take in what the process has sent; waits so long for something.
+        Ends what takes too long there, and starts it again if it has died."""
         process = self._process
         while self._gone:
             number, row = self._gone.popleft()

@@ -5,7 +5,6 @@ between two steps; they are read on a thread while the engine starts. Whatever t
 threads: a request waits for its grammar, a step never does.
 """
 
-import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from weir.grammar.patience import Patience
 from weir.grammar.thought import ThoughtMatcher
 from weir.grammar.tokens import Tokens
 from weir.grammar.vocabulary import Masks, Vocabulary
+from weir.linux import cores
 from weir.ops import native
 
 KEPT = 256
@@ -53,7 +53,7 @@ class Library:
         self._known: OrderedDict[str, Future[Masks]] = OrderedDict()
         self._vocabulary = self._pool.submit(self._read, tokens)
         Thread(target=native.library, daemon=True).start()  # walks faster, once it is compiled
-        processes = processes or max(1, min(PROCESSES, len(os.sched_getaffinity(0)) // 4))
+        processes = processes or max(1, min(PROCESSES, cores() // 4))
         self._guidances = [
             Guidance(tokens, size, self._patience, seconds) for _ in range(processes)
         ]
@@ -103,15 +103,15 @@ class Library:
         return self._pool.submit(self._open, compiled, prompt, most, jumps)
 
     def renew(self, seconds: float = 0.0) -> None:
-        """A step begins, which may wait so long for masks."""
+        """A step begins, which may wait so long for masks. What the one before it sampled is sent
+        only now, once it has been told: who is sent something may take this thread's core."""
         self._patience.renew(seconds)
         for guidance in self._guidances:
             guidance.receive()
 
-    def flush(self) -> None:
-        """Tokens of a step have been taken in."""
-        for guidance in self._guidances:
-            guidance.flush()
+    def hurry(self) -> None:
+        """The step is about to tell its tokens: jumps are made in the next one."""
+        self._patience.end()
 
     def forget(self) -> None:
         """Open every grammar anew from now on."""

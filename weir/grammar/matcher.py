@@ -126,20 +126,26 @@ class AutomatonMatcher:
             self._next = self._patience.make(partial(self._masks.mask, self._state), alone)
         return self._next
 
-    def advance(self, token: int, alone: bool = False) -> list[int]:
-        start, automaton = self._state, self._automaton
-        after = self._masks.after(start, token)
+    def advance(self, token: int, alone: bool = False) -> list[int] | None:
+        after = self._masks.after(self._state, token)
         if after == DEAD:
             raise GrammarError(f"token {token} does not fit the grammar")
-        piece = self._pieces[token]
-        if self._cutter is not None and automaton.forced[after] >= 0:
-            forced = automaton.force(after, JUMP)
-            whole = self._cutter.cut(trim(self._before), piece + forced)
-            kept = self._kept(whole, start, len(piece) + len(forced), 1)
-            text = self._text(kept)
-            if len(text) >= len(piece):
-                self._take(text, automaton.run(text, start))
-                return kept
+        if self._cutter is not None and self._automaton.forced[after] >= 0:
+            jump = partial(self._jump, self._cutter, token, after)
+            return self._patience.make(jump, alone)
+        self._take(self._pieces[token], after)
+        return [token]
+
+    def _jump(self, cutter: Cutter, token: int, after: int) -> list[int]:
+        """Take in a token that leads to the state `after`, and what must follow there."""
+        start, piece = self._state, self._pieces[token]
+        forced = self._automaton.force(after, JUMP)
+        whole = cutter.cut(trim(self._before), piece + forced)
+        kept = self._kept(whole, start, len(piece) + len(forced), 1)
+        text = self._text(kept)
+        if len(text) >= len(piece):
+            self._take(text, self._automaton.run(text, start))
+            return kept
         self._take(piece, after)
         return [token]
 

@@ -33,6 +33,10 @@ class Patience:
         """A step begins, and may wait so long, if that is more than `QUICK`."""
         self._left = max(QUICK, seconds)
 
+    def end(self) -> None:
+        """The step has tokens to tell: what can wait waits for the next one."""
+        self._left = 0.0
+
     def make(self, job: Callable[[], T], alone: bool) -> T | None:
         """What a job makes at once, if there is any time left, or nobody else waits for it."""
         if self._left <= 0 and not alone:

@@ -56,7 +56,7 @@ class Process:
                 stdin=theirs.fileno(),
                 pass_fds=shared,
                 env=os.environ | {"PYTHONPATH": path},
-                start_new_session=True,
+                process_group=0,  # a session would be weighed as one process, whatever its priority
             )
 
     def queue(self, message: bytes) -> None:

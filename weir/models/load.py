@@ -1,6 +1,5 @@
 """Makes a model from what is on disk: a folder of safetensors, a GGUF file, or a config alone."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from msgspec.structs import replace
 
 from weir.errors import ConfigError
 from weir.gguf import GGUF
+from weir.linux import cores
 from weir.models.base import Model
 from weir.models.checkpoint import Dummy, Quantised, Safetensors
 from weir.models.gemma3 import Gemma3
@@ -86,7 +86,7 @@ def load(
         )
     kind, spec = MODELS[spec.architecture], _shortened(spec, context)
     verify(checkpoint.shapes, kind.tensors(spec))
-    threads = threads or min(THREADS, os.cpu_count() or 1)
+    threads = threads or min(THREADS, cores())
     if layers is not None:
         first = {"attention": spec.attention[:layers], "rope": spec.rope[:layers]}
         spec = replace(spec, layers=layers, **first)

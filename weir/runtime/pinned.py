@@ -6,7 +6,6 @@ Knows bytes; what lies there is its owner's.
 import contextlib
 import logging
 import mmap
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from weir.errors import ConfigError
+from weir.linux import cores
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,6 @@ def _forget_error() -> None:
 def _touch(tensor: Tensor) -> None:
     """Write a byte of each page, on several threads: the driver would do it on one."""
     pages = tensor.numpy()[:: mmap.PAGESIZE]
-    threads = min(16, len(os.sched_getaffinity(0)))
+    threads = min(16, cores())
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda some: some.fill(0), np.array_split(pages, 4 * threads)))

@@ -1,6 +1,5 @@
 """Flags that describe what is simulated, and the fleet they describe. Shared by the commands."""
 
-import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from weir.cost.roofline import Roofline
 from weir.cost.target import Cost, Target
 from weir.cost.transfer import Transfers
 from weir.cost.work import cache_bytes, weights
+from weir.linux import cores
 from weir.options import add_config, config
 from weir.sim.fleet import CORES, attended, capacity, defaults_of, number, replica
 from weir.sim.replay import Replica
@@ -101,8 +101,8 @@ def scene(options: Namespace) -> Scene:
     spec = shape(settings.model, settings.revision, settings.download_dir)
     hardware = find(options.hardware)
     size, cpu = weight_bytes(settings, spec, hardware.name), hardware.name == "cpu"
-    cores = len(os.sched_getaffinity(0)) if cpu else CORES
-    here = attended(spec, number(settings, cpu).here, hardware.cache_rate, cores)
+    threads = cores() if cpu else CORES
+    here = attended(spec, number(settings, cpu).here, hardware.cache_rate, threads)
     return Scene(
         settings,
         spec,

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from weir.folders import cache_folder
-from weir.linux import instructions
+from weir.linux import cores, instructions
 
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
@@ -177,7 +177,7 @@ def read_bandwidth(threads: int = 0, megabytes: int = 256, repeats: int = 5) -> 
 
 def _apply_threads() -> None:
     if _State.library is not None:
-        _State.library.set_threads(_State.threads or len(os.sched_getaffinity(0)))
+        _State.library.set_threads(_State.threads or cores())
 
 
 def _load() -> tuple[Library | None, str]:
