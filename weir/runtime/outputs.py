@@ -5,8 +5,7 @@ Everything is fetched without waiting; `Landing.result` waits once, for all of i
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,55 +42,77 @@ class Timer:
         return event
 
 
-@dataclass(slots=True, eq=False)
-class Logprobs:
-    """Logprobs of N tokens, in the terms of ops.sample.logprobs, on the host."""
-
-    tokens: Tensor  # int64 [N]
-    columns: tuple[Tensor, Tensor, Tensor, Tensor]  # logprob, rank [N]; ids, logprobs [N, n]
-    wanted: list[int]  # how many of the n, for each row
-
-    def rows(self) -> list[TokenLogprobs]:
-        columns = (column.tolist() for column in (self.tokens, *self.columns))
-        return [
-            TokenLogprobs(token, logprob, rank, list(zip(ids[:n], values[:n], strict=True)))
-            for token, logprob, rank, ids, values, n in zip(*columns, self.wanted, strict=True)
-        ]
+def described(tokens: Tensor, columns: Sequence[Tensor], wanted: list[int]) -> list[TokenLogprobs]:
+    """Logprobs of tokens int64 [N], in the terms of ops.sample.logprobs, on the host. columns:
+    logprob, rank [N]; ids, logprobs [N, n]. wanted: how many of the n, for each row."""
+    lists = (column.tolist() for column in (tokens, *columns))
+    return [
+        TokenLogprobs(token, logprob, rank, list(zip(ids[:n], values[:n], strict=True)))
+        for token, logprob, rank, ids, values, n in zip(*lists, wanted, strict=True)
+    ]
 
 
 class Landing:
-    """A plan under way. The `add` methods may not wait for the device."""
+    """A plan under way. The `add` methods may not wait for the device: each begins to fetch, and
+    leaves what shall be done with it once it is here."""
 
     def __init__(self, device: torch.device):
         self.timer = Timer(device)
         self.failed: dict[int, str] = {}
-        self.tokens: list[tuple[Sequence[Chunk], Tensor]] = []
-        self.logprobs: list[tuple[list[Chunk], Logprobs]] = []
-        self.scores: list[tuple[list[Chunk], Logprobs]] = []
-        self.vectors: list[tuple[int, Tensor]] = []
+        self.gather: list[Callable[[Result], None]] = []
         self.works: object = None  # what must outlive the plan
 
     def add_tokens(self, chunks: Sequence[Chunk], tokens: Tensor) -> None:
         """tokens int64 [B], one a chunk; -1 where none could be chosen, any where none samples."""
-        self.tokens.append((chunks, fetch(tokens)))
+        here = fetch(tokens)
+
+        def gather(result: Result) -> None:
+            for chunk, token in zip(chunks, here.tolist(), strict=True):
+                if chunk.sample is not None:
+                    result.tokens[chunk.uid] = token
+                    if token < 0:
+                        result.failed.setdefault(chunk.uid, UNUSABLE)
+
+        self.gather.append(gather)
 
     def add_logprobs(
         self, chunks: list[Chunk], tokens: Tensor, columns: tuple[Tensor, ...]
     ) -> None:
         """Of the token [B] of each chunk."""
         wanted = [chunk.sample.logprobs for chunk in chunks]
-        columns = tuple(fetch(column) for column in columns)
-        self.logprobs.append((chunks, Logprobs(fetch(tokens), columns, wanted)))
+        here, columns = fetch(tokens), tuple(map(fetch, columns))
+
+        def gather(result: Result) -> None:
+            rows = described(here, columns, wanted)
+            result.logprobs |= {c.uid: row for c, row in zip(chunks, rows, strict=True)}
+
+        self.gather.append(gather)
 
     def add_scores(self, chunks: list[Chunk], columns: tuple[Tensor, ...]) -> None:
         """Of the targets of all the chunks' scores, one after the other."""
         targets = torch.tensor([t for chunk in chunks for t in chunk.score.targets])
         wanted = [chunk.score.top for chunk in chunks for _ in chunk.score.targets]
-        columns = tuple(fetch(column) for column in columns)
-        self.scores.append((chunks, Logprobs(targets, columns, wanted)))
+        columns = tuple(map(fetch, columns))
+
+        def gather(result: Result) -> None:
+            rows = iter(described(targets, columns, wanted))
+            for chunk in chunks:
+                mine = [next(rows) for _ in chunk.score.targets]
+                result.scores[chunk.uid] = mine
+                if any(math.isnan(row.logprob) for row in mine):
+                    result.failed.setdefault(chunk.uid, NOT_FINITE)
+
+        self.gather.append(gather)
 
     def add_vector(self, uid: int, vector: Tensor) -> None:
-        self.vectors.append((uid, fetch(vector)))
+        here = fetch(vector)
+
+        def gather(result: Result) -> None:
+            result.vectors[uid] = here.tolist()
+            if not all(map(math.isfinite, result.vectors[uid])):
+                result.failed.setdefault(uid, NOT_FINITE)
+
+        self.gather.append(gather)
 
     def stop(self) -> None:
         """Everything has been added."""
@@ -99,29 +120,9 @@ class Landing:
 
     def result(self) -> Result:
         """Wait for the device, and gather. Called once."""
-        seconds = self.timer.wait()
-        result = Result({}, failed=self.failed, seconds=seconds)
-        for chunks, tokens in self.tokens:
-            for chunk, token in zip(chunks, tokens.tolist(), strict=True):
-                if chunk.sample is None:
-                    continue
-                if token < 0:
-                    result.failed.setdefault(chunk.uid, UNUSABLE)
-                result.tokens[chunk.uid] = token
-        for chunks, logprobs in self.logprobs:
-            for chunk, row in zip(chunks, logprobs.rows(), strict=True):
-                result.logprobs[chunk.uid] = row
-        for chunks, scores in self.scores:
-            rows = iter(scores.rows())
-            for chunk in chunks:
-                mine = [next(rows) for _ in chunk.score.targets]
-                if any(math.isnan(row.logprob) for row in mine):
-                    result.failed.setdefault(chunk.uid, NOT_FINITE)
-                result.scores[chunk.uid] = mine
-        for uid, vector in self.vectors:
-            result.vectors[uid] = vector.tolist()
-            if not all(map(math.isfinite, result.vectors[uid])):
-                result.failed.setdefault(uid, NOT_FINITE)
+        result = Result({}, failed=self.failed, seconds=self.timer.wait())
+        for gather in self.gather:
+            gather(result)
         for outcome in (result.tokens, result.logprobs, result.scores, result.vectors):
             for uid in result.failed.keys() & outcome.keys():
                 del outcome[uid]
