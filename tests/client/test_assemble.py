@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests import fakes
 from tests.client.conftest import make_ledger
-from weir.client import Completion
+from weir.client import Output
 from weir.core import Delta, TokenLogprobs
 from weir.params import SamplingParams
 
@@ -29,7 +29,7 @@ def assemble(params: SamplingParams, tokens: list[int], cuts: list[int], done: s
     """The completion that deltas make, and the uids that had to be aborted."""
     ledger = make_ledger(TEXT)
     assembly = ledger.admit([1], params, now=0.0)
-    completion, aborted = Completion(), []
+    completion, aborted = Output(), []
     for at, delta in enumerate(deltas(assembly.submits[0].uid, tokens, cuts, done)):
         events, aborts = ledger.settle([delta], float(at))
         for _, output in events:
@@ -55,7 +55,7 @@ def test_what_a_new_engine_repeats_is_told_once(answer, stops, cuts, others, liv
     """The first engine dies after some deltas; the next one cuts the same tokens otherwise."""
     params, tokens = SamplingParams(stop=stops, max_tokens=100), list(answer.encode())
     wanted, _ = assemble(params, tokens, [])
-    ledger, completion = make_ledger(TEXT), Completion()
+    ledger, completion = make_ledger(TEXT), Output()
     assembly = ledger.admit([1], params, now=0.0)
     uid = assembly.submits[0].uid
     lives = deltas(uid, tokens, cuts, "length")[:-1][:lived], deltas(uid, tokens, others, "length")
@@ -167,7 +167,7 @@ def test_choices_do_not_mix(data):
         deltas(submit.uid, list(answer.encode()), data.draw(st.lists(st.integers(1, 9))), "length")
         for submit, answer in zip(assembly.submits, answers, strict=True)
     ]
-    completions = [Completion(index=index) for index in range(len(answers))]
+    completions = [Output(index=index) for index in range(len(answers))]
     ends: list = []
     ledger.listeners.append(ends.append)
     while any(queues):

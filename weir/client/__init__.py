@@ -2,7 +2,7 @@
 
 from weir.client.assemble import Assembly
 from weir.client.base import Client
-from weir.client.events import Completion, Logprob, ModelInfo, Output, Timing, Usage
+from weir.client.events import Logprob, ModelInfo, Output, Timing, Usage
 from weir.client.ledger import Limits
 from weir.client.local import Local
 from weir.client.remote import Remote
@@ -11,7 +11,6 @@ from weir.client.stream import Stream
 __all__ = [
     "Assembly",
     "Client",
-    "Completion",
     "Limits",
     "Local",
     "Logprob",

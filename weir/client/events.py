@@ -33,7 +33,7 @@ class Logprob(Struct):
 
 
 class Output(Struct):
-    """One event of one choice: what is new since its last event."""
+    """One event of one choice: what is new since its last event; or all of them as one (`add`)."""
 
     index: int = 0
     text: str = ""  # held back while it could begin a stop string or is half a character
@@ -43,11 +43,8 @@ class Output(Struct):
     stop_reason: int | str | None = None  # the stop token id or string that matched; None: EOS
     error: str = ""  # with finish_reason "error": what happened and what to do
 
-
-class Completion(Output):
-    """One choice read to its end: all its events as one."""
-
     def add(self, output: Output) -> None:
+        """Go on with the next event."""
         self.text += output.text
         self.token_ids.extend(output.token_ids)
         if output.logprobs is not None:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
 from weir.client.assemble import Assembly
-from weir.client.events import Completion, Logprob, Output, Timing, Usage
+from weir.client.events import Logprob, Output, Timing, Usage
 from weir.errors import EngineDead
 
 
@@ -83,9 +83,9 @@ class Stream:
         """Stop generating; every choice still open ends with "abort". Harmless once ended."""
         self._abort(self.assembly)
 
-    async def collect(self) -> list[Completion]:
-        """Read to the end: one `Completion` a choice, in order."""
-        completions = [Completion(index=choice.index) for choice in self.assembly.choices]
+    async def collect(self) -> list[Output]:
+        """Read to the end: each choice whole, in order."""
+        whole = [Output(choice.index) for choice in self.assembly.choices]
         async for output in self:
-            completions[output.index].add(output)
-        return completions
+            whole[output.index].add(output)
+        return whole

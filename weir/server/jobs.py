@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from weir.client import Completion, Output, Stream, Usage
+from weir.client import Output, Stream, Usage
 from weir.errors import EngineDead
 
 Burst = list[tuple[int, Output]]
@@ -51,9 +51,9 @@ class Job:
                 self.arrived.clear()
                 await self.arrived.wait()
 
-    async def collect(self) -> list[Completion]:
+    async def collect(self) -> list[Output]:
         """Every choice read to its end, those of the first prompt first."""
-        done = [Completion(index=i) for i in range(len(self.streams) * self.choices)]
+        done = [Output(i) for i in range(len(self.streams) * self.choices)]
         async for burst in self.bursts():
             for prompt, output in burst:
                 done[prompt * self.choices + output.index].add(output)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from weir import params
-from weir.client import Completion, Logprob
+from weir.client import Logprob, Output
 from weir.errors import BadRequest
 from weir.params import SMALL, Count, Logprobs, SamplingParams, StructuredOutputs, TokenId
 from weir.server.endpoint import DONE, Call, Reply, frame
@@ -134,12 +134,12 @@ async def generate(call: Call, body: GenerateRequest) -> Reply:
 async def _chunks(job: Job, body: GenerateRequest, text: Text) -> AsyncGenerator[bytes, None]:
     """Each event repeats all that came before it, as SGLang's clients expect."""
     several = len(job.streams) * job.choices > 1
-    so_far: dict[int, Completion] = {}
+    so_far: dict[int, Output] = {}
     async for burst in job.bursts():
         touched = []
         for prompt, output in burst:
             index = prompt * job.choices + output.index
-            whole = so_far.setdefault(index, Completion(index=index))
+            whole = so_far.setdefault(index, Output(index))
             whole.add(output)
             if whole not in touched:
                 touched.append(whole)
@@ -169,7 +169,7 @@ def _params(body: GenerateRequest, prompts: int) -> list[SamplingParams]:
     return [one.sampling(**logprobs) for one in each]
 
 
-def _generated(job: Job, body: GenerateRequest, text: Text, whole: Completion) -> Generated:
+def _generated(job: Job, body: GenerateRequest, text: Text, whole: Output) -> Generated:
     stream = job.streams[whole.index // job.choices]
     latest = stream.timing.last if whole.finish_reason else time.monotonic()
     meta = MetaInfo(
@@ -206,7 +206,7 @@ def _top(one: Logprob | None, named: bool) -> list[TokenTuple] | None:
     return None if one is None else [_tuple(entry, named) for entry in one.top]
 
 
-def _finish(whole: Completion) -> dict[str, Any] | None:
+def _finish(whole: Output) -> dict[str, Any] | None:
     reason = whole.finish_reason
     if reason is None:
         return None
