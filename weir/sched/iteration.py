@@ -13,6 +13,7 @@ from weir.sched.waiting import Entry, Waiting
 @dataclass(slots=True)
 class Iteration:
     step: int
+    now: float
     running: Running
     waiting: Waiting
     most: int  # requests that may run at once

@@ -75,17 +75,17 @@ class Scheduler:
         if self.owing:
             self._pay()
         self.waiting.renew(self.ranking.before(self.step, self.waiting))
-        it = Iteration(self.step, self.running, self.waiting, self.capacity.requests)
+        it = Iteration(self.step, now, self.running, self.waiting, self.capacity.requests)
         self.cache.begin()
         for r in self.placement.begin(self.running, len(self.waiting), self.cache):
             self._evict(r, it)
             it.kept = max(it.kept, self.cache.pages(len(r.tokens) + 1))
         ready = [entry for entry in it.began if self._ready(entry[1])]
-        self._compose(ready, self._load(ready, now), it, now)
+        self._compose(ready, self._load(ready, now), it)
         if not it.chunks and ready:  # the decodes that the budget was kept for found no room
-            self._compose(ready, IDLE, it, now)
+            self._compose(ready, IDLE, it)
         if self.placement.resting:
-            self._wake(it, now)
+            self._wake(it)
         for r in it.evicted.values():
             self._wait(r)
         lanes, segment = self.placement.lanes(it.chunks)
@@ -98,12 +98,12 @@ class Scheduler:
         self.step += 1
         return Plan(it.step, it.moves, lanes, forget, segment)
 
-    def _wake(self, it: Iteration, now: float) -> None:
+    def _wake(self, it: Iteration) -> None:
         """Add to the plan those who rested until it was known, as far as they are worth it."""
         self.placement.wake(it.chunks)
         planned = {chunk.uid for chunk in it.chunks}
         awake = [e for e in it.began if e[1].uid not in planned and self._ready(e[1])]
-        self._compose(awake, IDLE, it, now, closed=True)
+        self._compose(awake, IDLE, it, closed=True)
 
     def _load(self, ready: list[Entry], now: float) -> Load:
         begun = [r for _, r in ready if len(r.tokens) - r.computed > 1]
@@ -114,19 +114,16 @@ class Scheduler:
         since = min((r.arrival for r in next_up if r.settled == r.prompt), default=now)
         return Load(len(decodes), sum(decodes), backlog, now - since)
 
-    def _compose(
-        self, ready: list[Entry], load: Load, it: Iteration, now: float, closed: bool = False
-    ) -> None:
+    def _compose(self, ready: list[Entry], load: Load, it: Iteration, closed: bool = False) -> None:
         """Fill what is left of the iteration as the composer says, leaving tokens to decodes to
         come. closed: to those who wait."""
         tokens = self.capacity.tokens - sum(chunk.length for chunk in it.chunks)
         tokens -= 0 if closed else len(self.placement.resting)
         requests = self.capacity.requests - len(it.chunks)
-        budget = Budget(tokens, requests, load.decodes, load, len(it.began))
-        budget.closed = closed
-        it.budget = budget
+        ran = len(it.began)
+        it.budget = budget = Budget(tokens, requests, load.decodes, load, ran, closed=closed)
         for r, length in self.composer.compose(it.ranked(ready), budget):
-            chunk = self._schedule(r, min(length, budget.tokens, self.capacity.lane), it, now)
+            chunk = self._schedule(r, min(length, budget.tokens, self.capacity.lane), it)
             if chunk is not None:
                 length = r.computed - chunk.start
                 it.take(chunk, length)
@@ -151,7 +148,7 @@ class Scheduler:
         waits = r.matcher is not None and (r.jumped or r.sampling.penalised)
         return self.chains and r.sampled and wants and not waits
 
-    def _schedule(self, r: Request, length: int, it: Iteration, now: float) -> Chunk | None:
+    def _schedule(self, r: Request, length: int, it: Iteration) -> Chunk | None:
         """Find `r`'s prefix, reserve its pages, and advance it by at most `length`."""
         known = r.settled == len(r.tokens)
         if r.matcher is not None and known and (r.owed is not None or r.matcher.mask() is None):
@@ -167,10 +164,8 @@ class Scheduler:
         finds = fresh or (r.computed < r.prompt and not r.sampling.penalised)
         if finds and not self._attach(r, it):
             return None  # more of its prefix comes with the next plan
-        if length < (todo := r.todo):
-            length = self._align(r, length, it)
-        else:
-            length = todo
+        todo = r.todo
+        length = todo if length >= todo else self._align(r, length, it)
         home = self._place(r, length, key, it) if length and self._leaves(r, it) else None
         if home is None:
             if fresh:
@@ -178,7 +173,7 @@ class Scheduler:
                 it.budget.closed = True  # nobody overtakes it
             return None
         if fresh:
-            self.running.start(r, now)
+            self.running.start(r, it.now)
         if r.computed < r.prompt:
             it.prompts += 1
             end, needed = r.computed + length, r.sampling.uncached
