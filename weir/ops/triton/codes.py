@@ -8,6 +8,7 @@ has read.
 from functools import lru_cache
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -125,11 +126,23 @@ def _product(
             y = tl.dot(low, tl.trans(part), y, input_precision="ieee")
             part, square = taken(here, norm, column + 32, column < K, known, square, K, ACT)
             y = tl.dot(high, tl.trans(part), y, input_precision="ieee")
+            if FAST:
+                y = waited(y)
     if FAST and KIND == tl.bfloat16:
         y *= 1 / SHRUNK
     settle(y, square, None, residual, bias, norm, out, parts, tickets, eps, m,
            turn * tl.num_programs(0) + tile, split, row, token, N, K, ROWS, TOKENS,
            SPLITS)  # fmt: skip
+
+
+@triton.jit
+def waited(y):
+    """The same sums, for whose products a program waits. On Hopper a product reads weights from
+    registers while the program goes on; compilers up to Triton 3.6 put the next turn's numbers
+    there before it has read them (triton-lang/triton#9433). They wait for sums that are used."""
+    return tl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [y], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 def unpacked(codes: Tensor, pairs: Tensor, n: int, dtype: torch.dtype) -> Tensor:
