@@ -5,7 +5,9 @@
 CONFIG is the config.json of a model, which gets random weights. Requests of random tokens and
 lengths of nano-vllm's benchmark (100 to 1024 in and out), temperature 1. Busy is the union of what
 ran on the device, kernels and copies, as PyTorch's profiler saw it, over the time from the first to
-the last; the profiler itself costs time, so steps are timed before it is used.
+the last. The profiler itself costs time, a microsecond or two a kernel, so steps are timed before
+it is used. With `nvidia-ml-py`, on Hopper and later, the device's own counters are read as well,
+which cost nothing: the share of the time that anything ran, and of multiprocessors that were busy.
 """
 
 import argparse
@@ -25,6 +27,11 @@ from weir import build
 from weir.config import load
 from weir.core import Request, Sampling
 from weir.engine import Engine
+
+try:
+    import pynvml as nvml
+except ImportError:
+    nvml = None
 
 
 def fill(engine: Engine, count: int, vocab: int) -> None:
@@ -75,6 +82,34 @@ def busy(engine: Engine, count: int, top: int) -> tuple[float, list[str]]:
     return total / (end - spans[0][0]), lines
 
 
+def counted(engine: Engine, count: int) -> tuple[float, float] | None:
+    """Over `count` steps, the shares of the time that anything ran on the device and that a
+    multiprocessor was busy, by the device's counters; None: they cannot be read."""
+    if nvml is None:
+        return None
+    try:
+        nvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+        device = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        samples = [nvml.nvmlGpmSampleAlloc() for _ in range(2)]
+        torch.cuda.synchronize()
+        nvml.nvmlGpmSampleGet(device, samples[0])
+        for _ in range(count):
+            engine.step()
+        nvml.nvmlGpmSampleGet(device, samples[1])
+        wanted = nvml.NVML_GPM_METRIC_GRAPHICS_UTIL, nvml.NVML_GPM_METRIC_SM_UTIL
+        asked = nvml.c_nvmlGpmMetricsGet_t()
+        asked.version, asked.numMetrics = nvml.NVML_GPM_METRICS_GET_VERSION, len(wanted)
+        asked.sample1, asked.sample2 = samples
+        for i, metric in enumerate(wanted):
+            asked.metrics[i].metricId = metric
+        nvml.nvmlGpmMetricsGet(asked)
+        return asked.metrics[0].value / 100, asked.metrics[1].value / 100
+    except nvml.NVMLError as error:
+        print(f"no counters: {error}", file=sys.stderr)
+        return None
+
+
 def make(shape: Path, settings: dict[str, Any]) -> Engine:
     """An engine over random weights."""
     with tempfile.TemporaryDirectory() as folder:
@@ -103,6 +138,8 @@ def measure(options: argparse.Namespace) -> None:
         wall, device, host = steps(engine, options.steps)
         times = f"{wall * 1e3:9.3f} {device * 1e3:9.3f} {host * 1e3:9.3f}"
         print(f"{batch:5} {times} {device / wall:8.1%} {batch / wall:9,.0f}", flush=True)
+        if (shares := counted(engine, options.steps)) is not None:
+            print("      by its counters busy {:.1%}, its multiprocessors {:.1%}".format(*shares))
         empty(engine)
     for batch in options.batches if options.traced else []:
         fill(engine, batch, engine.info["vocab"])

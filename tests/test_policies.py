@@ -44,11 +44,11 @@ def test_every_ranking_has_a_name(text, kind):
     assert type(ranking(text, CACHE, Knowledge(scorer=Told()))) is kind
 
 
-def test_the_default_orders_by_prediction_only_where_something_predicts():
-    assert isinstance(ranking("auto", CACHE), FCFS)
-    made = ranking("auto", CACHE, Knowledge(scorer=Told()))
+@pytest.mark.parametrize(("scorer", "kind"), [(Told(), Learned), (None, LongestPrefix)])
+def test_the_default_orders_by_prediction_only_where_something_predicts(scorer, kind):
+    made = ranking("auto", CACHE, Knowledge(scorer=scorer))
     assert isinstance(made, Queued) and isinstance(made.inner, Aging)
-    assert isinstance(made.inner.inner, Learned)
+    assert isinstance(made.inner.inner, kind)
 
 
 def test_composers_and_placements():

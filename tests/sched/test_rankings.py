@@ -328,6 +328,22 @@ def test_a_short_queue_is_first_come_first_served(policy):
     assert plans(policy, 60) != plans("fcfs", 60)
 
 
+def test_without_a_ranker_prompts_that_share_nothing_are_served_as_they_come():
+    """And where they do share, a queue is ordered by it."""
+
+    def plans(policy: str, shared: int):
+        it = engine(policy, requests=2, page=4, tokens=32)
+        rng = random.Random(3)
+        for uid in range(60):
+            r = submit(it, uid, rng.randrange(1, 20), rng.randrange(shared + 1, 30))
+            r.tokens[:shared] = [1 + uid % 5] * shared
+        ends(it)
+        return it.executor.plans
+
+    assert plans("auto", shared=0) == plans("fcfs", shared=0)
+    assert plans("auto", shared=12) != plans("fcfs", shared=12)
+
+
 def test_length_is_what_the_caller_knows():
     known = {0: 5.0, 1: 3.0, 2: 9.0}
     assert Shortest(lambda r: known[r.uid]).key(

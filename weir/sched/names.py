@@ -36,16 +36,17 @@ class Knowledge:
 
 
 PLAIN = "fcfs lpm dfs-weight shortest learned mlfq"
-AUTO = "queued(aging(learned, threshold=400, patience=1))"
-"""Where lengths are predicted: shortest first once a queue is there. Whoever has waited 400 steps
-longer than its turn would have taken in order of arrival is overdue (docs/scheduling.md)."""
+AUTO = "queued(aging({}, threshold=400, patience=1))"
+"""Once a queue is there, shortest first where lengths are predicted, else whoever finds most of its
+prompt in the cache. Who has waited 400 steps longer than its turn would have taken in order of
+arrival is overdue (docs/scheduling.md)."""
 
 
 def ranking(text: str, cache: Cache, knowledge: Knowledge | None = None) -> Ranking:
     """The ranking that `--scheduling-policy` names. Raises `ConfigError`."""
     knowledge = knowledge or Knowledge()
     if text == "auto":
-        text = AUTO if knowledge.scorer else "fcfs"
+        text = AUTO.format("learned" if knowledge.scorer else "lpm")
     return _ranking(parse(text, "--scheduling-policy"), cache, knowledge)
 
 
