@@ -107,17 +107,17 @@ def test_a_cut_prompt_fills_whole_tiles():
 
 def test_prompts_beside_decodes_get_more_where_streams_are_many_or_prompts_wait():
     pace = Beside(48, most=128)
-    for decodes, backlog, want in ((8, 128, 48), (16, 128, 64), (8, 800, 100), (99, 9000, 128)):
+    for decodes, backlog, want in ((8, 128, 48), (16, 128, 96), (8, 800, 100), (99, 9000, 128)):
         assert pace.prompts(Load(decodes=decodes, backlog=backlog), 0) == want
         assert Beside(48).prompts(Load(decodes=decodes, backlog=backlog), 0) == 48
-    it = engine(Chunked(Beside(4, most=12)), tokens=200)
+    it = engine(Chunked(Beside(8, most=12)), tokens=200)
     submit(it, 0, 2, 60)
     it.step()
     submit(it, 1, 120, 1)
     finish(it)
     beside = [shares(plan)[1] for plan in it.executor.plans if shares(plan).keys() == {0, 1}]
     assert sum(beside) == 120 and beside[0] == 12 and beside == sorted(beside, reverse=True)
-    assert beside.count(4) >= 3
+    assert beside.count(8) >= 3
 
 
 def test_chunks_shrink_as_the_context_grows():

@@ -101,7 +101,7 @@ class Beside:
     """So many prompt tokens in an iteration that also decodes: how long a stream can wait for its
     next token. An iteration without decodes makes nobody wait and has no bound.
 
-    most: where it is more, prompts get four tokens for each decode and an eighth of what waits, up
+    most: where it is more, prompts get six tokens for each decode, or an eighth of what waits, up
     to so many: they keep pace with many streams, and a crowd does not wait for the sake of few."""
 
     tokens: int
@@ -110,7 +110,7 @@ class Beside:
     def prompts(self, load: Load, start: int) -> int:
         if not load.decodes:
             return sys.maxsize
-        return max(self.tokens, min(self.most, max(4 * load.decodes, load.backlog // 8)))
+        return max(self.tokens, min(self.most, max(6 * load.decodes, load.backlog // 8)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import timeit
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ctypes import c_float, c_int32, c_int64, c_uint32, c_void_p
 from functools import partial
@@ -26,7 +27,7 @@ from weir.folders import cache_folder
 from weir.linux import cores, instructions
 
 SOURCES = Path(__file__).parent
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", "-fno-math-errno")
 COMPILERS = ("c++", "g++", "clang++")
 
 log = logging.getLogger(__name__)
@@ -223,8 +224,15 @@ def compiled(compiler: str | None, target: tuple[str, ...]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / path.name
         log.info("compiling the CPU kernels with %s", compiler)
-        command = [compiler, *FLAGS, *target, *map(str, sources), "-o", str(out)]
-        subprocess.run(command, capture_output=True, check=True, timeout=300)
+        objects = [Path(work) / f"{source.stem}.o" for source in sources]
+
+        def make(*arguments: object) -> None:
+            command = [compiler, *FLAGS, *target, *map(str, arguments)]
+            subprocess.run(command, capture_output=True, check=True, timeout=300)
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(partial(make, "-c", "-o"), objects, sources))
+        make("-shared", "-o", out, *objects)
         yield path if _kept(out, path) else out
 
 
