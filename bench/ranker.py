@@ -1,11 +1,11 @@
 """What the shipped ranker is worth: served by it, by the true lengths, and in order of arrival.
 
-    python bench/ranker.py [--ranker FILE] [--seed 1] [--engine N | --served N ...]
+    python bench/ranker.py [--ranker FILE] [--engine N | --served N ... | --running N ...]
 
 Llama-3.1-8B on the simulated H100 of bench/scheduling.py. Prompts are those the ranker was not
 trained on, drawn again and again; lengths are what one family of models answered to them. Four
 characters of a prompt are a token. With --served the ranker has learned from that many answers to
-other prompts of the same mixture.
+other prompts of the same mixture; with --running so many requests run at a time.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from weir.sim.report import Record, measure
 from weir.sim.workload import Item, Workload, poisson
 
 CHAT = (*sets.CHAT, "gpteacher-codegen")
+SEEDS = 5
 
 
 @dataclass(slots=True)
@@ -66,9 +67,9 @@ class Burst:
     expected: list[float]
     tau: float
 
-    def arms(self) -> list[Arm]:
+    def arms(self, running: int = 256) -> list[Arm]:
         """`auto` is what `weir.sched.names.AUTO` says, without the sight of `max_tokens`."""
-        base = replace(WIDE, requests=256)
+        base = replace(WIDE, requests=running)
         orders: dict[str, Callable[[], Ranking]] = {
             "FCFS": FCFS,
             "learned": self.learned,
@@ -110,25 +111,45 @@ def burst(name: str, answers: list[Answered], ranker: Adapted, count: int, seed:
     return Burst(Workload(name, items), prompts, expected, tau)
 
 
+COMPARED = "FCFS", "learned", "auto", "oracle"
+HEAD = ["FCFS", "learned", "auto", "oracle", "times better", "auto", "oracle", "of its gain"]
+
+
+def compared(bursts: Sequence[Burst], running: int = 256) -> list[object]:
+    """Tau, and mean latencies a token and their ratios under the names of HEAD, over bursts."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for one in bursts:
+        for arm in [arm for arm in one.arms(running) if arm.name in COMPARED]:
+            found[arm.name].append(arm.run(one.load).metrics["ptl"].mean)
+    means = [fmean(found[name]) for name in COMPARED]
+    ratios = [means[0] / mean for mean in means[1:]]
+    gain = (means[0] - means[1]) / (means[0] - means[-1])
+    return [fmean(one.tau for one in bursts), *means, *ratios, f"{gain:.0%}"]
+
+
 def learning(
     name: str, halves: Sequence[list[Answered]], base: Ranker, served: list[int], options: Namespace
 ) -> None:
     """Bursts of either half of some answers, after so many of the other half were served."""
-    rows: list[list[object]] = []
+    rows = []
     for count in served:
-        means: dict[str, list[float]] = defaultdict(list)
+        bursts = []
         for asked, told in (halves, halves[::-1]):
             ranker = Adapted(base)
             ranker.learn(Random(options.seed).sample(told, min(count, len(told))))
-            one = burst(name, asked, ranker, options.requests, options.seed)
-            means["tau"].append(one.tau)
-            for arm in [arm for arm in one.arms() if arm.name in ("FCFS", "learned", "oracle")]:
-                means[arm.name].append(arm.run(one.load).metrics["ptl"].mean)
-        fcfs, *ours = (fmean(means[name]) for name in ("FCFS", "learned", "oracle"))
-        rows.append([min(count, *map(len, halves)), fmean(means["tau"]), fcfs, ours[0]])
-        rows[-1] += [fcfs / ours[0], fcfs / ours[1], f"{(fcfs - ours[0]) / (fcfs - ours[1]):.0%}"]
-    head = ["served", "tau", "FCFS", "learned", "times better", "oracle", "of its gain"]
-    table(f"{name}: {options.requests:,} at once, mean latency a token", head, rows)
+            bursts.append(burst(name, asked, ranker, options.requests, options.seed))
+        rows.append([min(count, *map(len, halves)), *compared(bursts)])
+    title = f"{name}: {options.requests:,} at once, mean latency a token"
+    table(title, ["served", "tau", *HEAD], rows)
+
+
+def crowds(name: str, asked: list[Answered], ranker: Adapted, options: Namespace) -> None:
+    """Bursts of several seeds, by how many requests run at a time."""
+    seeds = range(options.seed, options.seed + SEEDS)
+    bursts = [burst(name, asked, ranker, options.requests, seed) for seed in seeds]
+    rows = [[running, *compared(bursts, running)] for running in options.running]
+    title = f"{name}: {options.requests:,} at once, mean latency a token, {SEEDS} seeds"
+    table(title, ["running", "tau", *HEAD], rows)
 
 
 def dialogues(seed: int) -> list[list[Answered]]:
@@ -245,6 +266,7 @@ def main() -> None:
     parser.add_argument(
         "--served", type=int, nargs="+", metavar="N", help="N answers later instead"
     )
+    parser.add_argument("--running", type=int, nargs="+", metavar="N", help="bursts alone")
     options = parser.parse_args()
     base = files.load(options.ranker) if options.ranker else files.shipped()
     ranker = Adapted(base)
@@ -259,6 +281,9 @@ def main() -> None:
         return
     for family in options.families:
         asked = answered(unseen, family, CHAT)
+        if options.running:
+            crowds(family, asked, ranker, options)
+            continue
         if options.engine:
             return engines(burst(family, asked, ranker, options.engine, options.seed))
         one = burst(family, asked, ranker, options.requests, options.seed)
