@@ -123,7 +123,7 @@ def test_a_branch_inherits_values_and_the_parent_may_go_on(backend):
     @weir.function
     def program(s):
         s += "xy" + greedy("x", 2)
-        (branch,) = s.copy()
+        (branch,) = s.fork()
         branch += "!" + greedy("y", 1)
         s += "?"
         s["seen"] = branch["x"] + branch["y"]
@@ -131,6 +131,34 @@ def test_a_branch_inherits_values_and_the_parent_may_go_on(backend):
     state = program.run(backend=backend)
     assert state["seen"] == "xyx"
     assert state.text() == "xyxy?"
+
+
+def test_a_copy_is_joined_at_its_end_and_a_branch_is_appended_to_by_its_number(backend):
+    @weir.function
+    def program(s):
+        s += "xy"
+        with s.copy() as aside:
+            aside += "!" + greedy("x", 2)
+            s["seen"] = aside["x"]
+        branches = s.fork(2)
+        branches[1] += "?" + greedy("y", 3)
+        branches.join()
+        with pytest.raises(TypeError, match="append to it"):
+            branches[0] = s
+
+    state = program.run(backend=backend)
+    assert (state["seen"], state["x"], state["y"]) == ("xy", ["xy"], [None, "xy?"])
+    assert state.text() == "xy"
+
+
+def test_what_fails_in_a_copy_names_the_programs_line(backend):
+    @weir.function
+    def program(s):
+        with s.copy() as aside:
+            aside += weir.select("x", ["a"]) + weir.gen("y", regex="(")
+
+    with pytest.raises(weir.ProgramError, match=r"test_programs\.py:\d+: the pattern"):
+        program.run(backend=backend)
 
 
 def test_turns_are_written_by_the_chat_template(backend):

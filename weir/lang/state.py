@@ -6,10 +6,11 @@ Appending never waits; reading waits for that value alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partialmethod
 from pathlib import Path
@@ -21,7 +22,7 @@ from weir.lang.stream import Answer, Fork, Join, Mark, ProgramError, Spoken, Str
 
 inside: ContextVar[State | None] = ContextVar("inside", default=None)
 """The state whose body runs here, where others read it meanwhile."""
-_HERE = str(Path(__file__).parent)
+_HERE = str(Path(__file__).parent), contextlib.__file__
 
 
 def program_line() -> str:
@@ -243,7 +244,15 @@ class State:
         self._branches += branches
         return Group(self, branches)
 
-    copy = fork
+    def copy(self) -> AbstractContextManager[State]:
+        """A state that goes on from here, for a `with`; joined at its end."""
+        return _only(self.fork())
+
+
+@contextmanager
+def _only(group: Group) -> Iterator[State]:
+    with group as (one,):
+        yield one
 
 
 async def _next(pieces: AsyncGenerator[Spoken, None]) -> Spoken | None:
@@ -289,6 +298,11 @@ class Group:
 
     def __getitem__(self, at: int) -> State:
         return self.states[at]
+
+    def __setitem__(self, at: int, state: State) -> None:
+        """The end of `branches[at] += ...`."""
+        if self.states[at] is not state:
+            raise TypeError("a branch cannot be replaced: append to it")
 
     def __iadd__(self, value: Any) -> Group:
         """Append to every branch: one value for all, one each, or what a function of the branch's
