@@ -19,7 +19,7 @@ _NAMES = {
     "weir.lang.stream": "ProgramError",
     "weir.lang.words": (
         "assistant assistant_begin assistant_end gen gen_int gen_string greedy_token_selection "
-        "image select system system_begin system_end token_length_normalized "
+        "image select separate_reasoning system system_begin system_end token_length_normalized "
         "unconditional_likelihood_normalized user user_begin user_end"
     ),
 }

@@ -161,6 +161,27 @@ def test_what_fails_in_a_copy_names_the_programs_line(backend):
         program.run(backend=backend)
 
 
+def test_what_is_thought_is_a_variable_of_its_own(backend):
+    said = "<think>\nhm\n</think>\n\nyes"
+
+    @weir.function
+    def program(s, prompt, model_type=None):
+        s += prompt + weir.separate_reasoning(greedy("x", len(prompt)), model_type)
+
+    state = program.run(said, backend=backend)
+    assert (state["x"], state["x_reasoning_content"], state.text()) == ("yes", "hm", said + "yes")
+    state = program.run("a</think>b", "deepseek-r1", backend=backend, stream=True)
+    assert "".join(state.text_iter("x")) == "b" and state["x_reasoning_content"] == "a"
+    state = program.run("no tags", backend=backend)
+    assert (state["x"], state["x_reasoning_content"]) == ("no tags", "")
+    with pytest.raises(weir.ProgramError, match="n must be 1"):
+        program.run("abc", backend=backend, n=2)
+    with pytest.raises(BadRequest, match="model_type must be one of"):
+        weir.separate_reasoning(weir.gen("x"), "gpt-oss")
+    with pytest.raises(BadRequest, match="a gen with a name"):
+        weir.separate_reasoning(weir.gen())
+
+
 def test_turns_are_written_by_the_chat_template(backend):
     @weir.function
     def program(s):

@@ -34,10 +34,14 @@ class Text(Node):
 
 @dataclass(slots=True, eq=False)
 class Gen(Node):
-    """Text the model writes. `settings` are fields of `SamplingParams`, over the program's own."""
+    """Text the model writes. `settings` are fields of `SamplingParams`, over the program's own.
+    thought: the variable of what it thinks before; None: that is text as well. thinks: it begins
+    with a thought, though no tag says so."""
 
     name: str | None
     settings: dict[str, Any] = field(default_factory=dict)
+    thought: str | None = None
+    thinks: bool = False
 
 
 @dataclass(slots=True, eq=False)

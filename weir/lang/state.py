@@ -58,6 +58,8 @@ class State:
         fill: dict[str, Value] = {}
         if isinstance(node, ir.Gen | ir.Select | ir.End) and node.name is not None:
             fill[node.name] = Future()
+            if isinstance(node, ir.Gen) and node.thought is not None:
+                fill[node.thought] = Future()
         elif isinstance(node, Join):
             fill = {name: Future() for name in node.gathered}
         self.values |= fill

@@ -18,6 +18,7 @@ from weir.lang import ir
 from weir.lang.backend.base import Backend, Piece, Prompt, Score, Turn
 from weir.lang.loop import loop
 from weir.lang.scorers import SCORERS
+from weir.server.reading import Thoughts, inside
 
 WORTH_CACHING = 64
 """Characters that programs of a batch must begin with to have them computed first (SGLang's)."""
@@ -239,9 +240,16 @@ class Stream:
     async def _gen(self, node: ir.Gen, fill: dict[str, Value]) -> None:
         settings = self.defaults | node.settings
         choices: dict[int, list[Piece]] = {}
+        if node.thought is not None and settings.get("n", 1) != 1:
+            raise BadRequest("separate_reasoning reads one answer: n must be 1")
+        thoughts = Thoughts(node.thinks or inside(self.prompt.text))
+        thought = ""
         pieces = self._written(replace(self.prompt), settings)
         try:
             async for piece in pieces:
+                if node.thought is not None:
+                    more, said = thoughts.push(piece.text, piece.finish_reason is not None)
+                    thought, piece = thought + more, replace(piece, text=said)
                 choices.setdefault(piece.index, []).append(piece)
                 if piece.index == 0:
                     self._say(piece.text, node.name)
@@ -251,6 +259,8 @@ class Stream:
         metas = [meta_of(choices[i]) for i in sorted(choices)]
         if len(metas) < settings.get("n", 1) or not all(m["finish_reason"] for m in metas):
             raise EngineDead("the answer broke off before its end: run the program again")
+        if node.thought is not None:
+            fill[node.thought].set_result(Answer(thought))
         if node.name is not None:
             one = settings.get("n", 1) == 1
             meta = metas[0] if one else {"choices": metas}

@@ -1,6 +1,7 @@
 """The words of the language: functions that make nodes, in SGLang's names."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,9 @@ a model that wants to go on would have to add digits."""
 _BLANKS = [" ", "\n"]
 
 token_length_normalized, greedy_token_selection, unconditional_likelihood_normalized = SCORERS
+
+_THINKING = {"deepseek-r1": True, "deepseek-v3": False, "qwen3": False, "qwen3-thinking": True}
+"""Families that think between these tags, and whether every answer begins with a thought."""
 
 _NO_SETTINGS = frozenset(
     "name dtype choices choices_method return_logprob top_logprobs_num".split()
@@ -119,6 +123,28 @@ def select(
     if len(set(found)) != len(found):
         raise BadRequest("select was given the same choice twice", param="choices")
     return ir.Select(name, found, choices_method)
+
+
+def separate_reasoning(expr: ir.Node, model_type: str | None = None) -> ir.Node:
+    """What `expr` has the model write, without what it thinks first between `<think>` and
+    `</think>`: of a `gen` called "x" that is the variable "x_reasoning_content".
+
+    model_type: SGLang's name of the model's family, which may say that no tag begins the thought.
+    Raises BadRequest for a family that writes other tags, and where no `gen` has a name.
+    """
+    if model_type is not None and model_type not in _THINKING:
+        known = ", ".join(_THINKING)
+        raise BadRequest(f"model_type must be one of {known}, not {model_type!r}")
+    thinks = model_type is not None and _THINKING[model_type]
+    nodes, found = [], False
+    for node in ir.parts(expr):
+        if isinstance(node, ir.Gen) and node.name is not None:
+            found, thought = True, f"{node.name}_reasoning_content"
+            node = replace(node, thought=thought, thinks=thinks)
+        nodes.append(node)
+    if not found:
+        raise BadRequest("separate_reasoning needs a gen with a name")
+    return ir.Many(nodes)
 
 
 # A whole turn around a value, and the two ends of one.
