@@ -149,7 +149,10 @@ def compile_for_ever(kind: str) -> None:
     """As a server does in whose place this process stands."""
     compiler = Compiler(seconds=2.0)
     compiling: list[Future[Grammar]] = []
+    server = os.getppid()
     for one in asked(kind):
+        if os.getppid() != server:
+            os._exit(0)
         compiling.append(compiler.submit(one))
         while len(compiling) == 32:
             time.sleep(0.05)

@@ -1,7 +1,8 @@
 """The process that compiles grammars: `python -m weir.grammar.worker`, started by a `Compiler`.
 
 One job after the other, each answered; an empty answer before the first says that it is ready.
-It limits its own memory; its parent limits its time, and if that is gone a job in hand ends too.
+It limits its own memory; its parent limits its time, and if that is gone a job in hand ends too. A
+job that takes long goes on only where a core would be idle else, and gives it up at once.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import resource
 import select
 import sys
 import threading
+import time
 
 import msgspec
 
@@ -18,6 +20,8 @@ from weir.grammar.compile import compile
 from weir.grammar.job import Answer, Job
 from weir.grammar.process import parent, read, write
 
+LONG = 0.25
+"""Seconds of a core; nearly all schemas that people write take less."""
 STACK = 256 << 20
 RECURSION = 50_000
 
@@ -30,8 +34,23 @@ def answer(job: Job) -> Answer:
         return Answer(error=str(error))
     except (MemoryError, RecursionError):
         return Answer(error="the grammar is too complex to be compiled")
-    except Exception as error:
+    except BaseException as error:  # a panic of llguidance's too
         return Answer(error=f"the grammar cannot be compiled: {error!r}")
+
+
+def done(job: Job) -> Answer:
+    """The answer to a job, on a thread of its own: what is idle cannot be raised again."""
+    answers: list[Answer] = []
+    thread = threading.Thread(target=lambda: answers.append(answer(job)), daemon=True)
+    thread.start()
+    end = time.process_time() + LONG
+    while thread.is_alive() and (left := end - time.process_time()) > 0:
+        thread.join(max(left, 1e-2))
+    if thread.is_alive():
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or a sandbox forbids it
+            os.sched_setscheduler(thread.native_id or 0, os.SCHED_IDLE, os.sched_param(0))
+    thread.join()
+    return answers[0]
 
 
 def serve() -> None:
@@ -39,8 +58,7 @@ def serve() -> None:
     with contextlib.suppress(OSError):  # it has gone
         write(compiler, b"")
         while message := read(compiler):
-            job = msgspec.json.decode(message, type=Job)
-            write(compiler, msgspec.msgpack.encode(answer(job)))
+            write(compiler, msgspec.msgpack.encode(done(msgspec.json.decode(message, type=Job))))
 
 
 def main() -> None:

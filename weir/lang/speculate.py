@@ -154,7 +154,7 @@ class Forms(Speculating):
         if any(settings != each[0] for settings in each):
             raise BadRequest("the gens of a speculated turn must have the same settings")
         if "n" in each[0] or any(node.thought for node in nodes):
-            raise BadRequest("a speculated turn of a chat service has neither n nor thoughts")
+            raise BadRequest("a speculated turn of a chat service has no n and no thoughts")
         if len(parts) == 1:
             return self.defaults | nodes[0].settings
         return each[0] | {"max_tokens": max(self._tokens, sum(limits))}
