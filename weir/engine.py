@@ -35,10 +35,6 @@ class Keeper(Protocol):
         """These pages, and what must be known of them. Nothing is written after."""
         ...
 
-    def prefetch(self, pages: list[int]) -> None:
-        """These pages may be asked for soon."""
-        ...
-
     def forget(self, pages: list[int]) -> None:
         """Whoever would have found these pages will not."""
         ...
@@ -95,8 +91,6 @@ class Engine:
             return self._refuse(request.uid, why)
         if why := self._unpinnable(request):
             return self._refuse(request.uid, why)
-        if self.keeper is not None:
-            self.keeper.prefetch(self.scheduler.cache.cold(request))
         if request.grammar is None:
             self.scheduler.add(request)
         elif self.library is None:

@@ -138,11 +138,6 @@ class Disk:
                 self.asked.pop(page, None)
                 self.fetched.pop(page, None)
 
-    def prefetch(self, pages: Sequence[int]) -> None:
-        """Have the operating system read these pages soon; returns at once."""
-        for page in pages:
-            os.posix_fadvise(self.file, page * self.stored, self.stored, os.POSIX_FADV_WILLNEED)
-
     def save(self, pages: Sequence[int], kept: bytes) -> None:
         """Write all that waits, and an index of `pages` for the next engine. Nothing may be written
         after."""
