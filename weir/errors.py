@@ -8,7 +8,7 @@ class WeirError(Exception):
 class BadRequest(WeirError):
     """The request cannot be served as it stands; sending it again unchanged will not help.
 
-    `param` names the offending field as the client wrote it; `status` is 400, 404, 413 or 422.
+    `param` names the offending field as the client wrote it; `status` is 400, 404, 413, 415 or 422.
     """
 
     def __init__(

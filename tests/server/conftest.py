@@ -15,7 +15,7 @@ from tests.waiting import CEILING, until
 from weir.client import Limits, Local
 from weir.config import Config
 from weir.server.app import create_app
-from weir.server.main import listen
+from weir.server.main import listen, settings
 from weir.text import Text
 
 TEXT = fakes.text()
@@ -42,9 +42,7 @@ class Running:
         self.client.listeners.append(self.finished.append)
         await self.client.start()
         self.app = create_app(self.client, self.config)
-        self.server = uvicorn.Server(
-            uvicorn.Config(self.app, log_config=None, lifespan="off", timeout_graceful_shutdown=2)
-        )
+        self.server = uvicorn.Server(settings(self.app, timeout_graceful_shutdown=2))
         serving = asyncio.create_task(self.server.serve([self.socket]))
         while not self.server.started:
             await asyncio.sleep(0.005)

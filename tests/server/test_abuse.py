@@ -1,7 +1,9 @@
 """No request of any kind makes a 5xx, and each refusal says what is wrong."""
 
+import gzip
 import json
 import socket
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 
 import httpx
@@ -34,7 +36,6 @@ MALFORMED = {
     "invalid UTF-8": b'{"prompt": "\xff\xfe"}',
     "invalid UTF-8 in a key": b'{"\xff": 1}',
     "UTF-16": '{"prompt": "a"}'.encode("utf-16"),
-    "a byte order mark": b'\xef\xbb\xbf{"prompt": "a"}',
     "a lone surrogate": b'{"prompt": "\\ud800"}',
     "depth": b'{"tools": ' + b"[" * 100_000,
     "closed depth": b'{"metadata": ' + b"[" * 5000 + b"]" * 5000 + b"}",
@@ -199,6 +200,42 @@ def test_any_value_at_any_field(http, place, value):
 def test_any_body_at_any_route(http, endpoint, content):
     answer = http.post(endpoint.path, content=content)
     assert answer.status_code in (200, 400), answer.text
+
+
+@pytest.mark.parametrize(
+    "begins",
+    [
+        "GET /health?",
+        "GET /health HTTP/1.1\r\nHost: x\r\nX: ",
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ",
+    ],
+    ids=["url", "header", "extension", "trailer"],
+)
+def test_a_head_without_end_is_not_taken_in(server: Running, begins):
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=CEILING) as connection:
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            connection.sendall(begins.encode())
+            for _ in range(64):
+                connection.sendall(b"a" * 2**20)
+
+
+def test_heads_as_large_as_clients_send_them(http):
+    cookies = {f"x-{at}": "a" * 7000 for at in range(8)}
+    for _ in range(20):  # on one connection, a body after each
+        answer = http.post("/tokenize", json={"prompt": "x" * 100_000}, headers=cookies)
+        assert answer.status_code == 200
+
+
+def test_bodies_as_some_clients_write_them(http):
+    body = json.dumps({"prompt": "abc", "max_tokens": 1}).encode()
+    assert http.post("/v1/completions", content=BOM_UTF8 + body).status_code == 200
+    plain = {"content-encoding": "identity", "content-type": "text/plain"}
+    assert http.post("/v1/completions", content=body, headers=plain).status_code == 200
+    packed = gzip.compress(body)
+    answer = http.post("/v1/completions", content=packed, headers={"content-encoding": "gzip"})
+    assert answer.status_code == 415 and "gzip" in answer.json()["error"]["message"]
 
 
 def test_what_is_no_http(server: Running):

@@ -7,6 +7,7 @@ and with the client's connection.
 
 import asyncio
 import logging
+from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -129,7 +130,12 @@ class Serving:
         raw = b""
         if request.method == "POST":
             length = request.headers.get("content-length", "")
+            coding = request.headers.get("content-encoding", "identity")
+            if coding.lower() != "identity":
+                says = f"The body is encoded as {coding[:100]}: send it as plain JSON."
+                raise BadRequest(says, code="encoded_body", status=415)
             raw = await read(receive, self.service.config.max_body_bytes, length)
+            raw = raw.removeprefix(BOM_UTF8)
         try:
             if "GET" in self.endpoint.methods and not raw:
                 return msgspec.convert(dict(request.query_params), kind, strict=False)

@@ -23,6 +23,7 @@ from weir.errors import ConfigError
 from weir.ranker.log import LengthLog
 from weir.server import logs
 from weir.server.app import create_app
+from weir.server.head import BoundedHead
 from weir.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def settings(app: ASGIApp, **more: Any) -> uvicorn.Config:
     """How uvicorn serves an application of ours."""
     return uvicorn.Config(
         app,
+        http=BoundedHead,
         lifespan="off",
         ws="none",
         log_config=None,

@@ -16,6 +16,7 @@ ERRORS = {
     401: "An API key is needed.",
     404: "The model is not served here.",
     413: "The body is too large.",
+    415: "The body is compressed.",
     422: "The request is well-formed but makes no sense.",
     503: "The queue is full, or the engine is starting, restarting or dead. See `Retry-After`.",
 }
@@ -102,7 +103,7 @@ def _codes(endpoint: Endpoint) -> list[int]:
     codes = [400] if endpoint.body is not None else []
     codes += [] if endpoint.open else [401]
     codes += [404] if "{" in endpoint.path or endpoint.body is not None else []
-    codes += [413, 422] if endpoint.body is not None and "POST" in endpoint.methods else []
+    codes += [413, 415, 422] if endpoint.body is not None and "POST" in endpoint.methods else []
     return [*codes, 503] if endpoint.open else codes
 
 
