@@ -38,6 +38,20 @@ def test_chunked_bodies_are_the_same_however_reads_cut_them(parts: list[bytes], 
     assert asyncio.run(main()) == b"".join(parts)
 
 
+def test_a_connection_that_is_reset_broke_the_answer_off() -> None:
+    async def main() -> int:
+        reader = asyncio.StreamReader()
+        response = Response(reader, 60)
+        reader.feed_data(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        await response.receive()
+        reader.set_exception(ConnectionResetError("reset"))
+        with pytest.raises(HttpError, match="broken answer: reset") as caught:
+            await response.body()
+        return caught.value.status
+
+    assert asyncio.run(main()) == 502
+
+
 def test_a_body_without_a_length_ends_with_the_connection() -> None:
     async def main() -> bytes:
         reader = asyncio.StreamReader()

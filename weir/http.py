@@ -20,6 +20,7 @@ from httptools import HttpParserError, HttpResponseParser
 from weir.errors import WeirError
 
 READ = 2**16
+Headers = Iterable[tuple[bytes, bytes]]
 T = TypeVar("T")
 
 
@@ -43,6 +44,7 @@ class Response:
 
     reader: asyncio.StreamReader
     timeout: float
+    base: str = "the server"
     status: int = 0  # until the headers are here
     framed: bool = False  # so that the connection's end is not the body's
     done: bool = False
@@ -68,14 +70,20 @@ class Response:
 
     async def receive(self) -> None:
         """Take what comes next. Raises `HttpError` if nothing does and more was promised."""
-        async with asyncio.timeout(self.timeout):
-            data = await self.reader.read(READ)
+        try:
+            async with asyncio.timeout(self.timeout):
+                data = await self.reader.read(READ)
+            if data:
+                self.parser.feed_data(data)
+        except TimeoutError:
+            raise HttpError(f"{self.base} was silent for {self.timeout:g} s", 504) from None
+        except (OSError, HttpParserError) as error:
+            raise HttpError(f"{self.base}: broken answer: {error}", 502) from None
         if data:
-            self.parser.feed_data(data)
-        elif self.framed or not self.status:
-            raise HttpError("the server closed the connection in the middle of an answer", 502)
-        else:
-            self.done = True
+            return
+        if self.framed or not self.status:
+            raise HttpError(f"{self.base} closed the connection in the middle of an answer", 502)
+        self.done = True
 
     async def parts(self) -> AsyncIterator[bytes]:
         """The body as it arrives."""
@@ -117,7 +125,7 @@ class Http:
 
     @asynccontextmanager
     async def send(
-        self, method: str, path: str, body: Any = None, headers: Iterable[tuple[str, str]] = ()
+        self, method: str, path: str, body: Any = None, headers: Headers = ()
     ) -> AsyncIterator[Response]:
         """Send a request: bytes as they are, anything else as JSON; `headers` come after our own.
         The connection lives as long as the block."""
@@ -139,14 +147,10 @@ class Http:
         try:
             target = url.path.rstrip("/") + path
             writer.write(self._request(method, target, url.netloc, body, headers))
-            response = Response(reader, self.timeout)
+            response = Response(reader, self.timeout, self.base)
             while not response.status:
                 await response.receive()
             yield response
-        except TimeoutError:
-            raise HttpError(f"{self.base} was silent for {self.timeout:g} s", 504) from None
-        except (OSError, HttpParserError) as error:
-            raise HttpError(f"{self.base}{path}: broken answer: {error}", 502) from None
         finally:
             writer.close()
 
@@ -173,18 +177,18 @@ class Http:
                     return
                 yield event
 
-    def _request(
-        self, method: str, path: str, host: str, body: Any, more: Iterable[tuple[str, str]]
-    ) -> bytes:
+    def _request(self, method: str, path: str, host: str, body: Any, more: Headers) -> bytes:
         raw = body is None or isinstance(body, bytes)
         content: bytes = (body or b"") if raw else msgspec.json.encode(body)
-        headers = [("Host", host), ("Connection", "close"), *self.headers.items(), *more]
+        own = {"Host": host, "Connection": "close", **self.headers}
         if not raw:
-            headers.append(("Content-Type", "application/json"))
+            own["Content-Type"] = "application/json"
         if content or method != "GET":
-            headers.append(("Content-Length", str(len(content))))
-        head = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
-        return "\r\n".join([*head, "", ""]).encode("latin-1") + content
+            own["Content-Length"] = str(len(content))
+        head = [(name.encode(), value.encode()) for name, value in own.items()]
+        lines = [b"%b: %b" % pair for pair in (*head, *more)]
+        first = f"{method} {path} HTTP/1.1".encode("latin-1")
+        return b"\r\n".join([first, *lines, b"", content])
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -14,7 +14,7 @@ from itertools import count
 from socket import socket
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from weir import balance
 from weir.errors import EngineDead, Overloaded, WeirError
-from weir.http import Http, HttpError
+from weir.http import Headers, Http, HttpError
 from weir.http import Response as Answer
 from weir.server.edge import explain
 from weir.server.endpoint import ClientGone, frame, read, unless_gone
@@ -33,47 +33,29 @@ log = logging.getLogger(__name__)
 
 EVERY, LOOK = 1.0, 10.0  # seconds between two looks at a replica, and that one may take
 BLOCK = 64  # bytes of a prompt, some 16 tokens, that replicas are remembered by
-TO_ALL = frozenset(
-    f"/{name}"
-    for name in (
-        *("flush_cache", "reset_prefix_cache", "pin_prefix", "unpin_prefix"),
-        *("abort_request", "abort_requests"),
-    )
-)
+TO_ALL = {
+    *("/flush_cache", "/reset_prefix_cache", "/abort_request", "/abort_requests"),
+    *("/pin_prefix", "/unpin_prefix"),
+}
 """What every replica is told."""
-OWN = frozenset(("/health", "/ping", "/ready", "/readyz", "/livez", "/metrics"))
+OWN = {"/health", "/ping", "/ready", "/readyz", "/livez", "/metrics"}
 """What the router answers for itself."""
-OURS = frozenset(("host", "connection", "content-length", "transfer-encoding", "te", "expect"))
-"""Headers of a request that are of the connection it came by."""
-THEIRS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"date"))
-"""Headers of an answer that are of the connection it came by."""
+HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"upgrade"}
+OURS, THEIRS = HOP | {b"host", b"content-length", b"expect"}, HOP | {b"date"}
+"""Headers of requests and of answers that are of the connection they came by."""
 
-EMPTY = Raw(b"")
-
-
-class Said(Struct):
-    """What a prompt is made of, in the words of all APIs, as it is written."""
-
-    system: Raw = EMPTY
-    instructions: Raw = EMPTY
-    tools: Raw = EMPTY
-    messages: Raw = EMPTY
-    input: Raw = EMPTY
-    prompt: Raw = EMPTY
-    text: Raw = EMPTY
-    input_ids: Raw = EMPTY
-
-
-_said = msgspec.json.Decoder(Said).decode
+SAID = ("system", "instructions", "tools", "messages", "input", "prompt", "text", "input_ids")
+"""What prompts are made of, in the words of all APIs, roughly as templates order it."""
+_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def prompt(body: bytes) -> bytes:
-    """What the beginning of is worth finding in a cache; nothing where a body is not understood."""
+    """What of a body may begin as another does, as it is written; nothing if it makes no sense."""
     try:
-        said = _said(body)
+        fields = _fields(body)
     except (ValueError, RecursionError):
         return b""
-    return b"".join(getattr(said, name) for name in said.__struct_fields__)
+    return b"".join(fields[name] for name in SAID if name in fields)
 
 
 @dataclass(slots=True, eq=False)
@@ -85,7 +67,7 @@ class Replica:
 
     @asynccontextmanager
     async def ask(
-        self, method: str, path: str, body: bytes, headers: Sequence[tuple[str, str]]
+        self, method: str, path: str, body: bytes, headers: Headers
     ) -> AsyncIterator[Answer]:
         self.load += 1
         try:
@@ -231,7 +213,7 @@ class Router:
         await response(request.scope, request.receive, send)
 
 
-Call = tuple[str, str, bytes, list[tuple[str, str]]]
+Call = tuple[str, str, bytes, Headers]
 
 
 def passed_on(request: Request, body: bytes) -> Call:
@@ -240,7 +222,7 @@ def passed_on(request: Request, body: bytes) -> Call:
     method = "GET" if scope["method"] == "HEAD" else scope["method"]  # whose answer has no end
     query = scope["query_string"].decode("latin-1")
     path = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
-    headers = [(name, value) for name, value in request.headers.items() if name not in OURS]
+    headers = [(name, value) for name, value in scope["headers"] if name not in OURS]
     return method, path, body, headers
 
 
