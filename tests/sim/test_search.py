@@ -37,6 +37,13 @@ def test_nothing_is_kept() -> None:
     assert min(tried) == 8 / 64
 
 
+def test_what_comes_all_at_once_is_no_rate() -> None:
+    limits, few = Limits(0.05), measure([record(0.04, 0.1)] * 12, 9)
+    found, trials = search(lambda rate: limits.trial(rate, few))
+    assert trials[-1].burst and not trials[-2].burst
+    assert found == trials[-1].rate == 512  # an answer takes 0.26 s, the arrivals 0.023
+
+
 def record(gap: float, delay: float, error: str = "") -> Record:
     times = [1 + delay + gap * at for at in range(5)]
     return Record(1.0, times, times[-1], 10, 5, started=1 + delay, error=error)

@@ -65,7 +65,8 @@ def run(options: Namespace) -> int:
         return trial
 
     rate, trials = search(tried, options.first_rate, options.precision)
-    print(f"capacity: {rate:.2f} requests/s")
+    more = " or more: its requests came all at once, give --num-prompts more"
+    print(f"capacity: {rate:.2f} requests/s{more if trials[-1].burst and trials[-1].kept else ''}")
     reporting.write(options.output_json, {"capacity": rate, "trials": trials})
     return 0 if rate else 1
 

@@ -19,6 +19,7 @@ class Trial:
     delay: float  # median
     ttft: float  # median
     kept: bool
+    burst: bool = False  # all came while one is answered in part: a higher rate would be no other
 
 
 @dataclass(slots=True, frozen=True)
@@ -32,7 +33,8 @@ class Limits:
         tbt = report.metrics["itl"].percentile(99) / 1000
         delay = report.metrics["delay"].median / 1000
         kept = tbt <= self.tbt and delay <= self.delay and not report.failed
-        return Trial(rate, tbt, delay, report.metrics["ttft"].median / 1000, kept)
+        burst = 10 * report.completed / rate < report.metrics["e2el"].median / 1000
+        return Trial(rate, tbt, delay, report.metrics["ttft"].median / 1000, kept, burst)
 
 
 def search(
@@ -43,13 +45,15 @@ def search(
 ) -> tuple[float, list[Trial]]:
     """The highest rate kept, to within `precision` of it, and all trials; 0 if even 1/64 of
     `first` was not kept. At most `most` trials: from `first` by doubling or halving to a rate that
-    is kept and one that is not, then by bisection."""
+    is kept and one that is not, then by bisection. It ends at a burst that is kept."""
     trials: list[Trial] = []
     kept, broken, rate = 0.0, float("inf"), first
     while len(trials) < most and broken > kept * (1 + precision):
         trials.append(attempt(rate))
         if trials[-1].kept:
             kept = rate
+            if trials[-1].burst:
+                break
         else:
             broken = rate
         if broken == float("inf"):
