@@ -5,9 +5,11 @@ nobody's. See graphs.py for the shapes, stage.py for why recordings find their a
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from weir.core import Chunk
 from weir.models.base import Model
@@ -23,30 +25,22 @@ from weir.runtime.stage import Stage
 from weir.runtime.tables import Tables
 
 
+@dataclass(slots=True, eq=False)
 class Padded:
-    """rows: most that are taken to the vocabulary at once."""
+    graphs: Graphs
+    model: Model
+    attention: Tiered
+    tables: Tables
+    sampler: Sampler
+    stage: Stage
+    rows: int  # most that are taken to the vocabulary at once
+    states: Tensor = field(init=False)  # what recorded lanes leave behind: the rows they keep,
+    tokens: Tensor = field(init=False)  # and what was chosen for these
 
-    def __init__(
-        self,
-        graphs: Graphs,
-        model: Model,
-        attention: Tiered,
-        tables: Tables,
-        sampler: Sampler,
-        stage: Stage,
-        rows: int,
-    ):
-        self.graphs = graphs
-        self.model = model
-        self.attention = attention
-        self.tables = tables
-        self.sampler = sampler
-        self.stage = stage
-        self.rows = rows
-        # what recorded lanes leave behind: the rows they keep, and the tokens chosen for these
-        size = max((shape.sequences for shape in graphs.shapes), default=0)
-        nothing = torch.zeros(1, dtype=torch.int64, device=stage.device)
-        self.states = model.embed(nothing, nothing).new_zeros(size, model.spec.hidden)
+    def __post_init__(self) -> None:
+        size = max((shape.sequences for shape in self.graphs.shapes), default=0)
+        nothing = torch.zeros(1, dtype=torch.int64, device=self.stage.device)
+        self.states = self.model.embed(nothing, nothing).new_zeros(size, self.model.spec.hidden)
         self.tokens = nothing.new_zeros(size)
 
     def record(self) -> None:

@@ -76,15 +76,12 @@ class PrefillFirst:
     whole: ClassVar[bool] = True
 
     def compose(self, ranked: Iterable[Request], budget: Budget) -> Iterator[Pick]:
-        budget.owed, cut = 0, False
-        decodes = []
-        for r in ranked:
+        budget.owed, decodes = 0, []
+        for r, length in Whole().compose(ranked, budget):
             if r.decoding:
                 decodes.append(r)
-            elif not cut and r.todo <= budget.tokens:
-                yield r, r.todo
             else:
-                cut = budget.closed = True
+                yield r, length
         if not budget.taken:
             yield from ((r, 1) for r in decodes if r.running)
 
