@@ -13,8 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -155,7 +154,8 @@ def _embedded(name: str, progress: bool) -> Source:
         return source
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock"):
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when this process ends, however
             if not _whole(source.path, model):  # another process may have been faster
                 _fetch(model, folder, progress)
                 if progress:
@@ -170,14 +170,6 @@ def _embedded(name: str, progress: bool) -> Source:
 
 def _whole(path: Path, model: Embedded) -> bool:
     return path.is_file() and path.stat().st_size == model.size
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock when the process ends, however."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch(model: Embedded, folder: Path, progress: bool) -> None:

@@ -16,7 +16,7 @@ from weir.client.ledger import Event, Ledger
 from weir.config import load
 from weir.errors import BadRequest, EngineDead
 from weir.grammar.compiler import Compiler
-from weir.llm.outputs import RequestOutput, request_output, update
+from weir.llm.outputs import RequestOutput, begin, request_output
 from weir.params import SamplingParams
 from weir.progress import progress
 from weir.text import Text
@@ -192,7 +192,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """Step the engine until every request has ended and it has nothing left to do."""
         whole: list[RequestOutput] = []
-        outputs = {a.id: request_output(a) for a in assemblies}
+        choices = {a.id: begin(a) for a in assemblies}
         with progress(len(assemblies), "generating", hidden=not shown) as bar:
             self._ledger.listeners = [lambda ended: bar.advance(1, ended.usage.prompt_tokens)]
             try:
@@ -202,11 +202,11 @@ class LLM:
                             self._engine.add(request(submit))
                     while self._engine.busy and not interrupted.is_set():
                         for assembly, output in self._step():
-                            outputs[assembly.id].outputs[output.index].add(output)
+                            choices[assembly.id][output.index].add(output)
                             bar.advance(0, 0, len(output.token_ids))
                         while len(whole) < len(assemblies) and assemblies[len(whole)].finished:
                             assembly = assemblies[len(whole)]
-                            whole.append(update(outputs[assembly.id], assembly))
+                            whole.append(request_output(assembly, choices[assembly.id]))
                             if told is not None:
                                 told(whole[-1])
                 if interrupted.is_set():

@@ -8,7 +8,7 @@ from weir import build, connect
 from weir.client import Client, Local
 from weir.config import load
 from weir.errors import EngineDead
-from weir.llm.outputs import RequestOutput, copy, request_output, update
+from weir.llm.outputs import RequestOutput, begin, request_output
 from weir.params import SamplingParams
 
 Message = Mapping[str, Any]
@@ -71,11 +71,11 @@ class AsyncLLM:
             add_special_tokens=add_special_tokens,
             grammar=await self.client.compile(params),
         )
-        result = request_output(stream.assembly)
+        choices = begin(stream.assembly)
         async with contextlib.aclosing(aiter(stream)) as events:
             async for output in events:
-                result.outputs[output.index].add(output)
-                yield copy(update(result, stream.assembly))
+                choices[output.index].add(output)
+                yield request_output(stream.assembly, choices)
 
     def chat(
         self,

@@ -52,30 +52,23 @@ def position(entry: Logprob) -> Position:
     return {top.token_id: top for top in entry.top} | {entry.token_id: entry}
 
 
-def request_output(assembly: Assembly) -> RequestOutput:
-    """The output of a request that has only begun."""
+def begin(assembly: Assembly) -> list[CompletionOutput]:
+    """The choices of a request, to which its events are added."""
+    return [CompletionOutput(index=choice.index) for choice in assembly.choices]
+
+
+def request_output(assembly: Assembly, choices: list[CompletionOutput]) -> RequestOutput:
+    """A snapshot: later events do not change it."""
+    scored: list[Position | None] | None = None
+    if assembly.prompt_logprobs is not None:
+        scored = [None if one is None else position(one) for one in assembly.prompt_logprobs]
     return RequestOutput(
         request_id=assembly.id,
         prompt=assembly.prompt,
         prompt_token_ids=assembly.prompt_ids,
-        prompt_logprobs=None,
-        outputs=[CompletionOutput(index=choice.index) for choice in assembly.choices],
-        finished=False,
-        metrics=assembly.timing,
+        prompt_logprobs=scored,
+        outputs=[replace(choice) for choice in choices],
+        finished=all(choice.finish_reason is not None for choice in choices),
+        metrics=replace(assembly.timing),
+        num_cached_tokens=assembly.usage.cached_tokens,
     )
-
-
-def update(output: RequestOutput, assembly: Assembly) -> RequestOutput:
-    """Bring everything but the choices up to date."""
-    output.finished = all(c.finish_reason is not None for c in output.outputs)
-    output.num_cached_tokens = assembly.usage.cached_tokens
-    if assembly.prompt_logprobs is not None and output.prompt_logprobs is None:
-        entries = assembly.prompt_logprobs
-        output.prompt_logprobs = [None if entry is None else position(entry) for entry in entries]
-    return output
-
-
-def copy(output: RequestOutput) -> RequestOutput:
-    """A snapshot: later events do not change it."""
-    choices = [replace(choice) for choice in output.outputs]
-    return replace(output, outputs=choices, metrics=replace(output.metrics))
