@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests import fakes
-from weir import cli, options
+from tests.settings import reference
+from weir import cli
 from weir.balance import RoundRobin
 from weir.client import Local
 from weir.router import Router
@@ -57,10 +58,8 @@ def anchors(page: Path) -> set[str]:
 
 def test_every_setting_is_in_the_reference() -> None:
     page = ROOT / "docs/settings.md"
-    assert page.read_text() == options.reference(), (
-        "a setting changed: python -c 'from weir.options import reference;"
-        ' print(reference(), end="")\' > docs/settings.md'
-    )
+    again = "a setting changed: python -m tests.settings > docs/settings.md"
+    assert page.read_text() == reference(), again
 
 
 @by_page

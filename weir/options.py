@@ -12,12 +12,6 @@ from weir.config import FIELDS, SECTIONS, Config, load
 from weir.fields import default, describe, plain, unit
 from weir.peers import ALIASES, NEUTRAL, OPPOSITES
 
-REFERENCE = """\
-Flags of `weir serve`, and of every command that makes an engine. Each is an environment variable
-too (such as `WEIR_BLOCK_SIZE`) and a key of the YAML file of `--config`; a flag wins over the
-environment, the environment over the file. Other engines' names for a setting work as well.
-Switches are turned off by `--no-` and their name."""
-
 
 def add_config(parser: ArgumentParser, positional: bool = True, serves: bool = True) -> None:
     """Flags for every setting; help hides a server's where a command does not have one.
@@ -90,16 +84,3 @@ def start(name: str) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def reference() -> str:
-    """docs/settings.md: every setting in Markdown tables of flag, default and meaning."""
-    lines = ["# Settings", "", REFERENCE]
-    for name, info in FIELDS.items():
-        if name in SECTIONS:
-            lines += ["", f"## {SECTIONS[name].capitalize()}", ""]
-            lines += ["| flag | default | meaning |", "|---|---|---|"]
-        spelled = ", ".join(f"`{spelling}`" for spelling in flags(name))
-        known = f"`{start(name)}`" if start(name) else ""
-        lines.append(f"| {spelled} | {known} | {describe(info)} |")
-    return "\n".join([*lines, ""])

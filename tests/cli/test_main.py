@@ -7,10 +7,11 @@ from argparse import ArgumentParser
 
 import pytest
 
+from tests.settings import reference
 from weir.cli import BENCHMARKS, COMMANDS, RANKING, dashed, main, version
 from weir.config import FIELDS, Config
 from weir.errors import ConfigError
-from weir.options import add_config, config, flags, reference
+from weir.options import add_config, config, flags
 from weir.peers import NEUTRAL, OPPOSITES
 
 
