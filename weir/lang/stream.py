@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
@@ -171,7 +172,7 @@ class Stream:
                     self.ended |= item.node.last
                     item.node.reached.set_result(None)
                 elif isinstance(item.node, Fork):
-                    await self._fork(item.node)
+                    self._fork(item.node)
                 elif self.error is None:
                     await self._do(item)
             except asyncio.CancelledError:
@@ -301,17 +302,13 @@ class Stream:
         self.prompt.role, self.prompt.images = None, []
         self._say(self._after)
 
-    async def _fork(self, fork: Fork) -> None:
-        """The children may go on. The prefix they share is computed before they ask for it."""
-        try:
-            if self.error is None and len(fork.children) > 1 and self.prompt.text:
-                await self.backend.cache(replace(self.prompt))
-        except WeirError:
-            pass  # only a hint: a branch that needs the prefix meets the error, with its line
-        finally:
-            for number, child in enumerate(fork.children, self._branches):
-                self._begin(child, f"{self.prompt.program}/{number}")
-            self._branches += len(fork.children)
+    def _fork(self, fork: Fork) -> None:
+        """The children may go on. The backend hears first of the prefix they share."""
+        if self.error is None and len(fork.children) > 1 and self.prompt.text:
+            _hint(self.backend, self.prompt)
+        for number, child in enumerate(fork.children, self._branches):
+            self._begin(child, f"{self.prompt.program}/{number}")
+        self._branches += len(fork.children)
 
     def _begin(self, child: Stream, program: str) -> None:
         child.prompt = replace(self.prompt, images=list(self.prompt.images), program=program)
@@ -335,6 +332,22 @@ class Stream:
                 self._say(child.prompt.text[text:])
                 self.prompt.turns = [*self.prompt.turns, *child.prompt.turns[turns:]]
                 self._after = child._after
+
+
+_hints: set[asyncio.Task[None]] = set()  # an event loop does not keep its tasks
+
+
+def _hint(backend: Backend, prompt: Prompt) -> None:
+    """Have a backend begin with what several will go on from. Nobody waits for it: who comes
+    meanwhile shares what is under way, and meets whatever error there is, with its line."""
+
+    async def cache(prompt: Prompt) -> None:
+        with suppress(WeirError):
+            await backend.cache(prompt)
+
+    hint = loop().create_task(cache(replace(prompt)))
+    _hints.add(hint)
+    hint.add_done_callback(_hints.discard)
 
 
 def _alike(first: list[ir.Node], second: list[ir.Node]) -> Iterator[ir.Node]:
@@ -362,9 +375,9 @@ async def together(streams: list[Stream]) -> None:
         for node in _alike(*([item.node for item in stream._items] for stream in streams)):
             await first._do(Item(node, "", {}))
         if len(first.prompt.text) > WORTH_CACHING:
-            await first.backend.cache(first.prompt)
+            _hint(first.backend, first.prompt)
     except WeirError:
-        pass  # only a hint: who needs the prefix meets the error, with its line
+        pass  # who says it meets the error, with its line
     finally:
         for stream in streams:
             stream.release()
