@@ -1,24 +1,35 @@
 """Requests whose KV is in main memory: when they come home, and who waits for them."""
 
-from tests.sched.draw import check
+from tests.sched.draw import SPEC, check
 from tests.shadow import Shadow
 from weir.core import Capacity, Request, Sampling, Tier
+from weir.cost.hardware import PRESETS
+from weir.cost.lanes import Host, Lanes
+from weir.cost.roofline import Roofline
 from weir.engine import Engine
 from weir.executor.sim import VirtualClock
 from weir.kv.cache import Cache
 from weir.sched.composer import Chunked
-from weir.sched.hybrid import Hybrid
+from weir.sched.hybrid import Balance, Hybrid
 from weir.sched.ranking import FCFS
 from weir.sched.scheduler import Scheduler
 
 
-def engine(home: int, away: int, loads: int, depth: int) -> Engine:
+class Eager(Balance):
+    """Sends away whom it may."""
+
+    def most(self, here, there=0):
+        return 8
+
+
+def engine(home: int, away: int, loads: int, depth: int, balance: Balance | None = None) -> Engine:
     """Pools of so many pages of a token, of which a plan may bring so many home."""
     sizes = {Tier.GPU: home, Tier.CPU: away}
     pages = {int(tier): n for tier, n in sizes.items()}
     capacity = Capacity(1, pages, 64, 8, home, {int(Tier.CPU): loads})
     cache = Cache(1, sizes, loads=capacity.loads)
-    scheduler = Scheduler(cache, FCFS(), Chunked(), Hybrid(Tier.GPU, spare=0.0), capacity)
+    placement = Hybrid(Tier.GPU, spare=0.0, balance=balance)
+    scheduler = Scheduler(cache, FCFS(), Chunked(), placement, capacity)
     return Engine(scheduler, Shadow(capacity, depth=depth), VirtualClock())
 
 
@@ -59,3 +70,22 @@ def test_one_request_comes_home_at_a_time():
         most = max(most, len(waiting))
     assert first.done and most == 1
     assert sum(r.preempted for r in others) >= 2
+
+
+def test_prompts_are_computed_one_by_one_to_be_away_while_others_decode_at_home():
+    lanes = Lanes(Roofline(SPEC, PRESETS["t4"]), Host(1e15, 1e5, SPEC.layers, 0.0), Tier.CPU)
+    it = engine(home=40, away=200, loads=5, depth=1, balance=Eager(lanes))
+    first = submit(it, 0, 20, 15)
+    it.step()
+    others = [submit(it, uid, 25, 3) for uid in (1, 2, 3, 4)]
+    plans, run = [], it.executor.submit
+    it.executor.submit = lambda plan: plans.append(plan) or run(plan)
+    while not first.done:
+        it.step()
+        check(it.scheduler)
+    prompts = [
+        [c.uid for c in plan.chunks if c.length > 1 and c.home == Tier.CPU] for plan in plans
+    ]
+    assert sum(map(len, prompts)) >= len(others) - 1 and max(map(len, prompts)) == 1
+    while it.busy:
+        it.step()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from weir.core import Chunk, Plan, Request, Segment, Tier
+from weir.core import Chunk, Move, Plan, Request, Segment, Tier
 from weir.cost.lanes import Lanes, Share
 from weir.cost.work import Work
 from weir.kv.cache import Cache
@@ -151,6 +151,7 @@ class Hybrid(OnDemand):
     segment: Segment | None = None  # the latest of a pass under way
     passing: set[int] = field(default_factory=set)  # whose that is
     coming: Request | None = None  # who was let go last, to come home
+    starting: bool = False  # whether somebody's prompt is computed away
 
     def begin(
         self, running: Collection[Request], waiting: int, cache: Cache
@@ -159,6 +160,7 @@ class Hybrid(OnDemand):
         away = [r for r in running if r.pages and r.pages[-1].tier == self.away]
         self.here = [r.computed for r in running if r.decoding and r.pages[-1].tier == self.home]
         self.there, self.waiting = len(away), waiting
+        self.starting = not all(r.decoding for r in away)
         self.resting, self.most = (), -1
         back = self._returning(away, cache)
         if self.balance is not None:
@@ -196,10 +198,17 @@ class Hybrid(OnDemand):
             return self.home
         return self.away if self._pays() else self.home
 
+    def place(self, r: Request, length: int, cache: Cache, moves: list[Move]) -> Tier | None:
+        tier = OnDemand.place(self, r, length, cache, moves)
+        self.starting |= tier == self.away and not r.decoding
+        return tier
+
     def _pays(self) -> bool:
         """May one more be away?"""
         if self.balance is None:
             return True
+        if self.starting and self.here:  # prompts one by one: decodes at home wait for all of them
+            return False
         if self.most < 0:
             crowd = (self.there + self.waiting) // 2  # as many wait, so prompts go on coming
             self.most = self.balance.most(self.here, crowd)
