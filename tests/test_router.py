@@ -22,6 +22,7 @@ from tests.waiting import CEILING, until
 from weir import router as routing
 from weir.balance import ROUTERS
 from weir.client import Limits
+from weir.http import Http
 from weir.router import BLOCK, Router, prompt
 from weir.server.main import listen, settings
 
@@ -125,6 +126,11 @@ def test_what_a_prompt_is_made_of():
     assert prompt(b'{"prompt": [1, 2], "system": "x"}') == b'"x"[1, 2]'
     for odd in (b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"prompt": null}'):
         assert prompt(odd) in (b"", b"null")
+
+
+@pytest.mark.parametrize("url", ["http://a..b:1", "http://127.0.0.1:9", "http://[::1]:9"])
+def test_what_cannot_be_looked_at_is_no_end_of_looking(url):
+    assert asyncio.run(routing.trouble(Http(url)))
 
 
 def test_who_is_full_is_passed_over_until_all_are(tmp_path):

@@ -253,7 +253,7 @@ async def trouble(http: Http) -> str:
                 if error.status != 404:
                     raise
                 await http.get("/health")
-    except HttpError as error:
+    except (HttpError, ValueError) as error:  # a host's name may be none
         return str(error)
     except TimeoutError:
         return f"it said nothing for {LOOK:g} s"
