@@ -22,7 +22,7 @@ from weir.ranker.backbone import NARROW, RIDGE, Backbone, Kernel, scaled
 from weir.ranker.features import SHAPE
 from weir.ranker.kendall import tau_b
 from weir.ranker.log import Answered
-from weir.ranker.train_light import DEPTH, combine, taught
+from weir.ranker.train_light import WAYS, combine, taught
 from weir.ranker.train_transformer import RECIPE, ridge, train
 from weir.ranker.transformer import HEAD, TAIL, Transformer
 
@@ -100,7 +100,7 @@ def test_the_light_one_is_taught_what_the_layers_see(model, tmp_path):
     known, unseen = made(120), made(60, seed=7)
     read: list[int] = []
     ranker = taught(known, RECIPE, read.append, str(model), 2)
-    assert read == list(range(120)) and ranker.anchors.shape == (120, DEPTH + SHAPE)
+    assert read == list(range(120)) and ranker.anchors.shape == (120, WAYS + SHAPE)
     both = combine([ranker, train_light.ridge(known, RECIPE)], known, RECIPE)
     both.save(tmp_path / "l.npz")
     for one in (ranker, files.load(tmp_path / "l.npz")):

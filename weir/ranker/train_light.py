@@ -23,7 +23,8 @@ DEPTH, WIDTH = 32, 64
 RIDGE, ROUNDS = 0.5, 60
 SHAPE_SHARE = 0.1  # what a number of the shape counts beside a word
 TEACHER = "smollm2-135m"
-NEAR = 0.6  # the square of how far prompts are from their middle, by their words
+WAYS = 64  # directions of its states that words are taught
+NEAR = 1.5  # the square of how far prompts are from their middle, by their words
 TINY = 1e-30
 NEVER_REST = 64.0  # more than any score is below zero
 
@@ -106,7 +107,7 @@ def taught(
     layers: int = LAYERS,
 ) -> Light:
     """Kernel ridge regression on states that a transformer has, as far as words tell them: a number
-    a word for each of their DEPTH main directions, and how near that brings a prompt to those
+    a word for each of their WAYS main directions, and how near that brings a prompt to those
     trained on. These stand where they would have been told to, had they not been among those that
     taught the words. `watch` is called with the number of each prompt that `model` reads. Raises
     `ConfigError`."""
@@ -131,7 +132,7 @@ def taught(
         embedding=(near * _solved(words, aims)).numpy().astype(np.float16),
         mean=whole.mean.numpy(),
         scale=whole.scale.numpy(),
-        hidden=np.zeros((DEPTH + features.SHAPE, 0), np.float32),
+        hidden=np.zeros((WAYS + features.SHAPE, 0), np.float32),
         bias=np.zeros(0, np.float32),
         output=np.zeros((0, 1), np.float32),
         anchors=anchors.numpy(),
@@ -141,10 +142,10 @@ def taught(
 
 
 def _main(found: Tensor) -> Tensor:
-    """States [P, K] along the DEPTH directions in which they differ most: float32 [P, DEPTH]."""
+    """States [P, K] along the WAYS directions in which they differ most: float32 [P, WAYS]."""
     found = ((found - found.mean(0)) / (found.std(0) + 1e-4)).cpu()
     _, ways = torch.linalg.eigh(found.T @ found)
-    main: Tensor = found @ ways[:, -DEPTH:]
+    main: Tensor = found @ ways[:, -WAYS:]
     return main
 
 
