@@ -7,6 +7,7 @@ that one made before, `library()` is None, `status()` says so, and every op take
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import logging
 import os
@@ -213,7 +214,7 @@ def compiled(compiler: str | None, target: tuple[str, ...]) -> Iterator[Path]:
     for source in (*sources, *sorted(SOURCES.glob("*.h"))):
         key.update(source.read_bytes())
     path = cache_folder("native") / f"ops-{key.hexdigest()[:16]}.so"
-    if path.exists() and _loads(path):
+    if _loads(path):
         yield path
         return
     if compiler is None:
@@ -221,7 +222,10 @@ def compiled(compiler: str | None, target: tuple[str, ...]) -> Iterator[Path]:
             f"no C++ compiler found (install g++ or clang++, or set CXX), and {path.parent} has no "
             "library of this version for this CPU"
         )
-    with tempfile.TemporaryDirectory() as work:
+    with _alone(path.parent), tempfile.TemporaryDirectory() as work:
+        if _loads(path):  # others have made it meanwhile
+            yield path
+            return
         out = Path(work) / path.name
         log.info("compiling the CPU kernels with %s", compiler)
         objects = [Path(work) / f"{source.stem}.o" for source in sources]
@@ -230,14 +234,31 @@ def compiled(compiler: str | None, target: tuple[str, ...]) -> Iterator[Path]:
             command = [compiler, *FLAGS, *target, *map(str, arguments)]
             subprocess.run(command, capture_output=True, check=True, timeout=300)
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             list(pool.map(partial(make, "-c", "-o"), objects, sources))
         make("-shared", "-o", out, *objects)
         yield path if _kept(out, path) else out
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, so that many that start together compile once, not all at once on the
+    same cores; where there can be no such folder, each on its own."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when this process ends, however
+        yield
+    finally:
+        os.close(lock)
+
+
 def _kept(made: Path, path: Path) -> bool:
-    """Others may be compiling too: the last one wins, all are alike."""
+    """Without a lock others may be compiling too: the last one wins, all are alike."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
@@ -249,6 +270,7 @@ def _kept(made: Path, path: Path) -> bool:
 
 
 def _loads(path: Path) -> bool:
+    """Whether it is there, and of a machine like this."""
     try:
         ctypes.CDLL(str(path))
     except OSError:
