@@ -2,10 +2,11 @@
 
 The real engine, scheduler and library, with the vocabulary of a real model; an executor that takes
 5 ms a step and draws any token that is allowed stands in for the model. Eight free requests decode
-all the time. Arms: beside 24 free ones; the same with as many busy processes of low priority as
-there are cores; beside 24 with grammars as people write them; beside 24 with hostile ones. Who
-ends is replaced by another, whose grammar is opened as if it were new; another process asks for
-more to be compiled meanwhile, as a server would.
+all the time. Arms: beside 24 free ones; the same with busy processes of low priority, one more than
+there are cores, that rest for 3 ms every 20 or so, as what compiles does between two grammars;
+beside 24 with grammars as people write them; beside 24 with hostile ones. Who ends is replaced by
+another, whose grammar is opened as if it were new; another process asks for more to be compiled
+meanwhile, as a server would.
 
 Prints percentiles of the time from when the device has a step's tokens to when the engine tells
 them, and that the device then stands idle; and of its parts: until the operating system has the
@@ -14,6 +15,7 @@ long the machine's cores, or this container, were not allowed to run meanwhile, 
 the host or a limit.
 
 `--realtime` gives the engine's thread a real-time priority, so that what is left is what Weir adds.
+`--spin` has it wait as CUDA's events do, which keeps its core, where else it sleeps.
 With `--real` the model itself is served, whose settings follow the options, on its device. Then
 what is printed is the time from one token of the free requests to the next.
 """
@@ -48,6 +50,8 @@ from weir.grammar.compiler import Compiler
 from weir.grammar.library import Library
 from weir.host import tidily
 from weir.kv.cache import Cache
+from weir.linux import cores
+from weir.ops import native
 from weir.params import StructuredOutputs
 from weir.sched.composer import Chunked
 from weir.sched.placement import OnDemand
@@ -111,12 +115,27 @@ class Drawing:
         pass
 
 
+SPUN = np.ones(1 << 17, np.float32)  # takes some 20 µs to read
+
+
+def spin(until: float) -> None:
+    """Compute until then, without the interpreter's lock."""
+    native.set_threads(1)
+    while time.perf_counter() < until:
+        native.library().read(SPUN.ctypes.data, len(SPUN))
+
+
 class Handle:
+    spins = False
+
     def __init__(self, executor: Drawing, result: Result, lands: float, idle: float):
         self.executor, self._result, self.lands, self.idle = executor, result, lands, idle
 
     def result(self) -> Result:
-        time.sleep(max(0.0, self.lands - time.perf_counter()))
+        if self.spins:
+            spin(self.lands)
+        else:
+            time.sleep(max(0.0, self.lands - time.perf_counter()))
         executor = self.executor
         executor.landed = self
         executor.drawing = 0.0
@@ -162,9 +181,9 @@ def compile_for_ever(kind: str) -> None:
 @contextlib.contextmanager
 def company(kind: str) -> Iterator[None]:
     """Processes that compute beside the engine."""
-    busy = "import os\nos.nice(19)\nwhile True: pass"
+    busy = "import os, time\nos.nice(19)\nwhile True:\n sum(range(10**6))\n time.sleep(3e-3)"
     own = (__file__, "--compile", kind)
-    commands = {"free": [], "busy": [("-c", busy)] * len(os.sched_getaffinity(0))}
+    commands = {"free": [], "busy": [("-c", busy)] * (cores() + 1)}
     started = [
         subprocess.Popen((sys.executable, *command), process_group=0)
         for command in commands.get(kind, [own])
@@ -279,11 +298,13 @@ def main() -> None:
     parser.add_argument("--arm", choices=("free", "busy", "usual", "hostile"), action="append")
     parser.add_argument("--real", action="store_true", help="with the model itself")
     parser.add_argument("--realtime", action="store_true", help="needs the right to (CAP_SYS_NICE)")
+    parser.add_argument("--spin", action="store_true", help="wait without sleeping")
     parser.add_argument("--compile", choices=("usual", "hostile"), help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", metavar="field=value")
     options = parser.parse_args()
     if options.compile:
         return compile_for_ever(options.compile)
+    Handle.spins = options.spin
     settings = dict(setting.split("=", 1) for setting in options.settings)
     config = load({"model": options.model} | settings, {})
     compiler = Compiler(seconds=2.0)
