@@ -21,9 +21,10 @@ from weir.server.items import ResponsesRequest
 from weir.server.jobs import Job
 from weir.server.openai import ChatRequest
 from weir.server.prompts import render, thought
-from weir.server.reading import Reader, Thoughts, inside, thinks
+from weir.server.reading import Reader
 from weir.server.tools import Function, Tool, Toolbox, ToolCall, merged
 from weir.text import Text
+from weir.text.thoughts import Thoughts, inside, thinks
 
 TOOLS = [Tool("function", Function("f"))]
 CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'

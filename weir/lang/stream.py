@@ -19,7 +19,7 @@ from weir.lang import ir
 from weir.lang.backend.base import Backend, Piece, Prompt, Score, Turn
 from weir.lang.loop import loop
 from weir.lang.scorers import SCORERS
-from weir.server.reading import Thoughts, inside
+from weir.text.thoughts import Thoughts, inside
 
 WORTH_CACHING = 64
 """Characters that programs of a batch must begin with to have them computed first (SGLang's)."""

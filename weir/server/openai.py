@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from weir import params
 from weir.errors import BadRequest
 from weir.params import SMALL, Count, Logprobs, SamplingParams, StructuredOutputs, TokenId
-from weir.server.reading import Told
 from weir.server.tools import Tool, Toolbox, ToolChoice
+from weir.text.thoughts import Told
 
 MAX_PROMPTS = 2048
 

@@ -8,9 +8,9 @@ import msgspec
 from weir.core import Thought
 from weir.errors import BadRequest
 from weir.server.openai import MAX_PROMPTS, ChatRequest, Message
-from weir.server.reading import AFTER, CLOSE, OPEN, closed, inside
 from weir.server.tools import BEGIN, written
 from weir.text import Text
+from weir.text.thoughts import AFTER, CLOSE, OPEN, closed, inside
 
 RESERVED = frozenset(
     ("messages", "tools", "template", "add_generation_prompt", "continue_final_message", "self")

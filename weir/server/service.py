@@ -18,8 +18,9 @@ from weir.server.keys import Keys
 from weir.server.metrics import Metrics
 from weir.server.openai import ChatRequest
 from weir.server.programs import Programs
-from weir.server.reading import CLOSE, Reader, Thoughts, inside, thinks
+from weir.server.reading import Reader
 from weir.server.tracing import Tracer
+from weir.text.thoughts import CLOSE, Thoughts, inside, thinks
 
 LONG = 16384  # characters from which a prompt is encoded on a thread, so that streams go on
 YIELD = 16  # prompts of one job that are submitted before others get a turn

@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from weir.errors import BadRequest
 from weir.params import StructuredOutputs
+from weir.text.stop import before
 
 BEGIN, END = "<tool_call>\n", "\n</tool_call>"
 HEAD = re.compile(r'\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
@@ -250,17 +251,6 @@ class Calls:
         """Take the text before `mark`, and the mark if it is there; what may become one is held."""
         shown, found, self._held = before(self._held, mark, last)
         return shown, found
-
-
-def before(held: str, mark: str, last: bool) -> tuple[str, bool, str]:
-    """The text before `mark`, whether it is there, and what comes after it. Where it is not, but
-    more will come, the rest is what may become a mark."""
-    shown, found, rest = held.partition(mark)
-    if found or last:
-        return shown, bool(found), rest
-    keep = max((n for n in range(1, len(mark)) if held.endswith(mark[:n])), default=0)
-    at = len(held) - keep
-    return held[:at], False, held[at:]
 
 
 def merged(parts: Sequence[ToolCall]) -> list[ToolCall]:

@@ -67,3 +67,14 @@ def _borders(stop: str) -> list[int]:
             length = borders[length]
         borders.append(length + (stop[length] == character))
     return borders
+
+
+def before(held: str, mark: str, last: bool) -> tuple[str, bool, str]:
+    """The text before `mark`, whether it is there, and what comes after it. Where it is not, but
+    more will come, the rest is what may become a mark."""
+    shown, found, rest = held.partition(mark)
+    if found or last:
+        return shown, bool(found), rest
+    keep = max((n for n in range(1, len(mark)) if held.endswith(mark[:n])), default=0)
+    at = len(held) - keep
+    return held[:at], False, held[at:]
