@@ -23,7 +23,7 @@ from weir import router as routing
 from weir.balance import ROUTERS
 from weir.client import Limits
 from weir.http import Http
-from weir.router import BLOCK, Router, prompt
+from weir.router import BLOCK, UNKNOWN, Router, prompt
 from weir.server.main import listen, settings
 
 
@@ -131,6 +131,14 @@ def test_what_a_prompt_is_made_of():
 @pytest.mark.parametrize("url", ["http://a..b:1", "http://127.0.0.1:9", "http://[::1]:9"])
 def test_what_cannot_be_looked_at_is_no_end_of_looking(url):
     assert asyncio.run(routing.trouble(Http(url)))
+
+
+def test_a_server_that_was_never_there_is_told_of_once(caplog):
+    router = Router(["http://127.0.0.1:1"], ROUTERS["round-robin"](1000, BLOCK))
+    assert router.replicas[0].trouble == UNKNOWN
+    for why in ("refused", "refused"):
+        router._found(router.replicas[0], why)
+    assert caplog.text.count("gets no requests") == 1
 
 
 def test_who_is_full_is_passed_over_until_all_are(tmp_path):

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 EVERY, LOOK = 1.0, 10.0  # seconds between two looks at a replica, and that one may take
 BLOCK = 64  # bytes of a prompt, some 16 tokens, that replicas are remembered by
+UNKNOWN = "not asked yet"
 TO_ALL = {
     *("/flush_cache", "/reset_prefix_cache", "/abort_request", "/abort_requests"),
     *("/pin_prefix", "/unpin_prefix"),
@@ -63,7 +64,7 @@ class Replica:
     http: Http
     number: int = -1  # another one each time it comes back
     load: int = 0  # requests in hand
-    trouble: str = "not asked yet"  # why it gets no requests; empty: it does
+    trouble: str = UNKNOWN  # why it gets no requests; empty: it does
 
     @asynccontextmanager
     async def ask(
@@ -122,7 +123,7 @@ class Router:
             await asyncio.sleep(EVERY)
 
     def _found(self, replica: Replica, trouble: str) -> None:
-        if trouble and not replica.trouble:
+        if trouble and replica.trouble in ("", UNKNOWN):
             log.warning("%s gets no requests: %s", replica.http.base, trouble)
         elif replica.trouble and not trouble:
             log.info("%s gets requests", replica.http.base)

@@ -149,6 +149,8 @@ def test_an_address_in_use_is_said_before_anything_slow(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(ConfigError, match="--port"):
             listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(ConfigError, match="--port must be 0 to 65535, not 65536"):
+        listen("127.0.0.1", 65536)
 
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")

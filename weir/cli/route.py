@@ -9,6 +9,7 @@ from argparse import ArgumentParser, Namespace
 from urllib.parse import urlsplit
 
 from weir.balance import ROUTERS
+from weir.bench.datasets import positive
 from weir.errors import ConfigError
 from weir.fields import parse_size
 from weir.http import run as run_loop
@@ -26,7 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("urls", nargs="+", metavar="URL", help="servers, such as http://10.0.0.1:8000")
     add("--policy", choices=ROUTERS, default="cache-aware", help="(cache-aware)")
     add(
-        "--cache-tokens", type=int, default=400_000, metavar="N",
+        "--cache-tokens", type=positive, default=400_000, metavar="N",
         help="tokens that the cache of each server holds (400000)",
     )  # fmt: skip
     add("--host", default="127.0.0.1", metavar="HOST", help="address to listen on (127.0.0.1)")

@@ -51,6 +51,8 @@ def serve(config: Config) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, taken before anything slow begins so that a clash shows at once."""
+    if not 0 <= port < 2**16:  # others the system takes for what is left of them
+        raise ConfigError(f"--port must be 0 to 65535, not {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
