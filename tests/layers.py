@@ -21,7 +21,7 @@ LEVEL = {
     "connect": 8, "device": 8, "offload": 8, "sim": 8,
     "build": 9,
     "llm": 10, "server": 10, "host": 10, "bench": 11, "batch": 11, "lang": 11, "router": 11,
-    "doctor": 12, "demo": 12, "cli": 13,
+    "doctor": 12, "demo": 12, "cli": 13, "__main__": 14,
 }  # fmt: skip
 TORCH = {"ops", "models", "runtime", "device", "build"}
 TORCH_FILES = {
