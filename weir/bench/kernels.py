@@ -155,7 +155,7 @@ def attention(report: Report) -> None:
         else:
             work += " mixed" if len({*chunks}) > 1 else ""
             moved = 4.0 * sum(lengths) * KV_HEADS * SIZE
-            graph, calls = recorded(q, kv, batch, spec)
+            graph, calls = recorded(lambda kv, q=q, batch=batch: attend(q, kv, batch, spec), kv)
             report.add("decode attention", work, graph, error, moved=moved, calls=calls)
 
 
@@ -174,7 +174,7 @@ def shared_prefixes(report: Report) -> None:
         arrays = found.member, found.keys, found.skip
         batch.shared = Shared(*(torch.from_numpy(x).cuda() for x in arrays))
         got = attend(q, kv, batch, spec)
-        graph, calls = recorded(q, kv, batch, spec)
+        graph, calls = recorded(lambda kv, q=q, batch=batch: attend(q, kv, batch, spec), kv)
         report.add(
             "shared prefixes", f"{groups} x {decodes}: {common} + {own}", graph,
             max(distance(got[0], want[0]), distance(got[1], want[1])),
@@ -182,18 +182,17 @@ def shared_prefixes(report: Report) -> None:
         )  # fmt: skip
 
 
-def recorded(
-    q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec
-) -> tuple[Callable[[], None], int]:
-    """A CUDA graph of attention over copies of kv that do not fit the cache, and of how many."""
+def recorded(run: Callable[[Tensor], object], kv: Tensor) -> tuple[Callable[[], None], int]:
+    """A CUDA graph of a call with each of some copies of kv that do not fit the cache, and of how
+    many."""
     copies = [kv.clone() for _ in range(max(2, min(12, 2**28 // kv.nbytes)))]
-    attend(q, kv, batch, spec)  # compiled before it is recorded
+    run(kv)  # compiled before it is recorded
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for copy in copies:
-            attend(q, copy, batch, spec)
+            run(copy)
 
-    return lambda keep=copies: graph.replay(), len(copies)  # it reads them, so they are kept
+    return lambda keep=(run, copies): graph.replay(), len(copies)  # it reads what they hold
 
 
 def rows(report: Report) -> None:
