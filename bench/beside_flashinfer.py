@@ -44,6 +44,10 @@ SPACE = 1 << 29  # bytes for partial results
 Way = Callable[[Tensor], tuple[Tensor, Tensor]]  # kv → o, lse
 
 
+def our_way(q: Tensor, batch: Batch) -> Way:
+    return lambda kv: attend(q, kv, batch, SPEC)
+
+
 def flashinfer_way(kind: str, q: Tensor, batch: Batch) -> Way:
     """What FlashInfer has planned for q [T, Hq, D] and the pages of a batch."""
     import flashinfer
@@ -76,22 +80,26 @@ def show(kind: str, rounds: int, limit: int) -> bool:
     for count, tokens, keys in WORKS[kind]:
         kv, batch = batch_of([keys] * count, [tokens] * count)
         q = torch.randn(count * tokens, HEADS, SIZE, device="cuda", dtype=DTYPE)
-        ways: list[Way] = [lambda kv, q=q, batch=batch: attend(q, kv, batch, SPEC)]
-        want, error = ways[0](kv)[0], float("nan")
+        ours = our_way(q, batch)
+        want, error, graphs = ours(kv)[0], float("nan"), [recorded(ours, kv)]
         if there:
             signal.alarm(limit)
             try:
-                ways.append(flashinfer_way(kind, q, batch))
-                error = distance(ways[1](kv)[0], want)
+                theirs = flashinfer_way(kind, q, batch)
+                o = theirs(kv)[0]
+                graphs.append(recorded(theirs, kv))
+                o.zero_()
+                graphs[1][0]()  # what is timed is what must agree
+                error = distance(o, want)
             except Exception as reason:
-                there, ways = False, ways[:1]
+                there, graphs = False, graphs[:1]
                 print(f"FlashInfer is left out: {reason!r}", file=sys.stderr)
             finally:
                 signal.alarm(0)
-        graphs, calls = zip(*(recorded(way, kv) for way in ways), strict=True)
-        milliseconds(graphs, rounds, cold)  # for the clock to rise
-        times = [1e3 * statistics.median(each) for each in milliseconds(graphs, rounds, cold)]
-        micros = [time / calls[0] for time in times]
+        runs, (calls, *_) = zip(*graphs, strict=True)
+        milliseconds(runs, rounds, cold)  # for the clock to rise
+        times = [1e3 * statistics.median(each) for each in milliseconds(runs, rounds, cold)]
+        micros = [time / calls for time in times]
         if kind == "decode":
             work = 4.0 * count * keys * KV_HEADS * SIZE / 1e6
         else:
