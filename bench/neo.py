@@ -170,9 +170,12 @@ def measure(
             seen = drive(engine, requests, 2 * seconds, vocab)
             window = 0.0, max([seconds, *seen.ended.values()]) + 1e-6
         done = f"{len(seen.ended)} of {len(seen.arrived)}"
-        ratio = getattr(engine.scheduler.placement, "balance", None)
-        told = "" if ratio is None else f" (steps took {ratio.ratio[0]:.2f}, {ratio.ratio[1]:.2f})"
-        print(f"| {name} | {kind} | {done} | {' | '.join(seen.text(*window))} |{told}", flush=True)
+        learned = getattr(engine.scheduler.placement, "balance", None)
+        told = learned and f" (x {learned.device:.2f}, {learned.host:.2f}, {learned.both:.2f})"
+        print(
+            f"| {name} | {kind} | {done} | {' | '.join(seen.text(*window))} |{told or ''}",
+            flush=True,
+        )
 
 
 def main() -> None:

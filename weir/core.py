@@ -285,6 +285,7 @@ class Result(Struct):
     vectors: dict[int, list[float]] = {}
     failed: dict[int, str] = {}  # this request alone could not be computed, and why
     seconds: float = 0.0  # time the device spent on the plan
+    host: float = 0.0  # time that the host's cores attended since the plan before; 0: not known
 
 
 class Delta(Struct, omit_defaults=True):

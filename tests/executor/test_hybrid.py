@@ -18,6 +18,7 @@ from weir.engine import Engine
 from weir.kv.cache import Cache
 from weir.ops import native
 from weir.ops.coded import BYTES
+from weir.runtime.graphs import Graphs
 from weir.sched.composer import Chunked
 from weir.sched.hybrid import Balance, Hybrid
 from weir.sched.ranking import FCFS
@@ -45,12 +46,13 @@ def engine(
     away: int,
     rate: float | None,
     kind: torch.dtype | None = None,
+    graphs: Graphs | None = None,
 ) -> Engine:
     """Pools of so many pages; `rate` at which the host is thought to read, None: not asked; KV away
-    of a kind."""
+    of a kind. Lanes of `graphs` are recorded."""
     sizes = {Tier.GPU: home, Tier.CPU: away}
     run = runner(MODEL.to(device), 4, {int(t): n for t, n in sizes.items()}, 128, device, 64,
-                 relayed=True, cold=kind)  # fmt: skip
+                 graphs, relayed=True, cold=kind)  # fmt: skip
     executor = local(run)
     lanes = None
     if rate is not None:
@@ -73,11 +75,15 @@ def away(plan) -> list[int]:
     return [c.uid for c in plan.chunks if c.home == Tier.CPU and c.length == 1]
 
 
+@pytest.mark.parametrize("recorded", [False, True], ids=["launched", "recorded"])
 @pytest.mark.parametrize(("pools", "rate", "kind"), CASES, ids=str)
-def test_tokens_do_not_depend_on_where_kv_is(device, pools, rate, kind):
+def test_tokens_do_not_depend_on_where_kv_is(device, pools, rate, kind, recorded):
     """But for what codes make of it."""
     rng = random.Random(1)
-    it, texts, got = engine(device, *pools, RATES[rate], kind), prompts(rng, 24), {}
+    graphs = Graphs([1, 2, 4, 8, 16]) if recorded else None
+    it, texts, got = engine(device, *pools, RATES[rate], kind, graphs), prompts(rng, 24), {}
+    replayed, replay = [], it.executor.runner._replay
+    it.executor.runner._replay = lambda *some: replayed.append(some[-1]) or replay(*some)
     wanted = [rng.randrange(1, 16) for _ in texts]
     plans, submit = [], it.executor.submit
     it.executor.submit = lambda plan: plans.append(plan) or submit(plan)
@@ -110,6 +116,8 @@ def test_tokens_do_not_depend_on_where_kv_is(device, pools, rate, kind):
     assert (
         slowly if (rate, pools) == ("steady host", POOLS[0]) else rate != "fast host" or not slowly
     )
+    beside = any(passing is not None for passing in replayed)
+    assert beside == (recorded and slowly) and (recorded or not replayed)
     used = {uid for plan in plans for uid in away(plan)}
     assert bool(used) == (pools[0] < 400) or rate in ("slow host", "steady host")
     cache = it.scheduler.cache

@@ -77,6 +77,7 @@ def test_everything_away(device, kind, pages):
         result = drive.go(decodes[:1], decodes[1:])
         for uid, tokens in texts.items():
             tokens.append(follows(tokens, result, uid, kind))
+        assert 0 < result.host < 10, "the host's seconds are told"
     run.relay.close()
 
 

@@ -36,11 +36,12 @@ class Host(Struct, frozen=True):
 @dataclass(slots=True)
 class Share:
     """One lane: its work on the device, and the tokens that the host reads for it; of its layers,
-    how many are in this plan."""
+    how many are in this plan. launched: one by one, not by replaying a recording."""
 
     work: Work = field(default_factory=Work)
     tokens: int = 0
     part: float = 1.0
+    launched: bool = True
 
     @staticmethod
     def of(chunks: Iterable[Chunk], away: int | None, part: float = 1.0) -> Share:
@@ -66,20 +67,28 @@ class Lanes:
     def layers(self) -> int:
         return self.host.layers if self.host is not None else 1
 
-    def seconds(self, shares: Sequence[Share]) -> float:
-        """Of a plan of these lanes."""
+    def parts(self, shares: Sequence[Share]) -> tuple[list[float], list[float]]:
+        """Seconds of each lane, on the device and on the host."""
         busy = [share.part * self.device.seconds(share.work) for share in shares]
         if self.host is None:
-            return sum(busy)
-        reads = [share.part * self.host.seconds(share.tokens) for share in shares]
-        if not any(reads):
+            return busy, [0.0] * len(busy)
+        return busy, [share.part * self.host.seconds(share.tokens) for share in shares]
+
+    def seconds(self, shares: Sequence[Share], device: float = 1.0, host: float = 1.0) -> float:
+        """Of a plan of these lanes, if each side takes so many times as long as it should."""
+        busy, reads = self.parts(shares)
+        busy, reads = [device * part for part in busy], [host * part for part in reads]
+        if self.host is None or not any(reads):
             return sum(busy)
         alone = max(sum(pair) for pair in zip(busy, reads, strict=True))
-        launched = sum(share.part for share in shares) * self.host.layers * self.host.launch
+        parts = sum(share.part for share in shares if share.launched)
+        launched = parts * self.host.layers * self.host.launch
         return max(sum(busy), sum(reads), alone, launched)
 
     def shares(self, plan: Plan) -> list[Share]:
         shares = [Share.of(lane, self.away) for lane in plan.lanes]
+        if len(shares) == 1 and not (shares[0].tokens or shares[0].work.prompts):
+            shares[0].launched = False
         if (segment := plan.segment) is not None:
             shares.append(Share.of(segment.chunks, self.away, segment.share))
         return shares

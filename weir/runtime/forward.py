@@ -23,6 +23,7 @@ class Pass:
     others pass through many."""
 
     lane: Lane
+    first: int = 0  # layers done before this call
     upto: int = 0
     done: int = 0  # layers whose attention has begun
     layer: Any = None  # the last of them
@@ -39,6 +40,14 @@ class Pass:
         qkv = model.qkv(layer, self.x, lane.pos, place)
         self.pending, self.layer = attention.start(self.done, lane, *qkv), layer
         self.done += 1
+
+    def keep_up(self, model: Model, attention: Tiered, done: int, count: int) -> None:
+        """Begin as many of this call's layers as others have of theirs, which are `done` of
+        `count`."""
+        assert isinstance(model.layers, Sequence), "layers come one after another"
+        upto = self.first + done * (self.upto - self.first) // count
+        for layer in model.layers[self.done : upto]:
+            self.step(model, attention, layer)
 
     def finish(self, model: Model) -> Tensor:
         """End the last layer, for the rows that are wanted alone."""
@@ -61,16 +70,13 @@ def forward(
 ) -> list[Tensor]:
     """The last hidden states of the rows each lane keeps: [kept, H], before the final norm; after
     them those of the pass beside, if it ends here, whose layers are spread between theirs."""
-    first, count = beside.done if beside is not None else 0, model.spec.layers
+    count = model.spec.layers
     passes = [Pass(lane) for lane in lanes]
     for i, layer in enumerate(weights):
         for one in passes:
             one.step(model, attention, layer)
         if beside is not None:
-            assert isinstance(model.layers, Sequence), "layers come one after another"
-            share = (i + 1) * (beside.upto - first) // count
-            for mine in model.layers[beside.done : first + share]:
-                beside.step(model, attention, mine)
+            beside.keep_up(model, attention, i + 1, count)
     if beside is not None and beside.done == count:
         passes.append(beside)
     return [one.finish(model) for one in passes]

@@ -50,7 +50,7 @@ class Recorded:
 
     lane: Lane
     staged: int  # bytes of the stage that belong to it
-    forward: Callable[[], None]
+    forward: list[Callable[[], None]]  # one after the other, others' layers between them
     plain: Callable[[], None]  # the choice, where no filter cuts a row
     filtered: Callable[[], None]
 

@@ -56,8 +56,10 @@ class Landing:
     """A plan under way. The `add` methods may not wait for the device: each begins to fetch, and
     leaves what shall be done with it once it is here."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, spent: Callable[[], float] = float):
+        """spent: seconds that the host attended since it was last asked."""
         self.timer = Timer(device)
+        self.spent = spent
         self.failed: dict[int, str] = {}
         self.gather: list[Callable[[Result], None]] = []
         self.works: object = None  # what must outlive the plan
@@ -121,6 +123,7 @@ class Landing:
     def result(self) -> Result:
         """Wait for the device, and gather. Called once."""
         result = Result({}, failed=self.failed, seconds=self.timer.wait())
+        result.host = self.spent()
         for gather in self.gather:
             gather(result)
         for outcome in (result.tokens, result.logprobs, result.scores, result.vectors):

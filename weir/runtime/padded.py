@@ -4,8 +4,8 @@ What fills a lane up has no keys, writes to a page that is nobody's and chooses 
 nobody's. See graphs.py for the shapes, stage.py for why recordings find their arrays.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -16,13 +16,17 @@ from weir.models.base import Model
 from weir.ops.prefix import Prefixes
 from weir.runtime import inputs
 from weir.runtime.attention import Tiered
-from weir.runtime.forward import forward
+from weir.runtime.forward import Pass
 from weir.runtime.graphs import Graphs, Recorded, Recorder
 from weir.runtime.inputs import Lane, Shape
 from weir.runtime.outputs import Landing
 from weir.runtime.sampler import Choice, Sampler
 from weir.runtime.stage import Stage
 from weir.runtime.tables import Tables
+
+PARTS = 8
+"""Recordings of a lane's forward pass where a pass of others, in whose layers the host attends, may
+be beside it: these are launched between them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,12 +50,13 @@ class Padded:
     def record(self) -> None:
         """Record the lanes of all shapes. Until then none is padded."""
         recorder = Recorder(self.stage.device)
+        parts = PARTS if recorder.on_device and self.attention.relay is not None else 1
         for shape in self.graphs.shapes:
             lane, choice, staged = self._nothing(shape)
             self.graphs.recorded[shape] = Recorded(
                 lane,
                 staged,
-                forward=recorder.record(partial(self._forward, lane)),
+                forward=[recorder.record(part) for part in self._forward(lane, parts)],
                 plain=recorder.record(partial(self._choose, choice, False), ours=False),
                 filtered=recorder.record(partial(self._choose, choice, True), ours=False),
             )
@@ -59,7 +64,8 @@ class Padded:
     def launch_nothing(self, shape: Shape) -> None:
         """Launch a lane that is nothing but padding."""
         lane, choice, _ = self._nothing(shape)
-        self._forward(lane)
+        for part in self._forward(lane, 1):
+            part()
         self._choose(choice, True)
 
     def fill(
@@ -93,11 +99,23 @@ class Padded:
         self.stage.send()
         return lane, choice, self.stage.used
 
-    def _forward(self, lane: Lane) -> None:
-        """What is recorded of a padded lane: from its arrays to `states`."""
-        lane.link(self.tables)
-        (x,) = forward(self.model, self.model.layers, self.attention, [lane])
-        self.states[: lane.kept].copy_(x)
+    def _forward(self, lane: Lane, parts: int) -> Iterator[Callable[[], None]]:
+        """What is recorded of a padded lane: from its arrays to `states`, in parts. Each goes on
+        from where the latest call of the one before it ended."""
+        layers, begun = self.model.layers, {0: Pass(lane)}
+        assert isinstance(layers, Sequence), "layers come one after another"
+
+        def run(part: int) -> None:
+            if part == 0:
+                lane.link(self.tables)
+            one = replace(begun[part])
+            for layer in layers[len(layers) * part // parts : len(layers) * (part + 1) // parts]:
+                one.step(self.model, self.attention, layer)
+            begun[part + 1] = one
+            if part + 1 == parts:
+                self.states[: lane.kept].copy_(one.finish(self.model))
+
+        return (partial(run, part) for part in range(parts))
 
     def _choose(self, choice: Choice, filtered: bool) -> None:
         """What is recorded after it: from `states` to `tokens`."""

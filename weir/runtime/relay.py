@@ -126,6 +126,10 @@ class Relay:
         if queue is not None:
             self.library.relay_close(queue)
 
+    def spent(self) -> float:
+        """Seconds that the host attended since this was last asked."""
+        return self.library.relay_spent(self.queue) if self.queue is not None else 0.0
+
     @contextlib.contextmanager
     def _copying(self, *used: Tensor) -> Iterator[None]:
         """On the stream of copies, after all that the current stream was given. `used` stay until

@@ -113,7 +113,7 @@ class Runner:
         can be trusted."""
         if self.late:
             raise RuntimeError("the masks of the plan before never came")
-        landing = Landing(self.device)
+        landing = Landing(self.device, float if self.relay is None else self.relay.spent)
         freed = self.tables.forget(plan.forget)
         self.sampler.forget(plan.forget, freed)
         self.pooler.forget(plan.forget)
@@ -121,8 +121,7 @@ class Runner:
         begun = [segment.chunks] if segment is not None and segment.begin == 0 else []
         self._move(plan.moves, [*lanes, *begun])
         self.stage.begin()
-        alone = len(lanes) == 1 and segment is None
-        works = [self._prepare(some, landing, n, alone) for n, some in enumerate(lanes)]
+        works = [self._prepare(some, landing, n, len(lanes) == 1) for n, some in enumerate(lanes)]
         passing = self._pass(segment, landing) if segment is not None else None
         landing.works = works, passing  # attention on the host reads their arrays
         self.tables.put(self.stage)
@@ -131,7 +130,7 @@ class Runner:
         if prepared is not None:
             prepared()
         if works and works[0].recorded is not None:
-            self._replay(works[0], works[0].recorded, landing)
+            self._replay(works[0], works[0].recorded, landing, passing)
         elif works or passing is not None:
             self._run(works, landing, passing)
         if not self.late:
@@ -178,7 +177,7 @@ class Runner:
             feed = self.sampler.penalties.plan(segment.chunks, self.stage)
             work = self.passing = Work(segment.chunks, lane, feed, [], beside=Pass(lane))
         assert work is not None and work.beside is not None, "it never began"
-        work.beside.upto = segment.end
+        work.beside.first, work.beside.upto = segment.begin, segment.end
         if segment.last:
             landing.failed |= work.lane.failed
             work.draws, self.passing = self._draws(work.lane.sampled, landing), None
@@ -232,24 +231,41 @@ class Runner:
 
     def _run(self, works: list[Work], landing: Landing, passing: Work | None) -> None:
         """Launch lanes of any shape, and the next layers of a pass that takes several plans."""
-        entering = leaving = works
         beside = passing.beside if passing is not None else None
-        if passing is not None and beside is not None:
-            entering = works if beside.done else [*works, passing]
-            leaving = [*works, passing] if self.passing is None else works
-        for work in entering:
-            work.lane.link(self.tables)
-            self.sampler.penalties.count(work.feed, work.lane.ids)
+        for work in works:
+            self._enter(work)
+        if passing is not None:
+            self._enter(passing)
         lanes = [work.lane for work in works]
         states = forward(self.model, self.model.layers, self.attention, lanes, beside)
         if self.relay is not None:
             self.relay.join()  # so that no page is given to others too early
+        leaving = works if passing is None or self.passing is not None else [*works, passing]
         for work, x in zip(leaving, states, strict=True):
             self._finish(work, x, landing)
 
-    def _replay(self, work: Work, recorded: Recorded, landing: Landing) -> None:
-        """Launch a padded lane."""
-        recorded.forward()
+    def _enter(self, work: Work) -> None:
+        """Before the first layer of a lane: its tokens are known."""
+        if work.beside is None or not work.beside.done:
+            work.lane.link(self.tables)
+            self.sampler.penalties.count(work.feed, work.lane.ids)
+
+    def _replay(
+        self, work: Work, recorded: Recorded, landing: Landing, passing: Work | None
+    ) -> None:
+        """Launch a padded lane, and the next layers of a pass that takes several plans."""
+        beside = passing.beside if passing is not None else None
+        if passing is not None:
+            self._enter(passing)
+        for done, part in enumerate(recorded.forward, 1):
+            part()
+            if beside is not None:
+                beside.keep_up(self.model, self.attention, done, len(recorded.forward))
+        if passing is not None and beside is not None:
+            if self.relay is not None:
+                self.relay.join()
+            if self.passing is None:
+                self._finish(passing, beside.finish(self.model), landing)
         self.sampler.penalties.count(work.feed, recorded.lane.ids)
         if work.drawn is None:
             (recorded.plain if work.plain else recorded.filtered)()

@@ -2,7 +2,6 @@
 it (NEO, arXiv 2411.01142). Knows what lanes cost, no device.
 """
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -31,8 +30,8 @@ MOST = 1024
 @dataclass(slots=True)
 class Balance:
     """Whether decodes that the host attends to are worth what they cost the device: a pass over the
-    model's weights, which takes as many plans as the host needs for it. `ratio`: how much longer
-    steps took than their lanes cost, without decodes away and with some.
+    model's weights, which takes as many plans as the host needs for it. `device`, `host`: how many
+    times as long as reckoned each took lately; `both`: steps with decodes away, beyond that.
 
     patience: steps after which a decode that was left out goes first and whatever it costs.
     longest: plans that a pass may take; 1 where weights are at hand for one layer after another."""
@@ -45,7 +44,9 @@ class Balance:
     steps: float = 20.0  # with decodes at home
     begun: float = 20.0  # of them, with prompts at home
     left: dict[int, int] = field(default_factory=dict)  # steps that a decode was left out
-    ratio: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    device: float = 1.0
+    host: float = 1.0
+    both: float = 1.0
 
     def observe(self, chunks: Collection[Chunk]) -> None:
         home = [chunk.length for chunk in chunks if chunk.home != self.lanes.away]
@@ -58,16 +59,22 @@ class Balance:
         self.asked += prompts - FORGET * self.asked
         self.answered += decodes - FORGET * self.answered
 
-    def landed(self, plan: Plan, seconds: float) -> None:
-        """Learn from what a step took."""
+    def landed(self, plan: Plan, seconds: float, host: float = 0.0) -> None:
+        """Learn from what a step took, and the host's part of it; 0: that is not known. With
+        decodes away a step says only that the device takes no longer than all of it."""
         shares = self.lanes.shares(plan)
-        away = any(share.tokens for share in shares)
-        expected = self.lanes.seconds(shares)
-        if expected > 0 and seconds > 0:  # one that was held up says little of the next
-            latest = min(seconds / expected, 4 * self.ratio[away])
-            self.ratio[away] += RECENT * (latest - self.ratio[away])
-        if not away:
-            self.ratio[True] += FORGET * (self.ratio[False] - self.ratio[True])
+        busy, reads = map(sum, self.lanes.parts(shares))
+        if busy > 0 and seconds > 0 and (not reads or seconds < self.device * busy):
+            self.device = _nearer(self.device, seconds / busy)
+        if not reads:
+            self.host += FORGET * (1 - self.host)
+            self.both += FORGET * (1 - self.both)
+            return
+        if host > 0:
+            self.host = _nearer(self.host, host / reads)
+        if seconds > 0:
+            expected = self.lanes.seconds(shares, self.device, self.host)
+            self.both = _nearer(self.both, seconds / expected)
 
     def most(self, here: Sequence[int], there: int = MOST) -> int:
         """How many decodes away, `there` at most, make most tokens a second beside those at home,
@@ -91,7 +98,7 @@ class Balance:
         if count and plans > self.longest:
             return 0.0
         seconds = plans * step + (self._linear(count) if count else 0.0)
-        return (plans * len(here) + count) / (seconds * self.ratio[count > 0])
+        return (plans * len(here) + count) / (seconds * (self.both if count else 1.0))
 
     def chosen(self, here: Sequence[int], away: Sequence[Request], prompts: int) -> Collection[int]:
         """The uids of those away that begin a pass in a step with so many prompt tokens."""
@@ -105,34 +112,36 @@ class Balance:
                 break
             uids.append(r.uid)
         value = len(here) + prompts * self.answered / max(1.0, self.asked)
-        pays = (
-            step * len(uids)
-            > value * self._linear(len(uids)) * self.ratio[True] / self.ratio[False]
-        )
+        pays = step * len(uids) > value * self._linear(len(uids)) * self.both
         if not (pays or step == 0 or max(left.values(), default=0) >= self.patience):
             uids = []
         self.left = {uid: steps + 1 for uid, steps in left.items()} | dict.fromkeys(uids, 0)
         return set(uids)
 
     def layers(self, here: Iterable[Chunk], latest: Segment) -> int:
-        """How many more of a pass the host can do while the device computes the chunks here."""
-        step = self.lanes.device.seconds(Share.of(here, self.lanes.away).work)
+        """How many more of a pass the host ends while the device computes the chunks here, so that
+        these do not wait for it; one, if not even that."""
+        step = self.device * self.lanes.device.seconds(Share.of(here, self.lanes.away).work)
         if self.longest == 1 or not step:
             return latest.layers
         reads = self._reads(sum(chunk.start + 1 for chunk in latest.chunks))
-        return math.ceil(latest.layers * step / reads) if reads else latest.layers
+        return max(1, int(latest.layers * step / reads)) if reads else latest.layers
 
     def _step(self, here: Sequence[int], prompts: int) -> float:
-        return self.lanes.device.seconds(
-            Work(len(here), list(here), [(prompts, 0)] if prompts > 1 else [])
-        )
+        work = Work(len(here), list(here), [(prompts, 0)] if prompts > 1 else [])
+        return self.device * self.lanes.device.seconds(work)
 
     def _linear(self, count: int) -> float:
-        return self.lanes.device.seconds(Work(count, [0] * count))
+        return self.device * self.lanes.device.seconds(Work(count, [0] * count))
 
     def _reads(self, tokens: int) -> float:
         host = self.lanes.host
-        return host.seconds(tokens) if host is not None else 0.0
+        return self.host * host.seconds(tokens) if host is not None else 0.0
+
+
+def _nearer(mean: float, latest: float) -> float:
+    """A running mean. One step that was held up says little of the next."""
+    return mean + RECENT * (min(latest, 4 * mean) - mean)
 
 
 @dataclass(slots=True)
@@ -224,9 +233,9 @@ class Hybrid(OnDemand):
         tier = self.tier(r, cache)
         return other.uid not in self.passing and any(page.tier == tier for page in other.pages)
 
-    def landed(self, plan: Plan, seconds: float) -> None:
+    def landed(self, plan: Plan, seconds: float, host: float) -> None:
         if self.balance is not None:
-            self.balance.landed(plan, seconds)
+            self.balance.landed(plan, seconds, host)
 
     def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Segment | None]:
         """Decodes away beside all others, at the pace of the host."""

@@ -98,8 +98,8 @@ class OnDemand:
     def wake(self, chunks: Sequence[Chunk]) -> None:
         """Say who of those that rest goes beside these chunks."""
 
-    def landed(self, plan: Plan, seconds: float) -> None:
-        """A plan took so long."""
+    def landed(self, plan: Plan, seconds: float, host: float) -> None:
+        """A plan took so long, of which the host attended for so long."""
 
     def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Segment | None]:
         """Spread the chunks over lanes: decodes away in lanes of their own, so that the host

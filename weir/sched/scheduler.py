@@ -243,7 +243,7 @@ class Scheduler:
     def commit(self, plan: Plan, result: Result) -> list[Delta]:
         """Settle what a plan produced. Plans are committed in the order they were made."""
         live, deltas, self.ended = self.live, self.ended, []
-        self.placement.landed(plan, result.seconds)
+        self.placement.landed(plan, result.seconds, result.host)
         for chunk in plan.chunks:
             r = live[chunk.uid]
             r.flying -= 1

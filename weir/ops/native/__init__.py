@@ -20,7 +20,7 @@ import timeit
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from ctypes import c_float, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class Walk(ctypes.Structure):
     )
 
 
-POINTER, LONG, INT, FLOAT = c_void_p, c_int64, c_int32, c_float
+POINTER, LONG, INT, FLOAT, DOUBLE = c_void_p, c_int64, c_int32, c_float, c_double
 SIGNATURES = {
     "set_threads": (None, (INT,)),
     "set_patience": (None, (LONG,)),
@@ -90,6 +90,7 @@ SIGNATURES = {
     "attend": (None, (POINTER,)),
     "relay_open": (POINTER, ()),
     "relay_add": (None, (POINTER, POINTER)),
+    "relay_spent": (DOUBLE, (POINTER,)),
     "relay_close": (None, (POINTER,)),
     "write": (None, (POINTER, INT, POINTER, LONG, POINTER, LONG, POINTER, LONG, LONG, LONG, LONG)),
     "rms_norm": (None, (POINTER, POINTER, LONG, LONG, FLOAT, POINTER)),

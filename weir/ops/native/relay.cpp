@@ -55,10 +55,16 @@ class Relay {
     changed_.notify_one();
   }
 
+  double spent() { return std::chrono::duration<double>(Clock::duration(spent_.exchange(0))).count(); }
+
  private:
   void serve() {
     for (Job job; next(job);) {
-      if (await(job)) weir_attend(&job.call);
+      if (await(job)) {
+        const auto begun = Clock::now();
+        weir_attend(&job.call);
+        spent_ += (Clock::now() - begun).count();
+      }
       job.done->store(job.ticket, std::memory_order_release);  // a stream may wait for it for ever
     }
   }
@@ -88,6 +94,7 @@ class Relay {
   std::deque<Job> jobs_;
   std::atomic<bool> stop_{false};
   Clock::time_point stopped_;  // if so
+  std::atomic<Clock::rep> spent_{0};  // attending, since it was last asked
   std::thread thread_;
 };
 
@@ -98,6 +105,8 @@ extern "C" {
 
 void* weir_relay_open() { return new weir::Relay; }
 void weir_relay_add(void* relay, const weir::Job* job) { static_cast<weir::Relay*>(relay)->add(*job); }
+// Seconds that it attended since this was last asked.
+double weir_relay_spent(void* relay) { return static_cast<weir::Relay*>(relay)->spent(); }
 // Finishes what is queued; a job whose queries do not come counts as done.
 void weir_relay_close(void* relay) { delete static_cast<weir::Relay*>(relay); }
 }
