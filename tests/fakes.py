@@ -81,7 +81,8 @@ class FakeEngine:
         assert request.uid not in self.live
         if name := request.sampling.pin:
             if request.prompt > 64:
-                self.ended.append(Delta(request.uid, done="error", error="no room to pin it"))
+                why = "no room to pin it"
+                self.ended.append(Delta(request.uid, done="error", error=why, refused=True))
                 return
             self.pinned[name] = request.prompt
         self.live[request.uid] = request

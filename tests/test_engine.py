@@ -73,3 +73,29 @@ def test_a_pinned_prompt_outlasts_others_and_one_too_many_is_refused():
     it.flush()
     audit(it.scheduler.cache)
     assert it.stats().pages_pinned == 0 and it.scheduler.cache.known(last) == 0
+
+
+def test_pins_under_way_count_and_one_takes_the_place_of_its_namesake():
+    it = engine(pages=60, page=2)
+    it.capacity = replace(it.capacity, context=60)
+    deltas = []
+
+    def pin(uid, name, token):
+        r = Request(uid, [token] * 41, Sampling(max_tokens=2, pin=name), float(uid))
+        it.executor.requests[uid] = r.tokens
+        it.add(r)
+
+    def settle():
+        while it.busy:
+            deltas.extend(it.step())
+
+    for uid, name in enumerate("abb"):  # together: there is room for one of 21 pages
+        pin(uid, name, uid)
+    settle()
+    refused = [delta.uid for delta in deltas if delta.done == "error" and delta.refused]
+    assert refused == [1, 2] and it.stats().pages_pinned == 20
+    pin(3, "a", 3), pin(4, "a", 4)  # in the place of the first
+    settle()
+    assert it.stats().pages_pinned == 20 and sum(delta.refused for delta in deltas) == 2
+    it.unpin("a")
+    audit(it.scheduler.cache)

@@ -298,6 +298,7 @@ class Delta(Struct, omit_defaults=True):
     vector: list[float] | None = None
     done: str | None = None
     error: str = ""
+    refused: bool = False  # with an error: it is of the request, which never ran
     cached: int = -1  # with the first delta: prompt tokens found in the cache
     loaded: dict[int, int] = {}  # with it: tier → of them, brought from there
     started: float = -1.0  # with the first delta: when it was first admitted, engine clock

@@ -104,10 +104,17 @@ class Engine:
         self._stats.prompt_tokens += request.prompt
 
     def _unpinnable(self, request: Request) -> str:
-        """Why what a request wants to pin cannot be, or nothing."""
+        """Why what a request wants to pin cannot be, or nothing. Whoever was let in keeps its room,
+        though it pins only at its end."""
         cache, name = self.scheduler.cache, request.sampling.pin
-        room = cache.pinnable(self.capacity.context)
-        if not name or (cache.reuse and cache.pages(request.prompt) <= room):
+        if not name:
+            return ""
+        due: dict[str, int] = {}
+        for one in (*self.scheduler.live.values(), *(one for one, _ in self.opening.values())):
+            if (pin := one.sampling.pin) not in ("", name):
+                due[pin] = max(due.get(pin, 0), cache.pages(one.prompt))
+        room = cache.pinnable(self.capacity.context, name) - sum(due.values())
+        if cache.reuse and cache.pages(request.prompt) <= room:
             return ""
         return (
             f"{request.prompt} tokens cannot be pinned as {name!r}: there is room for "
@@ -120,7 +127,7 @@ class Engine:
         self.scheduler.cache.unpin(name)
 
     def _refuse(self, uid: int, why: str) -> None:
-        self.scheduler.ended.append(Delta(uid, done="error", error=why))
+        self.scheduler.ended.append(Delta(uid, done="error", error=why, refused=True))
 
     def _open(self) -> None:
         """Hand over to the scheduler those whose grammar has been opened."""

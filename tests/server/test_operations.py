@@ -228,7 +228,19 @@ def test_pinning_a_prefix(http, server):
     assert server.engine.pinned == {}
     refused = http.post("/pin_prefix", json={"name": "long", "prompt": "x" * 80})
     assert refused.status_code == 400 and "no room" in refused.json()["error"]["message"]
+    refused = http.post("/v1/completions", json=body | {"prompt": "x" * 80})
+    assert refused.status_code == 400 and "no room" in refused.json()["error"]["message"]
     assert http.post("/pin_prefix", json={"name": "", "prompt": "x"}).status_code == 400
+
+
+def test_a_prefix_whose_request_was_aborted_is_not_said_to_be_pinned():
+    idle = FakeEngine(requests=0)
+    with serving(engine=idle) as running, client(running) as http, ThreadPoolExecutor() as pool:
+        asked = pool.submit(http.post, "/pin_prefix", json={"name": "system", "prompt": "x"})
+        until(lambda: idle.live)
+        assert http.post("/abort_request", json={"abort_all": True}).json() == {"aborted": 1}
+        answer = asked.result(CEILING)
+    assert answer.status_code == 400 and "aborted" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/flush_cache", "/reset_prefix_cache"])

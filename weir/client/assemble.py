@@ -77,6 +77,7 @@ class Choice:
             output.finish_reason, output.stop_reason = "stop", matched
         elif delta.done is not None:
             output.finish_reason, output.error = delta.done, delta.error
+            output.refused = delta.refused
             if stop in self.params.stop_token_ids:
                 output.stop_reason = stop
         if self.params.logprobs is not None:

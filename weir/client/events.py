@@ -42,6 +42,7 @@ class Output(Struct):
     finish_reason: str | None = None  # "stop", "length", "abort", "error": once a choice
     stop_reason: int | str | None = None  # the stop token id or string that matched; None: EOS
     error: str = ""  # with finish_reason "error": what happened and what to do
+    refused: bool = False  # with an error: it is of the request, not of the engine
 
     def add(self, output: Output) -> None:
         """Go on with the next event."""
@@ -52,7 +53,7 @@ class Output(Struct):
         if output.finish_reason is not None:
             self.finish_reason = output.finish_reason
             self.stop_reason = output.stop_reason
-            self.error = output.error
+            self.error, self.refused = output.error, output.refused
 
 
 class Usage(Struct):

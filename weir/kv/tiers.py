@@ -113,16 +113,18 @@ class Tiers:
     @property
     def pinned(self) -> int:
         """Pages that are pinned."""
-        if not self.pins:
-            return 0
-        paths = (self.tree.path(node, self.tree.root) for node in self.pins.values())
-        return sum(len(node.pages) for node in {node for path in paths for node in path})
+        return self._pinned(self.pins.values())
 
-    def pinnable(self, context: int) -> int:
+    def pinnable(self, context: int, name: str = "") -> int:
         """Pages that may be pinned besides: half of the first tier, and room is left for a sequence
-        of `context` tokens."""
+        of `context` tokens. name: of what is pinned, this takes the place of."""
         size = self.pools[self.hot].size
-        return min(size // 2, size - self.pages(context)) - self.pinned
+        others = self._pinned(node for pin, node in self.pins.items() if pin != name)
+        return min(size // 2, size - self.pages(context)) - others
+
+    def _pinned(self, nodes: Iterable[Node]) -> int:
+        paths = (self.tree.path(node, self.tree.root) for node in nodes)
+        return sum(len(node.pages) for node in {node for path in paths for node in path})
 
     def flush(self) -> None:
         """Drop every prefix that nobody uses."""

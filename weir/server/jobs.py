@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from weir.client import Output, Stream, Usage
-from weir.errors import EngineDead
+from weir.errors import BadRequest, EngineDead
 
 Burst = list[tuple[int, Output]]
 """Events that came together, each with the index of its prompt."""
@@ -36,12 +36,15 @@ class Job:
     async def bursts(self) -> AsyncGenerator[Burst, None]:
         """Events as they come; those that have come already are handed over as one burst.
 
-        Raises `EngineDead` at the first event that says its choice failed.
+        Raises `EngineDead` at the first event that says its choice failed, `BadRequest` if the
+        engine refused it.
         """
         reading = list(enumerate(self.streams))
         while reading:
             burst = [(prompt, output) for prompt, stream in reading for output in stream.ready()]
             for _, output in burst:
+                if output.refused:
+                    raise BadRequest(output.error, code="refused")
                 if output.finish_reason == "error":
                     raise EngineDead(output.error or "The engine could not finish this.")
             reading = [(prompt, one) for prompt, one in reading if not one.assembly.finished]

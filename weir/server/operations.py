@@ -215,8 +215,9 @@ async def pin_prefix(call: Call, body: PinPrefix) -> Reply:
         outcome = (await stream.collect())[0]
     finally:
         stream.abort()
-    if outcome.finish_reason == "error":
-        raise BadRequest(outcome.error or "it cannot be pinned", param="name", code="pin_refused")
+    if outcome.finish_reason != "length":
+        why = outcome.error or "it was aborted before it was pinned: ask again"
+        raise BadRequest(why, param="name", code="pin_refused")
     return Pinned(body.name, stream.usage.prompt_tokens)
 
 
