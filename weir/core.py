@@ -1,7 +1,7 @@
-"""The data every plane shares: requests, plans, results. Plain values; the only logic here counts.
+"""The data every plane shares: requests, plans and results.
 
-This module knows no tensor, no clock and no policy. What crosses a process boundary is a msgspec
-`Struct`; what lives inside one process is a slotted dataclass.
+Plain values without tensors, clocks or policies. What crosses a process boundary is a msgspec
+`Struct`; what stays inside one process is a slotted dataclass.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 from msgspec import Struct
 
 PENDING = -1
-"""A token that has been scheduled to be sampled but whose value is not known yet."""
+"""Placeholder for a token that is scheduled to be sampled and not known yet."""
 
 
 class Tier(IntEnum):
-    """A place KV pages can live, hottest first. Down the radix tree, tiers only get colder."""
+    """Where KV pages can live, hottest first. Down the radix tree, tiers only get colder."""
 
     GPU = 0
     CPU = 1
@@ -32,17 +32,17 @@ class Page(NamedTuple):
 
 
 class Move(NamedTuple):
-    """What a page holds goes to a page of another tier."""
+    """Copy a page to a page of another tier."""
 
     src: Page
     dst: Page
 
 
 class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the engine must know to choose the tokens of one request. Already validated.
+    """The validated sampling parameters of one request.
 
-    `seed` is always set (the client draws one), so a request gives the same tokens whatever else is
-    in the batch and however often it is preempted. `stops` are the token ids that end it.
+    The client always sets `seed`, so a request gives the same tokens whatever else is in the batch
+    and however often it is preempted. `stops` are the token ids that end it.
     """
 
     temperature: float = 1.0  # 0: greedy
@@ -62,7 +62,7 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_logprobs: int | None = None
     score_from: int = 0  # first prompt position whose logprob is wanted
     pool: str | None = None  # "mean" or "last": return a hidden vector, sample nothing
-    pin: str = ""  # the name under which its prompt stays cached; empty: it need not
+    pin: str = ""  # keep its prompt cached under this name; empty: do not
 
     @property
     def penalised(self) -> bool:
@@ -74,27 +74,27 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def uncached(self) -> int | None:
-        """First prompt position whose hidden state is needed, so no cache hit may reach past it."""
+        """The first prompt position whose hidden state is needed; no cache hit may cover it."""
         if self.pool == "mean":
             return 0
         return max(0, self.score_from - 1) if self.prompt_logprobs is not None else None
 
 
 class Thought(Struct, frozen=True):
-    """What may be thought before an answer follows its grammar, in token ids."""
+    """The tokens that delimit the reasoning before an answer, which no grammar constrains."""
 
-    end: int  # ends it
-    then: list[int]  # come between it and the answer
-    begin: int | None = None  # begins it, if the model likes; None: the prompt has begun it
+    end: int
+    then: list[int]  # between the end of the reasoning and the answer
+    begin: int | None = None  # optional for the model; None: the prompt has begun the reasoning
 
 
 class Grammar(Struct, frozen=True):
-    """What an answer must follow, compiled. key: equal for equal grammars."""
+    """A compiled grammar that an answer must follow. key: equal for equal grammars."""
 
     key: str
     kind: Literal["automaton", "guidance"]
     data: bytes  # an encoded automaton, or a grammar in llguidance's words
-    thought: Thought | None = None  # of this answer
+    thought: Thought | None = None
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):
@@ -105,34 +105,34 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
 
 
 class Matcher(Protocol):
-    """The grammar that one request's answer follows, and how far it has come."""
+    """The state of one request's answer in its grammar."""
 
     def begin(self) -> list[int]:
-        """The tokens that every answer begins with: taken as given."""
+        """The tokens with which every answer begins. They are not sampled."""
         ...
 
     def mask(self, alone: bool = False) -> bytes | None:
-        """The tokens that may come next, one bit each; None: not known yet, ask again. alone:
-        nobody else waits for it."""
+        """The allowed next tokens, one bit each; None if not known yet: ask again. alone: no other
+        request waits, so it may take its time."""
         ...
 
     def advance(self, token: int, alone: bool = False) -> list[int] | None:
-        """Take a token in that `mask` allowed. Returns what stands in its place: the token, and
-        whatever must follow it; tokens may be cut otherwise then, but say the same. None: not known
-        yet, ask again with the same token.
+        """Accept a token that `mask` allowed. Returns the tokens that replace it: itself and
+        whatever must follow. The same text may be tokenized differently then. None if not known
+        yet: ask again with the same token.
 
         Raises `GrammarError` if the answer cannot go on."""
         ...
 
     @property
     def complete(self) -> bool:
-        """Whether the answer has ended: nothing may be added."""
+        """Whether the answer has ended and nothing may be added."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One sequence from arrival to the last token. Its phase is `todo`, nothing else."""
+    """One sequence from arrival to its last token. It has no phase other than `todo`."""
 
     uid: int
     tokens: list[int]
@@ -140,31 +140,31 @@ class Request:
     arrival: float
     priority: int = 0  # smaller goes first
     user: str = ""
-    program: str = ""  # of many calls, that this is one of
+    program: str = ""  # the program of many calls to which this request belongs
     grammar: Grammar | None = None
     matcher: Matcher | None = None  # the grammar opened for this request
     prompt: int = 0  # len(tokens) at arrival
     computed: int = 0  # tokens whose KV exists once every flying plan has landed
     settled: int = 0  # tokens whose value is known
-    told: int = 0  # tokens whose value deltas have told
-    flying: int = 0  # plans that carry this request and have not landed
-    void: int = 0  # of them, from the oldest on, how many bring nothing that counts
+    told: int = 0  # tokens reported in deltas
+    flying: int = 0  # plans in flight that carry this request
+    void: int = 0  # of these, from the oldest on, how many have results to discard
     pages: list[Page] = field(default_factory=list)
     lease: Any = None  # deepest locked node, opaque outside kv; None: holds nothing
     shared: int = 0  # leading pages that belong to the tree
     sent: int = 0  # leading pages the executor has been told of
     sampled: bool = False  # the executor sampled its last token and still has it
-    owed: tuple[int, Delta] | None = None  # a sampled token whose place the matcher has yet to fill
-    jumped: bool = False  # more than that followed the token before it, so it may again
+    owed: tuple[int, Delta] | None = None  # a sampled token the matcher has yet to replace
+    jumped: bool = False  # the last token was replaced by several, so the next may be too
     scored: int = 0  # prompt positions whose logprob has been asked for
-    peak: int = 0  # tokens ever computed: what a preemption makes it compute again
+    peak: int = 0  # most tokens ever computed: those beyond `computed` are recomputed
     cached: int = 0  # prompt tokens found in the cache
-    loaded: dict[int, int] = field(default_factory=dict)  # tier → of them, brought from there
+    loaded: dict[int, int] = field(default_factory=dict)  # tier → cached tokens loaded from it
     done: str | None = None  # "stop", "length", "abort", "error"
     started: float = -1.0  # first admission
     last: int = -1  # step of the latest plan that has it
     preempted: int = 0
-    score: float | None = None  # expected tokens of the answer; None: nobody has said yet
+    score: float | None = None  # predicted tokens of the answer; None: not predicted yet
 
     def __post_init__(self) -> None:
         self.prompt = self.settled = self.told = len(self.tokens)
@@ -183,22 +183,22 @@ class Request:
 
 
 class Load(NamedTuple):
-    """What there is to do as an iteration begins."""
+    """The work at hand as an iteration begins."""
 
     decodes: int = 0
-    context: int = 0  # tokens of KV that the decodes read between them
-    backlog: int = 0  # prompt tokens yet to be computed, of those that wait, too
-    waited: float = 0.0  # seconds, for its first token, of who came first of those that go next
+    context: int = 0  # KV tokens that all decodes read together
+    backlog: int = 0  # prompt tokens to compute, those of waiting requests included
+    waited: float = 0.0  # seconds the earliest arrival among the next has waited for a token
 
 
 IDLE = Load()
 
 
 class Score(Struct, frozen=True, array_like=True):
-    """Prompt logprobs wanted from a chunk: for its last `len(targets)` hidden states in order,
-    the logprob of each target token (the token that follows) and of the `top` most likely."""
+    """Prompt logprobs wanted from a chunk: for `len(targets)` hidden states from row `offset` on,
+    the logprob of the target (the token that follows) and of the `top` most likely tokens."""
 
-    offset: int  # first row of the chunk that is scored
+    offset: int
     targets: list[int]
     top: int
 
@@ -208,17 +208,17 @@ class Chunk(Struct, frozen=True):
 
     uid: int
     start: int  # first position to compute
-    ids: list[int]  # tokens from start; empty: the token you sampled for it last
-    pages: list[Page]  # pages new since its last chunk; all of them in its first one
+    ids: list[int]  # tokens from start; empty: the token the executor sampled for it last
+    pages: list[Page]  # new since its previous chunk; in its first chunk all pages
     home: int  # tier where new KV is written
     sample: Sampling | None = None  # None: sample nothing after this chunk
-    prompt: int = 0  # prompt length: what follows it is output
+    prompt: int = 0  # prompt length
     history: list[int] | None = None  # first chunk of a penalised request: tokens before `start`
     score: Score | None = None
     pool: str | None = None
-    final: bool = False  # ends the known tokens (a pooled request's last chunk)
+    final: bool = False  # ends at the last token known so far
     mask: bytes | None = None  # allowed tokens, one bit each
-    late: bool = False  # its mask depends on a token in flight: it comes after the plan
+    late: bool = False  # its mask depends on a token in flight and follows with `Executor.choose`
 
     @property
     def length(self) -> int:
@@ -226,10 +226,10 @@ class Chunk(Struct, frozen=True):
 
 
 class Segment(Struct, frozen=True):
-    """The layers from `begin` to `end` of a forward pass that takes several plans, of decodes.
+    """Layers `begin` to `end` of a forward pass of decodes that is spread over several plans.
 
-    The first plan brings their pages and ids, the last one samples. In between nobody may touch
-    what they attend to."""
+    The first plan brings the pages and ids, the last one samples. In between the pages that the
+    decodes attend to must not change."""
 
     chunks: list[Chunk]
     begin: int
@@ -246,22 +246,22 @@ class Segment(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """One iteration as plain data: what ranks receive, the simulator prices, a test asserts.
+    """One iteration as plain data. Executors run it, the simulator prices it, tests assert on it.
 
     The executor applies `forget`, then `moves`, then the lanes. Plans run in the order submitted,
-    and within a layer a lane's KV is written before its attention reads: a chunk may therefore
-    attend to pages that another chunk of the same lane, or of an earlier one, is just writing.
+    and within a layer a lane writes its KV before it reads any. A chunk may therefore attend to
+    pages written in this plan by a chunk of the same lane or of an earlier one.
     """
 
     step: int
     moves: list[Move]
     lanes: list[list[Chunk]]
-    forget: list[int]  # uids whose tables the executor drops
+    forget: list[int]  # uids whose page tables the executor drops
     segment: Segment | None = None  # beside the lanes
 
     @property
     def chunks(self) -> list[Chunk]:
-        """Those that are done when this plan is."""
+        """The chunks that are done when this plan is."""
         segment = self.segment
         done = segment.chunks if segment is not None and segment.last else []
         return [*chain.from_iterable(self.lanes), *done]
@@ -272,7 +272,7 @@ class Plan(Struct, frozen=True):
 
     @property
     def late(self) -> bool:
-        """Whether tokens can be chosen only when masks have come."""
+        """Whether some tokens can be chosen only once `Executor.choose` brings their masks."""
         return any(c.late for c in self.chunks)
 
 
@@ -283,13 +283,13 @@ class Result(Struct):
     logprobs: dict[int, TokenLogprobs] = {}
     scores: dict[int, list[TokenLogprobs]] = {}
     vectors: dict[int, list[float]] = {}
-    failed: dict[int, str] = {}  # this request alone could not be computed, and why
+    failed: dict[int, str] = {}  # requests that could not be computed, and why
     seconds: float = 0.0  # time the device spent on the plan
-    host: float = 0.0  # time that the host's cores attended since the plan before; 0: not known
+    host: float = 0.0  # seconds of host attention since the plan before; 0: not known
 
 
 class Delta(Struct, omit_defaults=True):
-    """What one step adds to one request. Exactly one Delta of a request, its last, has `done`."""
+    """What one step adds to one request. The last Delta of a request, and no other, has `done`."""
 
     uid: int
     tokens: list[int] = []
@@ -298,20 +298,22 @@ class Delta(Struct, omit_defaults=True):
     vector: list[float] | None = None
     done: str | None = None
     error: str = ""
-    refused: bool = False  # with an error: it is of the request, which never ran
-    cached: int = -1  # with the first delta: prompt tokens found in the cache
-    loaded: dict[int, int] = {}  # with it: tier → of them, brought from there
-    started: float = -1.0  # with the first delta: when it was first admitted, engine clock
-    preempted: int = 0  # with the last delta
+    refused: bool = False  # the error is the request's own, which never ran
+    # In the first delta of a request:
+    cached: int = -1  # prompt tokens found in the cache
+    loaded: dict[int, int] = {}  # tier → cached tokens loaded from it
+    started: float = -1.0  # first admission, engine clock
+    # In the last:
+    preempted: int = 0
 
 
 class Capacity(Struct, frozen=True):
-    """What an executor can hold, known after loading."""
+    """The limits of an executor, known once the model is loaded."""
 
-    page: int  # tokens a page
+    page: int  # tokens per page
     pages: dict[int, int]  # tier → pages
-    tokens: int  # tokens in one plan
-    requests: int  # requests in one plan
-    context: int  # longest sequence
-    loads: dict[int, int] = {}  # tier → most pages that one plan may bring from there; else any
-    lane: int = sys.maxsize  # tokens of one lane
+    tokens: int  # per plan
+    requests: int  # per plan
+    context: int  # longest sequence, in tokens
+    loads: dict[int, int] = {}  # tier → most pages a plan may load from it; absent: no limit
+    lane: int = sys.maxsize  # tokens per lane

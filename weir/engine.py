@@ -1,6 +1,6 @@
-"""The whole control loop: plan, submit, settle.
+"""The control loop: plan, submit, settle.
 
-The engine knows requests and plans; it knows no text, no tensor and no client.
+The engine knows requests and plans, and neither text, tensors nor clients.
 """
 
 import logging
@@ -26,32 +26,34 @@ log = logging.getLogger(__name__)
 
 
 class Keeper(Protocol):
-    """Where pages of the coldest tier outlive the engine. Once `failed`, what it holds is lost."""
+    """Keeps pages of the coldest tier beyond the engine's life. Once `failed`, they are lost."""
 
     @property
     def failed(self) -> bool: ...
 
     def save(self, pages: list[int], kept: bytes) -> None:
-        """These pages, and what must be known of them. Nothing is written after."""
+        """Save these pages and the snapshot that describes them. Nothing is written after."""
         ...
 
     def forget(self, pages: list[int]) -> None:
-        """Whoever would have found these pages will not."""
+        """Stop reading these pages ahead: the request that would have found them is gone."""
         ...
 
     def close(self) -> None: ...
 
 
 PAUSE = 1e-4
-"""Seconds between two looks at requests that cannot be planned yet."""
+"""Seconds to sleep when no request can be planned yet."""
 
 
 class Engine:
-    """The control loop over a scheduler and an executor. `info` tells people what it runs on;
-    `target`, if the scheduler keeps one, learns from every step what steps take, and `fetch` what
-    prompts take; `library` opens grammars, where there may be any; `told`, if the scheduler ranks
-    by it, hears how long answers are expected to be; `keeper` has the coldest tier, if that shall
-    outlive the engine."""
+    """The control loop over a scheduler and an executor.
+
+    info: what it runs on, for people to read. target: the latency target of the scheduler; learns
+    how long steps take. library: opens grammars. told: the ranking's predicted lengths, if it
+    ranks by them. fetch: learns how long prompts take to compute. keeper: saves the coldest tier
+    for the next engine.
+    """
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class Engine:
         self.info = info or {}
         self.fetch = fetch
         self.keeper = keeper
-        self.lost: Keeper | None = None  # a keeper that failed
+        self.lost: Keeper | None = None  # the keeper, once it has failed
         self.library = library
         self.told = told
         self.opening: dict[int, tuple[Request, Future[Matcher]]] = {}  # wait for their grammar
@@ -78,13 +80,13 @@ class Engine:
         self.clock = clock
         self.capacity: Capacity = executor.capacity
         self.flying: deque[tuple[Plan, Handle]] = deque()
-        self.unmasked: Plan | None = None  # of these, the oldest: it waits for masks
-        self.spent = 0.0  # seconds of the host for the plan that lands next
-        self.shadow = 0.0  # seconds for which the host can wait, and the device has work
+        self.unmasked: Plan | None = None  # the oldest in flight, if it waits for masks
+        self.spent = 0.0  # host seconds for the plan that lands next
+        self.shadow = 0.0  # seconds for which the device surely has work
         self._stats = Stats(pages_total=self.capacity.pages[scheduler.cache.hot])
 
     def add(self, request: Request) -> None:
-        """Take a request in. One that can never run ends at once, with a Delta that says why."""
+        """Accept a request. One that can never run ends at once with a Delta that says why."""
         longest = request.prompt + request.sampling.max_tokens
         if not request.prompt or longest > self.capacity.context:
             why = f"{longest} tokens were asked for; this engine holds 1 to {self.capacity.context}"
@@ -104,8 +106,8 @@ class Engine:
         self._stats.prompt_tokens += request.prompt
 
     def _unpinnable(self, request: Request) -> str:
-        """Why what a request wants to pin cannot be, or nothing. Whoever was let in keeps its room,
-        though it pins only at its end."""
+        """Why the prompt of a request cannot be pinned; empty if it can or need not. An accepted
+        request keeps the room for its pin, although it pins only at its end."""
         cache, name = self.scheduler.cache, request.sampling.pin
         if not name:
             return ""
@@ -123,14 +125,14 @@ class Engine:
         )
 
     def unpin(self, name: str) -> None:
-        """Let a pinned prefix be evicted again."""
+        """Allow a pinned prefix to be evicted again."""
         self.scheduler.cache.unpin(name)
 
     def _refuse(self, uid: int, why: str) -> None:
         self.scheduler.ended.append(Delta(uid, done="error", error=why, refused=True))
 
     def _open(self) -> None:
-        """Hand over to the scheduler those whose grammar has been opened."""
+        """Pass requests whose grammar has been opened to the scheduler."""
         for uid, (request, opened) in list(self.opening.items()):
             if not opened.done():
                 continue
@@ -142,7 +144,7 @@ class Engine:
                 self._refuse(uid, f"the grammar could not be opened: {error}")
 
     def expect(self, lengths: Lengths) -> None:
-        """Take in what somebody predicts of requests that were added; they are ranked by it."""
+        """Accept predicted lengths of requests that were added; they are ranked by them."""
         if self.told is None:
             return
         self.told.failure = self.told.failure or lengths.error
@@ -153,7 +155,7 @@ class Engine:
                 self.told.expected.append((uid, tokens))
 
     def abort(self, uid: int) -> None:
-        """End a request now. Its last Delta comes with the next step."""
+        """End a request now. The next step returns its last Delta."""
         if self.opening.pop(uid, None) is not None:
             self.scheduler.ended.append(Delta(uid, done="abort"))
         request = self.scheduler.live.get(uid)
@@ -162,7 +164,7 @@ class Engine:
         self.scheduler.abort(uid)
 
     def flush(self) -> None:
-        """Forget every cached prefix that no request uses."""
+        """Drop every cached prefix that no request uses."""
         self.scheduler.cache.flush()
 
     @property
@@ -171,8 +173,8 @@ class Engine:
         return bool(s.live or self.flying or s.ended or s.running.forget or self.opening)
 
     def step(self) -> list[Delta]:
-        """Plan and submit one iteration, then settle the oldest if the pipe is full. Returns what
-        that one brought; nothing while the pipe fills."""
+        """Plan and submit one iteration, then settle the oldest one if `depth` are in flight.
+        Returns what that one brought; nothing while fewer are in flight."""
         began = time.perf_counter()
         plan = None
         if self.library is not None:
@@ -206,13 +208,13 @@ class Engine:
         return deltas
 
     def _ended(self) -> list[Delta]:
-        """What no plan brings."""
+        """Deltas that come from no plan's result."""
         deltas, self.scheduler.ended = self.scheduler.ended, []
         self._stats.generated_tokens += sum(len(delta.tokens) for delta in deltas)
         return deltas
 
     def _settle(self, plan: Plan, result: Result) -> list[Delta]:
-        """Commit a plan that landed; the one after it may wait for what it brought."""
+        """Commit a plan that landed. The next one may wait for masks that depend on it."""
         if self.library is not None:
             self.library.hurry()
         deltas = self.scheduler.commit(plan, result)
@@ -220,19 +222,19 @@ class Engine:
         if self.flying:
             running = self.flying[0][0]
             self.unmasked = running if running.late else None
-            if self.library is not None:  # it takes at least this share of what `plan` took
+            if self.library is not None:  # a guess from below: half of its share by tokens
                 share = min(1.0, running.tokens / max(1, plan.tokens))
                 self.shadow = share * result.seconds / 2
         return deltas
 
     def _choose(self) -> None:
-        """Give the plan that the device is at work on the masks that it lacked."""
+        """Send the plan that the device is computing the masks it lacked."""
         if self.unmasked is not None:
             plan, self.unmasked = self.unmasked, None
             self.executor.choose(self.scheduler.masks(plan))
 
     def _forsake(self, keeper: Keeper) -> None:
-        """Go on without the coldest tier. Plans in flight read only what it had ready for them."""
+        """Drop the coldest tier. Plans in flight read only what was ready before they were made."""
         self.keeper = None
         self.lost = keeper
         self.scheduler.cache.forsake(self.scheduler.cache.tiers[-1])
@@ -247,13 +249,13 @@ class Engine:
                 prefill += length
         stats.step = plan.step
         stats.generated_tokens += sum(len(delta.tokens) for delta in deltas)
-        if not chunks:  # it only moved or forgot
+        if not chunks:  # only moves or forgets
             return
         stats.step_seconds.add(seconds)
         if self.target is not None:
             stats.target_seconds = self.target.seconds if self.target.seconds < math.inf else 0.0
             hot = self.scheduler.cache.hot
-            if all(chunk.home == hot for chunk in chunks):  # else its pace is not the device's
+            if all(chunk.home == hot for chunk in chunks):  # else the host set its pace
                 stats.predicted_seconds.add(self.target.observe(plan, seconds))
         if self.fetch is not None and prefill == tokens and not plan.moves:
             self.fetch.observe(prefill, seconds)
@@ -263,7 +265,7 @@ class Engine:
         stats.step_decode.add(tokens - prefill)
 
     def stats(self) -> Stats:
-        """The counters as they are now; the same object every time."""
+        """The current counters; always the same object."""
         stats, s = self._stats, self.scheduler
         hot = s.cache.hot
         stats.running = len(s.running)
@@ -283,8 +285,8 @@ class Engine:
         return stats
 
     def close(self) -> None:
-        """End what is in hand. With a keeper, what is cached is saved for the next engine, unless
-        this one is lost. May be called twice."""
+        """End all requests and close the executor. A keeper saves the cache for the next engine,
+        unless the executor is dead. May be called twice."""
         keeper, self.keeper = self.keeper, None
         if keeper is not None:
             try:

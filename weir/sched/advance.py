@@ -1,11 +1,11 @@
-"""What an iteration does to one request: it advances when planned and settles when committed."""
+"""How one request advances when it is planned and settles when the plan is committed."""
 
 from weir.core import PENDING, Chunk, Delta, Matcher, Request, Result, Score
 from weir.errors import GrammarError
 
 
 def advance(r: Request, length: int, home: int) -> Chunk:
-    """The chunk that computes `length` more tokens of `r`, which are computed from here on."""
+    """The chunk that computes `length` more tokens of `r`; they count as computed from now on."""
     start, end = r.computed, r.computed + length
     final = end == len(r.tokens)
     samples = final and r.sampling.max_tokens > 0 and r.sampling.pool is None
@@ -35,8 +35,8 @@ def advance(r: Request, length: int, home: int) -> Chunk:
 
 
 def decode(r: Request, home: int) -> Chunk:
-    """`advance` by one token for what nearly all chunks are: all tokens of `r` are computed but the
-    last, which the answer goes on from, and it has no new pages."""
+    """`advance` by one token, made fast for what nearly all chunks are: a decode without new pages.
+    All tokens of `r` but the last are computed."""
     start = r.computed
     ids = [] if r.sampled else r.tokens[start:]
     mask, late = _mask(r)
@@ -50,7 +50,8 @@ def decode(r: Request, home: int) -> Chunk:
 
 
 def _mask(r: Request) -> tuple[bytes | None, bool]:
-    """What may come after all tokens of `r`, and whether one of them must land first."""
+    """The mask of the token after all tokens of `r`, and whether it must wait for a plan to
+    land."""
     if r.matcher is None:
         return None, False
     known = r.settled == len(r.tokens)
@@ -58,7 +59,8 @@ def _mask(r: Request) -> tuple[bytes | None, bool]:
 
 
 def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
-    """What `chunk`, which has landed, adds to `r`; None if nothing that anyone waits for."""
+    """Settle a chunk that has landed; the delta it adds to `r`, None if there is nothing to
+    tell."""
     uid = r.uid
     if r.void:
         r.void -= 1
@@ -87,8 +89,8 @@ def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
 
 
 def pay(r: Request, alone: bool = False) -> Delta | None:
-    """Settle the token that was sampled last, once the matcher has said what stands in its place;
-    None before. alone: nobody else waits for it."""
+    """Settle the token sampled last by what the matcher puts in its place; None if that is not
+    known yet. alone: no other request waits."""
     assert r.owed is not None and r.matcher is not None
     token, delta = r.owed
     try:
@@ -103,7 +105,7 @@ def pay(r: Request, alone: bool = False) -> Delta | None:
 
 
 def _tell(r: Request, delta: Delta) -> Delta:
-    """With what was settled, and whether that was all."""
+    """Fill in the tokens settled since the last delta, and the end if `r` is done."""
     delta.tokens = r.tokens[r.told : r.settled]
     r.told = r.settled
     if r.done is not None:
@@ -112,7 +114,7 @@ def _tell(r: Request, delta: Delta) -> Delta:
 
 
 def _append(r: Request, token: int) -> None:
-    """Settle a sampled token as it is."""
+    """Settle a sampled token."""
     sampling = r.sampling
     r.tokens[r.settled] = token
     r.settled += 1
@@ -123,12 +125,12 @@ def _append(r: Request, token: int) -> None:
 
 
 def _follow(r: Request, matcher: Matcher, token: int, tokens: list[int]) -> None:
-    """Settle what stands in the place of a sampled token, up to where the answer ends."""
+    """Settle the tokens that replace a sampled one, up to the end of the answer."""
     stops, room = r.sampling.stops, r.prompt + r.sampling.max_tokens - r.settled
     r.jumped = tokens != [token]
     if not r.jumped:
         if r.settled == len(r.tokens):
-            r.tokens.append(token)  # its place was taken back
+            r.tokens.append(token)  # its place was recalled
         _append(r, token)
         r.done = "stop" if matcher.complete else r.done
         return
@@ -147,15 +149,15 @@ def _follow(r: Request, matcher: Matcher, token: int, tokens: list[int]) -> None
 
 
 def recall(r: Request, computed: int) -> None:
-    """What flies of `r` will count for nothing, but that it computes the first `computed` tokens;
-    neither does the token that the executor samples last."""
+    """Void the flying chunks of `r` and the token that the executor samples for it. Of what they
+    compute, only the first `computed` tokens count."""
     del r.tokens[r.settled :]
     r.computed = min(r.computed, computed)
     r.void, r.sampled = r.flying, False
 
 
 def _score(r: Request, start: int, end: int) -> Score | None:
-    """Prompt logprobs that the chunk [start, end) can give and that were not given before."""
+    """The prompt logprobs to take from the chunk [start, end) and not taken before."""
     top = r.sampling.prompt_logprobs
     if top is None:
         return None

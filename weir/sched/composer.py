@@ -1,4 +1,4 @@
-"""How much of whom one iteration computes."""
+"""How many tokens of which requests one iteration computes."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,9 +14,9 @@ Pick = tuple[Request, int]  # and how many of its tokens to compute
 class Budget:
     """What is left of one iteration. Composers read it again after each yield.
 
-    `owed` is the number of decodes still to come further down the ranking: a composer that never
-    stalls them leaves that many tokens untouched. Once `closed`, by a composer or because one found
-    no room, no more waiting requests come."""
+    owed: decodes still to come further down the ranking; a composer that never stalls them leaves
+    that many tokens. closed: no more waiting requests come, because the composer wants none or one
+    found no room."""
 
     tokens: int
     requests: int
@@ -28,19 +28,19 @@ class Budget:
 
 
 class Composer(Protocol):
-    whole: ClassVar[bool]  # prompts are never cut, so the budget must hold a whole context
+    whole: ClassVar[bool]  # it never cuts prompts, so the budget must hold a whole context
 
     def compose(self, ranked: Iterable[Request], budget: Budget) -> Iterator[Pick]:
-        """Picks, lazily and in rank order; `budget` is read again after each one. A pick may ask
-        for more than is left to compute once the cache has been searched."""
+        """Pick lazily and in rank order; read `budget` again after each pick. The cache is searched
+        after a pick, so fewer tokens may be left to compute than it asks for."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Static:
-    """Request-level batching, as FasterTransformer's: a batch forms when nobody runs, as large as
-    one iteration can begin, and nobody joins until all of it have ended. Kinder than the original:
-    who ends early is answered at once, and nothing is padded."""
+    """Request-level batching, as in FasterTransformer: a batch forms when no request runs, as large
+    as one iteration can start, and none joins until all have ended. Unlike the original it answers
+    requests that end early at once, and pads nothing."""
 
     whole: ClassVar[bool] = True
 
@@ -51,8 +51,8 @@ class Static:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Orca: whole prompts and decodes share an iteration. The first prompt that does not fit keeps
-    those behind it out."""
+    """Orca: whole prompts and decodes share an iteration. A prompt that does not fit blocks those
+    behind it."""
 
     whole: ClassVar[bool] = True
 
@@ -70,8 +70,8 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class PrefillFirst:
-    """Early vLLM: while a prompt can start, an iteration computes whole prompts and nothing else,
-    and every decode waits."""
+    """Early vLLM: while a prompt can start, an iteration computes whole prompts only, and all
+    decodes wait."""
 
     whole: ClassVar[bool] = True
 
@@ -88,18 +88,18 @@ class PrefillFirst:
 
 class Pace(Protocol):
     def prompts(self, load: Load, start: int) -> int:
-        """Prompt tokens that an iteration may compute beside the decodes of `load`, when the next
-        prompt goes on from position `start`."""
+        """Prompt tokens that an iteration may compute beside the decodes of `load` if the next
+        prompt continues at position `start`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """So many prompt tokens in an iteration that also decodes: how long a stream can wait for its
-    next token. An iteration without decodes makes nobody wait and has no bound.
+    """At most `tokens` prompt tokens in an iteration that also decodes, which bounds how long a
+    stream waits for its next token. An iteration without decodes has no bound.
 
-    most: where it is more, prompts get six tokens for each decode, or an eighth of what waits, up
-    to so many: they keep pace with many streams, and a crowd does not wait for the sake of few."""
+    most: if larger, prompts get six tokens per decode or an eighth of the backlog, up to `most`:
+    prompts keep pace with many streams, and many waiting prompts are not held up by few streams."""
 
     tokens: int
     most: int = 0
@@ -112,9 +112,9 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class Taper:
-    """Large chunks early in a prompt, where attention is cheap, and smaller ones further on: from
-    `first` tokens down to `last`, reached at position `reach`, in `stages` equal steps (an option
-    of Sarathi-Serve's code, here by position and not by share of the prompt)."""
+    """Large chunks early in a prompt, where attention is cheap, and smaller ones later: from
+    `first` tokens down to `last` at position `reach`, in `stages` equal steps. Sarathi-Serve's code
+    has the same option by share of the prompt instead of position."""
 
     first: int = 2048
     last: int = 256
@@ -138,13 +138,12 @@ class Least:
 
 @dataclass(frozen=True, slots=True)
 class Chunked:
-    """Sarathi-Serve: stall-free batches. Every decode runs in every iteration, and prompts, cut
-    into chunks, fill what the decodes still to come do not need (Algorithm 3), or less if `pace`
-    says so.
+    """Sarathi-Serve: stall-free batches. Every decode runs in every iteration, and chunks of
+    prompts fill the rest of the budget (Algorithm 3), or less if `pace` says so.
 
-    tile: an iteration that cuts a prompt computes a multiple of so many tokens in all, so that
-    matrix products fill their tiles, less what keeps the cut on a page boundary. Where less than
-    that is left for prompts, they get what there is."""
+    tile: an iteration that cuts a prompt computes a multiple of `tile` tokens in total, so that
+    matrix products fill their tiles; a cut is still moved to a page boundary. If less than a tile
+    is left for prompts, they get that."""
 
     pace: Pace | None = None
     tile: int = 1

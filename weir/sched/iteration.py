@@ -1,4 +1,4 @@
-"""What one call of `plan` gathers, the order it was made in, and who of those that wait comes."""
+"""The state of one call of `Scheduler.plan`: what it has gathered, and who comes next."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,14 +17,14 @@ class Iteration:
     running: Running
     waiting: Waiting
     most: int  # requests that may run at once
-    began: list[Entry] = field(init=False)  # with these running, in order
+    began: list[Entry] = field(init=False)  # those running at the beginning, in order
     budget: Budget = field(default_factory=lambda: Budget(0, 0))
     chunks: list[Chunk] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     evicted: dict[int, Request] = field(default_factory=dict)
-    offered: list[Request] = field(default_factory=list)  # of those who wait: back if not run
+    offered: list[Request] = field(default_factory=list)  # taken from `waiting`; back if not run
     prompts: int = 0  # chunks of prompts
-    kept: int = 0  # pages for those whose prefix is on its way
+    kept: int = 0  # pages reserved for those whose prefixes are being loaded
 
     def __post_init__(self) -> None:
         self.began = self.running.ranked()
@@ -41,7 +41,7 @@ class Iteration:
         self.chunks.append(chunk)
 
     def ranked(self, ready: list[Entry]) -> Iterator[Request]:
-        """Ready and waiting requests, merged in order."""
+        """Ready and waiting requests, merged in rank order."""
         first = self.waiting.first()
         for key, r in ready:
             while first is not None and first[0] < key and self._admits(first):
@@ -53,8 +53,8 @@ class Iteration:
             yield self._offer(first)
 
     def _admits(self, first: Entry) -> bool:
-        """May the first of those who wait be offered? Not once newcomers are shut out, or what is
-        left of the budget belongs to decodes, or as many run as may and none ranks after it."""
+        """Whether the first waiting request may be offered: not once the budget is closed, what is
+        left of it belongs to decodes, or all slots are taken by requests that rank before it."""
         if self.budget.closed or self.budget.tokens <= self.budget.owed:
             return False
         return not self.full or first[0] < self.began[-1][0]
@@ -66,8 +66,8 @@ class Iteration:
         return r
 
     def after(self, key: Key, r: Request) -> Iterator[Request]:
-        """Running requests that rank after `r`, at `key`, and are not in the plan, from the last.
-        They are many, and the first will often do."""
+        """Running requests, last first, that rank after `r` (at `key`) and are not in the plan.
+        Lazy: they are many, and often the first is enough."""
         for place, other in reversed(self.began):
             if place <= key:
                 return

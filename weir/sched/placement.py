@@ -1,4 +1,4 @@
-"""Where a request's KV lives, who is admitted to it, who makes room, and which lane computes it."""
+"""Where a request's KV lives, who is admitted, who is evicted, and which lane computes whom."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,13 @@ from weir.core import Chunk, Move, Plan, Request, Segment, Tier
 from weir.kv.cache import Cache
 
 MANY = 32
-"""Decodes away whose attention takes the host longer than a lane the device."""
+"""From so many on, the host's attention to decodes takes longer than the device takes for a
+lane."""
 
 
 def cut(lane: Iterable[Chunk], most: int) -> list[list[Chunk]]:
-    """A lane in parts of at most so many tokens, in order; no chunk is longer. So each layer serves
-    all of them, and only one is inside it (FlexGen's zig-zag)."""
+    """Cut a lane, in order, into lanes of at most `most` tokens; no chunk is longer. Each layer
+    then serves all of them, one at a time (FlexGen's zig-zag)."""
     parts: list[list[Chunk]] = []
     room = 0
     for chunk in lane:
@@ -26,45 +27,45 @@ def cut(lane: Iterable[Chunk], most: int) -> list[list[Chunk]]:
 
 
 def parted(chunks: Sequence[Chunk], away: Tier) -> tuple[list[Chunk], list[Chunk]]:
-    """What the device attends to, and decodes that the host does."""
+    """The chunks whose attention the device computes, and the decodes whose the host does."""
     here = [chunk for chunk in chunks if chunk.home != away or chunk.length > 1]
     return here, [chunk for chunk in chunks if chunk.home == away and chunk.length == 1]
 
 
 @dataclass(slots=True)
 class OnDemand:
-    """Pages as they are needed, all on one tier; a victim is let go and recomputed. Every other
-    placement changes something about this one.
+    """Takes pages of one tier as they are needed; victims are evicted and recomputed. The other
+    placements derive from this one.
 
-    A newcomer must find room for all its known tokens and leave `spare` of the pool for those who
-    are already growing, unless it is alone: otherwise half-prefilled prompts would take the pages
-    that running decodes need, and be thrown out again.
+    A newcomer must find room for all its known tokens and leave the share `spare` of the pool to
+    running requests, unless it is alone. Otherwise half-prefilled prompts would take the pages that
+    decodes need, and be evicted again.
 
-    The victim is the last in rank. To choose by what recomputing costs was tried and recomputes
-    more (docs/log.md): cheap victims are soon back, and victims again."""
+    The victim is the last in rank. Choosing the one that is cheapest to recompute recomputed more
+    (docs/log.md): cheap victims are soon back, and are victims again."""
 
-    preempts: ClassVar[bool] = True  # so a newcomer whose pages are all the others hold may start
+    preempts: ClassVar[bool] = True  # so a newcomer that is alone may start in a full pool
 
     home: Tier
     spare: float = 0.01
-    resting: Collection[int] = ()  # uids of decodes that wait for `wake`, or are in a pass
-    away: Tier | None = None  # whose decodes the host attends to, beside the device
+    resting: Collection[int] = ()  # uids of decodes that wait for `wake` or are in a `Segment`
+    away: Tier | None = None  # the tier whose decodes the host attends to, beside the device
 
     def tier(self, r: Request, cache: Cache) -> Tier:
-        """Where its next pages are taken: the coldest on which it may find a prefix without its
-        being moved."""
+        """Where the next pages of `r` are taken: the coldest tier from which it can use a prefix
+        without moving it."""
         return self.home
 
     def begin(
         self, running: Collection[Request], waiting: int, cache: Cache
     ) -> Collection[Request]:
-        """A plan begins, these requests hold pages, and so many wait. Returns those of them to be
-        let go first, because they will be placed better."""
+        """Called as a plan begins, with the running requests and the number of waiting ones.
+        Returns those to evict first, because they will be placed better."""
         return ()
 
     def place(self, r: Request, length: int, cache: Cache, moves: list[Move]) -> Tier | None:
-        """Reserve pages for `length` more tokens of `r` and say where their KV goes; None, with
-        nothing taken, if there is no room."""
+        """Reserve pages for `length` more tokens of `r`. Returns their tier; None, with nothing
+        taken, if there is no room."""
         if r.sent == 0 and not self._starts(r, length, cache):
             return None
         tier = self.tier(r, cache)
@@ -78,35 +79,35 @@ class OnDemand:
         )
 
     def lacking(self, r: Request, length: int, cache: Cache) -> int:
-        """Pages that must be let go, at least, before `length` more tokens can be placed."""
+        """Pages that must at least be evicted before `length` more tokens can be placed."""
         tokens = len(r.tokens) if r.sent == 0 else r.computed + length
         return cache.pages(tokens) - len(r.pages) - cache.room(self.tier(r, cache))
 
     def admits(self, r: Request, cache: Cache) -> bool:
-        """May a newcomer, its prefix attached, start beside those that run?"""
+        """Whether a newcomer, its prefix attached, may start beside the running requests."""
         tier = self.tier(r, cache)
         left = cache.room(tier) + len(r.pages) - cache.pages(len(r.tokens))
         return left >= int(self.spare * cache.pools[tier].size)
 
     def yields(self, other: Request, r: Request, cache: Cache) -> bool:
-        """Whether `other`, which runs and ranks after `r`, may be evicted for it."""
+        """Whether `other`, which runs and ranks after `r`, may be evicted for `r`."""
         return True
 
     def evicted(self, victim: Request) -> None:
-        """It was let go to make room, and waits again."""
+        """`victim` was evicted to make room, and waits again."""
 
     def wake(self, chunks: Sequence[Chunk]) -> None:
-        """Say who of those that rest goes beside these chunks."""
+        """Remove from `resting` those that may join a plan of these chunks."""
 
     def landed(self, plan: Plan, seconds: float, host: float) -> None:
-        """A plan took so long, of which the host attended for so long."""
+        """A plan has landed; the device took `seconds`, attention on the host `host` of them."""
 
     def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Segment | None]:
-        """Spread the chunks over lanes: decodes away in lanes of their own, so that the host
-        attends while the device computes the others; two where they are many, which take turns.
-        Prompts' come in the first, in order: others attend to the pages they will write. Besides,
-        the segment of a pass that takes several plans, which some of these chunks begin or an
-        earlier plan's go on with."""
+        """Spread the chunks over lanes, and the segment, if any, that runs beside them.
+
+        Decodes whose KV is away have their own lane, so that the host attends to them while the
+        device computes the others; if they are many, two lanes that alternate. Prompts come first
+        and in order, because other chunks attend to the pages they write."""
         if self.away is None:
             return [list(chunks)], None
         here, away = parted(chunks, self.away)
@@ -117,9 +118,9 @@ class OnDemand:
 
 @dataclass(slots=True)
 class Reserve(OnDemand):
-    """A newcomer starts when the most that it and those that run may ever hold fits: prompt and
-    `max_tokens` of each (Orca, Algorithm 1). Nobody is ever preempted, and much of the memory waits
-    for answers that end early."""
+    """Admits a newcomer if the most that it and the running requests may ever hold fits: prompt
+    plus `max_tokens` each (Orca, Algorithm 1). It never preempts, but much memory stays unused
+    because answers end early."""
 
     preempts: ClassVar[bool] = False
 
@@ -148,13 +149,12 @@ class Reserve(OnDemand):
 
 @dataclass(slots=True)
 class Estimate(OnDemand):
-    """A newcomer starts when what those that run, and it, are expected to grow by fits too: `ratio`
-    of the tokens they may still be given (SGLang's new-token ratio).
+    """Admits a newcomer if its expected growth and that of the running requests fits too: `ratio`
+    of the tokens they may still generate (SGLang's new-token ratio).
 
-    The ratio learns: it falls from `initial` to `least` within `steps` plans, and at each
-    preemption rises to the share that the present answers have reached, and `ahead` tokens more.
-    An answer counts for at most `longest` tokens, so that a generous limit does not hold the pool
-    empty."""
+    The ratio falls from `initial` to `least` over `steps` plans. A preemption raises it to the
+    share of their limits that the running answers have reached, with `ahead` tokens more each. A
+    limit counts as at most `longest` tokens, so that generous ones do not leave the pool empty."""
 
     initial: float = 0.7
     least: float = 0.1
@@ -163,7 +163,7 @@ class Estimate(OnDemand):
     longest: int = 4096
     ratio: float = field(init=False)
     running: Collection[Request] = ()
-    growth: float = -1.0  # tokens that those that run may still be given; < 0: not counted yet
+    growth: float = -1.0  # tokens that running requests may still generate; < 0: not counted yet
 
     def __post_init__(self) -> None:
         self.ratio = self.initial

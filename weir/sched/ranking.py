@@ -1,8 +1,8 @@
-"""Who goes first: an order of live requests, and the policies that need nothing but the request.
+"""The order of live requests, and the rankings that need nothing but the request.
 
-Wrappers (`fair`, `aging`, `queued`) go around any of these and put something in front of its keys.
-A ranking knows requests and, where it looks for prefixes, the cache; no budget and no clock: its
-time is the number of steps.
+Wrappers (`fair`, `aging`, `queued`) go around any ranking and prepend to its keys. A ranking knows
+requests and, if it looks for prefixes, the cache. It knows no budget and no clock: its unit of
+time is the step.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ LEVELS = 64  # of feedback queues
 
 
 class Ranking:
-    """A request stands at the `place` of its group, then at its key, then at its arrival; smaller
+    """Orders requests by the `place` of their group, then by key, then by arrival; the smallest
     goes first.
 
-    So that thousands may wait without being looked at, group and key of a request that waits must
-    not change unless `before` says so. What changes for many at once belongs in the place of a
-    group, which is read when it matters, and which never falls while members wait.
+    Thousands may wait without being looked at, so the group and key of a waiting request must not
+    change unless `before` says so. What changes for many at once belongs in the place of a group,
+    which is read on demand and must never decrease while members wait.
     """
 
     def key(self, r: Request) -> Key:
-        """The order of a ranking without groups."""
+        """The key of a request in a ranking without groups."""
         raise NotImplementedError
 
     def rank(self, requests: Sequence[Request]) -> list[Rank]:
-        """Of each, its group and its key there. Keys of any two requests of a group compare. All
-        that run are ranked at once in every step, so a call a request is dear."""
+        """The group and key of each request. Keys of one group are comparable. Every step ranks all
+        running requests in one call, so avoid a call per request."""
         return [((), self.key(r)) for r in requests]
 
     def place(self, group: Group) -> Key:
@@ -45,32 +45,32 @@ class Ranking:
 
     @property
     def layers(self) -> list[Ranking]:
-        """This ranking and those inside. Each of them hears what happens to requests."""
+        """This ranking and those inside it. Each is told what happens to requests."""
         return [self]
 
     def enter(self, r: Request) -> None:
         """`r` begins to wait: it has arrived, or lost its pages."""
 
     def before(self, step: int, waiting: Collection[Request]) -> Iterable[Request]:
-        """Called once a plan, with the step that it will be. Returns whose keys have changed, of
-        those who wait."""
+        """Called before each plan with its step. Returns the waiting requests whose keys have
+        changed."""
         return ()
 
     def served(self, r: Request, length: int) -> None:
-        """`length` tokens of `r` are in the plan. `r.sampled`: it will have another token."""
+        """`length` tokens of `r` are in the plan. If `r.sampled`, it will have one more token."""
 
     def leave(self, r: Request) -> None:
         """`r` has ended."""
 
     @property
     def degraded(self) -> str:
-        """Why it ranks otherwise than it was told to; empty: it does not."""
+        """Why it cannot rank as configured; empty if it does."""
         return ""
 
 
 @dataclass(slots=True)
 class Around(Ranking):
-    """A ranking that changes something about another."""
+    """A ranking that wraps another."""
 
     inner: Ranking
 
@@ -93,7 +93,7 @@ class Around(Ranking):
 
 
 def order(ranking: Ranking, requests: Sequence[Request]) -> list[Key]:
-    """Where each stands among all live requests. No two stand in the same place."""
+    """The sort key of each among all live requests. All are different."""
     ranks = ranking.rank(requests)
     places = {group: ranking.place(group) for group in {group for group, _ in ranks}}
     return [
@@ -112,14 +112,13 @@ class FCFS(Ranking):
 
 @dataclass(slots=True)
 class Feedback(Ranking):
-    """Multi-level feedback queues: who has had fewer tokens goes first, by levels, each `growth`
-    times as long as the one before; the first holds `quantum` tokens, the last of LEVELS any
-    number. Nothing need be known of a request, but each level it falls costs the memory of those
-    that it overtakes."""
+    """Multi-level feedback queues: requests with fewer output tokens go first, by level. The first
+    level lasts `quantum` tokens, each next one `growth` times as long, the last of LEVELS for ever.
+    Needs no prediction, but whoever falls a level may be preempted by those that overtake it."""
 
     quantum: int = 16
     growth: int = 2
-    ends: list[int] = field(init=False)  # tokens with which each level but the last has ended
+    ends: list[int] = field(init=False)  # output tokens at which each level but the last ends
 
     def __post_init__(self) -> None:
         sizes = (self.quantum * self.growth**level for level in range(LEVELS))

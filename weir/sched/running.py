@@ -1,4 +1,4 @@
-"""The requests that hold pages, and what starting and stopping them comes to."""
+"""The requests that hold pages; starts, preempts and stops them."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -10,9 +10,10 @@ from weir.sched.waiting import Entry
 
 
 class Running(Collection[Request]):
-    """`forget`: uids of those that have stopped, whose tables the executor may drop. `hits` and
-    `loaded`, by tier, are prompt tokens that the cache gave requests which started; `recomputed`
-    are those that were computed again after one of the `preemptions`."""
+    """Counts as it goes, in tokens: `hits`, prompt tokens found in the cache; `loaded`, those of
+    them loaded from each tier; `recomputed`, those computed again after `preemptions`.
+
+    forget: uids that have stopped, whose page tables the executor may drop."""
 
     def __init__(self, cache: Cache, ranking: Ranking):
         self._cache = cache
@@ -32,14 +33,14 @@ class Running(Collection[Request]):
         return isinstance(r, Request) and r.uid in self._held
 
     def ranked(self) -> list[Entry]:
-        """All of them in order; kept so, since sorting what is nearly sorted is quick."""
+        """All of them in order. The order is kept: sorting a nearly sorted list is fast."""
         requests = list(self)
         entries = sorted(zip(order(self._ranking, requests), requests, strict=True))
         self._held = {r.uid: r for _, r in entries}
         return entries
 
     def start(self, r: Request, now: float) -> None:
-        """`r`, which has its pages, runs; note what the cache gave it."""
+        """Start `r`, which has its pages, and count what the cache gave it."""
         self._held[r.uid] = r
         if r.preempted:
             self.recomputed += max(0, min(r.peak, len(r.tokens)) - r.computed)
@@ -50,14 +51,15 @@ class Running(Collection[Request]):
         self.loaded.update(r.loaded)
 
     def found(self, r: Request, before: int) -> None:
-        """Count what the cache gave `r` of its prompt beyond so many tokens, but once."""
+        """Count the prompt tokens beyond `before` that the cache gave `r`, unless it was preempted:
+        then they were counted."""
         if not r.preempted:
             gained = min(r.computed, r.prompt) - min(before, r.prompt)
             r.cached += gained
             self.hits += gained
 
     def preempt(self, r: Request) -> None:
-        """Let go of `r`, which will start again."""
+        """Stop `r`, to be started again."""
         r.peak = max(r.peak, r.computed)
         r.preempted += 1
         self.preemptions += 1

@@ -1,8 +1,8 @@
-"""Iteration-level scheduling: a time makes a plan, a result makes deltas.
+"""Iteration-level scheduling: plans from the current time, deltas from results.
 
-Pure Python: no clock, no tensors, no device. Advance at plan, settle at commit: `computed` moves
-when a plan is made, so the next plan can be made before this one has run, and a token scheduled to
-be sampled stands as PENDING until its value is known.
+No clock, tensors or device. Requests advance when planned and settle when committed: `computed`
+moves when a plan is made, so the next plan can be made before this one has run. A token to be
+sampled is PENDING until its plan is committed.
 """
 
 from weir.core import IDLE, Capacity, Chunk, Delta, Load, Plan, Request, Result, Tier
@@ -17,7 +17,7 @@ from weir.sched.waiting import Entry, Waiting
 
 
 class Scheduler:
-    """A Ranking, a Composer and a placement over one Cache.
+    """Combines a Ranking, a Composer and a placement over one Cache.
 
     chains: whether a request may be planned again before its last token is known."""
 
@@ -42,8 +42,8 @@ class Scheduler:
         self.live: dict[int, Request] = {}
         self.running = Running(cache, ranking)
         self.waiting = Waiting(ranking)  # all others
-        self.ended: list[Delta] = []  # what no result brings, ends above all
-        self.owing: dict[int, Request] = {}  # of whom a token was sampled that is not settled yet
+        self.ended: list[Delta] = []  # deltas that come from no result, mostly ends
+        self.owing: dict[int, Request] = {}  # those with `owed` tokens
         self.step = 0
 
     # -- arrivals and departures ---------------------------------------------------------------
@@ -56,7 +56,7 @@ class Scheduler:
         self._wait(r)
 
     def abort(self, uid: int) -> None:
-        """End a request; unknown and ended uids are ignored."""
+        """End a request. Unknown and ended uids are ignored."""
         r = self.live.get(uid)
         if r is not None and r.done is None:
             r.done = "abort"
@@ -71,7 +71,7 @@ class Scheduler:
     # -- plan ----------------------------------------------------------------------------------
 
     def plan(self, now: float) -> Plan | None:
-        """The next iteration, or None if nothing can be computed until a plan lands."""
+        """The next iteration; None if nothing can be computed until a plan lands."""
         if self.owing:
             self._pay()
         self.waiting.renew(self.ranking.before(self.step, self.waiting))
@@ -82,7 +82,7 @@ class Scheduler:
             it.kept = max(it.kept, self.cache.pages(len(r.tokens) + 1))
         ready = [entry for entry in it.began if self._ready(entry[1])]
         self._compose(ready, self._load(ready, now), it)
-        if not it.chunks and ready:  # the decodes that the budget was kept for found no room
+        if not it.chunks and ready:  # the decodes for which budget was reserved found no room
             self._compose(ready, IDLE, it)
         if self.placement.resting:
             self._wake(it)
@@ -99,7 +99,7 @@ class Scheduler:
         return Plan(it.step, it.moves, lanes, forget, segment)
 
     def _wake(self, it: Iteration) -> None:
-        """Add to the plan those who rested until it was known, as far as they are worth it."""
+        """Add the resting requests that the placement wakes now that the plan is known."""
         self.placement.wake(it.chunks)
         planned = {chunk.uid for chunk in it.chunks}
         awake = [e for e in it.began if e[1].uid not in planned and self._ready(e[1])]
@@ -136,7 +136,7 @@ class Scheduler:
         it.offered = []
 
     def _ready(self, r: Request) -> bool:
-        """Whether its next tokens can be computed now."""
+        """Whether the next tokens of `r` can be computed now."""
         if r.done is not None or r.owed is not None or r.todo <= 0 or not r.running:
             return False
         if r.uid in self.placement.resting:
@@ -144,15 +144,17 @@ class Scheduler:
         if r.settled == len(r.tokens):
             return r.flying == 0 or self.chains
         wants = len(r.tokens) - r.prompt < r.sampling.max_tokens
-        # what penalties count cannot be taken back, as a matcher may ask, and a jump likely will
+        # A matcher may replace the sampled token, and after a jump likely will; what penalties
+        # have counted cannot be taken back.
         waits = r.matcher is not None and (r.jumped or r.sampling.penalised)
         return self.chains and r.sampled and wants and not waits
 
     def _schedule(self, r: Request, length: int, it: Iteration) -> Chunk | None:
-        """Find `r`'s prefix, reserve its pages, and advance it by at most `length`."""
+        """Find the prefix of `r`, reserve pages and advance it by at most `length` tokens. None if
+        it cannot be in this plan."""
         known = r.settled == len(r.tokens)
         if r.matcher is not None and known and (r.owed is not None or r.matcher.mask() is None):
-            return None  # its mask is being computed; nobody waits for it
+            return None  # its mask is being computed; the others do not wait
         if r.prompt <= r.computed < r.sent * self.cache.page and r.decoding:
             return decode(r, r.pages[-1].tier)
         fresh = not r.running
@@ -163,14 +165,14 @@ class Scheduler:
         key = order(self.ranking, (r,))[0] if fresh else None
         finds = fresh or (r.computed < r.prompt and not r.sampling.penalised)
         if finds and not self._attach(r, it):
-            return None  # more of its prefix comes with the next plan
+            return None  # the next plan loads more of its prefix
         todo = r.todo
         length = todo if length >= todo else self._align(r, length, it)
         home = self._place(r, length, key, it) if length and self._leaves(r, it) else None
         if home is None:
             if fresh:
                 self.cache.release(r)
-                it.budget.closed = True  # nobody overtakes it
+                it.budget.closed = True  # no other newcomer may overtake it
             return None
         if fresh:
             self.running.start(r, it.now)
@@ -181,35 +183,36 @@ class Scheduler:
         return advance(r, length, home)
 
     def _attach(self, r: Request, it: Iteration) -> bool:
-        """Give `r` its prefix. False if more of it is on its way: a newcomer goes on waiting, with
-        room kept for it, and others go first only if it waits for a disk."""
+        """Attach the cached prefix of `r`. False if later plans load more of it: a newcomer then
+        keeps waiting with room reserved, and others may overtake it only if it waits for a disk."""
         fresh, before, moved = not r.running, r.computed, len(it.moves)
         whole = self.cache.attach(r, self.placement.tier(r, self.cache), it.moves)
         if not fresh:
             self.running.found(r, before)
         elif not whole:
             self.cache.release(r)
-            it.kept = max(it.kept, self.cache.pages(len(r.tokens)))  # of one: a disk may be slow
+            # Room for only one of them: a disk may be slow.
+            it.kept = max(it.kept, self.cache.pages(len(r.tokens)))
             it.budget.closed |= len(it.moves) > moved
         return whole
 
     def _leaves(self, r: Request, it: Iteration) -> bool:
-        """Is there room beside a newcomer for those before it whose prefix is on its way?"""
+        """Whether a newcomer leaves room for those before it whose prefixes are being loaded."""
         if not it.kept or r in self.running:
             return True
         return self.placement.lacking(r, r.todo, self.cache) + it.kept <= 0
 
     def _align(self, r: Request, length: int, it: Iteration) -> int:
-        """End a chunk that does not end the tokens on a page boundary, so that others can go on
-        from it. What is left of a budget under one page goes to the first prompt of a plan only."""
+        """Shorten a chunk that does not reach the last token to end on a page boundary, so that
+        others can share its pages. Only a plan's first prompt may have less than a page."""
         over = (r.computed + length) % self.capacity.page
         if over < length:
             return length - over
         return 0 if it.prompts else length
 
     def _place(self, r: Request, length: int, key: Key | None, it: Iteration) -> Tier | None:
-        """Reserve pages and, for a newcomer, which stood at `key` as it waited, one of the places
-        of those that may run."""
+        """Reserve pages and, for a newcomer that waited at `key`, a slot among those that may run.
+        None if there is no room."""
         if key is None or not it.full:
             home = self.placement.place(r, length, self.cache, it.moves)
             if home is not None:
@@ -217,11 +220,11 @@ class Scheduler:
         return self._displace(r, length, key or order(self.ranking, (r,))[0], it)
 
     def _displace(self, r: Request, length: int, key: Key, it: Iteration) -> Tier | None:
-        """Take what `r` needs from requests that rank after `key` and are not in this plan."""
+        """Evict requests that rank after `key` and are not in this plan until `r` has room."""
         cache, placement, fresh = self.cache, self.placement, r not in self.running
         lacking = placement.lacking(r, length, cache)
         if lacking > 0 and sum(len(other.pages) for other in it.after(key, r)) < lacking:
-            return None  # all of them together would go in vain
+            return None  # evicting all of them would not be enough
         for other in it.after(key, r):
             if not placement.yields(other, r, cache):
                 continue
@@ -253,14 +256,14 @@ class Scheduler:
                     deltas.append(delta)
                 elif r.owed is not None:
                     self.owing[r.uid] = r
-                if r.lease is None:  # evicted while it flew: what it waits for has changed
+                if r.lease is None:  # evicted in flight: its rank among the waiting has changed
                     self.waiting.renew((r,))
             if r.done is not None:
                 self._retire(r)
         return deltas
 
     def _pay(self) -> None:
-        """Settle the sampled tokens whose matchers have said meanwhile what stands there."""
+        """Settle owed tokens whose matchers have answered meanwhile."""
         for r in list(self.owing.values()):
             if r.done is not None:  # aborted meanwhile
                 del self.owing[r.uid]
@@ -273,8 +276,8 @@ class Scheduler:
                     self._retire(r)
 
     def masks(self, plan: Plan) -> dict[int, bytes]:
-        """By uid, the masks that `plan`, the oldest in flight, lacked: of tokens that follow those
-        settled meanwhile. Who has none yet is taken back, and waits for it alone."""
+        """The masks, by uid, that `plan`, the oldest in flight, lacked until the plan before it
+        was settled. A request whose mask is still unknown is recalled and waits for it alone."""
         self._pay()
         found, chunks = {}, plan.chunks
         for chunk in (chunk for chunk in chunks if chunk.late):
@@ -291,7 +294,7 @@ class Scheduler:
         return found
 
     def _retire(self, r: Request) -> None:
-        """Give back what an ended request holds, once no plan in flight carries it."""
+        """Free what an ended request holds, once no plan in flight carries it."""
         if r.flying:
             return
         del self.live[r.uid]

@@ -1,7 +1,7 @@
-"""The requests that wait, in rank order, however many there are.
+"""The waiting requests in rank order, at a cost that does not grow with their number.
 
-Each is put into its place once and looked at again only when its ranking says so. What is read in
-every step are the heads of the groups, and of those only the ones that may come first.
+A request is ranked once and again only when its ranking says so. A step reads only the heads of
+groups, and of these only those that may come first.
 """
 
 import heapq
@@ -17,14 +17,14 @@ class Waiting(Collection[Request]):
     def __init__(self, ranking: Ranking):
         self._ranking = ranking
         self._where: dict[int, tuple[Group, Entry, int]] = {}
-        self.todo = 0  # tokens that they had yet to compute when they came
-        # A heap of entries a group. Who has left, or moved, is skipped when it comes up: an entry
-        # counts while `_where` holds it.
+        self.todo = 0  # sum of their `todo` when they were added
+        # A heap of entries per group. An entry is valid while `_where` holds it; stale ones are
+        # skipped when they come up.
         self._groups: dict[Group, list[Entry]] = {}
-        self._stale = 0  # entries that do not count
-        # A heap of groups by the order of their heads. A head moves forward only when one is put
-        # in front, which leaves a new entry here; so what is found at the top may be too early,
-        # never too late. Only the latest entry of a group counts.
+        self._stale = 0  # stale entries
+        # A heap of groups by their heads. A head moves forward only when a request is put in
+        # front, which pushes a new entry; so the top may stand too early, never too late. Only
+        # the latest entry of a group is valid.
         self._heads: list[tuple[Key, int, Group]] = []
         self._latest: dict[Group, int] = {}
         self._serial = 0
@@ -59,7 +59,7 @@ class Waiting(Collection[Request]):
             self._stale += 1
 
     def renew(self, moved: Iterable[Request]) -> None:
-        """Put those of `moved` who wait into their present places."""
+        """Rank again those of `moved` that wait."""
         found = {r.uid: r for r in moved if r.uid in self._where}
         for r in found.values():
             self.discard(r)
@@ -68,7 +68,7 @@ class Waiting(Collection[Request]):
         self.add(list(found.values()))
 
     def first(self) -> Entry | None:
-        """Who comes first, and where it stands among all live requests."""
+        """The first waiting request, and its place among all live requests."""
         while self._heads:
             key, serial, group = self._heads[0]
             if self._latest.get(group) != serial:
@@ -95,13 +95,13 @@ class Waiting(Collection[Request]):
         return None
 
     def _head(self, group: Group) -> tuple[Key, int, Group]:
-        """The present entry of a group, which replaces every earlier one."""
+        """A new entry of a group for `_heads`; replaces every earlier one."""
         self._serial += 1
         self._latest[group] = self._serial
         return (*self._ranking.place(group), *self._groups[group][0][0]), self._serial, group
 
     def _rebuild(self) -> None:
-        """Forget all that does not count."""
+        """Drop all stale entries."""
         self._groups, self._latest, self._stale = {}, {}, 0
         for group, entry, _ in self._where.values():
             self._groups.setdefault(group, []).append(entry)
