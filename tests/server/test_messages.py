@@ -90,6 +90,10 @@ def test_calls(http, monkeypatch):
     assert json.loads(made[1]["json"]) == called["input"]
     cut = post(http, **asked | {"max_tokens": size - 20})
     assert cut["stop_reason"] == "max_tokens" and cut["content"][1]["input"] == {}
+    again = f"{CALL}\n"
+    monkeypatch.setattr(messages, "rendered", lambda *_: again)
+    cut = post(http, tools=[TOOL], max_tokens=len(again.encode()) + 20)
+    assert [one["input"] for one in cut["content"]] == [called["input"]], "another had no name yet"
 
 
 def test_a_conversation_with_calls_as_openai_has_it():

@@ -68,6 +68,8 @@ def test_calls(sdk, monkeypatch):
     assert (streamed.output[1].name, streamed.output[1].arguments) == (call.name, call.arguments)
     cut = sdk.create(**asked | {"max_output_tokens": len(said) - 20})
     assert (cut.status, cut.output[1].status) == ("incomplete", "incomplete")
+    cut = sdk.create(**asked | {"max_output_tokens": len(said.encode()), "user": "never"})
+    assert (cut.status, cut.output[1].status) == ("incomplete", "completed")
     monkeypatch.undo()
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "sun"}
     again = sdk.create(**ASKED | {"input": [*answer.output, result]}, max_output_tokens=1)

@@ -22,7 +22,7 @@ class Reader:
 
     @property
     def called(self) -> bool:
-        """Whether there was a call, and the last one has come to its end."""
+        """Whether a call has begun, and the last that has came to its end."""
         return self._calls is not None and self._calls.complete
 
     def push(self, output: Output) -> tuple[str, str, list[ToolCall]]:

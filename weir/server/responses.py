@@ -217,7 +217,8 @@ class Writer:
     def _ended(self, reason: str) -> Iterator[Event]:
         response, used = self._response, self._job.usage[0]
         status: Status = "completed" if reason == "stop" else "incomplete"
-        yield from self._closed(status)
+        whole = isinstance(self._open, Called) and self._reader.called
+        yield from self._closed("completed" if whole else status)
         response.status = status
         if reason == "length":
             response.incomplete_details = Incomplete("max_output_tokens")

@@ -214,8 +214,8 @@ class Calls:
 
     @property
     def complete(self) -> bool:
-        """Whether there was a call, and the last one has come to its end."""
-        return self.count > 0 and self._mode == "text"
+        """Whether a call has begun, and the last that has came to its end."""
+        return self.count > 0 and self._mode != "arguments"
 
     def push(self, text: str, last: bool) -> tuple[str, list[ToolCall]]:
         """What is new: text, and calls or what there is more of the arguments of one."""
