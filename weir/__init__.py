@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "weir.llm.offline": "LLM",
     "weir.llm.online": "AsyncLLM",
-    "weir.params": "SamplingParams",
+    "weir.params": "SamplingParams StructuredOutputs",
     "weir.lang.backend.anthropic": "Anthropic",
     "weir.lang.backend.choose": "flush_cache set_default_backend",
     "weir.lang.backend.endpoint": "RuntimeEndpoint",

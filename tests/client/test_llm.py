@@ -98,6 +98,8 @@ def test_one_call_at_a_time(llm):
         (["a", "b" * 300], GREEDY, "prompt 1, counted from 0: .*maximum context"),
         (3, GREEDY, "a prompt must be text"),
         (["a", None], GREEDY, "a prompt must be text"),
+        ({"prompt": "a"}, GREEDY, "a prompt must be text"),
+        ([{"prompt_token_ids": [97]}], GREEDY, "a prompt must be text"),
         ("a", {"max_tokens": 3}, "params must be SamplingParams"),
         (["a"], [{"max_tokens": 3}], "params must be SamplingParams"),
     ],
@@ -189,9 +191,17 @@ def test_async_outputs_grow_and_stay_as_they_were(run, text):
     run(main)
 
 
+def test_what_was_closed_says_so(text):
+    closed = LLM.of(fakes.FakeEngine(), text)
+    closed.close()
+    with pytest.raises(EngineDead, match="was closed"):
+        closed.generate("a", GREEDY)
+
+
 def test_the_package_is_light_until_it_is_used():
     program = (
-        "import sys, weir; weir.SamplingParams; import weir.connect; print('torch' in sys.modules)"
+        "import sys, weir; weir.SamplingParams, weir.StructuredOutputs; import weir.connect; "
+        "print('torch' in sys.modules)"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert output.stdout.strip() == b"False"

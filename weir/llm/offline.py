@@ -64,6 +64,7 @@ class LLM:
         self._engine = engine
         self._compiler = compiler
         self._turn = threading.Lock()
+        self._closed = False
         self._ledger = Ledger(text, model, Limits(requests=0), seed=seed)
 
     def __enter__(self) -> Self:
@@ -74,6 +75,7 @@ class LLM:
 
     def close(self) -> None:
         """Give back the memory and the threads of the engine."""
+        self._closed = True
         self._engine.close()
         self._compiler.close()
 
@@ -134,7 +136,10 @@ class LLM:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Refuse a call while another is in hand, from another thread or from `told`."""
+        """Refuse a call while another is in hand, from another thread or from `told`, or once all
+        is over."""
+        if self._closed:
+            raise EngineDead("this LLM was closed: make another")
         if not self._turn.acquire(blocking=False):
             raise BadRequest(
                 "this LLM is answering another call: give one call all prompts, or use AsyncLLM"
@@ -264,10 +269,11 @@ def _listed(prompts: Prompts) -> list[str | list[int]]:
     """One prompt or many as a list of prompts."""
     if isinstance(prompts, str):
         return [prompts]
-    listed: list[object] = list(prompts) if isinstance(prompts, Iterable) else [None]
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, Mapping)
+    listed: list[object] = list(prompts) if several else [None]
     if listed and all(isinstance(one, int) for one in listed):
         return [cast(list[int], listed)]
-    if not all(isinstance(one, Iterable) for one in listed):
+    if any(isinstance(one, Mapping) or not isinstance(one, Iterable) for one in listed):
         raise BadRequest("a prompt must be text or a list of token ids", param="prompt")
     return cast(list[str | list[int]], listed)
 
