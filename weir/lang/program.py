@@ -16,7 +16,8 @@ from weir.lang.backend.choose import chosen
 from weir.lang.loop import Crew, spawn, wait
 from weir.lang.speculate import Ahead, Forms
 from weir.lang.state import State, inside
-from weir.lang.stream import Stream, together
+from weir.lang.stream import Stream
+from weir.lang.together import together
 from weir.lang.words import gen
 from weir.progress import progress
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from weir.errors import BadRequest
 from weir.lang import ir
-from weir.lang.backend.base import Backend, Piece, Prompt
-from weir.lang.stream import Answer, Item, Stream, meta_of
+from weir.lang.backend.base import Backend, Piece, Prompt, meta_of
+from weir.lang.stream import Answer, Item, Stream
 
 OWN = frozenset(("n", "logprobs", "regex", "json_schema"))
 """Settings of a `gen` with a call of its own: it serves no other, and none serves it."""

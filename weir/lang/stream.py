@@ -1,13 +1,13 @@
-"""One text that grows: its nodes run in order on the event loop, each when those before are done.
+"""A text that grows as its nodes run, one after another, on the event loop.
 
-A stream knows its backend and nothing of the code that appends to it: that is `State`.
+A stream knows its backend. The code that appends to it talks to `State`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,22 +16,19 @@ from uuid import uuid4
 
 from weir.errors import BadRequest, EngineDead, WeirError
 from weir.lang import ir
-from weir.lang.backend.base import Backend, Piece, Prompt, Score, Turn
+from weir.lang.backend.base import Backend, Piece, Prompt, Score, Turn, meta_of
 from weir.lang.loop import loop
 from weir.lang.scorers import SCORERS
 from weir.text.thoughts import Thoughts, inside
 
-WORTH_CACHING = 64
-"""Characters that programs of a batch must begin with to have them computed first (SGLang's)."""
-
 
 class ProgramError(WeirError):
-    """A program failed; the message names the line that appended what could not be done."""
+    """A program failed. The message names the line that appended the node that failed."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a name stands for, and what is known of how it came about."""
+    """The value of a variable, and its meta info."""
 
     value: Any
     meta: dict[str, Any] = field(default_factory=dict)
@@ -42,24 +39,24 @@ Value = Future[Answer]
 
 @dataclass(slots=True, eq=False)
 class Fork(ir.Node):
-    """The children begin here, with all that was said before."""
+    """The children begin here, with a copy of the text so far."""
 
     children: list[Stream]
 
 
 @dataclass(slots=True, eq=False)
 class Join(ir.Node):
-    """Wait for the children to come as far as they were told; `appends`: their texts follow."""
+    """Wait until the children have reached their marks."""
 
     children: list[Stream]
-    marks: list[Future[None]]  # one a child: done when it is there
-    gathered: dict[str, list[Value | None]]  # name → one a child, None where it has none
-    appends: bool
+    marks: list[Future[None]]  # one per child
+    gathered: dict[str, list[Value | None]]  # variable → one per child, None where it has none
+    appends: bool  # append the children's texts
 
 
 @dataclass(slots=True, eq=False)
 class Mark(ir.Node):
-    """Everything before is done. `last`: nothing follows."""
+    """Sets `reached` once all nodes before it are done. last: no node follows."""
 
     reached: Future[None]
     last: bool = False
@@ -67,7 +64,7 @@ class Mark(ir.Node):
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """A node that waits for its turn, the program's line, and the names it is to give a value."""
+    """A queued node, the program's line that appended it, and the variables it must set."""
 
     node: ir.Node
     line: str
@@ -76,17 +73,18 @@ class Item:
 
 @dataclass(slots=True)
 class Spoken:
-    """Text as it appeared, `name` where it is a variable's."""
+    """A piece of text, `name` if it belongs to a variable."""
 
     text: str
     name: str | None
-    scopes: tuple[str, ...] = ()  # that it was said in
+    scopes: tuple[str, ...] = ()  # those open when it was appended
 
 
 class Stream:
-    """backend: writes the text. defaults: settings of every `gen`. waits: begins with a `Fork`.
+    """backend: generates the text. defaults: settings of every `gen`. waits: runs nothing before
+    the `Fork` of its parent.
 
-    `push` may be called from any thread; everything else belongs to the event loop.
+    `push` and `stop` may be called from any thread, everything else from the event loop only.
     """
 
     def __init__(self, backend: Backend, defaults: dict[str, Any], waits: bool = False):
@@ -97,36 +95,37 @@ class Stream:
         self.error: ProgramError | None = None
         self.spoken: list[Spoken] = []
         self.ended = False
-        self._after = ""  # ends the turn that was opened last
+        self._after = ""  # text that ends the turn opened last
         self._scopes: dict[str, int] = {}  # name → where its text begins
-        self._complete: set[str] = set()  # names that were given a value, or will not be
-        self._items: deque[Item] = deque()
+        self._complete: set[str] = set()  # variables that have a value, or never will
+        self.items: deque[Item] = deque()
         self._waits = waits
         self._branches = 0
         self._work: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
 
     def push(self, node: ir.Node, line: str = "", fill: dict[str, Value] | None = None) -> None:
-        """Add a node; every future of `fill` will be done in the end, whatever happens."""
+        """Append a node. Every future of `fill` will be done eventually, whatever happens."""
         loop().call_soon_threadsafe(self._take, Item(node, line, fill or {}))
 
     def branch(self) -> Stream:
-        """A stream for a `Fork` of this one."""
+        """A new stream to be a child in a `Fork` of this one."""
         return Stream(self.backend, self.defaults, waits=True)
 
     def hold(self) -> None:
-        """Do nothing of what is pushed before `together` is asked for."""
+        """Run nothing until `release`."""
         self._waits = True
 
     def need(self) -> None:
-        """A value is about to be waited for."""
+        """Called when the program is about to wait for a value."""
 
     def stop(self, error: Exception | None = None) -> None:
-        """End what is under way; what was not done yet fails, because of `error` if given."""
+        """Cancel the running node and fail all that follow, with `error` if given."""
         loop().call_soon_threadsafe(self._stop, error)
 
     async def listen(self, name: str | None = None) -> AsyncGenerator[Spoken, None]:
-        """Text as it appears, or that of one variable until it is complete. Raises ProgramError."""
+        """Text as it appears; with `name`, that of one variable or scope until it is complete.
+        Raises ProgramError."""
         at = 0
         while True:
             while at < len(self.spoken):
@@ -141,16 +140,16 @@ class Stream:
             await self._news.wait()
 
     def _take(self, item: Item) -> None:
-        self._items.append(item)
+        self.items.append(item)
         self._go()
 
     def _go(self) -> None:
-        if self._work is None and self._items and not self._waits:
+        if self._work is None and self.items and not self._waits:
             self._work = loop().create_task(self._run())
             self._work.add_done_callback(self._rest)
 
     def _rest(self, work: asyncio.Task[None]) -> None:
-        """Work ended, with all done or because it was cancelled before it began."""
+        """Work ended: all was done, or it was cancelled before it began."""
         self._work = None
         self._go()
 
@@ -165,8 +164,8 @@ class Stream:
         self._go()
 
     async def _run(self) -> None:
-        while self._items:
-            item = self._items.popleft()
+        while self.items:
+            item = self.items.popleft()
             try:
                 if isinstance(item.node, Mark):
                     self.ended |= item.node.last
@@ -182,7 +181,7 @@ class Stream:
             self._settle([item])
 
     def _settle(self, items: list[Item]) -> None:
-        """What has no value now will have none."""
+        """Fail the variables that were not set."""
         for item in items:
             for name, value in item.fill.items():
                 self._complete.add(name)
@@ -192,7 +191,7 @@ class Stream:
         self._wake()
 
     def _fail(self, line: str, error: Exception) -> None:
-        """Nothing that follows will be done. The first error counts."""
+        """Keep the first error; no node runs after it."""
         if self.error is None:
             known = isinstance(error, WeirError)
             what = str(error) if known else f"{type(error).__name__}: {error}"
@@ -303,9 +302,9 @@ class Stream:
         self._say(self._after)
 
     def _fork(self, fork: Fork) -> None:
-        """The children may go on. The backend hears first of the prefix they share."""
+        """Release the children, after a hint to cache the prefix they share."""
         if self.error is None and len(fork.children) > 1 and self.prompt.text:
-            _hint(self.backend, self.prompt)
+            hint(self.backend, self.prompt)
         for number, child in enumerate(fork.children, self._branches):
             self._begin(child, f"{self.prompt.program}/{number}")
         self._branches += len(fork.children)
@@ -337,59 +336,15 @@ class Stream:
 _hints: set[asyncio.Task[None]] = set()  # an event loop does not keep its tasks
 
 
-def _hint(backend: Backend, prompt: Prompt) -> None:
-    """Have a backend begin with what several will go on from. Nobody waits for it: who comes
-    meanwhile shares what is under way, and meets whatever error there is, with its line."""
+def hint(backend: Backend, prompt: Prompt) -> None:
+    """Start to cache a prefix that several streams share. Nothing waits for it: streams that come
+    meanwhile share the work under way, and meet any error themselves, with the line that said
+    it."""
 
     async def cache(prompt: Prompt) -> None:
         with suppress(WeirError):
             await backend.cache(prompt)
 
-    hint = loop().create_task(cache(replace(prompt)))
-    _hints.add(hint)
-    hint.add_done_callback(_hints.discard)
-
-
-def _alike(first: list[ir.Node], second: list[ir.Node]) -> Iterator[ir.Node]:
-    """What two programs say alike before they ask for anything."""
-    for one, other in zip(first, second, strict=False):
-        match one, other:
-            case ir.Text(value=text), ir.Text(value=other_text):
-                pairs, least = enumerate(zip(text, other_text, strict=False)), len(other_text)
-                yield ir.Text(text[: next((at for at, (a, b) in pairs if a != b), least)])
-                if text != other_text:
-                    return
-            case (ir.Open(role=role), ir.Open(role=other_role)) if role == other_role:
-                yield one
-            case (ir.Close(), ir.Close()):
-                yield one
-            case _:
-                return
-
-
-async def together(streams: list[Stream]) -> None:
-    """Have what two streams that are held say alike at first in the backend's cache; then they go
-    on."""
-    first = Stream(streams[0].backend, {})
-    try:
-        for node in _alike(*([item.node for item in stream._items] for stream in streams)):
-            await first._do(Item(node, "", {}))
-        if len(first.prompt.text) > WORTH_CACHING:
-            _hint(first.backend, first.prompt)
-    except WeirError:
-        pass  # who says it meets the error, with its line
-    finally:
-        for stream in streams:
-            stream.release()
-
-
-def meta_of(pieces: list[Piece]) -> dict[str, Any]:
-    """What is known of one choice's text."""
-    logprobs = [entry for piece in pieces for entry in piece.logprobs or ()]
-    return {
-        "finish_reason": next((p.finish_reason for p in pieces if p.finish_reason), None),
-        "prompt_tokens": max(piece.prompt_tokens for piece in pieces),
-        "completion_tokens": max(piece.completion_tokens for piece in pieces),
-        "cached_tokens": max(piece.cached_tokens for piece in pieces),
-        "logprobs": logprobs or None,
-    }
+    task = loop().create_task(cache(replace(prompt)))
+    _hints.add(task)
+    task.add_done_callback(_hints.discard)

@@ -1,4 +1,4 @@
-"""What a program asks of whoever writes its text."""
+"""The interface between programs and the backends that generate their text."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from weir.errors import BadRequest
 
 @dataclass(slots=True)
 class Prompt:
-    """All that was said before: as text, and as the turns of a conversation.
+    """Everything appended so far, as text and as the turns of a conversation.
 
-    `turns` are finished, the text of an open one stands after `turn_start` in `text`.
+    `turns` are the finished ones. The content of an open turn is `text` from `turn_start` on.
     """
 
     text: str
@@ -20,7 +20,7 @@ class Prompt:
     role: str | None = None  # of the open turn
     turn_start: int = 0
     images: list[str | bytes] = field(default_factory=list)
-    program: str = ""  # that says it, and its branch after a slash
+    program: str = ""  # id of the program, its branch after a slash
 
     @property
     def templated(self) -> bool:
@@ -30,7 +30,7 @@ class Prompt:
 
 @dataclass(slots=True)
 class Piece:
-    """Text as it comes, of choice `index`."""
+    """A piece of streamed text, of choice `index`."""
 
     text: str
     index: int = 0
@@ -109,3 +109,15 @@ def text_only(prompt: Prompt) -> None:
     """Raises BadRequest where the prompt holds pictures."""
     if prompt.images or any(turn["images"] for turn in prompt.turns):
         raise BadRequest("this backend reads text only, no images")
+
+
+def meta_of(pieces: list[Piece]) -> dict[str, Any]:
+    """The meta info of one choice, from all its pieces."""
+    logprobs = [entry for piece in pieces for entry in piece.logprobs or ()]
+    return {
+        "finish_reason": next((p.finish_reason for p in pieces if p.finish_reason), None),
+        "prompt_tokens": max(piece.prompt_tokens for piece in pieces),
+        "completion_tokens": max(piece.completion_tokens for piece in pieces),
+        "cached_tokens": max(piece.cached_tokens for piece in pieces),
+        "logprobs": logprobs or None,
+    }
