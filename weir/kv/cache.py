@@ -1,8 +1,9 @@
-"""Who owns which page. Integers only: the cache never sees a tensor.
+"""Gives requests their pages and prefixes. Integers only: the cache never sees a tensor.
 
-Cached prefixes and running requests share one pool a tier. Letting go of a request hands its full
-pages to the radix tree, so preemption, finishing and caching are one code path. Finding them again
-is a prefix hit. What is evicted is recomputed or, given a colder tier, moved and moved back.
+Cached prefixes and running requests share one pool per tier. Releasing a request hands its full
+pages to the radix tree, so preempting, finishing and caching are one code path, and finding the
+pages again is a prefix hit. What is evicted is recomputed or, with a colder tier, moved there and
+back.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,13 +31,13 @@ class Cache(Tiers):
         self.watch = Watch()
 
     def attach(self, r: Request, coldest: Tier, moves: list[Move]) -> bool:
-        """Give `r` the longest prefix the tree holds and lock it; sets `computed`.
+        """Give `r` the longest prefix the tree holds, lock it and set `computed`.
 
-        Pages colder than `coldest`, which attention cannot read, are warmed from the root down, as
-        far as room lasts and nobody else attends to them. At least one token is left to compute. A
-        request that already runs is carried further if others have computed what it needs next.
-        Returns False if there is more to be had than one plan may load: then ask again in the next
-        one."""
+        Pages colder than `coldest` cannot be read by attention. They are loaded from the root down,
+        as far as there is room and no other request attends to them. At least one token is left to
+        compute. A running request advances too if others have computed what it needs next.
+
+        Returns False if one plan may not load all of it: call again for the next plan."""
         if r.lease is None:
             r.lease, r.shared, r.computed, r.pages = self.tree.root, 0, 0, []
         if not self.reuse or r.computed != r.shared * self.page or r.shared != len(r.pages):
@@ -45,7 +46,7 @@ class Cache(Tiers):
         node, _ = tree.walk(r.tokens, self._limit(r), held, r.computed)
         if node is held:
             return True
-        tree.lock(node)  # so that warming evicts nothing on the way
+        tree.lock(node)  # so that loading evicts none of it
         whole = True
         for step in tree.path(node, held):
             found: Node | None = step
@@ -53,7 +54,7 @@ class Cache(Tiers):
                 found, whole = self._bring(step, moves)
             if found is None:
                 break
-            if tier > coldest and r.preempted == 0:  # its own pages, come back, prove nothing
+            if tier > coldest and r.preempted == 0:  # not its own pages, evicted and found again
                 self.found[tier] += len(found.key)
                 r.loaded[tier] = r.loaded.get(tier, 0) + len(found.key)
             r.lease = found
@@ -68,28 +69,28 @@ class Cache(Tiers):
         return whole
 
     def known(self, r: Request) -> int:
-        """Tokens of `r` that the tree holds. Touches nothing."""
+        """Tokens of `r` that the tree holds. Changes nothing."""
         return max((at for _, at in self._trace(r)), default=0)
 
     def expect(self, r: Request) -> int:
-        """As `known`; and `watch` tells when a page more of `r` has come."""
+        """As `known`; from now on `watch` tells when the tree gains the next page of `r`."""
         known = self.known(r)
         if self.reuse and known + self.page <= self._limit(r):
             self.watch.put(r, (known, tuple(r.tokens[known : known + self.page])))
         return known
 
     def path(self, r: Request) -> list[Node]:
-        """The nodes, opaque outside kv, that hold what `r` would find. Touches nothing."""
+        """The nodes, opaque outside kv, of the prefix that `r` would find. Changes nothing."""
         return [node for node, _ in self._trace(r)]
 
     def cold(self, r: Request) -> list[int]:
-        """Pages of the coldest tier that hold what `r` would find. Touches nothing."""
+        """Pages of the coldest tier in the prefix that `r` would find. Changes nothing."""
         tier = self.tiers[-1]
         return [page.index for node in self.path(r) for page in node.pages if page.tier == tier]
 
     def grow(self, r: Request, upto: int, home: Tier, moves: list[Move]) -> bool:
-        """Reserve pages of `home` so that `r` can hold `upto` tokens; False, and nothing taken,
-        if there is no room even after giving up every unlocked prefix."""
+        """Reserve pages of `home` so that `r` can hold `upto` tokens. False, with nothing taken, if
+        there is no room even after evicting every unlocked prefix."""
         need = self.pages(upto) - len(r.pages)
         if need <= 0:
             return True
@@ -100,14 +101,14 @@ class Cache(Tiers):
         return True
 
     def share(self, r: Request, upto: int) -> None:
-        """Put the full pages of `r.tokens[:upto]`, all of known value, into the tree, still locked
-        by `r`. The plan that computes them must be the one in hand or an earlier one."""
+        """Put the full pages of `r.tokens[:upto]`, whose values are known, into the tree, locked by
+        `r`. The plan being made, or an earlier one, must compute them."""
         full = upto // self.page
         if not self.reuse or full <= r.shared:
             return
         node, at = self.tree.walk(r.tokens, full * self.page, r.lease, r.shared * self.page)
         if not self._replaces(r, node, at // self.page):
-            return  # computed twice (a whole prompt found): ours stays private
+            return  # computed twice, since at least one token always is: ours stays private
         self._join(r, node)
         node, upto = self._adopt(r, node, at // self.page, full)
         self.tree.lock(node)
@@ -115,7 +116,7 @@ class Cache(Tiers):
         r.lease, r.shared = node, upto
 
     def release(self, r: Request) -> None:
-        """Let go, at the end or to make room: full pages go to the tree, the rest is free."""
+        """Take back all pages of `r`: full ones go to the tree, the others are freed."""
         if r.lease is None:
             return
         keep = r.shared
@@ -141,8 +142,8 @@ class Cache(Tiers):
         return limit if uncached is None else min(limit, uncached)
 
     def _adopt(self, r: Request, node: Node, first: int, full: int) -> tuple[Node, int]:
-        """Hang `r.pages[first:full]` below `node`, one child for each run of one tier. Stops where
-        a page is hotter than what is above it. Returns the deepest node and its end, in pages."""
+        """Insert `r.pages[first:full]` below `node`, one child per run of pages of one tier. Stops
+        at a page hotter than the one above it. Returns the deepest node and its end, in pages."""
         page = self.page
         while first < full:
             tier, end = r.pages[first].tier, first + 1
@@ -156,8 +157,8 @@ class Cache(Tiers):
         return node, first
 
     def _join(self, r: Request, node: Node) -> None:
-        """Give up the private pages of `r` that nodes down to `node` hold as well, since others got
-        there first; where theirs are colder, theirs instead."""
+        """Free the private pages of `r` that duplicate nodes down to `node`, which others inserted
+        first. If a node's pages are colder, keep those of `r` and free the node's instead."""
         first = r.shared
         for step in self.tree.path(node, r.lease):
             mine = r.pages[first : first + len(step.pages)]
@@ -167,7 +168,7 @@ class Cache(Tiers):
             self._give(mine)
 
     def _replaces(self, r: Request, node: Node, end: int) -> bool:
-        """Would `_join` put pages of `r` in the place of all others down to `node`?"""
+        """Whether `_join` would replace the pages of all nodes down to `node` by those of `r`."""
         tiers = {page.tier for page in r.pages[r.shared : end]}
         above = r.lease.tier if r.lease.pages else min(tiers, default=0)
         return not tiers or (
@@ -177,7 +178,7 @@ class Cache(Tiers):
         )
 
     def _hotter(self, pages: list[Page], node: Node) -> bool:
-        """May pages that hold the same take the place of an unlocked node's?"""
+        """Whether `pages`, which hold the same tokens, may replace those of `node`."""
         assert node.parent is not None
         above = node.parent.tier if node.parent.pages else pages[0].tier
         return not node.locks and above <= pages[0].tier == pages[-1].tier < node.tier

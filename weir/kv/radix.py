@@ -1,11 +1,11 @@
 """A radix tree from token prefixes to KV pages (SGLang section 3, with whole pages on the edges).
 
 A node covers one or more whole pages; children are found by the tokens of their first page. A
-locked node neither moves nor goes, and whoever locks a node locks its whole path, so below an
-unlocked node everything is unlocked. Walking down from the root, tiers only get colder.
+locked node is neither moved nor evicted. Locking a node locks its whole path, so everything below
+an unlocked node is unlocked. Down from the root, tiers only get colder.
 
-The tree knows nothing of requests or of room; it keeps each tier's evictable leaves in a heap by
-last use, so that giving up a page never walks the tree.
+The tree knows neither requests nor pools. It keeps the evictable leaves of each tier in a heap by
+last use, so that eviction never searches the tree.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Radix:
         self.page = page
         self.root = Node((), [], None)
         self.root.locks = 1
-        self.unlocked = {int(tier): 0 for tier in tiers}  # pages of each tier that nobody locks
+        self.unlocked = {int(tier): 0 for tier in tiers}  # unlocked pages of each tier
         self.held = {int(tier): 0 for tier in tiers}  # pages of each tier in the tree
         self._tick = 0
         self._leaves: dict[int, list[tuple[int, int, Node]]] = {int(tier): [] for tier in tiers}
@@ -47,10 +47,10 @@ class Radix:
     # -- finding -------------------------------------------------------------------------------
 
     def walk(self, tokens: Sequence[int], limit: int, node: Node, at: int) -> tuple[Node, int]:
-        """Go down from `node`, which ends at position `at`, as far as `tokens[:limit]` agrees.
+        """Go down from `node`, which ends at position `at`, as far as `tokens[:limit]` matches.
 
-        Returns the deepest node reached and the position where it ends, both whole pages; splits a
-        node that agrees only in part."""
+        Returns the deepest node reached and the position where it ends, in whole pages. A node that
+        matches only in part is split."""
         for child, end in self.trace(tokens, limit, node, at):
             if end - at < len(child.key):
                 child = self.split(child, end - at)
@@ -60,8 +60,8 @@ class Radix:
     def trace(
         self, tokens: Sequence[int], limit: int, node: Node, at: int
     ) -> Iterator[tuple[Node, int]]:
-        """The nodes on that way, the last perhaps in part, each with the position up to which it
-        agrees. Touches nothing."""
+        """The nodes on that way, each with the position up to which it matches; the last may match
+        only in part. Changes nothing."""
         page, whole = self.page, True
         while whole and at + page <= limit:
             child = node.children.get(tuple(tokens[at : at + page]))
@@ -72,12 +72,12 @@ class Radix:
             yield node, at
 
     def _common(self, key: tuple[int, ...], tokens: Sequence[int], at: int, limit: int) -> int:
-        """Whole pages, in tokens, that `key` and `tokens[at:limit]` share; at least one does."""
+        """Tokens of the whole pages that `key` and `tokens[at:limit]` share: at least one page."""
         page = self.page
         most = min(len(key), (limit - at) // page * page)
         if key[:most] == tuple(tokens[at : at + most]):
             return most
-        low = page  # known equal; galloping is not worth it, pages are compared as tuples
+        low = page  # known to be equal
         while key[low : low + page] == tuple(tokens[at + low : at + low + page]):
             low += page
         return low
@@ -102,7 +102,7 @@ class Radix:
     # -- changing ------------------------------------------------------------------------------
 
     def insert(self, parent: Node, key: tuple[int, ...], pages: list[Page]) -> Node:
-        """A new unlocked child. The caller has walked: no child starts with that first page."""
+        """Add an unlocked child. No other child may start with the same page: `walk` first."""
         node = Node(key, pages, parent)
         self.touch(node)
         parent.children[key[: self.page]] = node
@@ -112,8 +112,8 @@ class Radix:
         return node
 
     def split(self, node: Node, at: int) -> Node:
-        """Cut `node` after `at` tokens, whole pages. The lower part keeps its identity, so that
-        leases on it still name the deepest node; returns the new upper part."""
+        """Cut `node` after `at` tokens (whole pages) and return the new upper part. The lower part
+        keeps its identity, so leases on it still name their deepest node."""
         page = self.page
         assert node.parent is not None
         top = Node(node.key[:at], node.pages[: at // page], node.parent)
@@ -145,7 +145,7 @@ class Radix:
         node.used = self._tick
 
     def retier(self, node: Node, pages: list[Page]) -> list[Page]:
-        """Put a node's KV on other pages; returns the old ones."""
+        """Give a node other pages; returns the old ones."""
         old = node.pages
         for mine, sign in ((old, -1), (pages, +1)):
             self.held[mine[0].tier] += sign * len(mine)
@@ -158,7 +158,7 @@ class Radix:
         return old
 
     def drop(self, node: Node) -> list[Page]:
-        """Forget an unlocked node and everything below it; returns their pages."""
+        """Remove an unlocked node and everything below it; returns their pages."""
         assert node.locks == 0 and node.parent is not None, "dropped a node in use"
         pages: list[Page] = []
         stack = [node]
@@ -173,7 +173,7 @@ class Radix:
         self._offer(node.parent)
         return pages
 
-    # -- giving up -----------------------------------------------------------------------------
+    # -- evicting ------------------------------------------------------------------------------
 
     def coldest(self, tier: int, count: int) -> Node | None:
         """The least recently used evictable node of `tier`, cut down to its last `count` pages."""
@@ -204,7 +204,8 @@ class Radix:
         return node.used, self._serial, node
 
     def _offer(self, node: Node) -> None:
-        """Remember a node that may have become evictable; what is stale is skipped when found."""
+        """Add a node that may have become evictable to the heap; stale entries are skipped
+        later."""
         if node.parent is None or not self._evictable(node, node.tier):
             return
         leaves = self._leaves[node.tier]

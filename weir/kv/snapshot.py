@@ -1,7 +1,7 @@
-"""The part of a radix tree that lies on its coldest tier, as bytes, and back again.
+"""Saves and restores the part of a radix tree on its coldest tier, so a disk cache survives a
+restart.
 
-So that a cache on disk outlives its engine. Where the bytes and the pages are kept is not known
-here; who hands them back has made sure that they are the same.
+The caller stores the bytes and the pages, and checks that they are intact.
 """
 
 import msgspec
@@ -13,7 +13,7 @@ from weir.kv.radix import Node
 
 
 class Edge(Struct, frozen=True, array_like=True):
-    parent: int  # place of the edge above, plus one; 0: the root
+    parent: int  # 1 + index of the edge above; 0: the root
     key: list[int]
     pages: list[int]
     used: int = 0  # later is larger
@@ -25,7 +25,7 @@ class Snapshot(Struct, frozen=True):
 
 
 def take(cache: Cache) -> tuple[list[int], bytes]:
-    """Page numbers and tokens of what lies on the coldest tier from the root down."""
+    """The page numbers on the coldest tier whose whole path lies there, and their `Snapshot`."""
     tier, places, edges = cache.tiers[-1], {id(cache.tree.root): 0}, list[Edge]()
     for node in _parents_first(cache, tier):
         assert node.parent is not None
@@ -37,9 +37,9 @@ def take(cache: Cache) -> tuple[list[int], bytes]:
 
 
 def restore(cache: Cache, kept: bytes) -> int:
-    """Hang what was taken below the root of an empty cache. Returns its tokens.
+    """Restore a snapshot into an empty cache. Returns its tokens.
 
-    Raises ValueError, and the cache is as it was, if it does not fit this cache."""
+    Raises ValueError, with the cache unchanged, if the snapshot does not fit this cache."""
     try:
         snapshot = msgspec.msgpack.decode(kept, type=Snapshot)
     except msgspec.DecodeError as error:

@@ -1,7 +1,6 @@
-"""Who owns the pages of each tier, how room is made there, and what is moved between them.
+"""Pools of free pages, the radix tree over the cached ones, eviction, and moves between tiers.
 
-Pools of free pages, and a tree that holds all others but those of running requests. Knows nodes and
-page numbers; no request, no tensor.
+Knows nodes and page numbers, no requests and no tensors.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,12 +10,12 @@ from weir.core import Move, Page, Tier
 from weir.kv.radix import Node, Radix
 
 PROOF = 50
-"""Tokens brought to main memory, besides as many as the first tier holds, for one that comes back:
-if it is less, plans do not wait for them."""
+"""Saving to main memory is held useful while at least one in so many saved tokens is found again.
+As many tokens as the first tier holds may be saved before that counts."""
 
 
 class Pool:
-    """Hands out page numbers of one tier. The most recently freed go out first: they are warm."""
+    """The free page numbers of one tier. Those freed last are taken first: they are in caches."""
 
     __slots__ = ("free", "size", "tier")
 
@@ -26,36 +25,36 @@ class Pool:
         self.free = list(range(size - 1, -1, -1))
 
     def take(self, count: int) -> list[Page]:
-        """`count` pages. The caller has checked that so many are free."""
+        """Take `count` pages. The caller has checked that so many are free."""
         assert count <= len(self.free), "took more pages than are free"
         tier, free = self.tier, self.free
         return [Page(tier, free.pop()) for _ in range(count)]
 
 
 class Below(Protocol):
-    """What is known of the tiers that attention cannot read."""
+    """The state of the tiers that attention cannot read."""
 
     def worth(self, tier: int) -> bool:
-        """Is a prefix on this tier worth loading, rather than computed again?"""
+        """Whether loading a prefix from this tier is cheaper than computing it again."""
         ...
 
     def ready(self, tier: int, pages: Sequence[int]) -> bool:
-        """Can these pages of the tier be loaded now?"""
+        """Whether these pages of the tier can be loaded now."""
         ...
 
     def accepts(self, tier: int) -> bool:
-        """Can pages be brought there now, rather than dropped?"""
+        """Whether the tier can take pages now; if not, they are dropped."""
         ...
 
 
 class Tiers:
     """A radix tree over one pool a tier.
 
-    page: tokens a page. sizes: pages of each tier. below: what is known of colder tiers; None: they
-    are always at hand, and worth loading from. loads: most pages that are brought from a tier
-    between two calls of `begin`; else any number. While hardly any of what was brought to main
-    memory is found again, no more than that goes there either, and the oldest of more are dropped.
-    Every list of moves is appended to in the order the moves must happen.
+    page: tokens per page. sizes: pages of each tier. below: the state of colder tiers; None: always
+    ready and worth loading from. loads: most pages that a plan may load from a tier; absent: no
+    limit. While hardly any page saved to main memory is found again (see PROOF), a plan saves no
+    more than that there either and drops the rest. Moves are appended to lists in the order in
+    which they must happen.
     """
 
     def __init__(
@@ -68,11 +67,11 @@ class Tiers:
         self.page = page
         self.below = below
         self.loads = loads or {}
-        self.left: dict[int, int] = {}  # of `loads`, until the next plan
-        self.sinks: dict[int, int] = {}  # the same of what is brought there
-        self.loaded = {int(tier): 0 for tier in sizes}  # tokens brought from each tier for a hit
-        self.found = dict(self.loaded)  # of them, by requests that had not run before
-        self.saved = {int(tier): 0 for tier in sizes}  # tokens brought to each tier, not dropped
+        self.left: dict[int, int] = {}  # tier → pages that this plan may still load from it
+        self.sinks: dict[int, int] = {}  # tier → pages that it may still save there; absent: any
+        self.loaded = {int(tier): 0 for tier in sizes}  # tokens loaded from each tier
+        self.found = dict(self.loaded)  # of them, for requests that had not run before
+        self.saved = {int(tier): 0 for tier in sizes}  # tokens saved to each tier
         self.tiers = sorted(sizes)
         self.hot = self.tiers[0]
         self.pins: dict[str, Node] = {}  # name → deepest node, locked as by a request
@@ -87,11 +86,11 @@ class Tiers:
         self.sinks = {cold: self.loads[cold]} if useless and cold in self.loads else {}
 
     def pages(self, tokens: int) -> int:
-        """Pages that so many tokens need."""
+        """Pages that `tokens` tokens need."""
         return -(-tokens // self.page)
 
     def room(self, tier: Tier) -> int:
-        """Pages of `tier` that can be had: free, or held by the tree alone."""
+        """Pages of `tier` that can be taken: free ones and those that can be evicted."""
         return len(self.pools[tier].free) + self.tree.unlocked[tier]
 
     # -- pinned prefixes, and dropping the others -------------------------------------------
@@ -127,13 +126,13 @@ class Tiers:
         return sum(len(node.pages) for node in {node for path in paths for node in path})
 
     def flush(self) -> None:
-        """Drop every prefix that nobody uses."""
+        """Drop every prefix that no request uses."""
         tree = self.tree
         for node in [n for n in tree.nodes() if not n.locks and n.parent and n.parent.locks]:
             self._give(tree.drop(node))
 
     def forsake(self, tier: Tier) -> None:
-        """Drop all that the coldest tier holds, and use it no more."""
+        """Drop everything on the coldest tier and stop using it."""
         assert tier == self.tiers[-1] != self.hot
         for node in [node for node in self.tree.nodes() if node.tier == tier]:
             if node.alive:  # its parent may have gone with all below it
@@ -142,21 +141,20 @@ class Tiers:
         self.pools[tier] = Pool(tier, 0)
 
     def sink(self, moves: list[Move]) -> None:
-        """At the end, bring every prefix that nobody uses to the coldest tier, the latest used as
-        far as there is room."""
+        """At shutdown, move every unlocked prefix to the coldest tier, where the most recently used
+        remain if there is not room for all."""
         for name in list(self.pins):
             self.unpin(name)
-        self.below, self.sinks = None, {}  # whoever takes them may be waited for
+        self.below, self.sinks = None, {}  # no limits: there is time to wait
         for tier in self.tiers[:-1]:
             self._evict(tier, self.room(tier), moves)
 
-    # -- what is moved ----------------------------------------------------------------------
+    # -- moves ------------------------------------------------------------------------------
 
     def _bring(self, node: Node, moves: list[Move]) -> tuple[Node | None, bool]:
-        """Warm what of a cold node, locked for one request alone, may be loaded in this plan.
-        Returns the node that holds it, None if there is none, and False if more can be had in the
-        next plan."""
-        if node.locks > 1:  # where another request attends to it, it stays
+        """Load as much of a cold, locked node as this plan may. Returns the node loaded, None if
+        there is none, and False if the next plan can load more."""
+        if node.locks > 1:  # another request attends to it where it is
             return None, True
         if self.below is not None and not self.below.worth(node.tier):
             return None, True
@@ -176,7 +174,7 @@ class Tiers:
         return most if at_hand else 0
 
     def _warm(self, node: Node, moves: list[Move]) -> bool:
-        """Bring a locked node as near as the order of tiers lets it be."""
+        """Move a locked node to the tier of its parent, the hottest it may be on."""
         above = node.parent.pages if node.parent else []
         home = Tier(above[0].tier) if above else self.hot
         pages = self._take(home, len(node.pages), moves)
@@ -197,7 +195,8 @@ class Tiers:
         return pool.take(count)
 
     def _evict(self, tier: Tier, count: int, moves: list[Move]) -> None:
-        """Free `count` pages of `tier`: the least recently used go a tier down, or are dropped."""
+        """Have `count` free pages in `tier`: the least recently used are moved one tier down, or
+        dropped."""
         pool = self.pools[tier]
         colder = next((t for t in self.tiers if t > tier), None)
         if colder is not None and self.below is not None and not self.below.accepts(colder):

@@ -1,7 +1,7 @@
-"""Who waits for which page: told when the tree takes in the next page of their tokens.
+"""Tells which waiting requests have gained a page because the tree took in their next one.
 
-A request stands at a spot, the place and the tokens of the first page that was not found. Looking
-a spot up costs one hash, so thousands may wait while pages are taken in.
+A request is filed under the position and tokens of the first page that it did not find. A lookup
+costs one hash, so thousands may wait.
 """
 
 from weir.core import Request
@@ -14,7 +14,7 @@ class Watch:
         self.clear()
 
     def clear(self) -> None:
-        """Nobody stands anywhere."""
+        """Forget all requests."""
         self._spots: dict[Spot, dict[int, Request]] = {}
         self._where: dict[int, Spot] = {}
         self._come: list[Request] = []
@@ -23,7 +23,7 @@ class Watch:
         return len(self._where)
 
     def put(self, r: Request, spot: Spot) -> None:
-        """`r` stands there, and nowhere else."""
+        """File `r` under `spot`, and nowhere else."""
         if self._where.get(r.uid) != spot:
             self.forget(r)
             self._where[r.uid] = spot
@@ -38,13 +38,13 @@ class Watch:
                 del self._spots[spot]
 
     def taken(self, at: int, key: tuple[int, ...], page: int) -> None:
-        """The tree has taken in pages from position `at` on, of the tokens `key`."""
+        """The tree has taken in pages of the tokens `key` from position `at` on."""
         if self._spots and (there := self._spots.pop((at, key[:page]), None)) is not None:
             for uid, r in there.items():
                 del self._where[uid]
                 self._come.append(r)
 
     def come(self, most: int) -> list[Request]:
-        """So many at most of those whose page has been taken in; each is told of once."""
+        """At most `most` of the requests whose page was taken in; each is returned once."""
         come, self._come = self._come[:most], self._come[most:]
         return come
