@@ -111,6 +111,10 @@ def test_steps_with_decodes_away_bound_what_the_device_takes():
     for _ in range(100):
         balance.landed(Plan(0, [], [here], []), 0.03)
     assert balance.device == pytest.approx(3, rel=0.01)
+    prompt = [Chunk(1, 0, [0] * 100, [], Tier.CPU)]
+    for _ in range(100):
+        balance.landed(Plan(0, [], [here + prompt], []), 0.09)
+    assert balance.device == pytest.approx(3, rel=0.01), "what is written away takes time besides"
     segment = Segment([decode(1, 1000, Tier.CPU)], 0, 16, 64)
     for _ in range(200):
         balance.landed(Plan(0, [], [here], [], segment), 0.015)

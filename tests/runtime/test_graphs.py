@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -185,3 +186,20 @@ def test_a_context_shorter_than_a_step_is_warmed_up_as_far_as_it_goes(requests):
     run.shares = True
     warm_up(run, 400, requests)
     assert not run.tables.row
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_a_forward_pass_make_the_whole(parts):
+    """Each may be called again before the next, as recording on a GPU does."""
+    run = runner(Tiny(layers=3), graphs=Graphs([4]))
+    padded = run.padded
+    with torch.inference_mode():
+        lane, _, _ = padded._nothing(Shape(4, 4))
+        for part in padded._forward(lane, 1):
+            part()
+        whole = padded.states.clone()
+        padded.states.zero_()
+        for part in padded._forward(lane, parts):
+            part()
+            part()
+    assert whole.any() and torch.equal(padded.states, whole)

@@ -50,7 +50,8 @@ class Padded:
     def record(self) -> None:
         """Record the lanes of all shapes. Until then none is padded."""
         recorder = Recorder(self.stage.device)
-        parts = PARTS if recorder.on_device and self.attention.relay is not None else 1
+        beside = recorder.on_device and self.attention.relay is not None
+        parts = min(PARTS, len(self.model.layers)) if beside else 1
         for shape in self.graphs.shapes:
             lane, choice, staged = self._nothing(shape)
             self.graphs.recorded[shape] = Recorded(

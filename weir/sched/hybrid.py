@@ -61,10 +61,11 @@ class Balance:
 
     def landed(self, plan: Plan, seconds: float, host: float = 0.0) -> None:
         """Learn from what a step took, and the host's part of it; 0: that is not known. With
-        decodes away a step says only that the device takes no longer than all of it."""
+        requests away a step says only that the device takes no longer than all of it."""
         shares = self.lanes.shares(plan)
         busy, reads = map(sum, self.lanes.parts(shares))
-        if busy > 0 and seconds > 0 and (not reads or seconds < self.device * busy):
+        alone = not reads and all(chunk.home != self.lanes.away for chunk in plan.chunks)
+        if busy > 0 and seconds > 0 and (alone or seconds < self.device * busy):
             self.device = _nearer(self.device, seconds / busy)
         if not reads:
             self.host += FORGET * (1 - self.host)
