@@ -1,6 +1,8 @@
 """`weir plan`: what it prints, and that it says what is wrong."""
 
 import json
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -29,6 +31,12 @@ def test_json_can_be_read_back_and_less_memory_is_slower(
         msgspec.convert(answer["planned"]["offload"], Offload)
         found.append(answer["planned"]["predicted"]["throughput"])
     assert found[0] >= found[1] > 0
+
+
+def test_stdout_is_json_alone_in_a_process_that_never_planned() -> None:
+    words = [*WORDS, "--target", "latency", "--disk", "0", "--json"]
+    ran = subprocess.run([sys.executable, "-m", "weir", *words], capture_output=True, check=True)
+    assert "planned" in json.loads(ran.stdout) and not ran.stderr
 
 
 def test_a_cpu_has_memory_and_disk(

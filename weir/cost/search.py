@@ -2,7 +2,10 @@
 enumeration over sizes of batches and blocks, and the choices one would make without it.
 """
 
+import contextlib
+import os
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -163,6 +166,7 @@ def _minimise(weight: Any, rows: Any, least: Any, most: Any) -> Any:
     matrix.index_ = np.concatenate(kept)
     matrix.value_ = rows[rows != 0]
     make: Any = highspy.Highs
+    _greeted(make)
     solver = make()
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("threads", 1)
@@ -171,6 +175,20 @@ def _minimise(weight: Any, rows: Any, least: Any, most: Any) -> Any:
     if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
         return None
     return np.array(solver.getSolution().col_value)
+
+
+@cache
+def _greeted(make: Any) -> None:
+    """Let HiGHS say to nobody what it says on stdout once a process, as its first solver is made,
+    before that can be told to be quiet."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # there is no stdout
+            kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 1)
+            os.dup2(nowhere, 1)
+            os.close(nowhere)
+        make()
 
 
 def naive(spec: Spec, job: Job, machine: Machine, base: Offload) -> list[Planned]:
