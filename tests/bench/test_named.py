@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import weir
 from weir import connect
 from weir.bench import datasets, named
 from weir.cli import main
@@ -120,7 +121,19 @@ def test_numbers_are_text_where_a_model_has_none(tmp_path: Path) -> None:
     assert text.decode([7, 12]) == "7 12"
 
 
-def test_without_data_it_is_said_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WEIR_DATA", raising=False)
-    with pytest.raises(ConfigError, match="WEIR_DATA is not set"):
-        named.make("nano_256", 5000)
+def test_what_is_missing_is_said_before_an_engine_is_made(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made(**settings: object) -> None:
+        raise AssertionError("an engine was made")
+
+    monkeypatch.setattr(weir, "LLM", made)
+    (data / "config.json").write_text(json.dumps(SHAPE))
+    words = ["bench", "offline", str(data), "--load-format", "dummy", "--device", "cpu"]
+    assert main([*words, "--workload", "fixed:1", "nano"]) == 1
+    assert "there is no workload nano" in capsys.readouterr().err
+    assert main([*words, "--dataset-name", "sharegpt"]) == 1
+    assert "--dataset-name sharegpt needs --dataset-path" in capsys.readouterr().err
+    monkeypatch.delenv("WEIR_DATA")
+    assert main([*words, "--workload", "nano_256"]) == 1
+    assert "WEIR_DATA is not set" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 import weir
+from weir import connect
 from weir.bench import datasets, named, reporting
 from weir.errors import EngineDead
 from weir.llm.outputs import RequestOutput
@@ -81,8 +82,8 @@ def run(options: Namespace) -> int:
         return compare(options)
     cached = getattr(options, "enable_prefix_caching", False)
     settings = config(options, enable_prefix_caching=cached)
+    workload = datasets.make(options, lambda: connect.text(settings), settings.seed)
     with weir.LLM(**asdict(settings)) as llm:
-        workload = datasets.make(options, lambda: llm.text, settings.seed)
         result = measure(llm, workload, cached, not options.quiet)
     print("\n".join(result.lines()))
     reporting.write(options.output_json, result)
@@ -91,12 +92,13 @@ def run(options: Namespace) -> int:
 
 def compare(options: Namespace) -> int:
     """Run named workloads and show them beside what others reached."""
-    began = time.perf_counter()
     settings = config(options)
+    vocab = connect.text(settings).vocab
+    warm, *made = (named.make(name, vocab) for name in ("fixed:8", *options.workload))
+    began = time.perf_counter()
     with weir.LLM(**asdict(settings)) as llm:
         started = time.perf_counter() - began
-        made = [named.make(name, llm.model.vocab) for name in options.workload]
-        _ask(llm, named.make("fixed:8", llm.model.vocab), 16, False)
+        _ask(llm, warm, 16, False)
         rows = []
         for workload in made:
             for _ in range(options.repeat):
