@@ -49,12 +49,21 @@ def engine(config: Config) -> Engine:
     try:
         return _engine(config, platform, phases)
     except torch.OutOfMemoryError as error:
-        free, total = torch.cuda.mem_get_info(platform.device)
-        raise ConfigError(
-            f"the GPU's memory is not enough: {free / GIB:.1f} of {total / GIB:.1f} GiB are free "
-            f"after {', '.join(phases.seconds)}: free some, or choose a smaller model, "
-            "--max-num-batched-tokens or --kv-cache-memory"
-        ) from error
+        raise ConfigError(_too_small(config.gpu_memory, platform, phases)) from error
+
+
+def _too_small(cap: int, platform: Platform, phases: Phases) -> str:
+    """What to say where the GPU's memory, or as much of it as may be taken (0: all), ran out."""
+    free, total = torch.cuda.mem_get_info(platform.device)
+    taken = torch.cuda.memory_reserved(platform.device)
+    said, more = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free", "free some"
+    if cap and cap - taken < free:
+        said = f"--gpu-memory allows {cap / GIB:.1f} GiB, of which {taken / GIB:.1f} were taken"
+        more = "allow more"
+    return (
+        f"the GPU's memory is not enough: {said} after {', '.join(phases.seconds)}: {more}, or "
+        "choose a smaller model, --max-num-batched-tokens or --kv-cache-memory"
+    )
 
 
 def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
