@@ -45,6 +45,7 @@ class Gemma3(llama.Llama):
     def out(self, layer: Layer, x: Tensor, o: Tensor) -> Tensor:
         eps = self.spec.eps
         x = x + rms_norm(linear(o.flatten(1), layer.out), layer.out_norm, eps)
+        del o  # the MLP needs the room
         y = normed_linear(x, layer.mlp_norm, eps, layer.gate_up)
         y = gated_linear(y, self.spec.activation, layer.down)
         return rms_norm(y, layer.down_norm, eps).add_(x)

@@ -85,6 +85,7 @@ class Llama:
 
     def out(self, layer: Layer, x: Tensor, o: Tensor) -> Tensor:
         x = linear(o.flatten(1), layer.out, x)
+        del o  # the MLP needs the room
         y = normed_linear(x, layer.mlp_norm, self.spec.eps, layer.gate_up)
         return gated_linear(y, self.spec.activation, layer.down, x)
 

@@ -102,6 +102,7 @@ class OPT:
     def out(self, layer: Layer, x: Tensor, o: Tensor) -> Tensor:
         after = self.spec.norm_after
         x = linear(o.flatten(1), layer.out, x)
+        del o  # the MLP needs the room
         if after:
             x = layer.norm(x)
         y = linear(x if after else layer.mlp_norm(x), layer.up)

@@ -274,13 +274,12 @@ def _multiply(x: Tensor, w: Linear, fused: Fused) -> Tensor:
 def reference_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    """Multiplies in the weight's type; bias and residual are added in the type of `x`."""
+    """Multiplies in the weight's type and adds the bias in that of `x`; the sum with a residual
+    takes its place."""
     if bias is not None and bias.dtype == weight.dtype == x.dtype:
         y, bias = torch.nn.functional.linear(x, weight, bias), None
     else:
         y = torch.nn.functional.linear(x.to(weight.dtype), weight).to(x.dtype)
     if bias is not None:
         y += bias
-    if residual is not None:
-        y += residual
-    return y
+    return y if residual is None else residual.add_(y)

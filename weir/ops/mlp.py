@@ -10,10 +10,11 @@ from torch.nn import functional
 from weir.ops.dispatch import gpu_kernels, kernels
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": functional.silu,
-    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
-    "relu": torch.relu,
+    "silu": partial(functional.silu, inplace=True),
+    "gelu_tanh": partial(torch.ops.aten.gelu_, approximate="tanh"),
+    "relu": torch.relu_,
 }
+"""In place: these are the widest rows of a step, and a GPU may have no room for them twice."""
 ACTIVATIONS = tuple(FUNCTIONS)
 """In the order of the kernel's numbers."""
 
@@ -38,7 +39,7 @@ def activate_(x: Tensor, act: str) -> None:
     """Apply `act` ("relu", "gelu_tanh" or "silu") in place."""
     lib, code = kernels(x), _code(act)
     if lib is None or not x.is_contiguous():
-        x.copy_(reference_activate(x, act))
+        FUNCTIONS[act](x)
     else:
         lib.activate(x.data_ptr(), x.numel(), code)
 
@@ -49,7 +50,7 @@ def reference_gated(gate_up: Tensor, act: str) -> Tensor:
 
 
 def reference_activate(x: Tensor, act: str) -> Tensor:
-    return FUNCTIONS[act](x)
+    return FUNCTIONS[act](x.clone())
 
 
 def _code(act: str) -> int:

@@ -29,14 +29,16 @@ class Pending:
     """Of each tier, what gives o [Tp, Hq, D] and lse float32 [Tp, Hq]."""
 
     def wait(self) -> Tensor:
-        """→ o [T, Hq, D]. Each tier attends to its own keys, so the merge is exact."""
-        (part, result), *others = self.parts
+        """→ o [T, Hq, D], once: it is the caller's alone. Each tier attends to its own keys, so the
+        merge is exact."""
+        parts, self.parts = self.parts, []
+        (part, result), *others = parts
         if not others and part.queries is None:
             o = result()[0]
             return o.clone() if part.away else o
         o = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
         lse = None
-        for part, result in self.parts:
+        for part, result in parts:
             o_part, lse_part = (x.to(o.device) for x in result())
             rows = slice(None) if part.queries is None else part.queries
             if part.alone:
