@@ -1,4 +1,4 @@
-"""What the engine asks of whatever runs its plans: a device, several ranks, or virtual time."""
+"""The interface between the engine and what runs its plans: a device or virtual time."""
 
 from typing import Protocol
 
@@ -13,7 +13,7 @@ class Handle(Protocol):
 
 class Executor(Protocol):
     depth: int  # plans in flight: 1 plain, 2 overlapped, the number of stages for a pipeline
-    chains: bool  # may a request fly twice at once (its next token read on the device)?
+    chains: bool  # a request may be in two flying plans: its last token is read on the device
     capacity: Capacity
 
     def submit(self, plan: Plan) -> Handle:
@@ -21,8 +21,8 @@ class Executor(Protocol):
         ...
 
     def choose(self, masks: dict[int, bytes]) -> None:
-        """The masks, by uid, that the oldest plan in flight lacked, once the one before it has
-        landed; who has none needs no token."""
+        """Pass the masks, by uid, that the oldest plan in flight lacked; the one before it has
+        landed. Late requests without a mask need no token."""
         ...
 
     def close(self) -> None: ...

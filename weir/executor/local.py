@@ -1,8 +1,7 @@
 """The executors of one device in this process.
 
-A GPU has a queue of its own: the caller fills it and goes on. On a CPU a thread runs the plans, and
-the caller plans the next iteration meanwhile: kernels and PyTorch let go of the interpreter's lock
-while they compute.
+A GPU has a queue of its own, so the caller launches a plan and continues. On a CPU a thread runs
+the plans while the caller makes the next: kernels and PyTorch release the interpreter's lock.
 """
 
 import sys
@@ -32,10 +31,10 @@ class Lost:
 
 
 class Direct:
-    """Launches plans in the thread that submits them, on a device that computes beside the host.
+    """Launches plans in the thread that submits them, on a device that runs asynchronously.
 
-    runner: owns the model and its pages; used by this executor alone. depth: plans in flight, 1 or
-    2. tokens, requests: most in one plan. context: the longest sequence. lane: tokens of one lane.
+    runner: owns the model and its pages; used by this executor only. depth: plans in flight, 1 or
+    2. tokens, requests: limits of a plan. context: the longest sequence. lane: tokens per lane.
     """
 
     def __init__(
@@ -54,17 +53,17 @@ class Direct:
         store = runner.store
         most, moved = (tokens, requests, context), loads(store.record, store.pages)
         self.capacity = Capacity(store.page, dict(store.pages), *most, moved, lane)
-        self.error: Exception | None = None  # once set, nothing runs any more
+        self.error: Exception | None = None  # once set, no plan runs
         self.closed = False
 
     def submit(self, plan: Plan) -> Handle:
-        """Launch a plan. Its result raises `EngineDead` if this or an earlier plan broke."""
+        """Launch a plan. Its result raises `EngineDead` if this or an earlier plan failed."""
         if self.closed:
             raise EngineDead("the executor is closed")
         return self._launch(plan)
 
     def choose(self, masks: dict[int, bytes]) -> None:
-        """Choose the tokens of the plan submitted last. Raises `EngineDead` if that breaks."""
+        """Choose the tokens of the plan submitted last. Raises `EngineDead` if that fails."""
         try:
             if self.error is None:
                 return self.runner.choose(masks)
@@ -73,7 +72,7 @@ class Direct:
         Lost(self.error).result()
 
     def close(self) -> None:
-        """Take no more plans. May be called twice."""
+        """Accept no more plans. May be called twice."""
         self.closed = True
         self.runner.close()
 
@@ -87,7 +86,7 @@ class Direct:
 
 
 class Awaited:
-    """A plan that waits for the thread, or is under way."""
+    """The handle of a plan that the thread has yet to finish."""
 
     def __init__(self) -> None:
         self.launched: Future[Handle] = Future()
@@ -99,17 +98,17 @@ class Awaited:
 class Local(Direct):
     """As `Direct`, with a thread that runs the plans in the order submitted.
 
-    Who waits for a plan hears of it once the next, if there is one, is prepared: both then need the
-    interpreter's lock, and what is computed should not wait for it.
+    A result is delivered once the arrays of the next plan, if there is one, are prepared. Settling
+    and preparing both need the interpreter's lock, and the computation should not wait for it.
 
-    threads: PyTorch's own, for what no native kernel computes; 0: as it is.
+    threads: of PyTorch, for what no native kernel computes; 0: leave its default.
     """
 
     def __init__(self, runner: Runner, *, threads: int = 0, **capacity: int):
         super().__init__(runner, **capacity)
         self.queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.late: tuple[Awaited, Handle] | None = None  # waits for its masks
-        self.done: tuple[Awaited, Handle] | None = None  # of which nobody has heard
+        self.done: tuple[Awaited, Handle] | None = None  # not delivered yet
         self.thread = threading.Thread(
             target=self._work, args=(threads,), name="weir-executor", daemon=True
         )
@@ -124,11 +123,11 @@ class Local(Direct):
         return handle
 
     def choose(self, masks: dict[int, bytes]) -> None:
-        """Queue what is left of the plan submitted last."""
+        """Queue the rest of the plan submitted last."""
         self.queue.put(partial(self._choose, masks))
 
     def close(self) -> None:
-        """Finish the plans in hand, then end the thread. May be called twice."""
+        """Finish the queued plans, then end the thread. May be called twice."""
         self.closed = True
         self.queue.put(None)
         self.thread.join()

@@ -1,6 +1,6 @@
 """An executor in virtual time: it prices plans instead of running them.
 
-Time is an argument everywhere, so the scheduler that a simulation runs is the real one.
+The scheduler takes time as an argument, so a simulation runs the real one.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from weir.cost.transfer import Transfers
 
 
 class VirtualClock:
-    """Seconds that somebody moves. Called, it says them."""
+    """Returns seconds when called; `advance` moves them."""
 
     time = 0.0
 
@@ -35,8 +35,8 @@ class SimHandle:
 
 @dataclass(slots=True, eq=False)
 class Sim:
-    """seconds: what a plan costs. token: the token that a request samples at a position. transfers:
-    the ways between tiers; without them moves take no time."""
+    """seconds: the time a plan takes. token: the token that a request samples at a position.
+    transfers: the links between tiers; None: moves take no time."""
 
     capacity: Capacity
     clock: VirtualClock
@@ -61,7 +61,7 @@ class Sim:
         return SimHandle(self.clock, self.free_at, Result(tokens, seconds=self.free_at - free))
 
     def choose(self, masks: dict[int, bytes]) -> None:
-        """Tokens are what they are."""
+        """Simulated tokens do not depend on masks."""
 
     def close(self) -> None:
         pass

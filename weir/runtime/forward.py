@@ -68,8 +68,8 @@ def forward(
     lanes: Sequence[Lane],
     beside: Pass | None = None,
 ) -> list[Tensor]:
-    """The last hidden states of the rows each lane keeps: [kept, H], before the final norm; after
-    them those of the pass beside, if it ends here, whose layers are spread between theirs."""
+    """The last hidden states of the rows each lane keeps: [kept, H], before the final norm. The
+    layers of `beside` run between theirs; if it ends here, its rows come last."""
     count = model.spec.layers
     passes = [Pass(lane) for lane in lanes]
     for i, layer in enumerate(weights):

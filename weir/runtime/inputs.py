@@ -1,6 +1,7 @@
-"""A lane of chunks as tensors: built with numpy once a plan, read by every layer.
+"""A lane of chunks as tensors, built with numpy once per plan and read by every layer.
 
-Knows positions, pages and which rows of the last hidden state are wanted; no weights, no sampling.
+Knows positions, pages and which rows of the last hidden state are wanted, but neither weights nor
+sampling.
 """
 
 from collections.abc import Sequence
@@ -24,19 +25,19 @@ from weir.runtime.tables import Tables
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """T tokens of S chunks, some of which may only fill up a `Shape`. The rows kept after the last
-    layer come in three stretches: one a chunk that samples, then those whose prompt logprobs are
-    wanted, then those that are pooled. In a padded lane one is kept of every chunk."""
+    """T tokens of S chunks, some of which may be padding to a `Shape`. The rows kept after the last
+    layer are, in this order: one per chunk that samples, those that are scored (prompt logprobs),
+    and those that are pooled. A padded lane keeps one row of every chunk."""
 
     ids: Tensor  # int64 [T]
     pos: Tensor  # int64 [T]
     owner: Tensor  # int64 [T]: row of Tables of each token
     rows: Tensor  # int64 [S]: of each chunk
-    seats: NDArray[np.int64]  # the same of those that do not fill it up, on the host
+    seats: NDArray[np.int64]  # `rows` without padding, on the host
     parts: list[Part]
     keep: Tensor | None  # int64: rows wanted after the last layer; None: all, in order
     kept: int
-    chained: bool  # some ids are PENDING: the last token of their row of Tables
+    chained: bool  # some ids are PENDING: to be the last token of their row of Tables
     width: int  # pages of the widest chunk; 0: the table is in the batch already
     sampled: list[Chunk]
     scored: list[Chunk]
@@ -46,7 +47,7 @@ class Lane:
     seat: int = 0  # of its attention away from its device, among the lanes of a plan
 
     def link(self, tables: Tables) -> None:
-        """Put the tokens sampled last in their places, and gather the page table."""
+        """Replace PENDING ids by the tokens sampled last, and gather the page table."""
         if self.chained:
             torch.where(self.ids < 0, tables.last[self.owner], self.ids, out=self.ids)
         if self.width:
@@ -122,7 +123,7 @@ def _check(
     vocab: int,
     failed: dict[int, str],
 ) -> None:
-    """Make ids outside the vocabulary 0: they fail the chunk that owns them, not the batch."""
+    """Replace ids outside the vocabulary by 0: they fail their chunk, not the batch."""
     for i in np.flatnonzero((ids < 0) | (ids >= vocab)).tolist():
         failed[chunks[owner[i]].uid] = f"token {ids[i]} is outside the vocabulary of {vocab}"
         ids[i] = 0
@@ -185,7 +186,7 @@ def _parts(
 
 
 def _shared(prefixes: Prefixes | None, shape: Shape | None, stage: Stage) -> Shared | None:
-    """What a lane's decodes share; of a padded lane always as many tiles as there may be."""
+    """The prefixes a lane's decodes share; in a padded lane always the most tiles possible."""
     if shape is not None:
         if not shape.shared:
             return None

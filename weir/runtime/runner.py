@@ -1,6 +1,6 @@
-"""Runs plans on one device: tables and pages, the forward loop, then tokens, scores and vectors.
+"""Runs plans on one device: page tables and moves, the forward loop, then tokens and scores.
 
-The data plane of one rank. It decides nothing: order, memory and stopping are the plan's.
+The data plane of one rank. It makes no decisions: order, memory and stopping are the plan's.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from weir.runtime.store import Store
 from weir.runtime.tables import Tables
 
 LOGITS = {"cpu": 2**24, "cuda": 2**26}
-"""Most logits that exist at once: rows are taken to the vocabulary in slices."""
+"""Most logits that exist at once: they are computed for slices of rows."""
 MAX_ROWS = 256
 HELD = 1 << 20
 """Bytes for the arrays of a pass that takes several plans."""
@@ -38,15 +38,15 @@ HELD = 1 << 20
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """A lane, and what is to be done with the rows it keeps."""
+    """A lane, and what to do with the rows it keeps."""
 
     chunks: Sequence[Chunk]
     lane: Lane
     feed: Feed | None
     draws: list[Draw]
     recorded: Recorded | None = None  # what runs a padded lane
-    plain: bool = True  # whether no filter cuts any of its rows
-    drawn: Tensor | None = None  # int64: rows of a padded lane that `draws` are of
+    plain: bool = True  # no row has a filter
+    drawn: Tensor | None = None  # int64: the rows of a padded lane that `draws` take
     beside: Pass | None = None  # of decodes that take several plans
 
 
@@ -86,7 +86,7 @@ class Runner:
         self.padded = Padded(self.graphs, *shared)
 
     def close(self) -> None:
-        """Launch nothing any more. May be called twice."""
+        """Launch nothing more. May be called twice."""
         if self.relay is not None:
             self.relay.close()
 
@@ -99,7 +99,7 @@ class Runner:
 
     @torch.inference_mode()
     def pad(self, shape: Shape) -> None:
-        """Launch a lane that is nothing but padding."""
+        """Launch a lane of padding only."""
         self.padded.launch_nothing(shape)
 
     def run(self, plan: Plan) -> Result:
@@ -139,7 +139,7 @@ class Runner:
 
     @torch.inference_mode()
     def choose(self, masks: dict[int, bytes]) -> None:
-        """Go on with the plan launched last, which waited for these masks, by uid."""
+        """Continue the plan launched last, which waited for these masks, by uid."""
         late, self.late = self.late, []
         for draw, x, landing in late:
             self.sampler.mask(draw, masks)
@@ -202,7 +202,8 @@ class Runner:
         return bool(told) and all(page.tier == hot for c in chunks for page in c.pages)
 
     def _prefixes(self, chunks: Sequence[Chunk]) -> Prefixes | None:
-        """What decodes among the chunks have in common, found before their new pages are known."""
+        """The prefixes that decodes among the chunks share, found before their new pages are
+        known."""
         rows = [self.tables.row.get(c.uid, self.tables.padding) for c in chunks]
         keys = [c.start if c.length == 1 and c.uid in self.tables.row else 0 for c in chunks]
         return find(self.tables.page, np.array(rows), np.array(keys), self.store.page, self.saved)

@@ -1,7 +1,7 @@
-"""Chooses the next token of every chunk that ends in one: plain rows at once, extras row by row.
+"""Chooses the next token of every chunk that samples: all rows at once, logit edits row by row.
 
-What a request asks is read once and kept by its row. A row whose logits or wishes are unusable
-fails alone. The arithmetic is in ops/sample.py.
+The parameters of a request are read once and kept by its row. A row with unusable logits or
+parameters fails alone. The arithmetic is in ops/sample.py.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -40,7 +40,7 @@ WISHES = np.dtype(
 
 @dataclass(slots=True, eq=False)
 class Edit:
-    """What one request changes in its logits, beside penalties."""
+    """The changes of one request to its logits, other than penalties."""
 
     bias: tuple[Tensor, Tensor] | None  # ids int64, values float32
     allowed: Tensor | None  # ids int64
@@ -60,14 +60,14 @@ class Edit:
 
 @dataclass(slots=True, eq=False)
 class Choice:
-    """What B rows ask for, as far as it can be recorded: tensors of B values."""
+    """The sampling parameters of B rows that can be recorded: tensors of B values."""
 
     target: Tensor  # int64: rows of Tables that take the tokens
     temperature: Tensor  # float32; 0: greedy
     u: Tensor  # float64
     filters: sample.Filters
-    plain: bool  # whether no filter cuts any row
-    enough: bool  # whether that is all its requests ask for
+    plain: bool  # no row has a filter
+    enough: bool  # its requests ask for nothing else
 
     def tokens(self, logits: Tensor, filtered: bool, rows: slice = slice(None)) -> Tensor:
         """Of some rows, from logits [B, V]: int64 [B]; -1: none could be chosen."""
@@ -77,11 +77,11 @@ class Choice:
 
 @dataclass(slots=True, eq=False)
 class Draw:
-    """What it takes to choose one token for each of B chunks."""
+    """All that is needed to choose one token for each of B chunks."""
 
     chunks: list[Chunk]
     choice: Choice
-    late: bool  # some masks are to come: see `Sampler.mask`
+    late: bool  # some masks follow later: see `Sampler.mask`
     masked: tuple[Tensor, Tensor, Tensor] | None  # as sample.restrict takes them
     edits: list[tuple[int, int, Edit]]  # row, position, edit
     penalised: tuple[Tensor, Tensor, Tensor] | None  # rows, slots; penalties float32 [3, rows]
@@ -108,8 +108,8 @@ class Sampler:
     def plan(
         self, chunks: Sequence[Chunk], rows: NDArray[np.int64], failed: dict[int, str], stage: Stage
     ) -> Draw:
-        """Gather what the chunks, whose requests have these rows, ask for. A request that asks for
-        what cannot be done goes to `failed`, and its row is computed without."""
+        """Gather the parameters of the chunks, whose requests have these rows. A request with
+        impossible parameters goes to `failed`, and its row is computed without them."""
         choice, wishes = self.choice(chunks, rows, failed, stage), self.wishes[rows]
         scored = np.flatnonzero(wishes["logprobs"] >= 0)
         late = any(chunk.late for chunk in chunks)
@@ -138,8 +138,8 @@ class Sampler:
         stage: Stage,
         padding: tuple[int, int] | None = None,
     ) -> Choice:
-        """What can be recorded of it: also of a lane padded to `padding[0]` chunks, where what is
-        chosen for those that do not sample goes to row `padding[1]`."""
+        """The part of `plan` that can be recorded. padding: the chunks of a padded lane, and the
+        row that takes the tokens of those that do not sample."""
         size, nobody = padding or (len(chunks), 0)
         asked = np.zeros(size, WISHES)
         asked["top_p"] = 1.0
@@ -167,7 +167,7 @@ class Sampler:
     def _wishes(
         self, chunks: Sequence[Chunk], rows: NDArray[np.int64], failed: dict[int, str]
     ) -> NDArray[np.void]:
-        """What each chunk's request asks for, read when it is first met."""
+        """The parameters of each chunk's request, read when it is first met."""
         if rows.max() >= len(self.wishes):
             more = np.zeros(int(rows.max()) + 1, WISHES)
             self.wishes = np.concatenate([self.wishes, more])
@@ -270,8 +270,8 @@ class Sampler:
 def _masked(
     chunks: Sequence[Chunk], late: dict[int, bytes], put: Callable[[NDArray[Any]], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The rows that have a mask, the number of each one's, and the masks, each once; a shorter one
-    allows nothing beyond its end."""
+    """The rows that have a mask, the index of each one's, and the distinct masks, padded to the
+    longest: a shorter one allows nothing beyond its end."""
     masks = [late.get(chunk.uid) if chunk.late else chunk.mask for chunk in chunks]
     rows = [i for i, mask in enumerate(masks) if mask is not None]
     if not rows:

@@ -1,6 +1,6 @@
-"""Where keys and values live, a tensor a layer and tier or a file, and the copies that move pages.
+"""The memory of the KV pages, one tensor per layer and tier or a file, and copies between tiers.
 
-Sized in pages, addressed by page number. Who owns a page is not known here.
+Sized in pages and addressed by page number. It does not know who owns a page.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from weir.spec import AttentionSpec
 
 
 def page_bytes(layers: Sequence[AttentionSpec], page: int, dtype: torch.dtype) -> int:
-    """Bytes that `page` tokens take over all layers, keys and values."""
+    """Bytes of the keys and values of `page` tokens in all layers."""
     return sum(2 * layer.kv_heads * page * row_bytes(dtype, layer.head_dim) for layer in layers)
 
 
@@ -91,8 +91,8 @@ class Store:
         return Link(gpu, host) if host.memory.is_pinned() else None
 
     def move(self, moves: Sequence[Move]) -> None:
-        """Copy pages as if one move followed the other. What comes to main memory from a GPU may
-        still be on its way: see `settle`."""
+        """Copy pages, as if one move after another. Pages moved from a GPU to main memory may
+        arrive later: see `settle`."""
         for source, target, indices in _runs(moves):
             here, there = (list(part) for part in zip(*indices, strict=True))
             if self.link is not None and (source, target) == (Tier.GPU, Tier.CPU):
