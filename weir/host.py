@@ -1,7 +1,7 @@
 """The engine process: `python -m weir.host`, started by a client, never by hand.
 
-It reads its orders from standard input, makes the engine, says `Ready`, and runs the loop. A second
-thread gives a sign of life however long a step takes, and ends the process when its parent is gone.
+It reads a `Boot` from standard input, makes the engine, sends `Ready` and runs the loop. A second
+thread sends heartbeats however long a step takes, and ends the process when its parent is gone.
 """
 
 import gc
@@ -34,7 +34,7 @@ Receive = Callable[[bool], list[Up]]
 
 
 class Link:
-    """A socket to the client, for one thread; its `name` tells it from the other thread's."""
+    """A socket to the client for one thread, identified by `name`."""
 
     def __init__(self, boot: Boot, name: str):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -65,7 +65,7 @@ class Link:
 
 
 class Records(logging.Handler):
-    """Tells the client's log, from any thread and until the last moment."""
+    """Sends log records to the client, from any thread and until the process ends."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logged = Logged(record.name, record.levelno, self.format(record))
@@ -91,7 +91,7 @@ class Pulse(threading.Thread):
                 link.send(Deltas([], self.loop.report()))
 
     def _leave(self) -> None:
-        """Remove the socket's folder, which a client that was killed could not, and be gone."""
+        """Remove the socket's folder, which a killed client could not, and exit."""
         kind, _, path = self._boot.endpoint.partition("://")
         if kind == "ipc":
             shutil.rmtree(Path(path).parent, ignore_errors=True)
@@ -99,7 +99,7 @@ class Pulse(threading.Thread):
 
 
 def make_engine(boot: Boot) -> Engine:
-    """Call the factory, with the configuration as the type that its parameter is declared with."""
+    """Call the factory with the configuration, decoded to the declared type of its parameter."""
     module, _, name = boot.factory.partition(":")
     factory = getattr(import_module(module), name)
     kind = typing.get_type_hints(factory).get("config", Any)

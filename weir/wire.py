@@ -12,11 +12,11 @@ from weir.core import Delta, Grammar, Sampling
 class Boot(Struct):
     """What an engine process reads from its standard input: one line of JSON."""
 
-    endpoint: str  # of its client's socket
-    token: str  # a secret; the identities of its own sockets begin with it
-    factory: str  # "module:function", called with `config`, makes the engine
+    endpoint: str  # the client's socket
+    token: str  # a secret with which the identities of its sockets begin
+    factory: str  # "module:function" that makes the engine from `config`
     config: Any
-    silence: float  # most seconds between two signs of life
+    silence: float  # most seconds between two heartbeats
 
 
 class Logged(Struct):
@@ -43,7 +43,7 @@ class Submit(Struct, tag=True):
 
 
 class Lengths(Struct, tag=True):
-    """Tokens expected of answers, by uid. With an `error`, no more are to come."""
+    """Predicted tokens of answers, by uid. After an `error` no more will come."""
 
     tokens: dict[int, float] = {}
     error: str = ""
@@ -54,17 +54,17 @@ class Abort(Struct, tag=True):
 
 
 class Flush(Struct, tag=True):
-    """Drop every cached prefix that nobody is using."""
+    """Drop every cached prefix that no request uses."""
 
 
 class Unpin(Struct, tag=True):
-    """Let go of the prefix that was pinned under this name."""
+    """Unpin the prefix of this name."""
 
     name: str
 
 
 class Stop(Struct, tag=True):
-    """Leave after the work in hand, or now."""
+    """Exit after the work in hand, or now."""
 
 
 class Ready(Struct, tag=True):
@@ -95,13 +95,13 @@ class Spread(Struct):
 
 
 class Sizes(Spread):
-    """Of what a step holds: requests or tokens."""
+    """For what a step holds: requests or tokens."""
 
     bounds: ClassVar[tuple[float, ...]] = (0.0, *(float(2**power) for power in range(16)))
 
 
 class Seconds(Spread):
-    """Of how long a step takes."""
+    """For how long a step takes."""
 
     bounds: ClassVar[tuple[float, ...]] = (
         *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05),
@@ -110,20 +110,20 @@ class Seconds(Spread):
 
 
 class Counters(Struct):
-    """What an engine counts. Only grows, also over engines that follow each other."""
+    """An engine's counters. They only grow, also when one engine replaces another."""
 
     step: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     hit_tokens: int = 0  # prompt tokens found in the cache
-    cpu_hit_tokens: int = 0  # of them, brought from main memory to a GPU
-    disk_hit_tokens: int = 0  # of them, brought from a disk
-    loaded_tokens: int = 0  # brought back from a colder tier
-    saved_tokens: int = 0  # brought to a colder tier instead of dropped
+    cpu_hit_tokens: int = 0  # of them, loaded from main memory to a GPU
+    disk_hit_tokens: int = 0  # of them, loaded from a disk
+    loaded_tokens: int = 0  # loaded from a colder tier
+    saved_tokens: int = 0  # moved to a colder tier instead of dropped
     preemptions: int = 0
     recomputed_tokens: int = 0
-    step_seconds: Seconds = field(default_factory=Seconds)  # that the device took
-    predicted_seconds: Seconds = field(default_factory=Seconds)  # expected of it, under a target
+    step_seconds: Seconds = field(default_factory=Seconds)  # device time
+    predicted_seconds: Seconds = field(default_factory=Seconds)  # predicted, with a target
     host_seconds: Seconds = field(default_factory=Seconds)  # to plan a step and settle another
     step_requests: Sizes = field(default_factory=Sizes)
     step_tokens: Sizes = field(default_factory=Sizes)
@@ -139,10 +139,10 @@ class Stats(Counters, tag=True):
     pages_used: int = 0  # held by requests
     pages_cached: int = 0  # held by the tree alone
     pages_total: int = 0
-    pages_pinned: int = 0  # of the tree, that stay
+    pages_pinned: int = 0  # of the tree, never evicted
     pages_cold: int = 0  # cached on tiers that attention cannot read
-    target_seconds: float = 0.0  # that steps aim at; 0: no target
-    degraded: str = ""  # why requests are ranked otherwise than configured; empty: they are not
+    target_seconds: float = 0.0  # target for a step; 0: none
+    degraded: str = ""  # why requests are not ranked as configured; empty: they are
     busy_since: float = 0.0  # monotonic time the step in hand began; 0: idle
 
 

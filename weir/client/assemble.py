@@ -41,7 +41,7 @@ class Choice:
             self.stops = StopChecker(params.stops, params.include_stop_str_in_output)
 
     def unheard(self, delta: Delta) -> Delta:
-        """What is new of a delta. One that differs from what was told becomes an error."""
+        """The new part of a delta. One that differs from what was told becomes an error."""
         if self.again:
             known = self.told[-self.again :]
             repeated = min(self.again, len(delta.tokens))
@@ -56,7 +56,7 @@ class Choice:
         return delta
 
     def push(self, delta: Delta) -> Output:
-        """The event a delta makes. If a stop string completes, tokens after it are dropped."""
+        """The event of a delta. If a stop string completes, the tokens after it are dropped."""
         output = Output(index=self.index, token_ids=delta.tokens)
         stop = self._stop_token(delta)
         hides = stop is not None and not self.params.include_stop_str_in_output
@@ -165,11 +165,11 @@ class Assembly:
 
     @property
     def streamed(self) -> bool:
-        """Whether any of the answer has been seen."""
+        """Whether any part of the answer has been delivered."""
         return self.timing.first >= 0 or any(c.finish_reason is not None for c in self.choices)
 
     def push(self, choice: Choice, delta: Delta, now: float) -> Output | None:
-        """Take in a delta of an open choice; None when it brings nothing to show yet."""
+        """Process a delta of an open choice; None if there is nothing to show yet."""
         if delta.scores and self.prompt_logprobs is not None:
             self.prompt_logprobs.extend(describe(self.text, entry) for entry in delta.scores)
         if delta.vector is not None:

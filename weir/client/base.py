@@ -1,6 +1,6 @@
-"""All that a frontend sees of the engine: no pages, no plans, and not where it runs.
+"""The frontend's view of an engine, wherever it runs.
 
-`Client` checks, submits, aborts and delivers; how messages travel is for `Local` and `Remote`.
+`Client` checks, submits, aborts and delivers requests. `Local` and `Remote` carry the messages.
 """
 
 import asyncio
@@ -26,32 +26,32 @@ CLOSED = "dead: this client was closed"
 
 
 class Details(TypedDict, total=False):
-    """What a request may bring beside its prompt and `SamplingParams`."""
+    """What a request may have besides its prompt and `SamplingParams`."""
 
-    priority: int  # smaller first; 0 without
+    priority: int  # smaller goes first; default 0
     user: str
-    program: str  # the program of many calls that this one belongs to, after a slash its branch
+    program: str  # the program of many calls it belongs to; its branch after a slash
     pool: str | None  # "mean" or "last": a vector instead of an answer
-    add_special_tokens: bool  # true without
+    add_special_tokens: bool  # default true
 
 
 class Options(TypedDict, total=False):
-    """What a client may be made with beside an engine and its texts."""
+    """What a client may be made with besides an engine and a `Text`."""
 
     limits: Limits | None
-    seed: int | None  # of the seeds given to requests that bring none; without, the system's
+    seed: int | None  # for drawing the seeds of requests without one; default: from the system
     compiler: Compiler
     ranker: Ranker | None
-    sampling: SamplingParams  # of requests that do not say
+    sampling: SamplingParams  # defaults of requests
 
 
 class Client(ABC):
-    """All that a frontend sees of an engine. Used on one event loop, never from other threads.
+    """The frontend's view of an engine. To be used on one event loop, never from other threads.
 
-    `model` says what is served, `context` and `info` of it once started; `listeners` are called
-    once a request has ended; `rejected` counts requests turned away, by reason.
+    `model` describes what is served, its `context` and `info` once started. `listeners` are called
+    when a request has ended. `rejected` counts refused requests by reason.
 
-    send: hands a message to the engine at once, or drops it when there is none."""
+    send: passes a message to the engine at once, or drops it if there is none."""
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class Client(ABC):
 
     @abstractmethod
     async def close(self, drain: float = 0) -> None:
-        """Take no more requests, give those in hand `drain` seconds, abort the rest, end."""
+        """Accept no more requests, give live ones `drain` seconds, abort the rest and close."""
 
     @property
     def stats(self) -> Stats:
-        """The engine as it last reported itself."""
+        """The engine's latest report."""
         return self._stats
 
     @property
@@ -97,11 +97,11 @@ class Client(ABC):
 
     @property
     def ranking(self) -> dict[str, float]:
-        """Kendall's tau-b of predicted lengths, by predictor, once answers have told."""
+        """Kendall's tau-b of predicted lengths, by predictor, once answers have ended."""
         return self._forecast.taus if self._forecast is not None else {}
 
     def unready(self) -> Overloaded:
-        """What to tell those who ask while no request is taken: why, and when to try again."""
+        """The error for requests that arrive while none is accepted: why, and when to retry."""
         dead = self._health.startswith("dead")
         seconds = 0 if dead else max(1, math.ceil(self._start_seconds))
         advice = "restart the server" if dead else f"try again in {seconds} s"
@@ -164,15 +164,15 @@ class Client(ABC):
         return len(found)
 
     def flush(self) -> None:
-        """Drop every cached prefix that nobody is using."""
+        """Drop every cached prefix that no request uses."""
         self._send(Flush())
 
     def unpin(self, name: str) -> None:
-        """Let the prefix be dropped that a request pinned under this name."""
+        """Unpin the prefix that a request pinned under this name."""
         self._send(Unpin(name))
 
     async def _drain(self, seconds: float) -> None:
-        """Take no more requests, wait for those in hand, and abort what is left after `seconds`."""
+        """Accept no more requests, wait for live ones, and abort what is left after `seconds`."""
         if not self._health.startswith("dead"):
             self._health = "draining"
         deadline = time.monotonic() + seconds
@@ -194,7 +194,7 @@ class Client(ABC):
         self._publish(*self._ledger.end(assembly, reason, error))
 
     def _deliver(self, deltas: list[Delta], stats: Stats) -> None:
-        """Take in what a step of the engine brought."""
+        """Process the deltas of an engine step."""
         self._stats = stats
         self._ledger.running = stats.running
         self._publish(*self._ledger.settle(deltas, time.monotonic()))

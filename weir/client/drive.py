@@ -35,7 +35,7 @@ def request(submit: Submit) -> Request:
 
 
 class Loop:
-    """Take messages in, step, send what came of it.
+    """Receives messages, steps the engine and sends the deltas.
 
     receive: the messages that have arrived; waits for the first if told to.
     send: called with what a step brought, if anything.

@@ -1,6 +1,6 @@
-"""Who is live: requests are checked and admitted here, deltas find their request, ends are told.
+"""The live requests: checks and admits them, routes deltas to them, and reports their ends.
 
-Pure, like `assemble`: what must be sent to the engine is returned, and time is an argument.
+Pure, like `assemble`: what to send to the engine is returned, and time is an argument.
 """
 
 import logging
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 Event = tuple[Assembly, Output]
 
 SUSPICIOUS = 16
-"""Characters a token from which on a text is measured before it is tokenised."""
+"""With more characters per token of context, a text's length is checked before tokenisation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may wait in the engine's queue; 0: any number."""
+    """How much may wait in the engine's queue; 0: no limit."""
 
     requests: int = 2048
     tokens: int = 0
@@ -38,7 +38,7 @@ class Limits:
 class Ledger:
     """The live requests of one engine, in order of submission.
 
-    seed: of the seeds given to requests that bring none; None: from the system."""
+    seed: for drawing the seeds of requests without one; None: from the system."""
 
     def __init__(
         self, text: Text, model: ModelInfo, limits: Limits | None = None, *, seed: int | None = None
@@ -72,10 +72,10 @@ class Ledger:
         add_special_tokens: bool = True,
         grammar: Grammar | None = None,
     ) -> Assembly:
-        """Check a request and enter it; the caller sends its `submits` to the engine.
+        """Check a request and add it; the caller sends its `submits` to the engine.
 
-        grammar: what `params` ask for, compiled. Raises `BadRequest` naming the field, or
-        `Overloaded` when too much is waiting.
+        grammar: the compiled `structured_outputs` of `params`. Raises `BadRequest` naming the
+        field, or `Overloaded` when too much is waiting.
         """
         if (grammar is None) != (params.structured_outputs is None):
             raise RuntimeError("a request with structured outputs takes its compiled grammar along")
@@ -131,7 +131,7 @@ class Ledger:
         pool: str | None,
         add_special_tokens: bool,
     ) -> list[int]:
-        """The prompt's token ids, once everything else about the request is found in order."""
+        """Check everything about a request but its length; returns the prompt's token ids."""
         params.check(self.model.vocab)
         if params.stops and not params.detokenize:
             raise BadRequest("stop strings need detokenize=true", param="stop")
@@ -160,7 +160,7 @@ class Ledger:
         return ids
 
     def _check_length(self, prompt: str) -> None:
-        """Refuse a text that no tokenisation could fit, without the time it takes to tokenise."""
+        """Refuse a text that cannot fit however it is tokenised, before spending time on that."""
         context = self.model.context
         if len(prompt) <= SUSPICIOUS * context:
             return
@@ -175,7 +175,7 @@ class Ledger:
 
     @cached_property
     def _longest_token(self) -> int:
-        """Bytes of the longest token: no token stands for more characters."""
+        """Bytes of the longest token: no token has more characters."""
         return max(len(self.text.token_bytes(t)) for t in range(self.text.vocab)) or 1
 
     def _room(self, length: int, params: SamplingParams, pool: str | None) -> int:
@@ -216,7 +216,7 @@ class Ledger:
                 )
 
     def _drain_time(self, requests: int, now: float) -> float:
-        """Seconds until `requests` will have left the queue at the rate of late; 1 to 60."""
+        """Seconds until `requests` have left the queue at the recent rate; 1 to 60."""
         drained = self._drained
         if len(drained) < 2:
             return 1.0
@@ -226,7 +226,7 @@ class Ledger:
     # -- progress ------------------------------------------------------------------------------
 
     def settle(self, deltas: Iterable[Delta], now: float) -> tuple[list[Event], list[int]]:
-        """Events that deltas make, and the uids to abort because a stop string has ended them.
+        """The events of deltas, and the uids to abort because a stop string has ended them.
 
         Deltas of requests that are no longer live are ignored.
         """

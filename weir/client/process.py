@@ -1,6 +1,6 @@
-"""One engine process, from spawn to reaped: its socket, its pipes, and how it came to its end.
+"""One engine process, from spawn to reaping: its socket, its pipes, and why it ended.
 
-It is told what to do through its standard input, whose end also tells it that this process is gone.
+It gets its `Boot` through standard input, which closes when this process is gone.
 Messages travel over a ZeroMQ socket in a private folder, or on loopback where that cannot be; the
 token given through the pipe keeps other users of this machine out.
 """
@@ -126,7 +126,7 @@ class EngineProcess:
             self._socket.send_multipart([self._identity, encode(message)])
 
     async def ended(self) -> str:
-        """Wait until it has died, or was killed because it hangs. Returns why."""
+        """Wait until it has died or was killed because it hung. Returns why."""
         assert self._process is not None
         exited = asyncio.create_task(self._process.wait())
         while not exited.done() and not self._fatal:
@@ -140,7 +140,7 @@ class EngineProcess:
         return await self._bury()
 
     async def stop(self) -> None:
-        """Ask it to leave, and kill it if it has not in time."""
+        """Ask it to exit, and kill it if it does not in time."""
         if self._process is not None and self._process.returncode is None:
             self.send(Stop())
             with contextlib.suppress(TimeoutError):
@@ -156,7 +156,7 @@ class EngineProcess:
         return ""
 
     async def _bury(self) -> str:
-        """Kill, reap, read what it last said, and remove every trace. Returns why it died."""
+        """Kill and reap it, read its last words and remove its folder. Returns why it died."""
         process = self._process
         if process is not None:
             if process.returncode is None:

@@ -1,4 +1,4 @@
-"""An engine in a process of its own, watched: what dies or hangs is replaced."""
+"""An engine in a process of its own, which is replaced when it dies or hangs."""
 
 import asyncio
 import logging
@@ -108,7 +108,7 @@ class Remote(Client):
             self._health = "ready"
 
     async def _supervise(self, engine: EngineProcess) -> None:
-        """Replace the engine each time it dies, until it is not worth it."""
+        """Replace the engine each time it dies, until it dies too often."""
         while True:
             reason = await engine.ended()
             self._mourn(engine, reason)
@@ -134,7 +134,7 @@ class Remote(Client):
             self._health = f"restarting: {reason}"
 
     def _replay(self) -> None:
-        """Give a new engine what the one before it had in hand."""
+        """Submit the live requests to a new engine."""
         for assembly in self._ledger.live.values():
             if assembly.replays >= SUSPECT:
                 self._suspects.append(assembly)

@@ -42,7 +42,7 @@ class Stream:
         self.arrived.set()
 
     def die(self, reason: str) -> None:
-        """The engine is gone and this request with it: say so after the events already here."""
+        """The engine died, and this request with it: raise so after the events already here."""
         self._died = reason
 
     async def __aiter__(self) -> AsyncGenerator[Output, None]:
