@@ -1,4 +1,4 @@
-"""From a `Config` to an `Engine`: the one file that knows every class, the last to see Config."""
+"""Makes an `Engine` from a `Config`: the one file that knows every class."""
 
 import contextlib
 import gc
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def engine(config: Config) -> Engine:
-    """The engine that `config` describes, its weights loaded and its KV memory taken.
+    """The engine that `config` describes, with its weights loaded and its KV memory allocated.
 
     Raises ConfigError, with the numbers and the flag to change, for what cannot be had here."""
     phases = Phases()
@@ -105,7 +105,7 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
         info["disk_restored_tokens"] = _restore(scheduler, disk)
         phases.done("disk cache")
     gc.collect()
-    gc.freeze()  # what lives as long as the engine is not walked again while it serves
+    gc.freeze()  # the collector need not traverse what lives as long as the engine
     return Engine(
         scheduler,
         executor,
@@ -137,7 +137,7 @@ def _model(
 
 
 def _restore(scheduler: Scheduler, disk: Disk) -> int:
-    """Tokens whose KV an earlier engine left on disk."""
+    """Restore the KV that an earlier engine left on disk; returns its tokens."""
     if not disk.kept:
         return 0
     try:
@@ -196,7 +196,7 @@ def _info(
     offloaded: str,
     phases: Phases,
 ) -> dict[str, Any]:
-    """What people are told the engine runs on."""
+    """What the engine runs on, for people to read."""
     device, capacity = platform.device, executor.capacity
     on_gpu = device.type == "cuda"
     info = {

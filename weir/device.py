@@ -1,6 +1,6 @@
-"""What an engine runs on: the device, the memory for KV there, and an executor over both.
+"""What an engine runs on: the device, its KV memory, and an executor over both.
 
-Sizes come from `Config` and from what is free; who computes what when is the scheduler's.
+Sizes come from `Config` and from the free memory.
 """
 
 import logging
@@ -50,7 +50,7 @@ CODED = {"int8": torch.int8, "int4": torch.int4}
 
 @dataclass(slots=True)
 class Phases:
-    """Seconds of each phase of the start."""
+    """Seconds of each start-up phase."""
 
     began: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Platform:
 
 
 def platform_of(config: Config) -> Platform:
-    """The device that is asked for or found. Raises `ConfigError` if there is none."""
+    """The device configured or found. Raises `ConfigError` if there is none."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -196,7 +196,7 @@ def executor_over(
 
 
 def _page(config: Config, platform: Platform) -> int:
-    """Tokens a page."""
+    """Tokens per page."""
     return config.block_size or policies.DEFAULTS[platform.device.type].page
 
 
@@ -227,7 +227,7 @@ def _store(
 
 
 def _relay(store: Store, device: torch.device) -> Relay:
-    """What attends to KV in a GPU's host."""
+    """What attends to KV in main memory beside a GPU."""
     kv = store.kv[Tier.CPU]
     if device.type == "cuda" and not kv[0].is_pinned():
         raise ConfigError("KV in main memory must be pinned, and the driver refused: ulimit -l")
@@ -238,7 +238,7 @@ def _relay(store: Store, device: torch.device) -> Relay:
 
 
 def _graphs(config: Config, platform: Platform, requests: int, spec: Spec) -> Graphs:
-    """Shapes of lanes that are replayed."""
+    """The lane shapes to be recorded."""
     on_gpu = platform.device.type == "cuda"
     kernels = dispatch.triton is not None if on_gpu else platform.native  # PyTorch looks at lengths
     if config.enforce_eager or not kernels:

@@ -1,6 +1,6 @@
 """From a `Config` to a scheduler: the names of policies and the classes behind them.
 
-Apart from `weir.build` because a simulation makes the same scheduler and needs no PyTorch.
+Separate from `weir.build` because a simulation makes the same scheduler without PyTorch.
 """
 
 import math
@@ -24,7 +24,7 @@ from weir.sched.shortest import Scorer, Told
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a device is given where the configuration leaves the choice (docs/results.md)."""
+    """Defaults of a device for what the configuration leaves open (docs/results.md)."""
 
     page: int
     tokens: int
@@ -93,18 +93,18 @@ def _placement(config: Config, cache: Cache, lanes: Lanes | None, hosted: bool) 
 
 
 def ranked(config: Config) -> bool:
-    """Whether requests are ranked by what a ranker predicts."""
+    """Whether requests are ranked by predicted lengths."""
     policy = config.scheduling_policy
     return config.ranker != "none" and (policy == "auto" or "learned" in policy)
 
 
 def told(config: Config) -> Told | None:
-    """What brings the predictions of another process to the scheduler, where there are any."""
+    """What passes the predictions of another process to the scheduler, if there are any."""
     return Told() if ranked(config) else None
 
 
 def check(config: Config) -> None:
-    """Raise the `ConfigError` that `scheduler` would, before anything is loaded."""
+    """Raise the `ConfigError`s of `scheduler` before anything is loaded."""
     size = Capacity(1, {int(Tier.CPU): 1}, 1, 1, 1)
     scheduler(config, size, Beside(1), scorer=told(config))
 

@@ -1,4 +1,4 @@
-"""What OpenAI's answers share: usage, logprobs of a prompt, and chunks of a stream.
+"""Parts that OpenAI's answers share: usage, prompt logprobs, and chunks of a stream.
 
 In all answers a field that is `UNSET` is left out; one that is None is sent as null.
 """
@@ -17,7 +17,7 @@ from weir.server.openai import StreamOptions
 
 class PromptTokensDetails(Struct):
     cached_tokens: int
-    loaded_tokens: dict[str, int] | UnsetType = UNSET  # of them, brought from "cpu" or "disk"
+    loaded_tokens: dict[str, int] | UnsetType = UNSET  # of them, loaded from "cpu" or "disk"
 
 
 class CompletionTokensDetails(Struct):
@@ -33,7 +33,7 @@ class CompletionUsage(Struct):
 
 
 def usage(job: Job) -> CompletionUsage:
-    """The usage of one HTTP request, from that of each of its prompts."""
+    """The usage of one HTTP request, from those of its prompts."""
     parts = job.usage
     prompt = sum(part.prompt_tokens for part in parts)
     completion = sum(part.completion_tokens for part in parts)

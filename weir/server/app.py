@@ -1,4 +1,4 @@
-"""The HTTP application: which routes there are, and what stands in front of all of them."""
+"""The HTTP application: its routes and the middleware in front of them."""
 
 import msgspec
 from starlette.applications import Starlette
@@ -134,7 +134,7 @@ ENDPOINTS = (
 
 
 def create_app(client: Client, config: Config) -> Starlette:
-    """The application around a client that its caller starts and closes.
+    """The application over a client, which the caller starts and closes.
 
     Raises `ConfigError` when tracing is asked for and its packages are missing.
     """

@@ -116,14 +116,14 @@ async def chat(call: Call, body: ChatRequest) -> Reply:
 
 
 def rendered(call: Call, body: ChatRequest) -> str:
-    """The prompt that a chat becomes."""
+    """The prompt of a chat."""
     return render(call.service.client.text, body, call.service.close(body))
 
 
 async def ask(
     call: Call, body: ChatRequest, prompt: str, prompts: list[str | list[int]], **details: Any
 ) -> tuple[Job, list[Reader]]:
-    """Submit a chat, whose prompt may be encoded already, and what reads its choices."""
+    """Submit a chat, whose prompt may be encoded already. Returns the job and its readers."""
     params = sampling(body, call.service.client.model.sampling)
     details.setdefault("field", "messages")
     details["add_special_tokens"] = bool(body.add_special_tokens)
@@ -134,7 +134,7 @@ async def ask(
 
 
 def sampling(body: ChatRequest, default: SamplingParams) -> SamplingParams:
-    """How a chat is sampled; `default` where it does not say."""
+    """The sampling parameters of a chat; `default` fills in what it leaves out."""
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     new, old = body.max_completion_tokens, body.max_tokens
@@ -178,7 +178,7 @@ def _chunks(
 
 
 def _state(output: Output, body: ChatRequest, reader: Reader) -> dict[str, Any]:
-    """What is said of a choice beside its text, as far as it has come."""
+    """The fields of a choice besides its text, as far as they are known."""
     reason = output.finish_reason
     return {
         "index": output.index,

@@ -1,8 +1,8 @@
-"""A route as data, and the ASGI app that answers it: body decoded, handler run, reply sent.
+"""A route as data, and the ASGI app that serves it: decodes the body, runs the handler, replies.
 
 A handler takes a `Call` and the decoded body. Its reply is a Struct, sent as JSON; an iterator of
-frames, sent as server-sent events; or a Response. What it submitted to the engine ends with it,
-and with the client's connection.
+frames, sent as server-sent events; or a Response. What it submitted to the engine is aborted when
+it ends or the client disconnects.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ Reply = Struct | Sequence[Struct] | Response | AsyncGenerator[bytes, None]
 
 
 class ClientGone(Exception):
-    """The client closed its connection before it had its answer."""
+    """The client closed its connection before the answer was complete."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Call:
     service: Service
     request: Request
     id: str
-    tenant: str = ""  # of the key it came with
+    tenant: str = ""  # that its API key belongs to
     job: Job | None = None
 
     async def submit(
@@ -94,7 +94,7 @@ class Endpoint:
     chunk: Any = None  # type of the events, where the answer can be streamed
     media: str = "application/json"
     aliases: tuple[str, ...] = ()
-    generates: bool = False  # asks the engine for something
+    generates: bool = False  # submits to the engine
     open: bool = False  # needs no API key
 
 
@@ -163,8 +163,8 @@ def frame(value: Struct, event: str = "") -> bytes:
 
 
 async def stream(frames: AsyncGenerator[bytes, None], send: Send) -> None:
-    """Send server-sent events. An error before the first of them is still the answer's status;
-    a later one is sent as an event, after which the stream ends without `[DONE]`."""
+    """Send server-sent events. An error before the first one sets the response's status; a later
+    one is sent as an event, and the stream ends without `[DONE]`."""
     started = False
     try:
         async for data in frames:

@@ -8,12 +8,12 @@ from weir.client import Output, Stream, Usage
 from weir.errors import BadRequest, EngineDead
 
 Burst = list[tuple[int, Output]]
-"""Events that came together, each with the index of its prompt."""
+"""Events that arrived together, each with the index of its prompt."""
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Whoever submits a job must abort it in the end; aborting what has ended does nothing."""
+    """Who submits a job must abort it eventually; aborting an ended one does nothing."""
 
     id: str
     choices: int  # n, of each prompt
@@ -34,7 +34,7 @@ class Job:
             stream.abort()
 
     async def bursts(self) -> AsyncGenerator[Burst, None]:
-        """Events as they come; those that have come already are handed over as one burst.
+        """Events as they arrive; those that have arrived already come as one burst.
 
         Raises `EngineDead` at the first event that says its choice failed, `BadRequest` if the
         engine refused it.
@@ -55,7 +55,7 @@ class Job:
                 await self.arrived.wait()
 
     async def collect(self) -> list[Output]:
-        """Every choice read to its end, those of the first prompt first."""
+        """All choices, read to their ends, in order of their prompts."""
         done = [Output(i) for i in range(len(self.streams) * self.choices)]
         async for burst in self.bursts():
             for prompt, output in burst:

@@ -1,4 +1,4 @@
-"""What the server's routes share: the client, the jobs in hand, whether new ones are taken."""
+"""What all routes share: the client, the live jobs, and whether new ones are accepted."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ from weir.server.reading import Reader
 from weir.server.tracing import Tracer
 from weir.text.thoughts import CLOSE, Thoughts, inside, thinks
 
-LONG = 16384  # characters from which a prompt is encoded on a thread, so that streams go on
+LONG = 16384  # characters; longer prompts are encoded on a thread, so that streams go on
 YIELD = 16  # prompts of one job that are submitted before others get a turn
 
 
@@ -41,7 +41,7 @@ class Service:
         self.keys = Keys(config.api_key, config.tenants)
 
     def model(self, name: str | None) -> str:
-        """The model's name to answer with; 404 for one that is not served."""
+        """The model name for the answer. Raises a 404 for one that is not served."""
         served = self.client.model
         if name is None or name in served.names:
             return name or served.name
@@ -78,11 +78,11 @@ class Service:
         thought: Thought | None = None,
         **details: Unpack[Details],
     ) -> Job:
-        """Hand prompts to the engine as one job: all of them, or none and an error.
+        """Submit prompts to the engine as one job: all of them, or none and an error.
 
-        `field` is what the client calls the prompt, `structured` the grammar, for errors about it.
-        `thought` may come before what follows a grammar.
-        `truncate` keeps that many of the last tokens of each prompt, -1 as many as fit.
+        field, structured: the client's names of the prompt and the grammar, for errors. thought:
+        the reasoning that may precede what follows a grammar. truncate: keep only so many of the
+        last tokens of each prompt; -1: as many as fit.
         """
         self.check_open()
         if request_id in self.jobs:
@@ -122,12 +122,12 @@ class Service:
         return job
 
     def check_open(self) -> None:
-        """Raise `Overloaded` once the server drains."""
+        """Raise `Overloaded` while the server drains."""
         if self.draining:
             raise Overloaded("The server is shutting down: ask another one.", retry_after=5.0)
 
     def finish(self, job: Job) -> None:
-        """End a job, whatever is left of it."""
+        """Abort what is left of a job and forget it."""
         job.abort()
         self.jobs.pop(job.id, None)
 
@@ -152,10 +152,10 @@ class Service:
     async def _prepare(
         self, prompt: str | list[int], params: SamplingParams, special: bool, truncate: int | None
     ) -> str | list[int]:
-        """The prompt as the client gets it: encoded where that takes long or it is to be cut."""
+        """The prompt to submit: as token ids if it is long or must be truncated."""
         context = self.client.model.context
         if isinstance(prompt, str):
-            # a text that is far too long, the client refuses without encoding it
+            # a text that is far too long is refused by the client without encoding
             if truncate is None and not LONG < len(prompt) <= 16 * context:
                 return prompt
             prompt = await self.encode(prompt, special)
