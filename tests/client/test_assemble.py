@@ -144,6 +144,21 @@ def test_logprobs_end_where_the_tokens_do(ledger):
     assert (top.token, top.bytes, top.rank) == ("\N{REPLACEMENT CHARACTER}", [0xC3], 1)
 
 
+def test_choices_that_overtake_the_one_that_scores_the_prompt_wait_for_it(ledger):
+    params = SamplingParams(prompt_logprobs=0, n=3, stop="b", max_tokens=8)
+    assembly = ledger.admit("prompt", params, now=0.0)
+    first, second, third = (one.uid for one in assembly.submits)
+    scores = [TokenLogprobs(token, -1.0, 1, []) for token in b"rompt"]
+    early = [Delta(second, [97]), Delta(third, [98]), Delta(first, scores=scores[:3])]
+    assert ledger.settle([*early, Delta(third, [99], done="length")], 1.0) == ([], [])
+    events, aborts = ledger.settle([Delta(first, [97], scores=scores[3:])], 2.0)
+    said = [(output.index, output.text, output.finish_reason) for _, output in events]
+    assert said == [(1, "a", None), (2, "", "stop"), (0, "a", None)] and aborts == [third]
+    assert len(assembly.prompt_logprobs) == len("prompt")
+    events, _ = ledger.settle([Delta(second, [97]), Delta(third, [97])], 3.0)
+    assert [output.index for _, output in events] == [1]
+
+
 def test_prompt_logprobs_come_in_pieces_and_are_whole_with_the_first_event(ledger):
     params = SamplingParams(prompt_logprobs=0, score_from=3, max_tokens=2)
     assembly = ledger.admit(list(b"prompt"), params, now=0.0)

@@ -233,6 +233,17 @@ def test_pinning_a_prefix(http, server):
     assert http.post("/pin_prefix", json={"name": "", "prompt": "x"}).status_code == 400
 
 
+def test_an_echo_that_is_aborted_before_it_is_scored_is_an_answer():
+    idle = FakeEngine(requests=0)
+    body = {"prompt": "abc", "echo": True, "logprobs": 1}
+    with serving(engine=idle) as running, client(running) as http, ThreadPoolExecutor() as pool:
+        asked = pool.submit(http.post, "/v1/completions", json=body)
+        until(lambda: idle.live)
+        assert http.post("/abort_request", json={"abort_all": True}).json() == {"aborted": 1}
+        [choice] = asked.result(CEILING).json()["choices"]
+    assert choice["finish_reason"] == "abort" and choice["logprobs"]["tokens"] == ["a"]
+
+
 def test_a_prefix_whose_request_was_aborted_is_not_said_to_be_pinned():
     idle = FakeEngine(requests=0)
     with serving(engine=idle) as running, client(running) as http, ThreadPoolExecutor() as pool:

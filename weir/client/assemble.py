@@ -121,6 +121,7 @@ class Assembly:
 
     prompt: None: token ids were given. program: and its branch, after a slash.
     prompt_logprobs: one entry a prompt position; None before `score_from` and for the first.
+    held: deltas that came before the prompt was scored.
     gaps: seconds between successive token events of a choice.
     replays: times it was given to a new engine after one died.
     """
@@ -136,6 +137,7 @@ class Assembly:
     program: str = ""
     choices: list[Choice] = field(default_factory=list)
     prompt_logprobs: list[Logprob | None] | None = None
+    held: list[tuple[Choice, Delta]] = field(default_factory=list)
     vector: list[float] | None = None
     gaps: list[float] = field(default_factory=list)
     preempted: int = 0
@@ -150,6 +152,7 @@ class Assembly:
         self._begin()
 
     def _begin(self) -> None:
+        self.held = []
         if self.params.prompt_logprobs is not None:
             unscored = min(max(1, self.params.score_from), len(self.prompt_ids))
             self.prompt_logprobs = [None] * unscored
@@ -168,10 +171,21 @@ class Assembly:
         """Whether any part of the answer has been delivered."""
         return self.timing.first >= 0 or any(c.finish_reason is not None for c in self.choices)
 
+    def due(self, choice: Choice, delta: Delta) -> list[tuple[Choice, Delta]]:
+        """Take in what a delta says of the prompt; the deltas to push now. The first choice scores
+        the prompt, and others may overtake it: they wait until it has."""
+        if self.prompt_logprobs is None:
+            return [(choice, delta)]
+        self.prompt_logprobs.extend(describe(self.text, entry) for entry in delta.scores)
+        self.held.append((choice, delta))
+        scored = len(self.prompt_logprobs) >= len(self.prompt_ids)
+        if not scored and not (choice.index == 0 and delta.done is not None):
+            return []
+        due, self.held = self.held, []
+        return due
+
     def push(self, choice: Choice, delta: Delta, now: float) -> Output | None:
         """Process a delta of an open choice; None if there is nothing to show yet."""
-        if delta.scores and self.prompt_logprobs is not None:
-            self.prompt_logprobs.extend(describe(self.text, entry) for entry in delta.scores)
         if delta.vector is not None:
             self.vector = delta.vector
         if delta.cached >= 0 and choice.index == 0:

@@ -238,24 +238,35 @@ class Ledger:
                 continue
             assembly, choice = route
             try:
-                output = assembly.push(choice, delta, now)
+                for each, due in assembly.due(choice, delta):
+                    self._push(assembly, each, due, now, events, aborts)
             except Exception as error:  # one request's answer must not keep the others from theirs
                 log.exception("the answer to request %s could not be assembled", assembly.id)
                 ended, uids = self.end(assembly, "error", f"this answer cannot be shown: {error!r}")
                 events += ended
                 aborts += uids
-                continue
-            if output is None:
-                continue
-            if self._waiting.pop(delta.uid, None) is not None:
-                self._drained.append(now)
-            events.append((assembly, output))
-            if choice.finish_reason is not None:
-                del self.routes[delta.uid]
-                if delta.done is None:
-                    aborts.append(delta.uid)
-                self._leave(assembly)
         return events, aborts
+
+    def _push(
+        self,
+        assembly: Assembly,
+        choice: Choice,
+        delta: Delta,
+        now: float,
+        events: list[Event],
+        aborts: list[int],
+    ) -> None:
+        output = assembly.push(choice, delta, now) if choice.finish_reason is None else None
+        if output is None:
+            return
+        if self._waiting.pop(delta.uid, None) is not None:
+            self._drained.append(now)
+        events.append((assembly, output))
+        if choice.finish_reason is not None:
+            del self.routes[delta.uid]
+            if delta.done is None:
+                aborts.append(delta.uid)
+            self._leave(assembly)
 
     def end(
         self, assembly: Assembly, reason: str, error: str = ""

@@ -114,8 +114,9 @@ class Writer:
             scored: list[Logprob | None] = list(output.logprobs or [])
             ids = output.token_ids
             if first and body.echo:
-                scored = [*(stream.prompt_logprobs or []), *scored]
-                ids = [*stream.prompt_ids, *ids]
+                known = stream.prompt_logprobs or []  # not all, if it was aborted before
+                scored = [*known, *scored]
+                ids = [*stream.prompt_ids[: len(known)], *ids]
             choice.logprobs, self._offsets[number] = self._logprobs(scored, ids, offset)
         return choice
 
