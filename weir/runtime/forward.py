@@ -6,7 +6,7 @@ batches (FlexGen's zig-zag).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +29,10 @@ class Pass:
     layer: Any = None  # the last of them
     x: Tensor | None = None
     pending: Pending | None = None
+
+    def copy(self) -> "Pass":
+        """Another that goes on from here."""
+        return replace(self, pending=self.pending and replace(self.pending))
 
     def step(self, model: Model, attention: Tiered, layer: Any) -> None:
         """End the layer before, and begin this one and its attention."""

@@ -5,7 +5,7 @@ nobody's. See graphs.py for the shapes, stage.py for why recordings find their a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -109,7 +109,7 @@ class Padded:
         def run(part: int) -> None:
             if part == 0:
                 lane.link(self.tables)
-            one = replace(begun[part])
+            one = begun[part].copy()
             for layer in layers[len(layers) * part // parts : len(layers) * (part + 1) // parts]:
                 one.step(self.model, self.attention, layer)
             begun[part + 1] = one
