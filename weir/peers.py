@@ -7,6 +7,7 @@ ALIASES = {
     "model_path": "model",
     "tokenizer_path": "tokenizer",
     "context_length": "max_model_len",
+    "ctx_size": "max_model_len",
     "mem_fraction_static": "gpu_memory_utilization",
     "page_size": "block_size",
     "kv_cache_memory_bytes": "kv_cache_memory",
@@ -45,8 +46,8 @@ def _neutral(names: str, values: str, why: str) -> None:
 
 
 _neutral(
-    "tensor_parallel_size tp_size tp pipeline_parallel_size pp_size data_parallel_size dp_size "
-    "ep_size ep nnodes",
+    "tensor_parallel_size tp_size tp pipeline_parallel_size pp_size pp data_parallel_size dp_size "
+    "dp ep_size ep nnodes",
     "1",
     "Weir runs one rank for now",
 )

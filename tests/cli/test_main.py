@@ -127,6 +127,9 @@ def test_every_setting_has_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parsed("--cuda-graph-sizes", "1", "8").cuda_graph_sizes == [1, 8]
     with pytest.raises(ConfigError, match="--tensor-parallel-size: only 1"):
         parsed("--tensor-parallel-size", "2")
+    with pytest.raises(ConfigError, match="--dp: only 1"):
+        parsed("--dp", "2")
+    assert parsed("--ctx-size", "512").max_model_len == 512
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
