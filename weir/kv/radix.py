@@ -184,10 +184,9 @@ class Radix:
                 heapq.heappop(leaves)
             elif node.used != used:
                 heapq.heapreplace(leaves, self._entry(node))
-            elif len(node.pages) > count:
-                self.split(node, (len(node.pages) - count) * self.page)
-                return node
             else:
+                if len(node.pages) > count:
+                    self.split(node, (len(node.pages) - count) * self.page)
                 return node
         return None
 

@@ -48,11 +48,10 @@ def library() -> Any:
     return pyplot
 
 
-def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.6)) -> Any:
-    """(figure, axes). Raises `ConfigError` where matplotlib is missing."""
-    return library().subplots(
-        rows, columns, figsize=(columns * size[0], rows * size[1]), layout="constrained"
-    )
+def canvas(rows: int = 1, columns: int = 1) -> Any:
+    """(figure, axes). Raises `ConfigError` if matplotlib is missing."""
+    size = columns * 6.0, rows * 3.6  # inches
+    return library().subplots(rows, columns, figsize=size, layout="constrained")
 
 
 def save(figure: Any, path: Path) -> None:

@@ -217,15 +217,15 @@ def custom(path: Path, count: int, output: int) -> Workload:
     return Workload(path.name, items)
 
 
-def fewshot(path: Path, count: int, output: int, example: str = "gsm8k/8shot-cot") -> Workload:
+def fewshot(path: Path, count: int, output: int) -> Workload:
     """Questions after one worked-out prefix, as in few-shot evaluation of GSM8K.
 
     `path` is a JSON lines file whose lines hold the `prefix` of the `question`s after it, or a
-    folder with fewshot_prefixes and gsm8k (.jsonl or .jsonl.gz) and `example` names the prefix.
+    folder with fewshot_prefixes and gsm8k (.jsonl or .jsonl.gz).
     """
     if path.is_dir():
         prefixes = read_rows(find_rows(path, "fewshot_prefixes.jsonl"))
-        chosen = [row for row in prefixes if row.get("prefix_id") == example]
+        chosen = [row for row in prefixes if row.get("prefix_id") == "gsm8k/8shot-cot"]
         rows: Iterator[dict[str, Any]] = iter([*chosen, *read_rows(find_rows(path, "gsm8k.jsonl"))])
     else:
         rows = read_rows(path)
