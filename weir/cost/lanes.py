@@ -1,8 +1,7 @@
-"""Seconds of plans whose decodes may be attended to by the host's cores, beside the device.
+"""Predicts the seconds of plans in which the host's cores compute some decode attention.
 
-The lanes of a plan take turns on the device, layer by layer, and on the host. So a plan takes as
-long as the busier of both, or as the lane that waits for itself (NEO, arXiv 2411.01142, for any
-number of lanes).
+The lanes of a plan take turns on the device and on the host, layer by layer. A plan takes as long as
+the busier of the two, or as its slowest lane alone (NEO, arXiv 2411.01142, for any number of lanes).
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from weir.cost.work import Work
 
 
 class Host(Struct, frozen=True):
-    """What attention on the host takes. rate: bytes/s of keys and values that it reads. token:
-    bytes of a token in all layers. layers: how many. layer_seconds: from queries to answer.
-    launch: seconds in which a lane's layer is launched, when no recording replays it."""
+    """Rates of attention on the host. rate: bytes/s of keys and values that it reads. token: bytes of
+    a token's KV in all layers. layers: number of layers. layer_seconds: fixed cost of a layer.
+    launch: seconds to launch a layer of a lane that is not replayed as a CUDA graph."""
 
     rate: float
     token: float
@@ -29,14 +28,14 @@ class Host(Struct, frozen=True):
     launch: float = 150e-6
 
     def seconds(self, tokens: int) -> float:
-        """Of decodes that read so many tokens between them."""
+        """Of decodes that read so many tokens in all."""
         return tokens * self.token / self.rate + self.layers * self.layer_seconds if tokens else 0.0
 
 
 @dataclass(slots=True)
 class Share:
-    """One lane: its work on the device, and the tokens that the host reads for it; of its layers,
-    how many are in this plan. launched: one by one, not by replaying a recording."""
+    """One lane. work: on the device. tokens: read by the host. part: fraction of its layers in this
+    plan. launched: layer by layer, not replayed as a CUDA graph."""
 
     work: Work = field(default_factory=Work)
     tokens: int = 0
@@ -45,7 +44,7 @@ class Share:
 
     @staticmethod
     def of(chunks: Iterable[Chunk], away: int | None, part: float = 1.0) -> Share:
-        """Decodes whose new KV is on the tier `away` are attended to by the host."""
+        """The host attends to decodes whose new KV is on the tier `away`."""
         share = Share(part=part)
         for chunk in chunks:
             share.work.add(chunk, chunk.home != away)
@@ -56,8 +55,8 @@ class Share:
 
 @dataclass(slots=True)
 class Lanes:
-    """device: what a lane takes there. host: None if it attends to nothing. away: the tier whose
-    decodes are the host's."""
+    """device: cost model of the device. host: None if the host attends to nothing. away: the tier
+    whose decodes the host attends to."""
 
     device: Cost
     host: Host | None = None
@@ -75,7 +74,7 @@ class Lanes:
         return busy, [share.part * self.host.seconds(share.tokens) for share in shares]
 
     def seconds(self, shares: Sequence[Share], device: float = 1.0, host: float = 1.0) -> float:
-        """Of a plan of these lanes, if each side takes so many times as long as it should."""
+        """Of a plan of these lanes. device, host: factors by which each side is slower."""
         busy, reads = self.parts(shares)
         busy, reads = [device * part for part in busy], [host * part for part in reads]
         if self.host is None or not any(reads):

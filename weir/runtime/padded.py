@@ -25,8 +25,8 @@ from weir.runtime.stage import Stage
 from weir.runtime.tables import Tables
 
 PARTS = 8
-"""Recordings of a lane's forward pass where a pass of others, in whose layers the host attends, may
-be beside it: these are launched between them."""
+"""CUDA graphs that a recorded forward pass is cut into where the host attends to other decodes: the
+layers of those are launched between the graphs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -101,8 +101,8 @@ class Padded:
         return lane, choice, self.stage.used
 
     def _forward(self, lane: Lane, parts: int) -> Iterator[Callable[[], None]]:
-        """What is recorded of a padded lane: from its arrays to `states`, in parts. Each goes on
-        from where the latest call of the one before it ended."""
+        """The recorded forward pass of a padded lane, from its arrays to `states`, in parts. Each
+        part continues from the latest call of the one before it."""
         layers, begun = self.model.layers, {0: Pass(lane)}
         assert isinstance(layers, Sequence), "layers come one after another"
 

@@ -1,5 +1,5 @@
-"""KV on the device while there is room, and in main memory beyond, where the host's cores attend to
-it (NEO, arXiv 2411.01142). Knows what lanes cost, no device.
+"""Keeps KV on the device while there is room. Beyond that, KV of some requests stays in main memory,
+where the host's cores compute their decode attention (NEO, arXiv 2411.01142). Works on costs alone.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -12,38 +12,39 @@ from weir.kv.cache import Cache
 from weir.sched.placement import OnDemand, parted
 
 RECENT = 0.05
-"""Weight of the latest step in running means."""
+"""Weight of the newest step in running means."""
 FORGET = 0.002
-"""What a step takes off older ones' part in the proportion of answers and prompts and, without
-decodes away, off the doubt in those that have some."""
+"""How fast older steps are forgotten: in the mix of prompts and decodes, and, while no decode is
+away, in what was learned about steps that have some."""
 
 GAIN = 1.05
-"""Of tokens a second, below which nobody is sent away: costs are not known better."""
+"""Predicted gain in tokens/s below which no request is sent away: predictions are no better."""
 SELDOM = 0.01
-"""The least share of steps that is taken to have prompts."""
+"""Lower bound of the assumed share of steps with prompts."""
 PASS = 12
-"""Plans that decodes away may take for a token, while others get one from each."""
+"""Plans that decodes away may take for one token, while others get one token from each plan."""
 MOST = 1024
-"""Decodes away that are thought of."""
+"""Upper bound of the number of decodes away that is considered."""
 
 
 @dataclass(slots=True)
 class Balance:
-    """Whether decodes that the host attends to are worth what they cost the device: a pass over the
-    model's weights, which takes as many plans as the host needs for it. `device`, `host`: how many
-    times as long as reckoned each took lately; `both`: steps with decodes away, beyond that.
+    """Decides whether decodes away pay. They cost the device one more pass over the weights, which is
+    spread over as many plans as the host needs for its part.
 
-    patience: steps after which a decode that was left out goes first and whatever it costs.
-    longest: plans that a pass may take; 1 where weights are at hand for one layer after another."""
+    device, host: measured over predicted time of each side, as running means. both: the same for
+    whole steps with decodes away, after correcting each side.
+    patience: steps after which a decode that was left out goes first, whatever it costs.
+    longest: plans that a pass may take; 1 if weights are streamed, one layer after another."""
 
     lanes: Lanes
     patience: int = 32
     longest: int = PASS
-    asked: float = 50_000.0  # prompt tokens of all steps; those before the first are a guess
-    answered: float = 10_000.0  # and decodes
-    steps: float = 20.0  # with decodes at home
-    begun: float = 20.0  # of them, with prompts at home
-    left: dict[int, int] = field(default_factory=dict)  # steps that a decode was left out
+    asked: float = 50_000.0  # recent prompt tokens; the initial value is a guess
+    answered: float = 10_000.0  # recent decodes
+    steps: float = 20.0  # recent steps with decodes at home
+    begun: float = 20.0  # those of them with prompts at home
+    left: dict[int, int] = field(default_factory=dict)  # uid → steps for which it was left out
     device: float = 1.0
     host: float = 1.0
     both: float = 1.0
@@ -60,8 +61,8 @@ class Balance:
         self.answered += decodes - FORGET * self.answered
 
     def landed(self, plan: Plan, seconds: float, host: float = 0.0) -> None:
-        """Learn from what a step took, and the host's part of it; 0: that is not known. With
-        requests away a step says only that the device takes no longer than all of it."""
+        """Learn from the seconds of a step and of the host's part of it (0: unknown). A step with
+        requests away only bounds the device's time from above."""
         shares = self.lanes.shares(plan)
         busy, reads = map(sum, self.lanes.parts(shares))
         alone = not reads and all(chunk.home != self.lanes.away for chunk in plan.chunks)
@@ -78,20 +79,21 @@ class Balance:
             self.both = _nearer(self.both, seconds / expected)
 
     def most(self, here: Sequence[int], there: int = MOST) -> int:
-        """How many decodes away, `there` at most, make most tokens a second beside those at home,
-        given by context, once prompts come as fast as answers end. A pass costs nearly the same
-        for few and for many, so it is not enough to ask whether one more would pay."""
+        """The number of decodes away, at most `there`, with the highest predicted tokens/s beside
+        decodes at home of these contexts, in a steady state where prompts arrive as fast as answers
+        end. A pass costs nearly the same for few decodes as for many, so adding one at a time would
+        never seem to pay."""
         counts = {min(there, MOST, len(here) << i >> 2) for i in range(9)} - {0}
         best = max(counts, key=lambda count: self._rate(here, count), default=0)
         return best if best and self._rate(here, best) > GAIN * self._rate(here, 0) else 0
 
     def _rate(self, here: Sequence[int], count: int) -> float:
-        """Tokens a second with so many away, like those here."""
+        """Predicted tokens/s with `count` decodes away whose contexts are like those at home."""
         each = self.asked / max(1.0, self.answered)
         tokens, plans, step = count * sum(here) // max(1, len(here)), 1.0, 0.0
-        for _ in range(3):  # a step has more prompts if it has more decodes, so it hides more
+        for _ in range(3):  # more decodes mean more prompts, so longer steps, which hide more
             decodes = len(here) + count / plans
-            some = 1 - (1 - self.begun / self.steps) ** (decodes / len(here))  # of them have any
+            some = 1 - (1 - self.begun / self.steps) ** (decodes / len(here))  # steps with prompts
             some = max(some, SELDOM)
             step = some * self._step(here, int(each * decodes / some))
             step += (1 - some) * self._step(here, 0)
@@ -102,7 +104,7 @@ class Balance:
         return (plans * len(here) + count) / (seconds * (self.both if count else 1.0))
 
     def chosen(self, here: Sequence[int], away: Sequence[Request], prompts: int) -> Collection[int]:
-        """The uids of those away that begin a pass in a step with so many prompt tokens."""
+        """The uids of the decodes away that begin a pass in a step with so many prompt tokens."""
         step = self._step(here, prompts)
         left = {r.uid: self.left.get(r.uid, 0) for r in away}
         uids: list[int] = []
@@ -120,8 +122,8 @@ class Balance:
         return set(uids)
 
     def layers(self, here: Iterable[Chunk], latest: Segment) -> int:
-        """How many more of a pass the host ends while the device computes the chunks here, so that
-        these do not wait for it; one, if not even that."""
+        """How many more layers of a pass the host finishes while the device computes the chunks at
+        home, so that these do not wait; at least one."""
         step = self.device * self.lanes.device.seconds(Share.of(here, self.lanes.away).work)
         if self.longest == 1 or not step:
             return latest.layers
@@ -141,27 +143,28 @@ class Balance:
 
 
 def _nearer(mean: float, latest: float) -> float:
-    """A running mean. One step that was held up says little of the next."""
+    """The running mean after one more value, which is capped: one delayed step proves little."""
     return mean + RECENT * (min(latest, 4 * mean) - mean)
 
 
 @dataclass(slots=True)
 class Hybrid(OnDemand):
-    """Newcomers for whom `home` has no room start on the tier `away`, whose decodes the host
-    attends to; so does a request that was evicted, when its prefix has sunk there. It comes home
-    when there is room for all of it. Without a `balance` that is always better than waiting."""
+    """Places newcomers that do not fit into `home` on the tier `away`, where the host computes their
+    decode attention. An evicted request whose prefix has moved there continues there too. It comes
+    home when there is room for all of it. Without a `balance`, `away` is always preferred to
+    waiting."""
 
     away: Tier = Tier.CPU
     balance: Balance | None = None
     here: list[int] = field(default_factory=list)  # contexts of decodes at home
     there: int = 0  # requests away
-    waiting: int = 0  # that hold no pages
+    waiting: int = 0  # requests without pages
     candidates: Sequence[Request] = ()  # decodes away that may begin a pass
-    most: int = -1  # decodes that may be away; -1: not asked in this plan
-    segment: Segment | None = None  # the latest of a pass under way
-    passing: set[int] = field(default_factory=set)  # whose that is
-    coming: Request | None = None  # who was let go last, to come home
-    starting: bool = False  # whether somebody's prompt is computed away
+    most: int = -1  # how many decodes may be away; -1: not computed in this plan
+    segment: Segment | None = None  # the latest segment of a pass under way
+    passing: set[int] = field(default_factory=set)  # uids in that pass
+    coming: Request | None = None  # the last request that was sent home
+    starting: bool = False  # whether a prompt is being computed away
 
     def begin(
         self, running: Collection[Request], waiting: int, cache: Cache
@@ -186,7 +189,7 @@ class Hybrid(OnDemand):
             self.resting = {r.uid for r in self.candidates} - set(chosen)
 
     def _returning(self, away: Sequence[Request], cache: Cache) -> list[Request]:
-        """The first of those away that fits at home twice, once the one before it is there."""
+        """The first request away that fits at home twice over, once the one before it is there."""
         if self.coming is not None and not (self.coming.running or self.coming.done):
             return []
         for r in (r for r in away if r.uid not in self.passing):
@@ -214,23 +217,23 @@ class Hybrid(OnDemand):
         return tier
 
     def _pays(self) -> bool:
-        """May one more be away?"""
+        """Whether one more request may be away."""
         if self.balance is None:
             return True
-        if self.starting and self.here:  # prompts one by one: decodes at home wait for all of them
+        if self.starting and self.here:  # one prompt at a time: decodes at home wait for it
             return False
         if self.most < 0:
-            crowd = (self.there + self.waiting) // 2  # as many wait, so prompts go on coming
+            crowd = (self.there + self.waiting) // 2  # as many must wait, so that prompts follow
             self.most = self.balance.most(self.here, crowd)
         return self.there < self.most
 
     @staticmethod
     def _holds(r: Request, cache: Cache, tier: Tier) -> bool:
-        """Could a tier hold the request alone, to its last token?"""
+        """Whether a tier could hold the request alone, up to its last token."""
         return cache.pages(r.prompt + r.sampling.max_tokens) <= cache.pools[tier].size
 
     def yields(self, other: Request, r: Request, cache: Cache) -> bool:
-        """Only who holds pages of the tier that `r` would have, and is in no plan under way."""
+        """Only a request with pages of the tier that `r` needs, and not in a pass under way."""
         tier = self.tier(r, cache)
         return other.uid not in self.passing and any(page.tier == tier for page in other.pages)
 
@@ -239,7 +242,7 @@ class Hybrid(OnDemand):
             self.balance.landed(plan, seconds, host)
 
     def lanes(self, chunks: Sequence[Chunk]) -> tuple[list[list[Chunk]], Segment | None]:
-        """Decodes away beside all others, at the pace of the host."""
+        """Decodes away run beside all others, at the host's pace."""
         here, away = parted(chunks, self.away)
         if self.balance is None:
             return [here, away], None
