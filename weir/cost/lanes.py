@@ -1,7 +1,8 @@
 """Predicts the seconds of plans in which the host's cores compute some decode attention.
 
-The lanes of a plan take turns on the device and on the host, layer by layer. A plan takes as long as
-the busier of the two, or as its slowest lane alone (NEO, arXiv 2411.01142, for any number of lanes).
+The lanes of a plan take turns on the device and on the host, layer by layer. A plan takes as long
+as the busier of the two, or as its slowest lane alone (NEO, arXiv 2411.01142, for any number of
+lanes).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from weir.cost.work import Work
 
 
 class Host(Struct, frozen=True):
-    """Rates of attention on the host. rate: bytes/s of keys and values that it reads. token: bytes of
-    a token's KV in all layers. layers: number of layers. layer_seconds: fixed cost of a layer.
+    """Rates of attention on the host. rate: bytes/s of keys and values that it reads. token: bytes
+    of a token's KV in all layers. layers: number of layers. layer_seconds: fixed cost of a layer.
     launch: seconds to launch a layer of a lane that is not replayed as a CUDA graph."""
 
     rate: float

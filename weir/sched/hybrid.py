@@ -1,5 +1,6 @@
-"""Keeps KV on the device while there is room. Beyond that, KV of some requests stays in main memory,
-where the host's cores compute their decode attention (NEO, arXiv 2411.01142). Works on costs alone.
+"""Keeps KV on the device while there is room. Beyond that, KV of some requests stays in main
+memory, where the host's cores compute their decode attention (NEO, arXiv 2411.01142). Works on
+costs alone.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -29,8 +30,8 @@ MOST = 1024
 
 @dataclass(slots=True)
 class Balance:
-    """Decides whether decodes away pay. They cost the device one more pass over the weights, which is
-    spread over as many plans as the host needs for its part.
+    """Decides whether decodes away pay. They cost the device one more pass over the weights, which
+    is spread over as many plans as the host needs for its part.
 
     device, host: measured over predicted time of each side, as running means. both: the same for
     whole steps with decodes away, after correcting each side.
@@ -149,9 +150,9 @@ def _nearer(mean: float, latest: float) -> float:
 
 @dataclass(slots=True)
 class Hybrid(OnDemand):
-    """Places newcomers that do not fit into `home` on the tier `away`, where the host computes their
-    decode attention. An evicted request whose prefix has moved there continues there too. It comes
-    home when there is room for all of it. Without a `balance`, `away` is always preferred to
+    """Places newcomers that do not fit into `home` on the tier `away`, where the host computes
+    their decode attention. An evicted request whose prefix has moved there continues there too. It
+    comes home when there is room for all of it. Without a `balance`, `away` is always preferred to
     waiting."""
 
     away: Tier = Tier.CPU
