@@ -1,11 +1,11 @@
-"""What a model is to the runtime: five functions around attention, and layers of packed weights.
+"""The interface of a model: five functions around attention, and layers of packed weights.
 
-A model knows no cache, no rank and no phase of a request. The forward loop is the runtime's:
+A model knows no cache, no rank and no phase of a request. The runtime owns the forward loop:
     x = embed(ids, pos)
     for layer in layers:
         q, k, v = qkv(layer, x, pos, place); o = attend(q, k, v); x = out(layer, x, o)
     logits(x of the rows that sample)
-On a CPU x is float32 whatever the weights are; on a GPU it has their type.
+On a CPU x is float32 whatever the type of the weights; on a GPU it has that type.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,11 +31,11 @@ class Model(Protocol):
     head: Linear
     """The output layer."""
     stored: str
-    """The types of its weights, in words."""
+    """The types of its weights, for people to read."""
     layers: Iterable[Any]
-    """One a layer: a plain dataclass of packed weights, which nothing but this model reads; others
-    may move it (`tensors`, `rebuilt`). Iterated once a step; where layers are streamed, one is gone
-    when the second after it is asked for."""
+    """A plain dataclass of packed weights per layer. Only this model reads it; others may move it
+    (`tensors`, `rebuilt`). Iterated once per step. If layers are streamed, layer i is invalid once
+    layer i + 2 is requested."""
 
     def embed(self, ids: Tensor, pos: Tensor) -> Tensor:
         """ids, pos int64 [T] → [T, H]."""
@@ -46,7 +46,7 @@ class Model(Protocol):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x [T, H] → q [T, Hq, D], k and v [T, Hkv, D], normed and rotated; views of one tensor.
 
-        Given a `place`, a model may store k and v there itself, and then returns None for both."""
+        Given a `place`, a model may store k and v there itself; it then returns None for both."""
         ...
 
     def out(self, layer: Any, x: Tensor, o: Tensor) -> Tensor:
@@ -54,16 +54,16 @@ class Model(Protocol):
         ...
 
     def hidden(self, x: Tensor) -> Tensor:
-        """The final norm: [B, H] → [B, H], what an embedding is pooled from."""
+        """The final norm: [B, H] → [B, H]. Embeddings are pooled from its result."""
         ...
 
     def logits(self, x: Tensor) -> Tensor:
-        """[B, H], before the final norm → [B, V] of the type of x, or float32."""
+        """x [B, H] before the final norm → [B, V] of the type of x, or float32."""
         ...
 
 
 def shape(name: str, n: int, k: int, bias: bool) -> Shapes:
-    """The tensors of one linear layer."""
+    """The names and shapes of the tensors of one linear layer."""
     return {f"{name}.weight": (n, k)} | ({f"{name}.bias": (n,)} if bias else {})
 
 
@@ -75,7 +75,7 @@ def split_heads(y: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def tensors(part: Any) -> Iterator[Tensor]:
-    """Every tensor of a layer, or of a part of one, in the order of its fields."""
+    """Every tensor of a layer or of a part of one, in field order."""
     for value in _values(part).values():
         if isinstance(value, Tensor):
             yield value
@@ -84,7 +84,8 @@ def tensors(part: Any) -> Iterator[Tensor]:
 
 
 def rebuilt(part: T, there: Iterator[Tensor]) -> T:
-    """The same layer made of other tensors, taken from `there` in the order of `tensors`."""
+    """A copy of the layer with its tensors replaced by those of `there`, in the order of
+    `tensors`."""
     changed = {
         name: next(there) if isinstance(value, Tensor) else rebuilt(value, there)
         for name, value in _values(part).items()
@@ -93,13 +94,13 @@ def rebuilt(part: T, there: Iterator[Tensor]) -> T:
 
 
 def _values(part: Any) -> dict[str, Any]:
-    """The fields that are or hold tensors."""
+    """The fields that are tensors or dataclasses of tensors."""
     values = {f.name: getattr(part, f.name) for f in fields(part) if f.init}
     return {k: v for k, v in values.items() if isinstance(v, Tensor) or is_dataclass(v)}
 
 
 class Ropes:
-    """The rotation tables of a model, one for each rope that its layers share."""
+    """The rotation tables of a model, one for each distinct rope of its layers."""
 
     def __init__(self, spec: Spec, device: torch.device):
         distinct = [r for i, r in enumerate(spec.rope) if r not in spec.rope[:i]]

@@ -1,6 +1,6 @@
 """The Llama family: Llama 2 and 3, Mistral, Qwen 2, 2.5 and 3, SmolLM2.
 
-They differ in biases, per-head norms and windows only, all of which the Spec and the weights tell.
+They differ only in biases, per-head norms and windows, which the Spec and the weights determine.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ MLP_NORM = "post_attention_layernorm.weight"
 
 @dataclass(slots=True, eq=False)
 class Layer:
-    rope: int  # which of the model's tables
+    rope: int  # index of the rotation table
     norm: Tensor  # [H]
     qkv: Linear
     q_norm: Tensor | None  # [D]
@@ -44,7 +44,7 @@ class Llama:
 
     @staticmethod
     def tensors(spec: Spec) -> Shapes:
-        """Every tensor this model reads and its shape, in the names of its safetensors."""
+        """Every tensor that this model reads: its name in safetensors and its shape."""
         h = spec.hidden
         shapes: Shapes = {"embed_tokens.weight": (spec.vocab, h), "norm.weight": (h,)}
         if not spec.tied:
@@ -85,7 +85,7 @@ class Llama:
 
     def out(self, layer: Layer, x: Tensor, o: Tensor) -> Tensor:
         x = linear(o.flatten(1), layer.out, x)
-        del o  # the MLP needs the room
+        del o  # the MLP needs the memory
         y = normed_linear(x, layer.mlp_norm, self.spec.eps, layer.gate_up)
         return gated_linear(y, self.spec.activation, layer.down, x)
 
@@ -97,7 +97,7 @@ class Llama:
 
 
 def layer_tensors(spec: Spec, at: str) -> Shapes:
-    """The tensors of one layer, their names beginning with `at`."""
+    """The names and shapes of the tensors of one layer; names begin with `at`."""
     h, d, f = spec.hidden, spec.head_dim, spec.ffn
     q, kv = spec.heads * d, spec.kv_heads * d
     shapes: Shapes = {f"{at}input_layernorm.weight": (h,), f"{at}{MLP_NORM}": (h,)}

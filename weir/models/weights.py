@@ -1,6 +1,6 @@
-"""Hands a model its tensors: read from a checkpoint, joined, packed for the device.
+"""Reads a model's tensors from a checkpoint, joins them and packs them for the device.
 
-One layer is read at a time by each thread, so what is in memory beyond the model is a few layers.
+Each thread reads one layer at a time, so loading needs memory for a few layers beyond the model.
 """
 
 import logging
@@ -17,7 +17,7 @@ from weir.ops.linear import Linear, pack, pack_codes, pack_fp8, takes_codes, tak
 from weir.ops.quantize import GROUP, Codes, Scaled, to_codes, to_fp8
 
 SLICE = 4096  # rows of an embedding read at a time
-NAMED = 5  # tensors named in an error
+NAMED = 5  # tensors that an error names at most
 
 T = TypeVar("T")
 
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """Tensors by name, wherever they are kept. stored: how weights are quantised there; empty: they
-    are not.
+    """Tensors by name, from any file format. stored: how the file quantises weights; empty if it
+    does not.
 
-    Names are those of the model's safetensors less the leading "model."; values are in one
-    convention: heads rotate by halves, and a norm's weight is what it multiplies by.
+    Names are those of the model's safetensors without the leading "model.". Values follow one
+    convention: heads rotate by halves, and a norm multiplies by its weight.
     """
 
     shapes: Shapes
@@ -37,31 +37,33 @@ class Checkpoint:
     stored = ""
 
     def read(self, name: str, out: Tensor, row: int = 0) -> None:
-        """Fill `out`, contiguous on `device`, with a tensor, or with its rows from `row` on."""
+        """Fill `out`, contiguous on `device`, with the tensor's rows from `row` on."""
         raise NotImplementedError
 
     def kept(self, name: str) -> Codes | Scaled | None:
-        """A quantised weight [N, K] as it is kept; None where it is not quantised."""
+        """A quantised weight [N, K] in its stored form; None if it is not quantised."""
         return None
 
 
 class Shelf(Protocol):
-    """Keeps layers elsewhere than where they are made."""
+    """Stores layers in other memory than that where they are made."""
 
     def add(self, layer: Any) -> None:
-        """Take the next layer in."""
+        """Store the next layer."""
         ...
 
     def done(self) -> Iterable[Any]:
-        """What hands the layers out again, all of them each time."""
+        """An iterable over all stored layers, in order; it can be iterated repeatedly."""
         ...
 
 
 class Weights:
-    """quantization: "auto" leaves quantised weights as they are, where the device multiplies them;
-    "none" unpacks them; "fp8" and "int4" also quantise the others, the layers' but not those of the
-    embedding and the output layer. shelf: where layers are put as they are made, so that few are on
-    the device at once."""
+    """Makes packed weights from a checkpoint.
+
+    quantization: "auto" leaves quantised weights as they are if the device can multiply them;
+    "none" unpacks them; "fp8" and "int4" also quantise the other weights of the layers, but not the
+    embedding and the output layer. shelf: stores each layer as soon as it is made, so that few are
+    on the device at once."""
 
     def __init__(
         self,
@@ -74,7 +76,7 @@ class Weights:
     ):
         self.quantization = quantization
         self.shelf = shelf
-        self.kinds: dict[str, None] = {}  # what weights are stored as
+        self.kinds: dict[str, None] = {}  # types in which weights are stored, in order
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
@@ -88,11 +90,11 @@ class Weights:
         self.pool.shutdown(cancel_futures=True)
 
     def each(self, make: Callable[[int], T], count: int) -> list[T]:
-        """[make(0), …, make(count - 1)], several at a time."""
+        """[make(0), …, make(count - 1)], made on several threads."""
         return list(self.pool.map(make, range(count)))
 
     def layers(self, make: Callable[[int], T], count: int) -> Iterable[T]:
-        """[make(0), …, make(count - 1)], or what a shelf makes of them."""
+        """[make(0), …, make(count - 1)], or these layers from the shelf if there is one."""
         if self.shelf is None:
             return self.each(make, count)
         coming = self.pool.submit(make, 0)
@@ -110,7 +112,7 @@ class Weights:
         return out.to(self.device)
 
     def matrix(self, name: str) -> Tensor:
-        """[N, K] as it is: an embedding."""
+        """[N, K], not packed: an embedding."""
         out = self._empty(self.checkpoint.shapes[name], self.dtype)
         slices = out.split(SLICE)
         self.each(lambda i: self.checkpoint.read(name, slices[i], i * SLICE), len(slices))
@@ -118,11 +120,11 @@ class Weights:
 
     @property
     def stored(self) -> str:
-        """The types of all weights so far, in words."""
+        """The types of all weights made so far, for people to read."""
         return " and ".join(self.kinds)
 
     def linear(self, *names: str) -> Linear:
-        """The named layers as one, their outputs side by side."""
+        """The named layers as one, with their outputs concatenated."""
         return self._noted(self._linear(names))
 
     def _noted(self, made: Linear) -> Linear:
@@ -155,18 +157,18 @@ class Weights:
         return pack(weight, bias)
 
     def table(self, name: str) -> Linear:
-        """A weight [V, H] of which rows are taken, or that all of V are multiplied by."""
+        """A weight [V, H]: an embedding, of which rows are taken, or an output layer."""
         kept = self._kept(f"{name}.weight")
         return self._noted(self._packed(kept) if kept else pack(self.matrix(f"{name}.weight")))
 
     def embedding(self, tied: bool) -> tuple[Linear, Linear]:
-        """The embedding [V, H] and the output layer: the same where tied."""
+        """The embedding [V, H] and the output layer: the same object if tied."""
         table = self.table("embed_tokens")
         return table, table if tied else self.table("lm_head")
 
     def _kept(self, *names: str) -> list[Codes | Scaled]:
-        """Quantised weights on the device, neighbours that are alike as one; none where it takes no
-        such weight, or one of them is not quantised."""
+        """The quantised weights on the device, like neighbours joined; empty if the device cannot
+        multiply them or one of them is not quantised."""
         if self.quantization == "none":
             return []
         found: list[Any] = []
@@ -176,7 +178,7 @@ class Weights:
                 return []
             found.append(found.pop().join(part) if found and found[-1].alike(part) else part)
         if len(found) > 1 and self.device.type != "cpu":
-            return []  # only panels have others below
+            return []  # only panels have weights of another codec below
         if all(self._fits(part) for part in found):
             return [part.to(self.device) for part in found]
         self.quantization = "none"
@@ -189,7 +191,7 @@ class Weights:
         return takes_codes(self.device, part.bits, part.codes.shape[1])
 
     def _packed(self, kept: list[Codes | Scaled], bias: Tensor | None = None) -> Linear:
-        """The first of `kept`, with the rest below."""
+        """Pack the first of `kept`, with the rest below it."""
         first, rest = kept[0], kept[1:]
         if isinstance(first, Scaled):
             return pack_fp8(first, bias)
@@ -204,7 +206,7 @@ class Weights:
 
 
 def verify(found: Shapes, expected: Shapes) -> None:
-    """Raise ConfigError naming tensors that are missing, unexpected or of another shape."""
+    """Raises ConfigError that names tensors which are missing, unexpected or mis-shaped."""
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     shapes = [

@@ -1,8 +1,8 @@
-"""Paged attention: write keys and values to their pages, attend to the pages of each sequence, join
-what was attended to apart.
+"""Paged attention: write keys and values to pages, attend to the pages of each sequence, merge
+partial results.
 
-One entry serves decode and chunked prefill. It knows one layer and one tier; who owns a page is the
-caller's.
+One function serves decode and chunked prefill. It works on one layer and one tier; the caller knows
+who owns a page.
 """
 
 from ctypes import byref
@@ -17,14 +17,14 @@ from weir.ops.dispatch import gpu_kernels, kernels, packed_heads
 from weir.spec import AttentionSpec
 
 QUERIES = (torch.float32, torch.bfloat16, torch.float16)
-TYPES = (*QUERIES, *BYTES)  # of kv, in the order of the kernel's enum
+TYPES = (*QUERIES, *BYTES)  # types of kv, in the order of the kernel's enum
 
 
 def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor, *, programs: int = 0) -> None:
-    """Store k, v [T, Hkv, D] at `slots` [T] of kv [pages, 2, Hkv, page, D], in its type.
+    """Store k, v [T, Hkv, D] at `slots` [T] of kv [pages, 2, Hkv, page, D], in the type of kv.
 
-    kv may be coded (ops/coded.py), and on a CPU also in `attend`: its rows are then of bytes. On a
-    GPU it may be pinned host memory. `programs`: as many as may be busy there; 0: all there are."""
+    kv may be coded (ops/coded.py), with rows of bytes; on a CPU `attend` takes that too. On a GPU
+    kv may be pinned host memory. programs: GPU programs to use at most; 0: no limit."""
     gpu = gpu_kernels(k)
     if gpu is not None:
         k, v = stored(kv, k, v)
@@ -44,8 +44,8 @@ def write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor, *, programs: int = 0)
 
 
 def stored(kv: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """k, v [T, Hkv, D or row] as `write` stores them, where that takes a step before: a GPU codes
-    them. What is so already stays."""
+    """k, v [T, Hkv, D] in the form in which `write` stores them: a GPU codes them first if kv is
+    coded. Coded rows [T, Hkv, row] stay as they are."""
     if gpu_kernels(k) is None or k.dtype == torch.uint8:
         return k, v
     k, v = packed_heads(k), packed_heads(v)
@@ -75,9 +75,9 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec) -> tuple[Te
 def native_call(
     q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec, o: Tensor, lse: Tensor
 ) -> native.Attend:
-    """What the kernel for CPUs is to compute, by address: all of it must stay until it has.
+    """The arguments of the CPU kernel, by address: all tensors must live until it has run.
 
-    q, o [T, Hq, D] of one type, a token's heads side by side; o and lse contiguous."""
+    q, o [T, Hq, D] of one type, with a token's heads adjacent; o and lse contiguous."""
     _, heads, size = q.shape
     return native.Attend(
         q.data_ptr(), kv.data_ptr(), batch.q_start.data_ptr(), batch.kv_len.data_ptr(),
@@ -90,13 +90,13 @@ def native_call(
 
 
 def merge(o_a: Tensor, lse_a: Tensor, o_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact merge of o [T, Hq, D] and lse float32 [T, Hq]; a part that saw no key has lse = -inf.
+    """Merge o [T, Hq, D] and lse float32 [T, Hq] exactly; a part that saw no key has lse = -inf.
 
-    With weights exp(lse) the softmax over the union is the weighted mean of the parts
-    (FlashInfer, arXiv 2501.01005, section 2.2).
+    The softmax over the union is the mean of the parts weighted by exp(lse) (FlashInfer, arXiv
+    2501.01005, section 2.2).
     """
     lse = torch.logaddexp(lse_a, lse_b)
-    # where both parts are empty the difference would be -inf - -inf
+    # if both parts are empty, the difference would be -inf - -inf
     base = torch.where(torch.isneginf(lse), 0.0, lse)
     o = o_a * torch.exp(lse_a - base).unsqueeze(-1) + o_b * torch.exp(lse_b - base).unsqueeze(-1)
     return o.to(o_a.dtype), lse
@@ -111,7 +111,7 @@ def reference_write(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
 def reference_attend(
     q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor]:
-    """Dense, one sequence at a time; scores and softmax in float32."""
+    """`attend`, densely and one sequence at a time; scores and softmax in float32."""
     heads, kv_heads, size = q.shape[1], kv.shape[2], kv.shape[3]
     dtype = type_of(kv, q.shape[2])
     o, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Linear layers: x @ W.T; rows may be normed or gated first, bias and residual added after."""
+"""Linear layers: x @ W.T, optionally with a norm or gate before, and bias and residual after."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from weir.ops.quantize import Codes, Scaled, from_tiles, to_tiles
 
 BF16 = torch.bfloat16
 FP8_CAPABILITY = (8, 9)
-TILE_ROWS, TILE_COLUMNS = 64, 64  # of weights of 4 bits, on a GPU
+TILE_ROWS, TILE_COLUMNS = 64, 64  # of 4-bit weights on a GPU
 
 NATIVE_GROUP = 32
-"""Neighbours along K that share a scale and an offset in the CPU's kernel."""
+"""Adjacent weights along K that share a scale and an offset in the CPU kernel."""
 
 
 class Codec(IntEnum):
-    """How a weight is stored; the first are panels for the CPU, numbered as `Kind` of
+    """How a weight is stored. The first ones are panels for the CPU, numbered as in `Kind` of
     linear_kinds.h."""
 
     FLOAT32 = 0
@@ -39,31 +39,31 @@ class Codec(IntEnum):
     SYMMETRIC8 = 7
     PLAIN = 8  # [n, k]
     FP8 = 9  # e4m3 [n, k], scales float32 [n]
-    INT4 = 10  # `to_tiles` of 64 rows, its pairs the scales
+    INT4 = 10  # `to_tiles` with 64 rows; `scales` holds its pairs
 
 
 PANELS = frozenset(range(Codec.PLAIN))
 OFFSET = {4: Codec.CODES4, 5: Codec.CODES5}
 SYMMETRIC = {n: Codec[f"SYMMETRIC{n}"] for n in (4, 5, 6, 8)}
-"""How the CPU's panels keep codes of so many bits. Those of 6 are in groups of 16."""
+"""Bits of a code → its codec in the CPU's panels. 6-bit codes are in groups of 16."""
 
 
 @dataclass(slots=True, eq=False)
 class Linear:
-    """A weight [n, k] in the layout its device computes fastest, made by `pack` and its kin.
+    """A weight [n, k] in the fastest layout for its device, made by one of the `pack` functions.
 
-    All that may lie elsewhere is in the fields that hold tensors, so `dataclasses.replace` moves a
-    weight to other memory.
+    Everything that can move is in fields that hold tensors, so `dataclasses.replace` moves a weight
+    to other memory.
     """
 
     n: int
     k: int
     codec: Codec
-    weight: Tensor  # as the codec has it
+    weight: Tensor  # laid out by its codec
     bias: Tensor | None = None  # [n]
     scales: Tensor | None = None
-    below: Linear | None = None  # the rows that follow, kept otherwise; of panels
-    record: native.Linear | None = field(init=False, default=None)  # what a kernel is told of it
+    below: Linear | None = None  # the rows after these, in another codec; panels only
+    record: native.Linear | None = field(init=False, default=None)  # for the CPU kernel
 
     def __post_init__(self) -> None:
         if self.codec in PANELS:
@@ -73,18 +73,19 @@ class Linear:
 
     @property
     def parts(self) -> list[Linear]:
-        """Itself, and what is below it."""
+        """This weight and those below it."""
         return [self, *(self.below.parts if self.below is not None else ())]
 
     @property
     def stored(self) -> str:
-        """The type of the weights, in a word; not of those below."""
+        """The type of this weight, for people to read; not of those below."""
         if self.codec is Codec.PLAIN:
             return str(self.weight.dtype).removeprefix("torch.")
         return self.codec.name.lower()
 
     def numbers(self, dtype: torch.dtype) -> Tensor:
-        """The weight [n, k] in `dtype`, unpacked unless it is stored so; not of PANELS."""
+        """The weight [n, k], unpacked to `dtype`; a PLAIN weight in its own type. Not for
+        PANELS."""
         if self.codec is Codec.PLAIN:
             return self.weight
         assert self.scales is not None
@@ -97,9 +98,9 @@ class Linear:
 
 
 def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """Lay out `weight` [N, K] and `bias` [N] for the device they are on.
+    """Lay out `weight` [N, K] and `bias` [N] for the device that holds them.
 
-    The result holds a copy: drop the original. On the CPU float16 becomes float32.
+    The result holds a copy, so drop the original. On the CPU float16 becomes float32.
     """
     n, k = weight.shape
     lib = native.library() if weight.is_cpu else None
@@ -115,8 +116,8 @@ def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
 
 def takes_codes(device: torch.device, bits: int, k: int) -> bool:
-    """Whether `pack_codes` is worth its while there: a GPU with Triton multiplies 4 bits, a CPU all
-    where it multiplies bytes."""
+    """Whether the device multiplies such codes: a GPU with Triton those of 4 bits, a CPU with byte
+    products all."""
     if device.type == "cuda":
         return dispatch.triton is not None and bits == 4 and k % TILE_COLUMNS == 0
     lib = native.library()
@@ -124,13 +125,13 @@ def takes_codes(device: torch.device, bits: int, k: int) -> bool:
 
 
 def takes_fp8(device: torch.device) -> bool:
-    """Whether that is a GPU that multiplies 8-bit floats: Ada, Hopper and later."""
+    """Whether the device is a GPU that multiplies 8-bit floats: Ada, Hopper and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
 def pack_codes(codes: Codes, bias: Tensor | None = None, dtype: torch.dtype = BF16) -> Linear:
-    """Lay out a weight of codes for the device they are on, on a GPU to be multiplied in `dtype`.
-    Only where `takes_codes`."""
+    """Lay out a weight of codes for the device that holds them; a GPU multiplies them in `dtype`.
+    Requires `takes_codes`."""
     (n, k), lib = codes.codes.shape, native.library()
     if codes.codes.is_cuda:
         exact = torch.float16 if dtype == torch.float32 else dtype
@@ -147,14 +148,14 @@ def pack_codes(codes: Codes, bias: Tensor | None = None, dtype: torch.dtype = BF
 
 
 def pack_fp8(weight: Scaled, bias: Tensor | None = None) -> Linear:
-    """A weight of 8-bit floats and one scale a row. Only where `takes_fp8`."""
+    """Lay out a weight of 8-bit floats with one scale per row. Requires `takes_fp8`."""
     n, k = weight.values.shape
-    bias = bias.to(torch.bfloat16) if bias is not None else None  # cuBLAS adds no other
+    bias = bias.to(torch.bfloat16) if bias is not None else None  # the only type cuBLAS adds
     return Linear(n, k, Codec.FP8, weight.values.contiguous(), bias, weight.scales.contiguous())
 
 
 def rows(w: Linear, ids: Tensor) -> Tensor:
-    """Rows `ids` int64 [T] of a weight: an embedding. [T, K], float32 on the CPU."""
+    """Look up rows `ids` int64 [T] of an embedding → [T, K], float32 on the CPU."""
     if w.record is None:
         found = torch.nn.functional.embedding(ids, w.weight)
         return found.float() if found.is_cpu else found
@@ -165,26 +166,25 @@ def rows(w: Linear, ids: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, w: Linear, residual: Tensor | None = None) -> Tensor:
-    """x [M, K] → x @ W.T + bias + residual, [M, N]; `residual` may be overwritten by the result.
+    """x [M, K] → x @ W.T + bias + residual, [M, N]; the result may overwrite `residual`.
 
-    On a CPU it reads the weight, 2 or 4 bytes an element, once per 96 rows; 2 M N K FLOP. With the
-    native kernel a row of the result is the same to the last bit whatever M is. bfloat16 weights
-    meet x rounded to bfloat16 where the CPU multiplies such pairs (AVX512-BF16), and x as it is
-    elsewhere; codes meet x rounded to 8 bits in groups of 32, at half a bit an element more than
-    their own, one with offsets or in groups of 16. On a GPU
-    weights of 4 bits meet x as it is, and those of 8 bits do where M is small; else x is rounded to
-    8-bit floats, row by row.
+    2 M N K FLOP. On a CPU it reads the weight, 2 or 4 bytes per element, once per 96 rows. With the
+    native kernel a row of the result is bitwise the same for every M. bfloat16 weights multiply x
+    rounded to bfloat16 if the CPU has AVX512-BF16, otherwise unrounded x. Codes multiply x rounded
+    to 8 bits in groups of 32; scales add half a bit per element, or one bit with offsets or in
+    groups of 16. On a GPU, 4-bit weights multiply unrounded x, and so do 8-bit weights if M is
+    small; otherwise x is rounded to 8-bit floats row by row.
     """
     return _apply(x, w, Fused(bias=w.bias, residual=residual))
 
 
 def normed_linear(x: Tensor, norm: Tensor, eps: float, w: Linear) -> Tensor:
-    """linear(rms_norm(x, norm, eps), w), normalised on the way in where a kernel can."""
+    """linear(rms_norm(x, norm, eps), w), fused if there is a kernel for it."""
     return _apply(x, w, Fused(norm, eps, bias=w.bias))
 
 
 def gated_linear(gate_up: Tensor, act: str, w: Linear, residual: Tensor | None = None) -> Tensor:
-    """linear(gated(gate_up, act), w, residual), gate_up [M, 2K]; likewise."""
+    """linear(gated(gate_up, act), w, residual), gate_up [M, 2K], fused likewise."""
     return _apply(gate_up, w, Fused(act=act, bias=w.bias, residual=residual))
 
 
@@ -209,8 +209,8 @@ def _apply(x: Tensor, w: Linear, fused: Fused) -> Tensor:
 
 
 def _few_rows(gpu: ModuleType, x: Tensor, w: Linear, fused: Fused) -> Tensor | None:
-    """On a GPU, the result of the kernel for few rows; None where it is not the faster. It rounds
-    x times the norm's weight before it scales, which would overflow float16."""
+    """The result of the GPU kernel for few rows; None where it is not faster. It rounds x times the
+    norm's weight before scaling it, which would overflow float16."""
     if w.codec is Codec.INT4:
         return gpu.few_rows_of_codes(x, w.weight, w.scales, w.n, fused)
     if x.dtype != torch.bfloat16 or (w.codec is Codec.PLAIN and w.bias is not None):
@@ -221,9 +221,9 @@ def _few_rows(gpu: ModuleType, x: Tensor, w: Linear, fused: Fused) -> Tensor | N
 def _product_of_fp8(values: Tensor, scales: Tensor, w: Linear, residual: Tensor | None) -> Tensor:
     """values e4m3 [M, K] times scales float32 [M, 1], @ W.T + bias + residual → bfloat16 [M, N].
 
-    Sums as the tensor cores keep them, in fewer bits than float32's but far more than e4m3's.
-    cuBLAS 13 has no kernel with a scale a row for some shapes of few rows and a large K; there the
-    scales are multiplied by afterwards."""
+    Tensor cores accumulate with fewer bits than float32 but far more than e4m3. cuBLAS 13 has no
+    kernel with row scales for some shapes of few rows and large K; there the scales are applied
+    afterwards."""
     shape = (len(values), w.n, w.k)
     if shape not in _without_scales:
         try:
@@ -241,7 +241,7 @@ def _product_of_fp8(values: Tensor, scales: Tensor, w: Linear, residual: Tensor 
 
 
 _without_scales: set[tuple[int, int, int]] = set()
-"""M, N and K that cuBLAS has refused to scale row by row."""
+"""(M, N, K) for which cuBLAS has refused row scales."""
 
 
 def _scaled_mm(
@@ -251,7 +251,7 @@ def _scaled_mm(
 
 
 def _multiply(x: Tensor, w: Linear, fused: Fused) -> Tensor:
-    """The native kernel on x [M, K], or [M, 2K] where it is gated."""
+    """Run the native kernel on x [M, K], or [M, 2K] if gated. Raises TypeError for other x."""
     lib, width = kernels(x), w.k if fused.act is None else 2 * w.k
     if lib is None or x.shape[1] != width:
         raise TypeError(f"x must be float32 [M, {width}] on the CPU, got {x.dtype} {list(x.shape)}")
@@ -274,8 +274,8 @@ def _multiply(x: Tensor, w: Linear, fused: Fused) -> Tensor:
 def reference_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    """Multiplies in the weight's type and adds the bias in that of `x`; the sum with a residual
-    takes its place."""
+    """Multiply in the weight's type and add the bias in that of `x`; `residual` is overwritten by
+    the result."""
     if bias is not None and bias.dtype == weight.dtype == x.dtype:
         y, bias = torch.nn.functional.linear(x, weight, bias), None
     else:

@@ -1,8 +1,9 @@
-"""The arithmetic of choosing tokens: filters, penalties, masks, logprobs, the random choice.
+"""The arithmetic of sampling: filters, penalties, masks, logprobs, the random choice.
 
-A choice depends on the row of logits, the request's own numbers and one uniform variate, never on
-what else is in the batch: probabilities are summed as integers, so no order of summation, shape or
-device changes a sum, and equal logits are ranked by token id. Knows no request and no plan.
+A choice depends only on its row of logits, the request's own parameters and one uniform variate,
+not on the rest of the batch. Probabilities are summed as integers, so the order of summation, the
+shape and the device do not change a sum, and equal logits are ranked by token id. Knows no request
+and no plan.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from torch import Tensor
 from weir.ops.dispatch import gpu_kernels
 
 ONE = 2.0**30
-"""Weight of the most likely token. What is less likely by more than this weighs nothing."""
+"""Weight of the most likely token. A token less likely by more than this factor has weight 0."""
 
 CACHED = 2**18
-"""Logits that a CPU works on at a time, so that what it makes of them stays in its cache."""
+"""Logits that a CPU processes at a time, so that intermediate results stay in its cache."""
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -34,10 +35,10 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def uniform(seed: NDArray[np.uint64], position: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One variate in [0, 1) for each seed [B] and position [B]: splitmix64 as a counter's hash.
+    """One variate in [0, 1) for each seed [B] and position [B]: splitmix64 of a counter.
 
-    The seed is mixed before the position is added, so that seeds a constant apart (the choices of
-    one request) do not run through one another's variates.
+    The seed is hashed before the position is added, so that seeds which differ by a constant (the
+    choices of one request) do not share variates at shifted positions.
     """
     with np.errstate(over="ignore"):
         hashed = _mix(_mix(seed + GOLDEN) + (position.astype(np.uint64) + np.uint64(1)) * GOLDEN)
@@ -45,12 +46,12 @@ def uniform(seed: NDArray[np.uint64], position: NDArray[np.int64]) -> NDArray[np
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """logits [B, V] → int64 [B]: the most likely token, the lowest id among equals; -1 where the
-    row holds NaN or +inf, or nothing but -inf."""
+    """logits [B, V] → int64 [B]: the most likely token, the lowest id among equals; -1 if the row
+    holds NaN or +inf, or only -inf."""
     size = next((n for n in (64, 32) if logits.shape[-1] % n == 0), None)
     if size is None:
         best, token = logits.max(dim=-1)
-    else:  # the best of each block is found with vectors, the best place in a row is not
+    else:  # `amax` within blocks is vectorised, an argmax over the row is not
         blocks = logits.unflatten(-1, (-1, size))
         best, block = blocks.amax(dim=-1).max(dim=-1)
         inside = blocks.gather(1, block.view(-1, 1, 1).expand(-1, 1, size)).squeeze(1)
@@ -59,19 +60,17 @@ def greedy(logits: Tensor) -> Tensor:
 
 
 def weights(logits: Tensor, temperature: Tensor) -> Tensor:
-    """logits [B, V] → int32 [B, V]: probabilities relative to the row's best, times `ONE`.
-
-    `temperature` is float32 [B] and positive.
-    """
+    """logits [B, V], temperature float32 [B] > 0 → int32 [B, V]: probabilities relative to the
+    row's largest, times `ONE`."""
     logits = logits.float()
     relative = logits - logits.amax(dim=-1, keepdim=True)
     return relative.div_(temperature.unsqueeze(-1)).exp_().mul_(ONE).int()
 
 
 def ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row [B, V], largest first, equals by id: values and ids, [B, k].
+    """The k largest logits of each row [B, V], largest first, equals by id: values and ids [B, k].
 
-    Of those equal to the last of the k, any.
+    Which of several logits equal to the k-th are returned is unspecified.
     """
     if k == logits.shape[-1]:
         return logits.sort(dim=-1, descending=True, stable=True)
@@ -82,7 +81,7 @@ def ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _choose(cumulative: Tensor, total: Tensor, u: Tensor) -> Tensor:
-    """The first index whose cumulative weight [B, N] exceeds u [B] of the total [B]: [B]."""
+    """int64 [B]: the first index whose cumulative weight [B, N] exceeds u [B] times total [B]."""
     target = torch.minimum((u * total.double()).long(), total - 1)
     index = torch.searchsorted(cumulative, target.unsqueeze(-1), right=True)
     return index.squeeze(-1).clamp_(max=cumulative.shape[-1] - 1)
@@ -90,11 +89,11 @@ def _choose(cumulative: Tensor, total: Tensor, u: Tensor) -> Tensor:
 
 @dataclass(slots=True, eq=False)
 class Filters:
-    """What the rows of a draw keep of their tokens, most likely first: each filter keeps a prefix.
+    """The filters of each row of a draw. Each keeps a prefix of the tokens, most likely first.
 
-    min-p keeps the tokens with at least `min_p` of the best's probability, top-k the first k, and
-    top-p the fewest that reach `top_p` of the mass the other two keep (Holtzman et al., arXiv
-    1904.09751; Minh et al., arXiv 2407.01082). One value a row, [B].
+    min-p keeps tokens with at least `min_p` times the largest probability, top-k the first k, and
+    top-p the fewest that reach `top_p` of the mass that the other two keep (Holtzman et al., arXiv
+    1904.09751; Minh et al., arXiv 2407.01082). One value per row, [B].
     """
 
     top_k: Tensor  # int64; 0: off
@@ -106,10 +105,10 @@ class Filters:
 
 
 def draw(logits: Tensor, temperature: Tensor, u: Tensor, filters: Filters | None = None) -> Tensor:
-    """A token from softmax(logits / temperature) by inverse CDF, in order of token id; or, with
-    filters, over what these keep, most likely first.
+    """Draw a token from softmax(logits / temperature) by inverse CDF in order of token id; with
+    filters, over the tokens they keep, most likely first.
 
-    logits [B, V], temperature float32 [B], u float64 [B] in [0, 1) → int64 [B]; -1 where the row
+    logits [B, V], temperature float32 [B], u float64 [B] in [0, 1) → int64 [B]; -1 if the row
     cannot be sampled (see `greedy`).
     """
     tokens = []
@@ -127,11 +126,11 @@ def draw(logits: Tensor, temperature: Tensor, u: Tensor, filters: Filters | None
 def choose(
     logits: Tensor, temperature: Tensor, u: Tensor, filters: Filters | None = None
 ) -> Tensor:
-    """Each row as `draw` has it, by its filters where they cut it, or as `greedy` where its
-    temperature is 0.
+    """Choose a token per row: `greedy` if its temperature is 0, otherwise `draw`, with the row's
+    filters if any is on.
 
-    With kernels for GPUs nothing is looked at on the host, so a CUDA graph may hold it. A row that
-    filters cut costs many times what others do."""
+    The GPU kernels read nothing back to the host, so a CUDA graph can record them. A row with
+    filters costs many times as much as others."""
     gpu = gpu_kernels(logits)
     if gpu is not None:
         cut = None if filters is None else (filters.top_k, filters.top_p, filters.min_p)
@@ -153,8 +152,8 @@ def choose(
 
 
 def _draw_rows(logits: Tensor, temperature: Tensor, filters: Filters, u: Tensor) -> Tensor:
-    """Rank a row only as deep as its filters reach; without kernels for it, where to look is to
-    wait, in full."""
+    """Rank a row only as deep as its filters reach. On a GPU without kernels, where checking that
+    would synchronise, rank it in full."""
     vocab = logits.shape[-1]
     depth = vocab if logits.is_cuda else min(vocab, 128)
     tokens = _draw_ranked(logits, temperature, filters, u, depth)
@@ -170,7 +169,7 @@ def _draw_rows(logits: Tensor, temperature: Tensor, filters: Filters, u: Tensor)
 def _draw_ranked(
     logits: Tensor, temperature: Tensor, filters: Filters, u: Tensor, depth: int
 ) -> Tensor:
-    """A draw that looks at the `depth` most likely tokens; -1 where more of them may be kept."""
+    """Draw from the `depth` most likely tokens; -1 if the filters may keep more than these."""
     vocab = logits.shape[-1]
     values, ids = ranked(logits, depth)
     weight = weights(values, temperature)
@@ -178,9 +177,9 @@ def _draw_ranked(
     floor = (filters.min_p * ONE).ceil().int().unsqueeze(-1)
     limit = torch.where(filters.top_k > 0, filters.top_k, vocab)
     within = (weight >= floor) & (torch.arange(depth, device=ids.device) < limit.unsqueeze(-1))
-    mass = (weight * within).sum(dim=-1)  # of what min-p and top-k keep
+    mass = (weight * within).sum(dim=-1)  # of the tokens that min-p and top-k keep
     if depth < vocab:
-        more = within.all(dim=-1)  # they may keep some that we do not look at
+        more = within.all(dim=-1)  # they may keep tokens beyond `depth`
         deeper = (more & (filters.top_p < 1) & (limit == vocab)).nonzero().squeeze(-1)
         every = weights(logits[deeper], temperature[deeper])
         mass = mass.index_copy(0, deeper, (every * (every >= floor[deeper])).sum(dim=-1))
@@ -190,7 +189,7 @@ def _draw_ranked(
     token = ids.gather(-1, index.unsqueeze(-1)).squeeze(-1)
     if depth == vocab:
         return token
-    # a mass that we do not know, or a cut among equals of which we may not see all
+    # the mass is unknown, or the cut falls among equals that may go on beyond `depth`
     unknown = more & (depth < limit) & (limit < vocab)
     unknown |= (kept & (values == values[:, -1:])).any(dim=-1)
     return torch.where(unknown, -1, token)
@@ -206,8 +205,8 @@ def penalise(
 ) -> Tensor:
     """Repetition (CTRL, arXiv 1909.05858, section 4.1), presence and frequency (OpenAI) penalties.
 
-    logits float32 [B, V]; seen bool [B, V]: in the prompt; counts int32 [B, V]: how often in the
-    output; the penalties float32 [B] → float32 [B, V].
+    logits float32 [B, V]; seen bool [B, V]: token is in the prompt; counts int32 [B, V]: its
+    occurrences in the output; penalties float32 [B] → float32 [B, V].
     """
     output = counts > 0
     repetition = repetition.unsqueeze(-1)
@@ -217,11 +216,11 @@ def penalise(
 
 
 def restrict(logits: Tensor, rows: Tensor, which: Tensor, masks: Tensor) -> None:
-    """Exclude from `rows` int64 [R] of logits [B, V], in place, the tokens that masks
-    uint8 [M, N] lack, each row's own being number `which` int64 [R]: token t is bit t % 8 of byte
-    t // 8, and beyond the last byte none is there.
+    """Exclude disallowed tokens from `rows` int64 [R] of logits [B, V], in place. Row i uses mask
+    `which[i]` (int64 [R]) of masks uint8 [M, N]: token t is allowed if bit t % 8 of byte t // 8 is
+    set; tokens beyond the last byte are not.
 
-    On a CPU a byte is looked up as what it adds to eight logits: a sixtieth of the time that
+    On a CPU a table maps each byte to what it adds to eight logits: a sixtieth of the time that
     unpacking bits and filling takes."""
     gpu = gpu_kernels(logits)
     if gpu is not None:
@@ -235,17 +234,17 @@ def restrict(logits: Tensor, rows: Tensor, which: Tensor, masks: Tensor) -> None
 
 @cache
 def _octets(device: torch.device) -> Tensor:
-    """float32 [256, 8]: 0 for each bit of a byte that is set, lowest first, else -inf. Made there:
-    a copy from pageable memory would wait for the device."""
+    """float32 [256, 8]: 0 for each set bit of a byte, lowest first, otherwise -inf. Made on the
+    device: a copy from pageable memory would wait for it."""
     octets, bits = torch.arange(256, device=device)[:, None], torch.arange(8, device=device)
     return torch.where((octets >> bits & 1).bool(), 0.0, -torch.inf)
 
 
 def logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log_softmax of logits [B, V], seen from `tokens` int64 [B] and from the n best.
+    """log_softmax of logits [B, V] at `tokens` int64 [B] and at the n most likely tokens.
 
-    → logprob float64 [B] and rank int64 [B] (1: the most likely) of the tokens; ids int64 [B, n]
-    and logprobs float64 [B, n] of the n most likely.
+    → logprob float64 [B] and rank int64 [B] (1: the most likely) of `tokens`; ids int64 [B, n] and
+    logprobs float64 [B, n] of the n most likely.
     """
     logits = logits.float()
     best = logits.amax(dim=-1, keepdim=True)
