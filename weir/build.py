@@ -53,7 +53,7 @@ def engine(config: Config) -> Engine:
 
 
 def _too_small(cap: int, platform: Platform, phases: Phases) -> str:
-    """What to say where the GPU's memory, or as much of it as may be taken (0: all), ran out."""
+    """The error message for when the GPU's memory, or the `cap` on it (0: none), ran out."""
     free, total = torch.cuda.mem_get_info(platform.device)
     taken = torch.cuda.memory_reserved(platform.device)
     said, more = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free", "free some"
@@ -75,7 +75,7 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     config = placed.config
     platform = homed(platform, config, placed.hosted)
     if placed.hosted or (config.cpu_attention != "off" and platform.device.type == "cuda"):
-        native.set_threads(max(1, platform.threads - 1))  # one is for who drives the GPU
+        native.set_threads(max(1, platform.threads - 1))  # one is left to launch GPU work
     phases.done("placement")
     model = _model(config, platform, source.path, placed.shelf)
     phases.done("weights")
@@ -157,8 +157,8 @@ def _library(config: Config, vocab: int) -> Library | None:
 def _cost(
     config: Config, platform: Platform, model: Model, executor: Direct, info: dict[str, Any]
 ) -> Cost:
-    """How long steps take here. For a latency target from the user's cache, else measured now and
-    kept there; without one a GPU's rates say enough."""
+    """A cost model of steps here. With a latency target a table, from the user's cache or measured
+    now and stored there; without one a roofline from the GPU's rates."""
     if not (config.target_tbt or config.target_ttft):
         return _roofline(platform, model)
     key = profile.identity(info, config.model, __version__)
@@ -179,7 +179,7 @@ def _roofline(platform: Platform, model: Model) -> Roofline:
 
 
 def _lanes(config: Config, platform: Platform, model: Model, store: Store) -> Lanes | None:
-    """What attention in main memory beside the GPU's takes here, if there may be any."""
+    """Costs of attention in main memory beside the GPU; None if the engine never uses it."""
     if config.cpu_attention == "off" or Tier.GPU not in store.kv:
         return None
     spec = model.spec
@@ -196,7 +196,7 @@ def _info(
     offloaded: str,
     phases: Phases,
 ) -> dict[str, Any]:
-    """What the engine runs on, for people to read."""
+    """A description of the engine and its machine, for people to read."""
     device, capacity = platform.device, executor.capacity
     on_gpu = device.type == "cuda"
     info = {

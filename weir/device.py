@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 SPARED = 0.98
-"""The part of --gpu-memory that is taken at the start: blocks of later steps may lie badly."""
+"""Share of --gpu-memory taken at the start; the rest allows for fragmentation in later steps."""
 RECORDED = 16
-"""Decodes of a step on a CPU, at most, that its host's calls take a part of: none is padded."""
+"""Most decodes per step for which a CPU records a tape, since calls would take much of the time."""
 LANES = 24
-"""Lanes of a step at most, so that attention on the host has a seat for each."""
+"""Most lanes per step, so that attention on the host has a seat for each."""
 BORROWED = 3
-"""Layers whose pages in main memory, that prompts go on from, may be on the GPU as copies."""
+"""Most layers at once whose pages in main memory, which prompts continue, are copied to the GPU."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CODED = {"int8": torch.int8, "int4": torch.int4}
 """Types of KV that are groups of numbers (ops/coded.py)."""
@@ -63,13 +63,13 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What computes, in which types, and where new KV goes (`homed`): main memory may be a GPU's as
-    well."""
+    """The device, its data types, and the tier of new KV (`homed`), which may be main memory on a
+    GPU too."""
 
     device: torch.device
     tier: Tier
     threads: int
-    native: bool  # our kernels for CPUs
+    native: bool  # whether the C++ kernels for CPUs run
     dtype: torch.dtype
     kv_dtype: torch.dtype
     cold: torch.dtype  # of KV in main memory and on disk below a GPU's
@@ -103,9 +103,8 @@ def platform_of(config: Config) -> Platform:
 
 
 def homed(platform: Platform, config: Config, hosted: bool) -> Platform:
-    """The platform with the types of KV, and the tier where it goes first: if `hosted`, it is all
-    in main memory. A GPU keeps no codes. Raises `ConfigError` where nothing would be coded, or
-    nothing would be cached."""
+    """The platform with its KV types, and the tier of new KV: main memory if `hosted`. A GPU's own
+    pages are never coded. Raises `ConfigError` if a setting would code nothing or cache nothing."""
     if platform.device.type == "cpu" and config.cpu_cache:
         raise ConfigError("--cpu-cache is for a GPU; on a CPU there is --kv-cache-memory")
     tier = Tier.CPU if hosted else platform.tier
@@ -121,8 +120,8 @@ def homed(platform: Platform, config: Config, hosted: bool) -> Platform:
 
 
 def open_disk(config: Config, platform: Platform, model: Model, weights: Path) -> Disk:
-    """The tier of KV pages on disk. What another engine left there counts only if it computed the
-    same."""
+    """The tier of KV pages on disk. Pages of an earlier engine are kept only if it had the same
+    model, types and version."""
     spec = model.spec
     page = _page(config, platform)
     record = _page_bytes(spec, page, platform.cold)
@@ -147,8 +146,8 @@ def open_disk(config: Config, platform: Platform, model: Model, weights: Path) -
 def executor_over(
     config: Config, platform: Platform, model: Model, disk: Disk | None, phases: Phases
 ) -> Direct:
-    """Takes the memory for KV pages. On a GPU the largest steps run before, to know what is left
-    for them, and the lanes of fixed shapes are recorded after."""
+    """An executor with its KV pages allocated. On a GPU the largest steps run before, to measure
+    the memory left for pages, and lanes of fixed shapes are recorded after."""
     device, spec = platform.device, model.spec
     defaults, page = policies.DEFAULTS[device.type], _page(config, platform)
     requests = config.max_num_seqs or defaults.requests
@@ -201,7 +200,8 @@ def _page(config: Config, platform: Platform) -> int:
 
 
 def _page_bytes(spec: Spec, page: int, kind: torch.dtype) -> int:
-    """Bytes of a page of such numbers. Raises `ConfigError` where they cannot be coded so."""
+    """Bytes of a KV page of type `kind`. Raises `ConfigError` if head sizes do not suit its
+    groups."""
     heads = {layer.head_dim for layer in spec.attention}
     if kind in BYTES and any(size % GROUP for size in heads):
         raise ConfigError(
@@ -214,7 +214,7 @@ def _page_bytes(spec: Spec, page: int, kind: torch.dtype) -> int:
 def _store(
     platform: Platform, spec: Spec, page: int, pages: int, below: int, disk: Disk | None
 ) -> Store:
-    """The KV pages where new KV goes, `below` that in main memory, and on disk."""
+    """A store of `pages` in the tier of new KV, `below` pages in main memory, and the disk."""
     host = torch.device("cpu")
     home = host if platform.tier == Tier.CPU else platform.device
     sizes, devices = {platform.tier: pages}, {platform.tier: home}
@@ -227,7 +227,8 @@ def _store(
 
 
 def _relay(store: Store, device: torch.device) -> Relay:
-    """What attends to KV in main memory beside a GPU."""
+    """The relay that attends to KV in main memory beside a GPU. Raises `ConfigError` if it cannot
+    run."""
     kv = store.kv[Tier.CPU]
     if device.type == "cuda" and not kv[0].is_pinned():
         raise ConfigError("KV in main memory must be pinned, and the driver refused: ulimit -l")
@@ -238,7 +239,7 @@ def _relay(store: Store, device: torch.device) -> Relay:
 
 
 def _graphs(config: Config, platform: Platform, requests: int, spec: Spec) -> Graphs:
-    """The lane shapes to be recorded."""
+    """The lane shapes to record."""
     on_gpu = platform.device.type == "cuda"
     kernels = dispatch.triton is not None if on_gpu else platform.native  # PyTorch looks at lengths
     if config.enforce_eager or not kernels:
@@ -252,9 +253,10 @@ def _graphs(config: Config, platform: Platform, requests: int, spec: Spec) -> Gr
 
 
 def _pages(room: int, spec: Spec, page: int, platform: Platform, away: int) -> int:
-    """Pages of the KV cache in so many bytes; others, attended to as well, are `away`."""
+    """Pages of the KV cache that fit `room` bytes. away: further pages that attention can read.
+    Raises `ConfigError` if both are too few."""
     one = _page_bytes(spec, page, platform.kv_dtype)
-    pages = room // one - 1  # one is nobody's
+    pages = room // one - 1  # one is for padding
     if max(pages, away) * page < min(spec.context, 256):
         flags, used = "--kv-cache-memory", ""
         if platform.device.type == "cuda":
@@ -287,7 +289,7 @@ def _cpu_pages(config: Config, spec: Spec, page: int, platform: Platform) -> int
 
 
 def _beside(config: Config, platform: Platform, probe: Runner, below: int, tokens: int) -> int:
-    """Bytes on a GPU that `below` pages in main memory want there, with lanes of so many tokens."""
+    """GPU bytes needed to move or copy `below` pages of main memory, with lanes of `tokens`."""
     if not below:
         return 0
     store, spec = probe.store, probe.model.spec
@@ -299,7 +301,7 @@ def _beside(config: Config, platform: Platform, probe: Runner, below: int, token
 
 
 def _gpu_room(config: Config, device: torch.device, reserve: int) -> int:
-    """Bytes for KV pages: what is free, less a `reserve` and the share that is not ours."""
+    """Bytes for KV pages: free memory less `reserve` and the share beyond our utilization."""
     free, total = torch.cuda.mem_get_info(device)
     room = free - (1 - config.gpu_memory_utilization) * total
     if config.gpu_memory:

@@ -1,7 +1,7 @@
-"""Attention over every tier that holds some of a lane's context, joined by log-sum-exp.
+"""Attention over every tier that holds part of a lane's context, merged by log-sum-exp.
 
-`start` writes a lane's keys and values and begins; `wait` gives the result. Where the two are
-called decides what overlaps (forward.py). Knows tensors and tiers, no requests.
+`start` writes a lane's keys and values and starts its attention; `wait` returns the result. What
+overlaps depends on where forward.py calls them. Knows tensors and tiers, no requests.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,17 +20,17 @@ from weir.spec import AttentionSpec
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """Attention of one lane and layer under way."""
+    """The attention of one lane and layer, in flight."""
 
     shape: torch.Size  # [T, Hq, D], of o
     dtype: torch.dtype
     device: torch.device
     parts: list[tuple[Part, Callable[[], tuple[Tensor, Tensor]]]]
-    """Of each tier, what gives o [Tp, Hq, D] and lse float32 [Tp, Hq]."""
+    """For each part, a function that returns o [Tp, Hq, D] and lse float32 [Tp, Hq]."""
 
     def wait(self) -> Tensor:
-        """→ o [T, Hq, D], once: it is the caller's alone. Each tier attends to its own keys, so the
-        merge is exact."""
+        """→ o [T, Hq, D], owned by the caller; call once. Tiers hold disjoint keys, so the merge is
+        exact."""
         parts, self.parts = self.parts, []
         (part, result), *others = parts
         if not others and part.queries is None:
@@ -51,8 +51,8 @@ class Pending:
 
 
 class Tiered:
-    """The attention of each layer over the tiers of a store. relay: attends to the pages of the
-    tier that is on another device than the lanes."""
+    """The attention of each layer over the tiers of a store. relay: attends to the tier that is on
+    another device than the lanes."""
 
     def __init__(self, store: Store, layers: Sequence[AttentionSpec], relay: Relay | None = None):
         self.store = store
@@ -60,7 +60,8 @@ class Tiered:
         self.relay = relay
 
     def place(self, layer: int, lane: Lane) -> Place | None:
-        """Where a model may store a lane's keys and values itself: one tier takes all of them."""
+        """Where a model may store a lane's keys and values itself; None unless one tier on the
+        lane's device takes all."""
         part, *others = lane.parts
         kv = self.store.kv[part.tier][layer]
         if others or part.writes is not None or part.away or kv.device != lane.pos.device:
@@ -70,11 +71,11 @@ class Tiered:
     def start(
         self, layer: int, lane: Lane, q: Tensor, k: Tensor | None, v: Tensor | None
     ) -> Pending:
-        """Write k, v [T, Hkv, D] to their pages, then attend q [T, Hq, D] to them and all before.
-        They are None where the model has stored them.
+        """Write k, v [T, Hkv, D] to their pages, then start attention of q [T, Hq, D] to them and
+        all earlier keys. k and v are None if the model has stored them.
 
-        Everything of a lane is written before any of it is read, so that a chunk can attend to
-        pages that another one of the lane, or of an earlier lane, fills in this very layer.
+        A lane writes all its keys before it reads any, so a chunk can attend to pages that another
+        chunk of this lane, or of an earlier one, fills in the same layer.
         """
         spec, parts = self.layers[layer], []
         stores = [self._pages(layer, part, k) for part in lane.parts]
@@ -101,5 +102,5 @@ class Tiered:
 
 
 def _take(x: Tensor, rows: Tensor | None, kv: Tensor) -> Tensor:
-    """The given rows of x, where kv is."""
+    """The given rows of x (None: all), on the device of kv."""
     return (x if rows is None else x[rows]).to(kv.device)

@@ -1,9 +1,9 @@
-"""Lanes of fixed shapes, whose launches are recorded once and replayed from then on.
+"""Lanes of fixed shapes, whose launches are recorded once and then replayed.
 
-A decode step of a small batch takes the device less time than the host needs to launch it. Padded
-to one of a few shapes, and with its arrays always at the same addresses (see Stage), a lane is one
-CUDA graph for the forward pass and one for the choice of tokens. On a CPU the forward pass is a
-tape of calls (tape.py), and the choice is called.
+A decode step of a small batch takes the device less time than the host needs to launch it. Such a
+lane is padded to one of a few shapes, and its arrays are always at the same addresses (see Stage).
+It is then one CUDA graph for the forward pass and one for sampling. On a CPU the forward pass is a
+tape of calls (tape.py), and sampling is not recorded.
 """
 
 from bisect import bisect_left
@@ -20,24 +20,24 @@ from weir.spec import Spec
 
 
 def decode_sizes(most: int) -> list[int]:
-    """Sequences that decode lanes are padded to: 1, 2, 4, multiples of 8 up to 256, then of 32."""
+    """Sizes to which decode lanes are padded: 1, 2, 4, multiples of 8 up to 256, then of 32."""
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most, 32)]
     return [*(n for n in sizes if n < most), most]
 
 
 def shared_sizes(sizes: Iterable[int]) -> list[int]:
-    """Those of decode lanes that may have prefixes worth reading once: the larger, and few."""
+    """The sizes of decode lanes also recorded with shared prefixes: few, and only larger ones."""
     return [n for n in sizes if n % 32 == 0]
 
 
 MIXED = 256
-"""Sequences of a lane of chunks, at most: the choice of a token is computed for each of them."""
+"""Most sequences of a recorded lane of chunks: a token is sampled for each of them."""
 
 
 def mixed_shapes(spec: Spec, requests: int) -> list[Shape]:
-    """Lanes of chunks and decodes that a GPU computes in less time than the host launches them:
-    16 layers take about a millisecond to launch, 600 TFLOP/s the products of an H100. None has as
-    many sequences as tokens: that is a lane of decodes."""
+    """Shapes of lanes of chunks and decodes that a GPU computes faster than the host launches them.
+    Launching 16 layers takes about a millisecond; an H100 multiplies at 600 TFLOP/s. None has as
+    many sequences as tokens: that would be a lane of decodes."""
     widest = spec.hidden * (3 * spec.ffn + 2 * (spec.heads + spec.kv_heads) * spec.head_dim)
     tokens = 1e-3 / 16 * 6e14 / (2 * widest)
     sizes = [2**n for n in range(6, 12) if 2**n <= tokens and requests > 1]
@@ -46,18 +46,18 @@ def mixed_shapes(spec: Spec, requests: int) -> list[Shape]:
 
 @dataclass(slots=True, eq=False)
 class Recorded:
-    """A padded lane, and what replays its parts."""
+    """A padded lane, and the functions that replay its parts."""
 
     lane: Lane
     staged: int  # bytes of the stage that belong to it
-    forward: list[Callable[[], None]]  # one after the other, others' layers between them
-    plain: Callable[[], None]  # the choice, where no filter cuts a row
+    forward: list[Callable[[], None]]  # in order; layers of other lanes may run between them
+    plain: Callable[[], None]  # samples if no row has filters
     filtered: Callable[[], None]
 
 
 class Recorder:
     """Records what functions launch on a device. All recordings share one pool of memory, so only
-    one may be under way at a time, and the largest should be made first."""
+    one may run at a time, and the largest should be made first."""
 
     def __init__(self, device: torch.device):
         self.on_device = device.type == "cuda"
@@ -67,9 +67,10 @@ class Recorder:
             self.pool = torch.cuda.graph_pool_handle()
 
     def record(self, run: Callable[[], None], ours: bool = True) -> Callable[[], None]:
-        """→ what launches again all that `run` launches now. On a GPU it runs twice: kernels are
-        compiled and loaded by the first time, which no recording may do. On a CPU kernels of `ours`
-        are recorded and do not run; what is PyTorch's is best called."""
+        """→ a function that repeats all launches of `run`. On a GPU `run` runs twice: the first
+        time compiles and loads kernels, which is not allowed while recording. On a CPU `run` is
+        recorded if it calls `ours`, the native kernels, which do not run then; otherwise it is
+        returned as it is."""
         if not self.on_device:
             return tape.recorded(run, self.memory) if ours and native.library() else run
         run()
@@ -84,10 +85,10 @@ class Recorder:
 
 
 class Graphs:
-    """The shapes there are, and their recordings once they are made.
+    """The recorded shapes, and their recordings once these are made.
 
     decodes: sequences of lanes with one token each. mixed: shapes of lanes of any chunks.
-    shared: as decodes, of lanes that read the prefixes they have in common once.
+    shared: as decodes, for lanes that read shared prefixes once.
     """
 
     def __init__(
@@ -105,8 +106,8 @@ class Graphs:
         return sorted([*decodes, *self.mixed], reverse=True)
 
     def fit(self, chunks: Sequence[Chunk], shared: bool = False) -> Shape | None:
-        """The smallest shape that holds the chunks, for their prefixes too if those are `shared`;
-        None: there is none, or they ask for rows that no padded lane keeps."""
+        """The smallest shape that holds the chunks, if `shared` preferably one for shared prefixes.
+        None if there is none, or if prompt scores or pooling need rows that padded lanes drop."""
         if not self.recorded or any(c.score is not None or c.pool is not None for c in chunks):
             return None
         count, tokens = len(chunks), sum(c.length for c in chunks)
@@ -115,7 +116,7 @@ class Graphs:
             at = bisect_left(sizes, count)
             if at < len(sizes):
                 return Shape(sizes[at], sizes[at], sizes is self.shared)
-        for shape in self.mixed:  # a sequence more, for the tokens that fill it up
+        for shape in self.mixed:  # one more sequence, for the padding tokens
             if shape.tokens >= tokens and shape.sequences > count:
                 return shape
         return None

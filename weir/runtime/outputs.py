@@ -1,6 +1,6 @@
-"""What a plan leaves behind on the device, and its way into a `Result` on the host.
+"""The outputs of a plan on the device, and how they become a `Result` on the host.
 
-Everything is fetched without waiting; `Landing.result` waits once, for all of it.
+All copies are asynchronous; `Landing.result` waits once for all of them.
 """
 
 import math
@@ -18,7 +18,7 @@ NOT_FINITE = "the model's output for this request is not finite"
 
 
 class Timer:
-    """Seconds between its making and `stop`, as the device sees them."""
+    """Measures the seconds from its creation to `stop` on the device's clock."""
 
     def __init__(self, device: torch.device):
         self.on_device = device.type == "cuda"
@@ -28,7 +28,7 @@ class Timer:
         self.stopped = self._mark()
 
     def wait(self) -> float:
-        """Wait until the device has come to `stop`."""
+        """Wait until the device has reached `stop`; returns the seconds."""
         if self.on_device:
             self.stopped.synchronize()
             return self.started.elapsed_time(self.stopped) / 1e3
@@ -43,8 +43,8 @@ class Timer:
 
 
 def described(tokens: Tensor, columns: Sequence[Tensor], wanted: list[int]) -> list[TokenLogprobs]:
-    """Logprobs of tokens int64 [N], in the terms of ops.sample.logprobs, on the host. columns:
-    logprob, rank [N]; ids, logprobs [N, n]. wanted: how many of the n, for each row."""
+    """The logprobs of tokens int64 [N] from the results of ops.sample.logprobs, on the host.
+    columns: logprob, rank [N]; ids, logprobs [N, n]. wanted: how many of the n, for each row."""
     lists = (column.tolist() for column in (tokens, *columns))
     return [
         TokenLogprobs(token, logprob, rank, list(zip(ids[:n], values[:n], strict=True)))
@@ -53,19 +53,20 @@ def described(tokens: Tensor, columns: Sequence[Tensor], wanted: list[int]) -> l
 
 
 class Landing:
-    """A plan under way. The `add` methods may not wait for the device: each begins to fetch, and
-    leaves what shall be done with it once it is here."""
+    """A plan in flight. The `add` methods do not wait for the device: each starts a copy to the
+    host and stores a function that later puts it into the result."""
 
     def __init__(self, device: torch.device, spent: Callable[[], float] = float):
-        """spent: seconds that the host attended since it was last asked."""
+        """spent: returns the seconds of attention on the host since its last call."""
         self.timer = Timer(device)
         self.spent = spent
         self.failed: dict[int, str] = {}
         self.gather: list[Callable[[Result], None]] = []
-        self.works: object = None  # what must outlive the plan
+        self.works: object = None  # keeps alive what the plan uses
 
     def add_tokens(self, chunks: Sequence[Chunk], tokens: Tensor) -> None:
-        """tokens int64 [B], one a chunk; -1 where none could be chosen, any where none samples."""
+        """tokens int64 [B], one per chunk; -1 if none could be sampled. Chunks that do not sample
+        may have any."""
         here = fetch(tokens)
 
         def gather(result: Result) -> None:
@@ -80,7 +81,7 @@ class Landing:
     def add_logprobs(
         self, chunks: list[Chunk], tokens: Tensor, columns: tuple[Tensor, ...]
     ) -> None:
-        """Of the token [B] of each chunk."""
+        """Add the logprobs of the token [B] of each chunk; columns as in `described`."""
         wanted = [chunk.sample.logprobs for chunk in chunks]
         here, columns = fetch(tokens), tuple(map(fetch, columns))
 
@@ -91,7 +92,7 @@ class Landing:
         self.gather.append(gather)
 
     def add_scores(self, chunks: list[Chunk], columns: tuple[Tensor, ...]) -> None:
-        """Of the targets of all the chunks' scores, one after the other."""
+        """Add the logprobs of the targets of all chunks' scores, concatenated."""
         targets = torch.tensor([t for chunk in chunks for t in chunk.score.targets])
         wanted = [chunk.score.top for chunk in chunks for _ in chunk.score.targets]
         columns = tuple(map(fetch, columns))
@@ -117,11 +118,11 @@ class Landing:
         self.gather.append(gather)
 
     def stop(self) -> None:
-        """Everything has been added."""
+        """Stop the timer, once everything has been added."""
         self.timer.stop()
 
     def result(self) -> Result:
-        """Wait for the device, and gather. Called once."""
+        """Wait for the device and build the result. Called once."""
         result = Result({}, failed=self.failed, seconds=self.timer.wait())
         result.host = self.spent()
         for gather in self.gather:

@@ -1,6 +1,6 @@
-"""A lane whose context lies on several tiers, or away from its device, cut into what each attends.
+"""Cuts a lane whose context lies on several tiers, or away from its device, into a part per tier.
 
-Knows positions and pages; what is done with a part is attention.py's.
+Knows positions and pages; attention.py computes the parts.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from weir.runtime.tables import Tables
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """What of a lane one tier holds, attends and is given to store."""
+    """The part of a lane's attention and writes that one tier serves."""
 
     tier: int
     batch: Batch  # of the sequences that have context here
     queries: Tensor | None = None  # int64: rows of the lane that attend here; None: all
     writes: Tensor | None = None  # int64: rows whose k, v are stored here; None: all
-    alone: bool = True  # what attends here attends nowhere else
+    alone: bool = True  # its queries attend to no other tier
     away: bool = False  # a relay writes and attends; all of the batch but its slots is on the host
-    borrowed: Tensor | None = None  # int64: pages to copy from the tier, where the batch then is
-    lent: int = 0  # pages of that copy, with those that only the lane itself fills
+    borrowed: Tensor | None = None  # int64: pages to copy from the tier; the batch uses the copies
+    lent: int = 0  # pages of that copy, including those that only the lane itself fills
 
 
 def split(
@@ -39,9 +39,10 @@ def split(
     stage: Stage,
     away: int | None,
 ) -> list[Part]:
-    """Cut the lane's context at the tier boundaries of each request, hottest first.
+    """Cut the lane's context at the tier boundaries of each request, hottest tier first.
 
-    A tier attends to keys `begin` to `end` of a sequence; positions count from `begin` there.
+    A tier attends to keys `begin` to `end` of a sequence and counts positions from `begin`.
+    away: the tier served by a relay.
     """
     page, rows, owner, pos = store.page, spans.rows, spans.owner, spans.pos
     parts = []
@@ -67,8 +68,8 @@ def split(
 
 @dataclass(slots=True, eq=False)
 class Cut:
-    """What of a lane's context one tier holds: of each sequence keys `begin` to `end`. Rows `here`
-    of the lane are stored there, at `slots`. some: tiers that hold a sequence."""
+    """The part of a lane's context that one tier holds: keys `begin` to `end` of each sequence. The
+    tier stores rows `here` of the lane at `slots`. some: number of tiers per sequence."""
 
     tier: int
     spans: Spans
@@ -82,7 +83,7 @@ class Cut:
     stage: Stage
 
     def part(self, which: NDArray[np.bool_], device: torch.device) -> Part:
-        """Attention of some sequences where the pages are, and the write of all rows here."""
+        """Attention of some sequences on the tier's own device, and the write of all its rows."""
         slots = self.stage.put(self.slots, device)
         table = self._table(np.flatnonzero(which), device)
         batch = self._batch(which, table, slots, device)
@@ -90,14 +91,14 @@ class Cut:
         return Part(self.tier, batch, self._queries(which), writes, self._alone(which))
 
     def away(self, which: NDArray[np.bool_]) -> Part:
-        """As `part`, by a relay: what is attended is on the host, what is written on the device."""
+        """`part` for a relay: the batch is on the host, and its slots are on the device."""
         part = self.part(which, torch.device("cpu"))
         part.batch.slots, part.away = self.stage.put(self.slots), True
         return part
 
     def borrowed(self, which: NDArray[np.bool_]) -> Part:
-        """Attention of some sequences over a copy of their pages, on the lane's device. What the
-        lane's own rows fill is written there too; pages with no other rows are not copied."""
+        """Attention of some sequences over a copy of their pages on the lane's device. The lane's
+        own rows are also written there; pages that hold no earlier rows are not copied."""
         mine, page = np.flatnonzero(which), self.page
         table = self._table(mine, torch.device("cpu"))
         count = -(-(self.end - self.begin)[mine] // page)
@@ -122,7 +123,7 @@ class Cut:
         )
 
     def _table(self, mine: NDArray[np.int64], device: torch.device) -> NDArray[np.int32]:
-        """The pages of some sequences here, as wide as kernels are compiled for."""
+        """The pages of some sequences in this tier; on a GPU at the fixed width of `tables`."""
         page, tables = self.page, self.tables
         begin, end = self.begin[mine, None] // page, -(-self.end[mine, None] // page)
         width = int((end - begin).max(initial=1))

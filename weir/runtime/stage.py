@@ -1,4 +1,4 @@
-"""One copy to the device a plan, one copy back: host arrays become tensors here.
+"""Copies host arrays to the device, once per plan, and tensors back.
 
 On the CPU both are the same memory and nothing is copied twice.
 """
@@ -19,21 +19,20 @@ VIEWS = 4096
 
 @dataclass(slots=True, eq=False)
 class Buffer:
-    """Host memory, and when the device has read it."""
+    """Host memory, and the event after which the device has read it."""
 
     memory: Tensor  # uint8
-    bytes: NDArray[np.uint8]  # the same
+    bytes: NDArray[np.uint8]  # the same memory
     read: torch.cuda.Event | None
 
 
 class Stage:
-    """Collects the arrays of one plan. What `put` returns may be read once `send` was called, until
-    the next plan is sent.
+    """Collects the arrays of one plan. Tensors that `put` returns are valid from `send` until the
+    next plan is sent.
 
-    On the device they lie one after another in memory that never moves: plans whose arrays have the
-    same shapes, put in the same order, find them at the same addresses. A recorded graph relies on
-    that. Host memory is not touched again before the device has read it, so that several plans may
-    be on their way.
+    On the device the arrays are adjacent in memory that never moves: plans that put arrays of the
+    same shapes in the same order find them at the same addresses. Recorded graphs rely on that.
+    Host memory is not reused before the device has read it, so several plans may be in flight.
     """
 
     def __init__(self, device: torch.device, size: int = SIZE):
@@ -53,11 +52,11 @@ class Stage:
                 self.buffers.append(self._buffer())
 
     def put(self, array: NDArray[Any], device: torch.device | None = None) -> Tensor:
-        """The tensor that `array` becomes, on the stage's device or on the CPU if that is asked."""
+        """Stage `array`; returns its tensor on the stage's device, or on the CPU if `device` is."""
         if device is not None and device.type == "cpu" != self.device.type:
             return torch.from_numpy(np.ascontiguousarray(array))
         begin, end = self.used, self.used + array.nbytes
-        if end > len(self.there):  # rare, and never of a plan that a graph runs
+        if end > len(self.there):  # rare, and never in a plan that runs a graph
             return upload(torch.from_numpy(np.ascontiguousarray(array)), self.device)
         self.used = -(-end // ALIGN) * ALIGN
         here = self.buffers[-1].bytes[begin:end].view(array.dtype)
@@ -85,12 +84,12 @@ class Stage:
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device, without waiting for it: for what outlives a plan."""
+    """Copy a host tensor to the device asynchronously, for data that outlives a plan."""
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
 def fetch(tensor: Tensor) -> Tensor:
-    """A copy in host memory: valid once the device's stream has come this far."""
+    """A copy in host memory, valid once the device's stream has reached this point."""
     if tensor.device.type == "cpu":
         return tensor.clone()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

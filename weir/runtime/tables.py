@@ -1,7 +1,7 @@
-"""What the runner remembers of each request between plans: a row of numbers by uid.
+"""The runner's state of each request between plans: one row per uid.
 
-Rows live in arrays, on the host and on the device, so that a step gathers them at once. Knows pages
-and positions, no policy.
+Rows are in arrays on the host and on the device, so a step gathers them with one operation. Knows
+pages and positions, no policy.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ from weir.runtime.stage import Stage
 
 
 class Tables:
-    """One row a live uid, and one that pads lanes: its context lies in a page that is nobody's.
+    """One row per live uid, and one for padding, whose context is in a page that no request owns.
 
-    rows: most live uids. pages: most pages a request can have. sizes: pages of each tier, the
-    padding's not counted: its number is the size. On the device are `last`, the token sampled last,
-    which the next plan reads without its passing through the host, and `there`, a copy of `page`.
+    rows: most live uids. pages: most pages of a request. sizes: pages of each tier without the
+    padding page, whose number is the size. On the device are `last`, the token sampled last, which
+    the next plan reads without a round trip to the host, and `there`, a copy of `page`.
     """
 
     def __init__(self, rows: int, pages: int, sizes: Mapping[int, int], device: torch.device):
@@ -50,7 +50,7 @@ class Tables:
         return rows
 
     def rows(self, uids: Sequence[int]) -> NDArray[np.int64]:
-        """The row of each uid; a new one for each that is not known."""
+        """The row of each uid; unknown uids get a new one. Raises RuntimeError if none is free."""
         for uid in uids:
             if uid not in self.row:
                 if not self.free:
@@ -59,8 +59,8 @@ class Tables:
         return np.array([self.row[uid] for uid in uids], np.int64)
 
     def append(self, rows: NDArray[np.int64], pages: Sequence[Sequence[Page]]) -> None:
-        """Give each of some rows more pages, none hotter than one before it. On the device they are
-        known after `put` and `update`."""
+        """Append pages to each of some rows, none hotter than the one before. The device has them
+        after `put` and `update`. Raises RuntimeError for pages that cannot be."""
         count = np.array([len(some) for some in pages], np.int64)
         total = int(count.sum())
         if not total:
@@ -91,7 +91,7 @@ class Tables:
             self.staged, self.fresh = (stage.put(places), stage.put(numbers)), []
 
     def update(self) -> None:
-        """Bring the device's copy up to date with what was staged."""
+        """Apply the staged pages to the device's copy."""
         if self.staged is not None:
             self.there.view(-1).index_copy_(0, *self.staged)
             self.staged = None
