@@ -1,9 +1,9 @@
 """Moves pages between a GPU's memory and pinned memory while the GPU computes.
 
-Pages pass through a few slots on the GPU. What leaves is packed there in the order of the plans, so
-its pages may be overwritten at once, and goes on to the host behind whatever runs next; what comes
-is brought there while earlier plans run, and is unpacked when its own plan begins. So a step waits
-for a link only where more comes than fits the slots, and no page is read or written out of order.
+Pages pass through a few slots on the GPU. Pages that leave are packed there in plan order, so they
+may be overwritten at once, and are copied to the host while the next plans run. Pages that arrive
+are copied to a slot while earlier plans run and unpacked when their own plan begins. So a step
+waits for the link only if more arrives than fits the slots, and all accesses are in plan order.
 
 Knows page numbers and bytes, no request.
 """
@@ -18,7 +18,7 @@ from weir.cost.transfer import SLOTS, slot_rows
 from weir.ops.pages import Paged, pack, unpack
 
 PROGRAMS = 16
-"""Of a kernel that reads or writes the host's memory."""
+"""Programs of a kernel that reads or writes host memory."""
 
 
 class Slot:
@@ -49,7 +49,7 @@ class Way:
         self.busy: deque[tuple[torch.cuda.Event, set[int]]] = deque()
 
     def next(self) -> Slot:
-        """The slot that was used longest ago."""
+        """The least recently used slot."""
         self.slots.rotate(-1)
         return self.slots[-1]
 
@@ -100,7 +100,7 @@ class Link:
                 slot.free.record()
 
     def load(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy pages of the host to pages of the GPU, which what is queued next may read."""
+        """Copy pages of the host to pages of the GPU; work queued later may read them."""
         compute, way = torch.cuda.current_stream(), self.up
         for first in range(0, len(sources), self.rows):
             there, here = (pages[first : first + self.rows] for pages in (sources, targets))
@@ -124,7 +124,7 @@ class Link:
                 event.synchronize()
 
     def loaded(self) -> tuple[int, float]:
-        """Bytes brought to the GPU so far, and the seconds that took."""
+        """Bytes copied to the GPU so far, and the seconds that these copies took."""
         while self.timers and self.timers[0][1].query():
             began, done, size = self.timers.popleft()
             self.loaded_bytes += size

@@ -28,8 +28,8 @@ def aligned(size: int) -> int:
 
 
 class Spill:
-    """folder: made if need be; only while this lives does the file take room there. Raises
-    `ConfigError` for one that cannot be written."""
+    """folder: created if missing; the file occupies space there only while this object lives.
+    Raises `ConfigError` if the folder cannot be written."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -61,8 +61,8 @@ class Spill:
     def read(
         self, offset: int, out: Tensor, first: Callable[[], object] | None = None
     ) -> list[Future[None]]:
-        """Fill `out`, host bytes that begin and end on `ALIGN`, once all of these are done. Each
-        waits for `first`."""
+        """Read into `out`, host bytes aligned to `ALIGN`; it is full once all returned futures are
+        done. Each first calls `first`."""
         data = out.numpy()
         parts = [(at, data[at : at + CHUNK]) for at in range(0, len(data), CHUNK)]
         return [self.pool.submit(_fill, self.file, offset + at, part, first) for at, part in parts]
