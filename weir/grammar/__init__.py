@@ -1,5 +1,5 @@
-"""Grammars that a model's answer must follow: compiled once, then a table a step.
+"""Grammars that constrain a model's answer: compiled once, then one table look-up per step.
 
-No PyTorch, no tokenizer, no engine: what goes in is a pattern or a schema and a vocabulary of
-bytes, what comes out is a mask of tokens.
+Imports no PyTorch, tokenizer or engine. The input is a pattern or a schema and a vocabulary of
+bytes; the output is a mask of allowed tokens.
 """

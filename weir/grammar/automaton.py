@@ -1,7 +1,7 @@
-"""Deterministic automata over bytes: built from an expression, minimised, kept as tables.
+"""Deterministic automata over bytes: built from an expression, minimised, stored as tables.
 
-What a pattern costs is paid here, once: the limits say when it is too much. Reading an automaton
-takes no more than a table.
+The whole cost of a pattern arises here, once, and limits bound it. Running an automaton only looks
+up a table.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from weir.grammar.expression import (
 MAX_STATES = 20_000
 
 DEAD, START = 0, 1
-"""State 0 matches nothing any more; state 1 is where a text begins."""
+"""State 0 can no longer match; state 1 is the initial state."""
 
 
 class TooComplex(Exception):
-    """An automaton would pass the limits."""
+    """The automaton would exceed the limits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Automaton:
     """classes: uint8 [256], the class of each byte. table: uint16 [states, classes], the next
-    state. accepting: bool [states]. Every state but `DEAD` can still reach an accepting one; an
-    automaton that matches nothing has no state but it.
+    state. accepting: bool [states]. Every state but `DEAD` can reach an accepting one. An automaton
+    that matches nothing has the state `DEAD` alone.
 
-    forced: int16 [states], the one byte that can come, where no other can and the text cannot end
-    either; else -1. final: bool [states], the text is complete and nothing can be added to it."""
+    forced: int16 [states], the only possible next byte, where the text cannot end there either;
+    else -1. final: bool [states], the text is complete and nothing can follow."""
 
     classes: NDArray[np.uint8]
     table: NDArray[np.uint16]
@@ -70,7 +70,7 @@ class Automaton:
         return bool(self.accepting[self.run(text, self.start)])
 
     def moves(self, state: int) -> list[tuple[int, int]]:
-        """What follows a state: each other one, and the bytes that lead there, as 256 bits."""
+        """The successors of a state, each with the set of bytes that lead there, as 256 bits."""
         found: dict[int, int] = {}
         for byte, after in enumerate(self.table[state][self.classes].tolist()):
             if after != DEAD:
@@ -78,7 +78,7 @@ class Automaton:
         return list(found.items())
 
     def force(self, state: int, most: int) -> bytes:
-        """The bytes, at most so many, that must come next."""
+        """The forced next bytes, at most `most`."""
         forced, text = self.forced, bytearray()
         while len(text) < most and (byte := int(forced[state])) >= 0:
             text.append(byte)
@@ -86,7 +86,7 @@ class Automaton:
         return bytes(text)
 
     def encode(self) -> bytes:
-        """All its arrays, so that whoever reads them computes nothing."""
+        """All arrays, compressed, so that `decode` computes nothing."""
         arrays = self.classes, self.table, self.accepting, self.forced, self.final
         return zlib.compress(msgspec.msgpack.encode([array.tobytes() for array in arrays]), 1)
 
@@ -100,11 +100,11 @@ class Automaton:
 
 
 Edges = list[list[tuple[int, int]]]
-"""Of each state: disjoint sets of bytes, 256 bits each, and the state that follows."""
+"""For each state: disjoint sets of bytes, 256 bits each, with the next state."""
 
 
 def build(expressions: Expressions, expression: Node, max_states: int = MAX_STATES) -> Automaton:
-    """The minimal automaton of an expression. Raises `TooComplex` past `max_states`."""
+    """The minimal automaton of an expression. Raises `TooComplex` beyond `max_states`."""
     edges, accepting = _explore(expressions, expression, max_states)
     edges = _trim(edges, accepting)
     return _tabulate(edges, accepting, _minimise(edges, accepting))
@@ -113,8 +113,8 @@ def build(expressions: Expressions, expression: Node, max_states: int = MAX_STAT
 def _explore(
     expressions: Expressions, expression: Node, max_states: int
 ) -> tuple[Edges, list[bool]]:
-    """Every derivative of an expression, the expression first, each with the kind of byte that led
-    there where an assertion asks for it."""
+    """All derivatives of an expression, itself first. Where an assertion depends on the preceding
+    byte, a derivative is a separate state for each kind of that byte."""
     index: dict[tuple[Node, int], int] = {}
     nodes: list[tuple[Node, int]] = []
     edges: Edges = []
@@ -153,7 +153,7 @@ def _predecessors(edges: Edges) -> list[list[int]]:
 
 
 def _trim(edges: Edges, accepting: list[bool]) -> Edges:
-    """Leave out what leads to states from which nothing is accepted any more."""
+    """Remove the edges to states from which no accepting state is reachable."""
     before = _predecessors(edges)
     alive = list(accepting)
     stack = [state for state, yes in enumerate(accepting) if yes]
@@ -169,11 +169,11 @@ def _trim(edges: Edges, accepting: list[bool]) -> Edges:
 
 
 def _minimise(edges: Edges, accepting: list[bool]) -> list[int]:
-    """The block of equivalent states that each belongs to.
+    """The number of each state's block of equivalent states.
 
-    States are told apart by what they move to, and again only when the block of one of their
-    successors has changed. The largest part of a block keeps its name, so a state's changes at
-    most log n times (Hopcroft's argument)."""
+    States of a block are separated by the blocks of their successors, and compared again only when
+    a successor's block has changed. The largest part of a block keeps its number, so a state's
+    number changes at most log n times (Hopcroft's argument)."""
     before = _predecessors(edges)
     block = [int(yes) for yes in accepting]
     members: list[set[int]] = [set(), set()]
@@ -202,7 +202,7 @@ def _minimise(edges: Edges, accepting: list[bool]) -> list[int]:
 
 
 def _signature(moves: list[tuple[int, int]], block: list[int]) -> frozenset[tuple[int, int]]:
-    """Where a state goes, in blocks."""
+    """The blocks that a state leads to, each with its bytes."""
     found: dict[int, int] = {}
     for mask, after in moves:
         found[block[after]] = found.get(block[after], 0) | mask
@@ -245,7 +245,7 @@ def _tabulate(edges: Edges, accepting: list[bool], block: list[int]) -> Automato
 
 
 def _classes(masks: set[int]) -> NDArray[np.uint8]:
-    """uint8 [256]: bytes that no mask tells apart share a number."""
+    """uint8 [256]: bytes that no mask distinguishes share a class."""
     blocks = [ALL_BYTES]
     for mask in masks:
         blocks = [part for one in blocks for part in (one & mask, one & ~mask) if part]

@@ -1,6 +1,6 @@
 """Sets of Unicode characters as sorted intervals, and the named classes of regular expressions.
 
-Surrogates are in no set: they have no UTF-8. Knows nothing of bytes or automata.
+Surrogates are in no set, because they have no UTF-8 encoding.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import cache
 
 Charset = tuple[tuple[int, int], ...]
-"""Disjoint intervals of code points, ends included, ascending, none touching the next."""
+"""Disjoint, non-adjacent intervals of code points, both ends included, in ascending order."""
 
 LAST = 0x10FFFF
 ANY: Charset = ((0, 0xD7FF), (0xE000, LAST))
@@ -67,7 +67,7 @@ def subtract(a: Charset, b: Charset) -> Charset:
 
 
 def fold(a: Charset) -> Charset:
-    """`a` and every character that differs from one of its own in case alone (simple folding)."""
+    """`a` plus all characters that differ from one of `a` only in case (simple folding)."""
     found = list(a)
     for code, others in _cases().items():
         if any(low <= code <= high for low, high in a):
@@ -81,12 +81,12 @@ SPACES = of(" \t\n\r\f\v")
 SCHEMA_SPACES = charset(
     [*SPACES, *of("\u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff"), (0x2000, 0x200A)]
 )
-"""White space as ECMA-262 has it, whose patterns JSON Schema takes."""
+"""White space as defined by ECMA-262, whose patterns JSON Schema uses."""
 
 
 @cache
 def shorthand(letter: str, every_script: bool) -> Charset:
-    r"""What \d, \w, \s or, negated, \D, \W, \S stands for: in ASCII, or as Python's `re` has it."""
+    r"""The class \d, \w or \s, or its negation \D, \W or \S: in ASCII, or as in Python's `re`."""
     if letter.isupper():
         return negate(shorthand(letter.lower(), every_script))
     if not every_script:
@@ -135,13 +135,13 @@ def category(name: str) -> Charset:
 
 @cache
 def _everything() -> str:
-    """Every character at its own index; surrogates stand in for themselves and are in no class."""
+    """All characters, each at its own index; surrogates fill their places and are in no class."""
     return "".join(map(chr, range(LAST + 1)))
 
 
 @cache
 def _cases() -> dict[int, list[int]]:
-    """Character → those that case alone tells from it."""
+    """Character → the characters that differ from it only in case."""
     groups: dict[str, list[int]] = {}
     for code, character in enumerate(_everything()):
         lower, upper = character.lower(), character.upper()

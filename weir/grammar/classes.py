@@ -1,4 +1,4 @@
-"""One character, one escape or one class of a regular expression, as the set it stands for."""
+"""Reads one character, escape or class of a regular expression as a set of characters."""
 
 import re
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ POSIX_CLASSES = {
 
 
 class BadPattern(Exception):
-    """A pattern that is no regular expression, or none that an automaton can match."""
+    """A pattern is not a regular expression, or not one that an automaton can match."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class Flags:
     ignore_case: bool = False  # i
     dot_all: bool = False  # s
     verbose: bool = False  # x
-    unicode: bool = False  # u: \d, \w and \s are of any script
-    schema: bool = False  # \s is of any script, as in JSON Schema
+    unicode: bool = False  # u: \d, \w and \s include all scripts
+    schema: bool = False  # \s includes all scripts, as in JSON Schema
 
 
 class Scanner:
-    """A place in a pattern, and the flags that hold there."""
+    """A position in a pattern and the flags in effect there."""
 
     def __init__(self, source: str, flags: Flags):
         self.source = source
@@ -62,7 +62,7 @@ class Scanner:
         return found
 
     def _escaped(self) -> Charset:
-        """The characters that an escape stands for; the backslash has been read."""
+        """The set of characters of an escape, whose backslash has been read."""
         letter = self.source[self.at]
         if letter in "dwsDWS":
             self.at += 1
@@ -109,7 +109,7 @@ class Scanner:
                 if single:
                     low = self._range(low, high)
                 else:
-                    self.at = start  # the hyphen stands for itself
+                    self.at = start  # the hyphen is literal
             found.append(low)
         self.at += 1
         whole = charset.union(*found)
@@ -125,7 +125,7 @@ class Scanner:
         return charset.charset([(low[0][0], high[0][0])])
 
     def _member(self) -> tuple[Charset, bool]:
-        """What stands next in a class, and whether it is one character."""
+        """The next member of a class, and whether it is a single character."""
         if found := self._match(POSIX):
             if found[2] not in POSIX_CLASSES:
                 self._fail(f"the class [:{found[2]}:], which is not known")

@@ -1,6 +1,6 @@
-"""From what a caller asks to a compiled grammar: which engine serves it, and why none can.
+"""Compiles a caller's grammar for one of two engines, or refuses it with the reason.
 
-Runs in a worker process, which may be killed at any time; see `compiler`.
+Runs in a worker process that may be killed at any time; see `compiler`.
 """
 
 import json
@@ -22,13 +22,13 @@ from weir.grammar.tokens import Tokens, Wrapped
 from weir.params import StructuredOutputs
 
 JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As both engines write JSON, and Python does: a model has no say, so it need not be asked."""
+"""The spacing of JSON in both engines and in Python: fixed, so the model need not sample it."""
 
 
 def compile(asked: StructuredOutputs, backend: str, key: str) -> Grammar:
-    """Raises `BadRequest` naming the keyword or construct that cannot be held to.
+    """Raises `BadRequest`, which names the keyword or construct that is not supported.
 
-    backend: "automaton" or "guidance" alone, or "auto": an automaton where there is one."""
+    backend: "automaton", "guidance", or "auto": an automaton if possible, else llguidance."""
     reason = "it was turned off with --grammar-backend"
     if backend != "guidance":
         try:
@@ -43,7 +43,7 @@ def compile(asked: StructuredOutputs, backend: str, key: str) -> Grammar:
 
 
 def automaton(asked: StructuredOutputs) -> Automaton:
-    """Raises `BadPattern`, `TooComplex` and, for what is not regular, `Unsuitable`."""
+    """Raises `BadPattern`, `TooComplex`, or `Unsuitable` for a grammar that is not regular."""
     expressions = Expressions()
     if asked.regex is not None:
         wanted = parse(expressions, asked.regex)
@@ -64,7 +64,7 @@ def automaton(asked: StructuredOutputs) -> Automaton:
 
 
 def guidance(asked: StructuredOutputs) -> str:
-    """The grammar in llguidance's words, once llguidance has said that it can hold to it."""
+    """The grammar in llguidance's format, checked by opening it with llguidance."""
     if asked.regex is not None:
         grammar = LLMatcher.grammar_from_regex(asked.regex)
     elif asked.choice is not None:
@@ -92,7 +92,7 @@ def guidance(asked: StructuredOutputs) -> str:
 
 @cache
 def bytewise() -> LLTokenizer:
-    """A token a byte: enough to try a grammar out."""
+    """A tokenizer with one token per byte, which suffices to check a grammar."""
     pieces = [*(bytes([byte]) for byte in range(256)), b""]
     tokens = Tokens(pieces, [256], lambda text: list(text.encode()))
     return LLTokenizer(TokenizerWrapper(Wrapped(tokens, 257)))

@@ -1,7 +1,7 @@
-"""Compiles grammars in processes that can be killed, and remembers what came of it.
+"""Compiles grammars in processes that can be killed, and caches the results.
 
-A pattern may be hostile: it costs its own request a refusal after `seconds`, and others nothing.
-Used by clients, before a request reaches the engine; blocks, and may be called from many threads.
+A pattern may be hostile: its own request is refused after `seconds`; others are not affected.
+Clients use it before a request reaches the engine. It blocks and is thread-safe.
 """
 
 import contextlib
@@ -26,22 +26,22 @@ from weir.params import StructuredOutputs
 
 MEMORY = 4 << 30
 START = 60.0
-"""Seconds that a worker may take to start; they do not count as a grammar's."""
+"""Seconds that a worker may take to start; not part of a grammar's time."""
 WORKERS = 2
 MAX_WAITING = 64
 REMEMBERED = 1024
-"""Answers kept in memory, refusals among them."""
+"""Answers kept in memory, including refusals."""
 
 
 class Worker:
-    """A worker process, or none yet."""
+    """A worker process, started at first use and again after it was stopped."""
 
     def __init__(self) -> None:
         self._process: Process | None = None
 
     def run(self, job: Job, seconds: float) -> Answer:
-        """Raises TimeoutError and, if the process died of it, OSError; it is gone in both cases.
-        Raises Overloaded where none could be started."""
+        """Raises TimeoutError, OSError if the process died, and Overloaded if none could be
+        started. Any error stops the process."""
         try:
             process = self._process or self._started()
             process.send(msgspec.json.encode(job))
@@ -53,7 +53,7 @@ class Worker:
     def _started(self) -> Process:
         process = self._process = Process("weir.grammar.worker")
         try:
-            _answer(process, START)  # an empty one: it is ready
+            _answer(process, START)  # an empty message: it is ready
         except OSError as error:
             raise Overloaded(f"no process to compile grammars could be started: {error}") from None
         return process
@@ -73,8 +73,8 @@ def _answer(process: Process, seconds: float) -> bytes:
 
 
 class Compiler:
-    """seconds: that a grammar may take. backend: see `weir.grammar.compile`. folder: where compiled
-    grammars outlive this process; None: nowhere."""
+    """seconds: time limit of one grammar. backend: see `weir.grammar.compile`. folder: stores
+    compiled grammars beyond this process; None: no storage. memory: bytes a worker may use."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Compiler:
         self._lock = threading.Lock()
 
     def submit(self, asked: StructuredOutputs) -> Future[Grammar]:
-        """`compile` on a thread of the compiler's own. Raises `Overloaded` if many wait already."""
+        """Run `compile` on a thread of the compiler. Raises `Overloaded` if `MAX_WAITING` wait."""
         if self._waiting >= MAX_WAITING:
             raise Overloaded(
                 f"{self._waiting} grammars wait to be compiled: try again later",
@@ -114,7 +114,7 @@ class Compiler:
             self._waiting -= 1
 
     def compile(self, asked: StructuredOutputs) -> Grammar:
-        """Raises `BadRequest` saying what cannot be held to, or that it takes too long."""
+        """Raises `BadRequest`, which says what is not supported, or that it takes too long."""
         if self.backend == "none":
             raise BadRequest("this server was started without grammars", param=asked.field)
         asked.check()
@@ -126,7 +126,7 @@ class Compiler:
         return answer.grammar
 
     def known(self, asked: StructuredOutputs) -> Grammar | None:
-        """What `compile` would give, where that takes no time."""
+        """The grammar if it is in memory; None otherwise or if it was refused."""
         answer = self._remembered(self._key(asked))
         return answer.grammar if answer is not None else None
 
@@ -154,7 +154,7 @@ class Compiler:
     def _ask(self, key: str, asked: StructuredOutputs) -> Answer:
         worker = self._idle.get()
         try:
-            answer = self._remembered(key)  # another may have asked meanwhile
+            answer = self._remembered(key)  # another thread may have compiled it meanwhile
             if answer is not None:
                 return answer
             answer = worker.run(Job(key, asked, self.backend, self._memory), self.seconds)
@@ -185,7 +185,7 @@ class Compiler:
             return None
 
     def _store(self, key: str, answer: Answer) -> None:
-        """Keep what was compiled; a folder that cannot be written costs speed alone."""
+        """Store a compiled grammar. A folder that cannot be written only costs speed."""
         if self._folder is None or answer.grammar is None:
             return
         with contextlib.suppress(OSError):
@@ -197,7 +197,7 @@ class Compiler:
 
 @cache
 def _version() -> bytes:
-    """Of the code that compiles: it goes into every key, so that no older result is read."""
+    """A hash of the compiling code. Every key includes it, so older results are not read."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())

@@ -1,12 +1,12 @@
-"""Regular expressions over UTF-8 bytes as hash-consed values, and what becomes of one after a byte.
+"""Regular expressions over UTF-8 bytes as hash-consed values, and their derivatives.
 
-What may follow a byte is again an expression, its derivative (Brzozowski 1964; Owens, Reppy and
-Turon 2009). Equal expressions are one object, so derivatives are the states of an automaton, and
-intersection and complement cost nothing extra. Knows no syntax.
+What an expression matches after a byte is again an expression, its derivative (Brzozowski 1964;
+Owens, Reppy and Turon 2009). Equal expressions are one object, so derivatives are the states of an
+automaton, and intersection and complement cost nothing extra. This module knows no syntax.
 
-Assertions (`^`, `$`, word boundaries) look at the bytes beside a position, of which only three
-kinds matter: none, one of a word, another. Whether an expression matches the empty text is
-therefore a set of nine contexts, kept as bits.
+Assertions (`^`, `$`, word boundaries) depend on the bytes on both sides of a position. Only three
+kinds of these matter: none, a byte of a word, another byte. The positions where an expression
+matches the empty text are therefore a set of nine contexts, stored as bits.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from operator import and_, or_
 from weir.grammar.charset import ANY, WORDS, Charset, intersect, single
 
 EDGE, OTHER, WORD = range(3)
-"""Kinds of neighbour: where the text begins or ends, a byte outside words, a byte of a word."""
+"""Kinds of neighbour: none (the text begins or ends), a byte outside words, a byte of a word."""
 
 EVERYWHERE = (1 << 9) - 1
 ALL_BYTES = (1 << 256) - 1
 WORD_BYTES = sum(1 << byte for low, high in WORDS for byte in range(low, high + 1))
 
 Moves = tuple[tuple[int, "Node"], ...]
-"""Disjoint sets of bytes, as 256 bits each, and what follows them. A byte in none cannot come."""
+"""Disjoint sets of bytes, 256 bits each, with the derivative. A byte in no set cannot follow."""
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """An expression. Made by `Expressions` alone, so equal ones are identical."""
+    """An expression. Only `Expressions` makes them, so equal ones are identical."""
 
     serial: int
     kind: str
     arguments: tuple[object, ...]
-    empty: int  # the contexts in which it matches the empty text
-    looks: bool  # whether it depends on the byte before
-    whole: bool  # whether it matches whole characters only
+    empty: int  # contexts in which it matches the empty text
+    looks: bool  # depends on the preceding byte
+    whole: bool  # matches whole characters only
     moves: dict[int, Moves] = field(default_factory=dict)
 
     @property
@@ -83,23 +83,23 @@ class Expressions:
         return self._make("assertion", bits, empty=bits, looks=looks)
 
     def chars(self, characters: Charset) -> Node:
-        """One character of a set."""
+        """Matches one character of a set."""
         return self._make("chars", characters) if characters else self.nothing
 
     def _rest(self, count: int, values: Charset) -> Node:
-        """`count` continuation bytes whose bits together are one of `values`."""
+        """Matches `count` continuation bytes whose joined payload bits are one of `values`."""
         if count == 0:
             return self.empty
         return self._make("rest", count, values, whole=False)
 
     def machine(self, moves: Callable[[int], Moves]) -> int:
-        """Take in something that is a machine already: what follows each byte in one of its states.
-        Returns its number, for `state`."""
+        """Register an existing automaton by its transition function, state → moves. Returns its
+        number, for `state`."""
         self._machines.append(moves)
         return len(self._machines) - 1
 
     def state(self, machine: int, state: int, *, accepting: bool) -> Node:
-        """What a machine matches from a state on. Not to stand after `whole` characters alone."""
+        """What a machine matches from a state on. It does not count as `whole`."""
         empty = EVERYWHERE if accepting else 0
         return self._make("state", machine, state, empty=empty, whole=False)
 
@@ -117,7 +117,7 @@ class Expressions:
             return tail
         if tail is self.empty or head is self.nothing:
             return head
-        if head.kind == "concat":  # to the right, so that a derivative touches the first part only
+        if head.kind == "concat":  # nested to the right, a derivative changes only the first part
             first, second = head.parts
             return self.concat(first, self.concat(second, tail))
         looks = head.looks or (head.empty != 0 and tail.looks)
@@ -137,7 +137,7 @@ class Expressions:
         return self._joined("either", found, empty, all(part.whole for part in found.values()))
 
     def both(self, nodes: Iterable[Node]) -> Node:
-        """What all of them match."""
+        """The intersection: matches what all nodes match."""
         found = self._flat("both", nodes)
         found.pop(self.anything.serial, None)
         if self.nothing.serial in found:
@@ -148,7 +148,7 @@ class Expressions:
         return self._joined("both", found, empty, any(part.whole for part in found.values()))
 
     def _flat(self, kind: str, nodes: Iterable[Node]) -> dict[int, Node]:
-        """Nodes by number, with the parts of those that are of this kind themselves."""
+        """Nodes by serial number; nodes of this kind are replaced by their parts."""
         found: dict[int, Node] = {}
         for node in nodes:
             for one in node.parts if node.kind == kind else (node,):
@@ -163,7 +163,7 @@ class Expressions:
         return self._make(kind, *parts, empty=empty, looks=looks, whole=whole)
 
     def complement(self, node: Node) -> Node:
-        """Every string of bytes that `node` does not match."""
+        """Matches every byte string that `node` does not match."""
         if node.kind == "complement":
             return node.parts[0]
         if node is self.nothing:
@@ -184,7 +184,7 @@ class Expressions:
             return node
         if node.empty == EVERYWHERE:
             least = 0
-        elif node.empty and least:  # an assertion that must hold once
+        elif node.empty and least:  # an assertion in it must hold once
             rest = self.repeat(node, least - 1, None if most is None else most - 1)
             return self.concat(node, rest)
         if node.kind == "repeat" and least == 0 and node.arguments[1:] == (0, None):
@@ -196,7 +196,7 @@ class Expressions:
     # -- deriving ------------------------------------------------------------------------------
 
     def moves(self, node: Node, before: int) -> Moves:
-        """What follows each byte, where the byte before is of kind `before`."""
+        """The derivative by each byte, if the preceding byte is of kind `before`."""
         before = before if node.looks else OTHER
         found = node.moves.get(before)
         if found is None:
@@ -274,7 +274,7 @@ class Expressions:
         return self._tidy((mask, self.both(nodes)) for mask, nodes in blocks)
 
     def _tidy(self, moves: Iterable[tuple[int, Node]]) -> Moves:
-        """Join what leads to the same; leave out what leads nowhere."""
+        """Join moves with equal derivatives; drop those that match nothing."""
         found: dict[int, tuple[int, Node]] = {}
         for mask, node in moves:
             if mask and node is not self.nothing:
@@ -283,7 +283,7 @@ class Expressions:
         return tuple(found.values())
 
     def _lead(self, characters: Charset) -> Moves:
-        """By the first byte of a character (RFC 3629)."""
+        """Derivatives by the first byte of a character (RFC 3629)."""
         ascii_mask = 0
         for low, high in characters:
             if low > 0x7F:
@@ -305,7 +305,7 @@ class Expressions:
         return self._tidy(found)
 
     def _continue(self, count: int, values: Charset) -> Moves:
-        """By one continuation byte, of which `count` are left."""
+        """Derivatives by the next of `count` continuation bytes."""
         size = 64 ** (count - 1)
         found = []
         for bits in range(64):
@@ -320,6 +320,6 @@ def restrict(moves: Moves, mask: int) -> Moves:
 
 
 def window(values: Charset, start: int, size: int) -> Charset:
-    """The values from `start` on, `size` of them, counted from there."""
+    """The values in [start, start + size), relative to `start`."""
     inside = intersect(values, ((start, start + size - 1),))
     return tuple((low - start, high - start) for low, high in inside)

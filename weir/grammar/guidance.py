@@ -1,8 +1,8 @@
-"""llguidance, in a process of its own, for grammars that no finite automaton holds.
+"""llguidance in a separate process, for grammars that no finite automaton can match.
 
-The engine's thread sends a token there and goes on; a later step finds what came of it. What takes
-too long is killed, what dies is started again, and matchers are opened anew where they were: only
-the request whose grammar did it ends. Nothing here calls llguidance.
+The engine's thread sends a token to the process and goes on; a later step reads the answer. A
+process that takes too long is killed, one that died is restarted, and matchers are reopened in
+their states. Only the request that caused it ends. This module does not call llguidance.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from weir.grammar.shared import Row, Rows
 from weir.grammar.tokens import Tokens
 
 START = 60.0
-"""Seconds that the process may take to start; they do not count as a grammar's."""
+"""Seconds that the process may take to start; not part of a grammar's time."""
 FOLLOWING = 5.0
-"""Seconds that taking a token in may take: hundreds of times what the slowest was seen to take."""
+"""Seconds that one token may take: hundreds of times the slowest observed."""
 DEATHS = 2
-"""Deaths of the process with a matcher in hand, until the matcher is believed to be the cause."""
+"""Deaths of the process at work on a matcher until that matcher is considered the cause."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Followed).decode
 
 
 class GuidedMatcher:
-    """opened: how the process makes it, or makes it again. row: where its masks come."""
+    """opened: the message with which the process opens or reopens it. row: receives its masks."""
 
     def __init__(self, guidance: Guidance, opened: Open, row: Row):
         self._guidance = guidance
         self.opened = opened
         self._row = row
-        self.deaths = 0  # of processes that had it in hand
+        self.deaths = 0  # of processes that were at work on it
         self.error = ""  # why it cannot go on
         self.complete = False
         self._mask = b""
@@ -73,7 +73,7 @@ class GuidedMatcher:
         return call.tokens
 
     def note(self, followed: Followed) -> None:
-        """Go on from what the process has found."""
+        """Adopt the new state from the process."""
         if self.opened.taken is None:
             self.opened.taken = []
         self.opened.taken += followed.tokens
@@ -83,23 +83,23 @@ class GuidedMatcher:
 
 @dataclass(slots=True)
 class Call:
-    """Something asked of the process. token: None: to open the matcher. opened: hears of that."""
+    """A call to the process. token: None: open the matcher. opened: completed once it is open."""
 
     matcher: GuidedMatcher
     token: int | None = None
     opened: Future[Matcher] | None = None
     since: float = field(default_factory=time.monotonic)
-    tokens: list[int] = field(default_factory=list)  # once it is done, what stands there
+    tokens: list[int] = field(default_factory=list)  # once done, what replaces `token`
     done: bool = False
 
 
 @dataclass(slots=True)
 class Lane:
-    """Calls that the process takes in hand one after the other."""
+    """Calls that the process executes in order, one at a time."""
 
-    seconds: float  # that one may take
-    calls: dict[int, Call] = field(default_factory=dict)  # by matcher, the oldest first
-    heard: float = 0.0  # when it last answered one, or was there to do so
+    seconds: float  # time limit of one call
+    calls: dict[int, Call] = field(default_factory=dict)  # by matcher, oldest first
+    heard: float = 0.0  # when it last answered a call or became ready
 
     @property
     def hand(self) -> Call | None:
@@ -107,8 +107,8 @@ class Lane:
 
 
 class Guidance:
-    """Used from one thread. tokens: reads the tokenizer; called in the process, so it must be one
-    that can be pickled. size: ids the model has. seconds: that opening a grammar may take."""
+    """Used from one thread. tokens: reads the tokenizer; runs in the process, so it must be
+    picklable. size: token ids of the model. seconds: time limit for opening a grammar."""
 
     def __init__(self, tokens: Callable[[], Tokens], size: int, patience: Patience, seconds: float):
         self._size = size
@@ -119,9 +119,9 @@ class Guidance:
         self._process: Process | None = None
         self._numbers = count()
         self._matchers: WeakValueDictionary[int, GuidedMatcher] = WeakValueDictionary()
-        self._anew: set[int] = set()  # matchers that a new process has yet to open
-        self._held: list[Call] = []  # what is asked of it then: if it dies, the cause is known
-        self._gone: deque[tuple[int, int]] = deque()  # numbers and rows of matchers nobody has
+        self._anew: set[int] = set()  # matchers that a new process must still reopen
+        self._held: list[Call] = []  # calls sent after that: if it dies before, the cause is known
+        self._gone: deque[tuple[int, int]] = deque()  # numbers and rows of collected matchers
 
     def open(
         self, grammar: Grammar, prompt: Sequence[int], most: int, jumps: bool
@@ -140,8 +140,8 @@ class Guidance:
         return told
 
     def follow(self, matcher: GuidedMatcher, token: int) -> Call:
-        """Take a token in, and find what stands in its place. It is asked with the next
-        `receive`."""
+        """Advance by a token and get the tokens that replace it. The next `receive` sends the
+        call."""
         call, process = Call(matcher, token), self._started()
         if self._anew:
             self._held.append(call)
@@ -151,16 +151,16 @@ class Guidance:
 
     @property
     def live(self) -> int:
-        """Matchers that somebody has."""
+        """Number of matchers in use."""
         return len(self._matchers)
 
     def wait(self, call: Call, alone: bool) -> None:
-        """As `Patience.wait`."""
+        """See `Patience.wait`."""
         self._patience.wait(call, alone, partial(self._wait, call))
 
     def receive(self, seconds: float = 0.0) -> None:
-        """Send what is asked, and take in what the process has sent; waits so long for something.
-        Ends what takes too long there, and starts it again if it has died."""
+        """Send queued calls and process answers; waits at most `seconds` for one. Kills a process
+        that takes too long and restarts one that has died."""
         process = self._process
         while self._gone:
             number, row = self._gone.popleft()
@@ -190,7 +190,7 @@ class Guidance:
         self._rows.close()
 
     def _started(self) -> Process:
-        """The process. A new one is told to open what the one before it had."""
+        """The process. A new one reopens the matchers of the previous one."""
         if self._process is None:
             self._process = Process("weir.grammar.guide", [self._rows.memory])
             self._process.send(self._orders)
@@ -219,7 +219,7 @@ class Guidance:
             self.receive(left)
 
     def _answered(self, process: Process, message: bytes, now: float) -> None:
-        if not message:  # it is ready
+        if not message:  # the process is ready
             self._opening.heard = self._following.heard = now
             return
         followed = _decode(message)
@@ -239,7 +239,7 @@ class Guidance:
             self._held = []
 
     def _fail(self, call: Call, why: str) -> None:
-        """End a matcher."""
+        """End a matcher with an error."""
         matcher = call.matcher
         matcher.error = why if call.token is None else f"the grammar cannot go on: {why}"
         self._matchers.pop(matcher.opened.number, None)
@@ -250,7 +250,7 @@ class Guidance:
             call.opened.set_exception(GrammarError(why))
 
     def _died(self) -> None:
-        """It ended by itself. Who was in hand too often ends; all, if it has never been ready."""
+        """The process died. Ends matchers it too often died at; all, if it was never ready."""
         ready = self._opening.heard <= time.monotonic()
         for lane in self._lanes:
             if (call := lane.hand) is not None:
@@ -262,7 +262,7 @@ class Guidance:
         self._replace()
 
     def _replace(self) -> None:
-        """Put another in the place of the process, if somebody needs it now."""
+        """Stop the process, and start another if calls are pending."""
         assert self._process is not None
         self._process.stop()
         self._process = None

@@ -1,8 +1,8 @@
-"""The process that follows grammars with llguidance: `python -m weir.grammar.guide`, started by a
-`Guidance`, which kills it if it takes too long.
+"""The process that runs llguidance: `python -m weir.grammar.guide`. A `Guidance` starts it and
+kills it if it takes too long.
 
-llguidance may hold the interpreter's lock for milliseconds: here no step waits for it. One thread
-opens grammars, the other takes tokens in, so that a grammar that is slow to open holds up nobody.
+llguidance may hold the interpreter's lock for milliseconds; in this process no step waits for it.
+One thread opens grammars, another accepts tokens, so a slow opening delays no other request.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ from weir.grammar.tokens import Tokens, Wrapped
 
 NICE = 5
 MEMORY = 8 << 30
-"""Bytes this process may take."""
+"""Bytes of address space this process may use."""
 COMPILED = 64
-"""Grammars that are kept for the next request."""
+"""Compiled grammars kept for later requests."""
 
 
 class Guide:
-    """One request's answer. matcher: at its start, and its own. before: the end of the prompt.
-    cutter: None: never jump."""
+    """The matcher of one request's answer. matcher: in its initial state, not shared. before: the
+    end of the prompt. jumps: whether forced tokens may be taken without sampling."""
 
     def __init__(self, matcher: LLMatcher, cutter: Cutter, before: bytes, jumps: bool, row: Row):
         self._matcher = matcher
@@ -47,19 +47,19 @@ class Guide:
         self.complete = False
 
     def begin(self, most: int) -> list[int]:
-        """The tokens that every answer begins with, if they are at most so many."""
+        """Take the tokens with which every answer begins; none if they are more than `most`."""
         start = self._forced(b"")
         start = start if len(start) <= most else []
         self.take(start)
         return start
 
     def take(self, tokens: list[int]) -> None:
-        """Take in what stands in the answer."""
+        """Accept tokens of the answer as they are."""
         self._consume(tokens)
         self._note(tokens)
 
     def follow(self, token: int) -> list[int]:
-        """Take a token in. Returns what stands in its place."""
+        """Accept a token. Returns the tokens that replace it."""
         tokens, piece = [token], self._pieces[token]
         self._consume(tokens)
         kept = self._forced(piece)
@@ -70,7 +70,7 @@ class Guide:
         return tokens
 
     def mask(self) -> None:
-        """Write the tokens that may come next to the shared row."""
+        """Write the mask of allowed next tokens to the shared row."""
         if not self.complete:
             self._matcher.unsafe_compute_mask_ptr(self._row.address(), self._row.size)
             self._check()
@@ -80,8 +80,8 @@ class Guide:
             raise GrammarError(self._matcher.get_error())
 
     def _forced(self, piece: bytes) -> list[int]:
-        """Tokens of `piece`, which has been taken in, and what must follow it, without the last
-        one, which the model might choose longer; empty if that says no more than `piece`."""
+        """The tokens of `piece`, already accepted, and the forced text after it. The last token is
+        left out, as the model might choose a longer one. Empty if they do not cover `piece`."""
         forced = self._matcher.compute_ff_bytes() if self._jumps else b""
         if not forced:
             return []
@@ -100,8 +100,8 @@ class Guide:
 
 
 class Guides:
-    """All of them. engine: where messages come from. size: ids the model has. memory: for their
-    masks."""
+    """Serves all matchers. engine: the stream of messages. size: token ids of the model. memory:
+    descriptor of the shared masks."""
 
     def __init__(self, engine: BufferedIOBase, tokens: Tokens, size: int, memory: int):
         self._engine = engine
@@ -115,7 +115,7 @@ class Guides:
         self._compiled = lru_cache(COMPILED)(self._compile)
 
     def serve(self) -> None:
-        """Until the engine has gone."""
+        """Answer messages until the engine closes the stream."""
         write(self._engine, b"")
         decoder = msgspec.msgpack.Decoder(Open | Follow | Close)
         opener = ThreadPoolExecutor(1)
@@ -134,7 +134,7 @@ class Guides:
             guide.mask()
             self._guides[number] = guide
             followed = Followed(number, tokens, guide.complete)
-        except BaseException as error:  # a panic of llguidance's too ends its request alone
+        except BaseException as error:  # a panic in llguidance, too, ends only its request
             reason = str(error) if isinstance(error, GrammarError) else repr(error)
             followed = Followed(number, error=reason)
         with self._lock:
@@ -168,9 +168,9 @@ def main() -> None:
     tokens, size, memory = pickle.loads(read(engine))
     sys.setswitchinterval(1e-4)
     guides = Guides(engine, tokens(), size, memory)
-    with contextlib.suppress(OSError):  # the engine has gone
+    with contextlib.suppress(OSError):  # the engine has ended
         guides.serve()
-    os._exit(0)  # whatever is being opened
+    os._exit(0)  # even while a grammar is being opened
 
 
 if __name__ == "__main__":

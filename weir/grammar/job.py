@@ -1,7 +1,8 @@
-"""What this process and those beside it tell each other.
+"""Messages to and from the grammar processes.
 
-A compiler and its workers: jobs, as JSON, whose integers have any size. An engine and the process
-that follows grammars for it: one answer, a `Followed`, to each `Follow`, in whatever order.
+A compiler sends its workers jobs as JSON, because JSON integers have any size. An engine sends
+`Open`, `Follow` and `Close` to a guide, which answers the first two with a `Followed`, in any
+order.
 """
 
 from msgspec import Struct
@@ -11,10 +12,10 @@ from weir.params import StructuredOutputs
 
 
 class Job(Struct):
-    key: str  # of the grammar that comes of it
+    key: str  # of the resulting grammar
     asked: StructuredOutputs
     backend: str
-    memory: int  # bytes this process may take
+    memory: int  # bytes the worker may use
 
 
 class Answer(Struct):
@@ -23,20 +24,20 @@ class Answer(Struct):
 
 
 class Open(Struct, tag=True):
-    """A new matcher. taken: what it has taken in already, if another process had it before."""
+    """Open a matcher. taken: the tokens it has accepted, if an earlier process had opened it."""
 
     number: int  # of the matcher
     row: int  # of the shared memory, for its masks
     key: str  # of the grammar
-    grammar: str  # in llguidance's words
-    prompt: list[int]  # the end of it
-    most: int  # tokens with which it may begin
+    grammar: str  # in llguidance's format
+    prompt: list[int]  # its last tokens
+    most: int  # limit of forced initial tokens
     jumps: bool
     taken: list[int] | None = None
 
 
 class Follow(Struct, tag=True):
-    """A token that was sampled."""
+    """Advance a matcher by a sampled token."""
 
     number: int
     token: int
@@ -47,7 +48,7 @@ class Close(Struct, tag=True):
 
 
 class Followed(Struct):
-    """What stands there instead, or at the beginning. The mask after it is in the matcher's row."""
+    """The tokens that replace the sampled one, or begin the answer. The next mask is in the row."""
 
     number: int
     tokens: list[int] = []

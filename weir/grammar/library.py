@@ -1,8 +1,8 @@
-"""The grammars an engine knows: compiled elsewhere, opened here for one request after the other.
+"""The compiled grammars of an engine, from which it opens a matcher for each request.
 
 Vocabulary and tokenizer live in the engine's process because masks and forced tokens are needed
-between two steps; they are read on a thread while the engine starts. Whatever takes long happens on
-threads: a request waits for its grammar, a step never does.
+between steps. A thread reads them while the engine starts. All slow work runs on threads: a request
+waits for its grammar, a step never does.
 """
 
 import sys
@@ -23,20 +23,20 @@ from weir.linux import cores
 from weir.ops import native
 
 KEPT = 256
-"""Grammars that are kept for the next request."""
+"""Opened grammars kept for later requests."""
 PROCESSES = 4
-"""That follow grammars with llguidance, at most, however many cores there are."""
+"""Most llguidance processes, however many cores there are."""
 FEW = 8
-"""Grammars that one of them follows before the next one is asked to."""
+"""Matchers that one process holds before the next process is used."""
 SWITCH = 1e-4
-"""Seconds after which a thread hands the interpreter over to the engine's, which asks for it after
-every call that let it go."""
+"""Seconds after which a thread gives the interpreter's lock back to the engine's thread, which asks
+for it after each call that released it."""
 
 
 class Library:
-    """tokens: reads the tokenizer; called on a thread of the library's, and by a process, for which
-    it can be pickled. size: ids the model has. seconds: that opening a grammar may take. processes:
-    that follow grammars with llguidance, each started when it is needed; 0: one for four cores."""
+    """tokens: reads the tokenizer; runs on a thread of the library and in other processes, so it
+    must be picklable. size: token ids of the model. seconds: time limit for opening a grammar.
+    processes: llguidance processes, each started when needed; 0: one per four cores."""
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class Library:
         processes: int = 0,
     ):
         sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
-        self._pool = ThreadPoolExecutor(1, "weir-grammar")  # a job waits for earlier ones
+        self._pool = ThreadPoolExecutor(1, "weir-grammar")  # one thread: jobs run in order
         self._patience = Patience()
-        self.jumps = True  # for measuring what jumps are worth
+        self.jumps = True  # False: to measure the gain of jumps
         self._size = size
         self._known: OrderedDict[str, Future[Masks]] = OrderedDict()
         self._vocabulary = self._pool.submit(self._read, tokens)
-        Thread(target=native.library, daemon=True).start()  # walks faster, once it is compiled
+        Thread(target=native.library, daemon=True).start()  # walks are faster once it is compiled
         processes = processes or max(1, min(PROCESSES, cores() // 4))
         self._guidances = [
             Guidance(tokens, size, self._patience, seconds) for _ in range(processes)
@@ -61,8 +61,8 @@ class Library:
     def open(
         self, grammar: Grammar, prompt: Sequence[int], most: int, jumps: bool
     ) -> Future[Matcher]:
-        """A matcher for one request; done at once if the grammar is known. most: tokens with which
-        it may begin. jumps: whether forced tokens may be taken without being sampled."""
+        """A matcher for one request; done at once if the grammar is compiled here. most: limit of
+        forced initial tokens. jumps: whether forced tokens may be taken without sampling."""
         thought, jumps = grammar.thought, jumps and self.jumps
         if thought is None:
             return self._opened(grammar, prompt, most, jumps)
@@ -85,7 +85,7 @@ class Library:
         self, grammar: Grammar, prompt: Sequence[int], most: int, jumps: bool
     ) -> Future[Matcher]:
         if grammar.kind == "guidance":
-            least = min(self._guidances, key=lambda one: one.live // FEW)  # the first of equals
+            least = min(self._guidances, key=lambda one: one.live // FEW)  # of equals the first
             return least.open(grammar, prompt, most, jumps)
         if grammar.key not in self._known:
             self._known[grammar.key] = self._pool.submit(self._compile, grammar)
@@ -103,18 +103,18 @@ class Library:
         return self._pool.submit(self._open, compiled, prompt, most, jumps)
 
     def renew(self, seconds: float = 0.0) -> None:
-        """A step begins, which may wait so long for masks. What the one before it sampled is sent
-        only now, once it has been told: who is sent something may take this thread's core."""
+        """Begin a step, which may wait `seconds` for masks. The tokens of the previous step are
+        sent only now, after they were reported: their receiver may take this thread's core."""
         self._patience.renew(seconds)
         for guidance in self._guidances:
             guidance.receive()
 
     def hurry(self) -> None:
-        """The step is about to tell its tokens: jumps are made in the next one."""
+        """Stop waiting because the step is about to report its tokens; jumps go to the next."""
         self._patience.end()
 
     def forget(self) -> None:
-        """Open every grammar anew from now on."""
+        """Drop the opened grammars."""
         self._known.clear()
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""What one request's answer must still follow, over an automaton shared by all that have the same.
+"""The state of one request's answer in an automaton, which equal grammars share.
 
-Forced bytes are jumped: cut into tokens together with the token before them, as the tokenizer would
-have cut the whole text. Only tokens that nothing longer competes with are taken; the rest is left
-to the model, so a jump decides nothing that the model could have decided otherwise.
+Forced bytes are jumped: tokenized together with the token before them, as the tokenizer would
+tokenize the whole text. A jump takes only tokens with which no longer token competes and leaves the
+rest to the model, so it decides nothing that the model could have decided otherwise.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,20 +15,21 @@ from weir.grammar.patience import Patience
 from weir.grammar.vocabulary import Masks
 
 JUMP = 64
-"""Bytes of a jump, at most, so that no step is held up by one: the rest jumps in the next."""
+"""Most bytes of a jump, so that none delays a step; the rest follows in the next."""
 CONTEXT = 48
-"""Bytes before a jump that are cut into tokens with it."""
+"""Bytes before a jump that are tokenized with it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cutter:
-    """Cuts forced text into tokens. encode: text to token ids, without special tokens."""
+    """Tokenizes forced text. encode: text to token ids, without special tokens. pieces: the bytes
+    of each token id."""
 
     encode: Callable[[str], Sequence[int]]
     pieces: Sequence[bytes]
 
     def cut(self, before: bytes, text: bytes) -> list[int]:
-        """The tokens of `text` where it follows `before`; empty if they cannot be told apart. An
+        """The tokens of `text` after `before`; empty if no token begins where `text` does. An
         incomplete character at the end is left out."""
         text = whole(text)
         joined = self._encode(before, text)
@@ -41,7 +42,7 @@ class Cutter:
             return []
         pieces = [self.pieces[token] for token in tokens]
         joined = b"".join(pieces)
-        extra = len(joined) - len(before) - len(text)  # a space that some put before a text
+        extra = len(joined) - len(before) - len(text)  # a space that some tokenizers prepend
         if joined[extra:] != before + text or extra not in (0, 1):
             return []
         at = 0
@@ -53,7 +54,7 @@ class Cutter:
 
 
 def whole(text: bytes) -> bytes:
-    """Without an incomplete character at its end."""
+    """`text` without an incomplete character at its end."""
     for back in range(1, min(4, len(text) + 1)):
         if text[-back] >= 0xC0:
             lead = text[-back]
@@ -65,7 +66,7 @@ def whole(text: bytes) -> bytes:
 
 
 def context(pieces: Sequence[bytes], tokens: Sequence[int]) -> bytes:
-    """The last bytes of a prompt, from where a character begins; special tokens end them."""
+    """The last bytes of a prompt: from a character boundary, and after the last special token."""
     found = b""
     for token in reversed(tokens):
         piece = pieces[token] if token < len(pieces) else b""
@@ -76,7 +77,7 @@ def context(pieces: Sequence[bytes], tokens: Sequence[int]) -> bytes:
 
 
 def trim(text: bytes) -> bytes:
-    """The last `CONTEXT` bytes, from where a character begins."""
+    """The last `CONTEXT` bytes, from a character boundary on."""
     text = text[-CONTEXT:]
     while text and 0x80 <= text[0] < 0xC0:
         text = text[1:]
@@ -84,7 +85,7 @@ def trim(text: bytes) -> bytes:
 
 
 class AutomatonMatcher:
-    """before: the last bytes of the prompt. most: tokens with which it may begin. cutter: None:
+    """before: the last bytes of the prompt. most: limit of forced initial tokens. cutter: None:
     never jump."""
 
     def __init__(
@@ -103,7 +104,7 @@ class AutomatonMatcher:
         self._before = before
         self._state = self._automaton.start
         self._most = most
-        self._next: bytes | None = None  # the next mask, once it has been asked for
+        self._next: bytes | None = None  # the next mask, once computed
         self.complete = False
 
     def begin(self) -> list[int]:
@@ -115,7 +116,7 @@ class AutomatonMatcher:
         text = self._text(tokens)
         state = self._automaton.run(text, self._state)
         if len(tokens) > self._most or self._automaton.accepting[state]:
-            return []  # at least one token is the model's, so that there is an answer to give
+            return []  # the model must sample at least one token
         self._take(text, state)
         return tokens
 
@@ -137,7 +138,7 @@ class AutomatonMatcher:
         return [token]
 
     def _jump(self, cutter: Cutter, token: int, after: int) -> list[int]:
-        """Take in a token that leads to the state `after`, and what must follow there."""
+        """Accept a token that leads to the state `after`, with the forced text that follows."""
         start, piece = self._state, self._pieces[token]
         forced = self._automaton.force(after, JUMP)
         whole = cutter.cut(trim(self._before), piece + forced)
@@ -159,8 +160,8 @@ class AutomatonMatcher:
         self._next = b"" if self.complete else None
 
     def _kept(self, tokens: list[int], state: int, length: int, free: int) -> list[int]:
-        """Of the tokens of `length` forced bytes, those before the first that the model might
-        replace by one that reaches further. The first `free` ones are not questioned."""
+        """The tokens of `length` forced bytes up to the first that the model might replace by one
+        that extends beyond them. The first `free` tokens are not checked."""
         for index, token in enumerate(tokens):
             if index >= free and self._masks.outgrown(state, length):
                 return tokens[:index]

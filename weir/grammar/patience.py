@@ -1,6 +1,6 @@
-"""How long a step waits for masks: for what comes soon, while the device is at work anyway.
+"""How long a step waits for masks: for those that come soon, while the device is busy anyway.
 
-Knows no grammar, and no more of what it waits for than that it takes time.
+Independent of grammars and of what is waited for.
 """
 
 import time
@@ -8,37 +8,37 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 QUICK = 5e-4
-"""Seconds that any step may spend so, all together."""
+"""Seconds that each step may wait in total."""
 PATIENT = 2e-2
-"""Seconds that it waits for one thing where it is for nobody else."""
+"""Seconds that a step waits for one item if it delays no other request."""
 
 T = TypeVar("T")
 
 
 class Awaited(Protocol):
-    """What is made elsewhere."""
+    """A result computed elsewhere."""
 
     @property
     def done(self) -> bool: ...
 
 
 class Patience:
-    """Of one engine's thread."""
+    """The waiting time of an engine's current step. Used from its thread only."""
 
     def __init__(self) -> None:
         self._slow: list[Awaited] = []
         self._left = QUICK
 
     def renew(self, seconds: float) -> None:
-        """A step begins, and may wait so long, if that is more than `QUICK`."""
+        """Begin a step, which may wait `seconds`, or `QUICK` if that is longer."""
         self._left = max(QUICK, seconds)
 
     def end(self) -> None:
-        """The step has tokens to tell: what can wait waits for the next one."""
+        """Stop waiting in this step, which has tokens to report."""
         self._left = 0.0
 
     def make(self, job: Callable[[], T], alone: bool) -> T | None:
-        """What a job makes at once, if there is any time left, or nobody else waits for it."""
+        """Run a job if time is left or no other request waits (`alone`). None: not run."""
         if self._left <= 0 and not alone:
             return None
         began = time.perf_counter()
@@ -47,9 +47,9 @@ class Patience:
         return made
 
     def wait(self, one: Awaited, alone: bool, wait: Callable[[float], object]) -> None:
-        """Wait until something is done while this step may, or `PATIENT` if `alone`; ask again in a
-        later step. Once one took longer nobody waits before it is done: however many are slow, a
-        step loses that time once. wait: for it, so many seconds at most."""
+        """Wait for `one` as long as this step may, or `PATIENT` if `alone`; if it is not done, ask
+        again in a later step. Once a wait was in vain, none waits until that item is done: however
+        many are slow, that time is lost once. wait: waits for it, given the most seconds."""
         if (alone or self._left > 0) and not self._waited():
             began = time.perf_counter()
             wait(PATIENT if alone else self._left)
@@ -58,6 +58,6 @@ class Patience:
                 self._slow.append(one)
 
     def _waited(self) -> bool:
-        """Whether one that was waited for in vain is still not there."""
+        """Whether an item that was waited for in vain is still not done."""
         self._slow = [one for one in self._slow if not one.done]
         return bool(self._slow)

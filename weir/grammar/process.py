@@ -1,7 +1,6 @@
-"""A process of Python's beside this one that can be killed, and the messages between the two.
+"""A Python child process that can be killed, and the messages to and from it.
 
-Over there its socket is standard input. Messages are bytes, each behind its length. Knows no
-grammar.
+In the child, standard input is the socket. Messages are bytes, each preceded by its length.
 """
 
 import os
@@ -30,14 +29,14 @@ def write(stream: BufferedIOBase, message: bytes) -> None:
 
 
 def parent() -> BufferedIOBase:
-    """In such a process: the stream to the one that started it."""
-    os.dup2(2, 1)  # what a library prints belongs there
+    """In the child: the stream to its parent."""
+    os.dup2(2, 1)  # what libraries print goes to standard error
     return socket.socket(fileno=os.dup(0)).makefile("rwb")
 
 
 class Process:
-    """`python -m module`, started on a thread, with the modules that this process has. Nothing
-    here waits for it but `receive`. shared: descriptors it has, too."""
+    """`python -m module`, started on a thread with this process's module path. Only `receive`
+    waits for it. shared: descriptors it inherits."""
 
     def __init__(self, module: str, shared: Collection[int] = ()):
         self._socket, theirs = socket.socketpair()
@@ -50,27 +49,27 @@ class Process:
 
     def _start(self, module: str, shared: Collection[int], theirs: socket.socket) -> None:
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-        with theirs:  # closed here, its end is the end of the process
+        with theirs:  # closed here, so that the stream ends with the child
             self._process = subprocess.Popen(
                 (sys.executable, "-P", "-m", module),
                 stdin=theirs.fileno(),
                 pass_fds=shared,
                 env=os.environ | {"PYTHONPATH": path},
-                process_group=0,  # a session would be weighed as one process, whatever its priority
+                process_group=0,  # the kernel would share cores by session, whatever the priority
             )
 
     def queue(self, message: bytes) -> None:
-        """Have a message go out with the next `flush`."""
+        """Send a message with the next `flush`."""
         self._out += LENGTH.pack(len(message)) + message
 
     def send(self, message: bytes) -> None:
-        """Send a message. What does not go out at once does in `receive`."""
+        """Send a message without blocking. `receive` sends what remains."""
         self.queue(message)
         self.flush()
 
     def receive(self, seconds: float = 0.0) -> list[bytes]:
-        """Messages that have come; waits so long, to the millisecond, for anything to happen.
-        Raises OSError if the process has ended."""
+        """The messages that have arrived; waits at most `seconds`, to the millisecond, for an event
+        on the socket. Raises OSError if the process has ended."""
         if seconds > 0:
             events = select.POLLIN | (select.POLLOUT if self._out else 0)
             self._poll.register(self._socket, events)
@@ -92,10 +91,10 @@ class Process:
         except BlockingIOError:
             pass
         except OSError:
-            self._out.clear()  # it has ended, as `receive` will find
+            self._out.clear()  # it has ended; `receive` will raise
 
     def _whole(self) -> list[bytes]:
-        """Take the messages that are complete."""
+        """Remove and return the complete messages."""
         messages, at, end = [], 0, len(self._in)
         while end - at >= LENGTH.size:
             start = at + LENGTH.size
@@ -108,7 +107,7 @@ class Process:
         return messages
 
     def stop(self) -> None:
-        """Kill it; whoever clears up after it is a thread."""
+        """Kill the process. A thread waits for its end."""
         threading.Thread(target=self._end).start()
 
     def _end(self) -> None:

@@ -1,11 +1,11 @@
-r"""Regular expressions as Python and JSON Schema write them, read into `Expressions`.
+r"""Parses regular expressions in the syntax of Python and JSON Schema into `Expressions`.
 
-What no automaton can match is refused by name. An answer is matched as a whole; `search` makes of a
-pattern what a JSON Schema means by it: found anywhere, unless anchored.
+Constructs that no automaton can match are refused by name. `parse` matches an answer as a whole;
+`search` matches as JSON Schema does: anywhere in the text, unless anchored.
 
-In three points we differ from Python's `re`: \d, \w and \s are ASCII, as in JSON Schema and since a
-model would otherwise answer with the digits of any script, unless the flag u is given; `$` is the
-end of the text and nothing else; and word boundaries know ASCII words only.
+Three points differ from Python's `re`. Without the flag u, \d, \w and \s are ASCII, as in JSON
+Schema, because a model might otherwise answer with digits of any script. `$` matches only at the
+end of the text. Word boundaries know ASCII words only.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ MAX_REPEAT = 10_000
 
 
 def parse(expressions: Expressions, pattern: str) -> Node:
-    """What `pattern` matches as a whole. Raises `BadPattern`."""
+    """An expression that matches what `pattern` matches as a whole. Raises `BadPattern`."""
     if len(pattern) > MAX_LENGTH:
         raise BadPattern(f"the pattern has more than {MAX_LENGTH} characters")
     return _Parser(expressions, pattern, Flags()).pattern()
 
 
 def search(expressions: Expressions, pattern: str) -> Node:
-    """The texts in which a JSON Schema finds `pattern`."""
+    """An expression that matches the texts in which JSON Schema finds `pattern`."""
     text = expressions.text
     middle = _Parser(expressions, pattern, Flags(schema=True), after=text).pattern()
     return expressions.concat(text, middle)
 
 
-# What the syntax tree is made of: an expression, or a lookahead, which depends on all that follows.
+# Nodes of the syntax tree: an expression, a lookahead (which depends on all that follows), or both.
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class _Ahead:
 
 @dataclass(frozen=True, slots=True)
 class _Several:
-    """One after the other, or one of them."""
+    """A sequence of parts, or a choice among them."""
 
     parts: list[_Tree]
     choice: bool
@@ -67,7 +67,7 @@ INLINE = re.compile(r"\(\?([aimsuxLU]*)(?:-([imsxU]+))?([:)])")
 
 
 class _Parser(Scanner):
-    """One pass over a pattern. `after`: what may follow it, which a lookahead at its end sees."""
+    """One pass over a pattern. after: what may follow the pattern; lookaheads at its end see it."""
 
     def __init__(
         self, expressions: Expressions, pattern: str, flags: Flags, after: Node | None = None
@@ -86,7 +86,7 @@ class _Parser(Scanner):
     # -- lookaheads ----------------------------------------------------------------------------
 
     def _followed(self, tree: _Tree, after: Node) -> Node:
-        """`tree` and then `after`, which runs to the end of the text."""
+        """`tree` followed by `after`, which extends to the end of the text."""
         make = self.make
         if isinstance(tree, Node):
             return make.concat(tree, after)
@@ -159,7 +159,7 @@ class _Parser(Scanner):
                 return bounds
         found = QUANTIFIER.match(self.source, self.at)
         if found is None or not (found[1] or found[3]):
-            return None  # a brace that stands for itself
+            return None  # the brace is literal
         self.at = found.end()
         least = int(found[1][:9] or 0)
         most = (int(found[3][:9]) if found[3] else None) if found[2] else least
@@ -213,7 +213,7 @@ class _Parser(Scanner):
         return _Ahead(tree, negative) if ahead else tree
 
     def _open(self) -> None:
-        """Read what begins a group."""
+        """Read the opening of a group."""
         for text, what in REFUSED.items():
             if self._peek(text):
                 self._fail(f"{what}, which no automaton can match")

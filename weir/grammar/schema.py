@@ -1,8 +1,8 @@
-"""JSON Schemas that are regular, as expressions over the JSON text.
+"""Turns regular JSON Schemas into expressions over the JSON text.
 
-The text is written as Python's `json.dumps` writes it: one space after a comma or a colon, keys in
-the order of `properties`. So most of it is forced, and a model has nothing to choose there.
-What is not regular, or would explode, is `Unsuitable`: llguidance takes it, or says what it cannot.
+The text has the format of Python's `json.dumps`: one space after a comma or a colon, keys in the
+order of `properties`. Most of it is therefore forced and need not be sampled. Schemas that are not
+regular or too large raise `Unsuitable`; llguidance serves them, or names what it cannot.
 """
 
 import json
@@ -18,16 +18,16 @@ from weir.grammar.regex import parse, search
 
 MAX_STATES = 2_500
 MAX_LENGTH = 500
-"""Longer strings, and automata of more states, are llguidance's: it does not unfold them."""
+"""Longer strings and larger automata go to llguidance, which does not unfold them."""
 
 MAX_NODES = 5_000
-"""Subschemas, each counted as often as it is referred to."""
+"""Most subschemas, each counted once per reference."""
 
 ANNOTATIONS = frozenset(
     "$schema $id id $comment title description default examples example deprecated readOnly "
     "writeOnly $defs definitions contentMediaType contentEncoding".split()
 )
-"""Keywords that allow and forbid nothing."""
+"""Keywords that constrain nothing."""
 
 OF_TYPE = {
     "string": frozenset(("minLength", "maxLength", "pattern", "format")),
@@ -38,40 +38,40 @@ OF_TYPE = {
     "array": frozenset(("items", "prefixItems", "minItems", "maxItems")),
     "object": frozenset(("properties", "required", "additionalProperties")),
 }
-"""Keywords that are held to here, by the type they speak of."""
+"""Supported keywords, by the type they apply to."""
 
 KINDS: dict[type, set[str]] = {
     str: {"string"}, int: {"integer", "number"}, float: {"number"}, bool: {"boolean"},
     type(None): {"null"}, list: {"array"}, dict: {"object"},
 }  # fmt: skip
-"""The types of JSON Schema that a Python value is of."""
+"""The JSON Schema types of a Python value."""
 
 INTEGER = r"-?(?:0|[1-9][0-9]*)"
 NUMBER = INTEGER + r"(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 FIXED = {"number": NUMBER, "boolean": "true|false", "null": "null"}
-"""Types of which no keyword says more."""
+"""Types that no supported keyword constrains, as patterns."""
 FORMATS = {
     "date": r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])",
     "uuid": r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
 }
-"""Formats that are exactly regular, or as near as anybody checks them."""
+"""Formats that are regular, or as close as validators check them."""
 
 ESCAPED = {chr(code): f"\\u{code:04x}" for code in range(0x20)} | {
     '"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t",
 }  # fmt: skip
-"""Characters that a JSON string writes in another way."""
+"""Characters that a JSON string must escape."""
 
 UNESCAPED = ALL_BYTES & ~sum(1 << ord(character) for character in ESCAPED)
 PLAIN = charset.subtract(ANY, charset.union(charset.of('"\\'), ((0, 0x1F),)))
-"""Characters that stand for themselves in a JSON string."""
+"""Characters that a JSON string writes unescaped."""
 
 
 class Unsuitable(Exception):
-    """A schema that is not regular, or uses a keyword that no expression is made of here."""
+    """A schema is not regular or uses a keyword that is not supported here."""
 
 
 def expression(expressions: Expressions, schema: Any) -> Node:
-    """The JSON texts of the instances of a schema. Raises `Unsuitable`."""
+    """An expression that matches the JSON texts valid for a schema. Raises `Unsuitable`."""
     return _Writer(expressions, schema).value(schema)
 
 
@@ -124,7 +124,7 @@ class _Writer:
         return writers[kind](schema)
 
     def _reference(self, name: Any) -> Node:
-        """What a reference within the document means, if it does not lead to itself."""
+        """Follow a reference within the document. Raises `Unsuitable` if it is recursive."""
         if not isinstance(name, str) or not name.startswith("#"):
             raise Unsuitable("a reference to another document")
         if name in self.open:
@@ -175,14 +175,14 @@ class _Writer:
         return make.sequence([quote, make.both(parts), quote])
 
     def _character(self, loose: bool) -> Node:
-        """A character of a string as it is written. loose: in any of the ways JSON allows."""
+        """One character of a string as written. loose: with all escapes that JSON allows."""
         codes = r"\\/|\\u[0-9a-fA-F]{4}" if loose else r"\\u00[01][0-9a-f]"
         escaped = parse(self.make, r'\\["\\bfnrt]|' + codes)
         return self.make.either([self.make.chars(PLAIN), escaped])
 
     def _matching(self, pattern: str) -> Node:
-        """The strings in which `pattern` is found, as they are written: its automaton, in which
-        a character that has to be escaped is escaped, in one way."""
+        """The strings in which `pattern` is found, as written: its automaton, with each character
+        that must be escaped replaced by its one escape."""
         make, inner = self.make, Expressions()
         try:
             automaton = build(inner, search(inner, pattern), MAX_STATES)
@@ -219,7 +219,7 @@ class _Writer:
         return self._between(low, high)
 
     def _between(self, low: int | None, high: int | None) -> Node:
-        """Integers from `low` to `high`, either of which may be missing."""
+        """Integers from `low` to `high`; None: unbounded."""
         parts = []
         if low is None or low < 0:
             most = None if low is None else -low
@@ -236,7 +236,7 @@ class _Writer:
         return self.make.both(within)
 
     def _from(self, low: int) -> Node:
-        """Digits that make a number of at least `low`, if they begin with no zero."""
+        """Digits of a number of at least `low`, provided that they do not begin with a zero."""
         make, digits, text = self.make, "0123456789", str(low)
         ways = [make.literal(text), make.repeat(make.chars(charset.DIGITS), len(text) + 1, None)]
         for at, one in enumerate(text):
@@ -266,7 +266,7 @@ class _Writer:
         properties, required = schema.get("properties", {}), set(schema.get("required", ()))
         if unknown := required - properties.keys():
             raise Unsuitable(f"{sorted(unknown)[0]} is required but not a property")
-        first = after = make.empty  # what follows where nothing, or something, stands before
+        first = after = make.empty  # the remaining members after none, and after at least one
         for name, inner in reversed(properties.items()):
             if inner is False and name not in required:
                 continue

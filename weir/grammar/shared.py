@@ -1,4 +1,4 @@
-"""Masks in memory that two processes share, a row for each matcher."""
+"""Token masks in memory shared by two processes, one row per matcher."""
 
 import ctypes
 import mmap
@@ -6,7 +6,7 @@ import os
 
 
 class Row:
-    """memory: its descriptor. tokens: bits of a mask."""
+    """The mask of one matcher. memory: descriptor of the shared memory. tokens: bits of a mask."""
 
     def __init__(self, memory: int, number: int, tokens: int):
         self.number = number
@@ -15,7 +15,7 @@ class Row:
         self._memory = mmap.mmap(memory, self.size, offset=number * stride(tokens))
 
     def address(self) -> int:
-        """Where to write `size` bytes."""
+        """The address of the row's `size` bytes."""
         return ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
     def read(self) -> bytes:
@@ -23,7 +23,7 @@ class Row:
 
 
 class Rows:
-    """Where rows come from. Used by the process that gives them away."""
+    """Allocates rows. Used by the process that owns the memory."""
 
     def __init__(self, tokens: int):
         self.memory = os.memfd_create("weir-masks")
@@ -42,13 +42,13 @@ class Rows:
         self._free.append(number)
 
     def close(self) -> None:
-        """May be called twice: the number may be another file's by then."""
+        """May be called twice, although the descriptor's number may be reused by then."""
         memory, self.memory = self.memory, -1
         if memory >= 0:
             os.close(memory)
 
 
 def stride(tokens: int) -> int:
-    """Bytes from one row to the next: whole pages, so that each can be mapped alone."""
+    """Bytes per row: whole pages, so that each row can be mapped alone."""
     page = mmap.ALLOCATIONGRANULARITY
     return -(-tokens // (8 * page)) * page

@@ -1,6 +1,6 @@
-"""A grammar that begins once a thought has ended.
+"""A grammar that applies once the reasoning has ended.
 
-Until then all tokens may come but those that end an answer: no answer ends without its form.
+Until then all tokens are allowed except those that end an answer, so no answer escapes its grammar.
 """
 
 from typing import Literal
@@ -9,15 +9,15 @@ from weir.core import Matcher, Thought
 
 
 class ThoughtMatcher:
-    """answer: matches what follows the thought. free: the mask of what may be thought. jumps:
-    whether tokens that must come are taken without being sampled."""
+    """answer: matches what follows the reasoning. free: the mask during the reasoning. jumps:
+    whether forced tokens are taken without sampling."""
 
     def __init__(self, answer: Matcher, thought: Thought, free: bytes, jumps: bool):
         self._answer = answer
         self._thought = thought
         self._free = free
         self._jumps = jumps
-        self._then = list(thought.then)  # what of it has yet to come
+        self._then = list(thought.then)  # those still to come
         self._phase: Literal["start", "thought", "then", "answer"]
         self._phase = "thought" if thought.begin is None else "start"
 
@@ -57,7 +57,7 @@ class ThoughtMatcher:
 
 
 def _with(mask: bytes, token: int | None) -> bytes:
-    """A mask that allows one token more."""
+    """`mask` with one more token allowed."""
     assert token is not None
     wider = bytearray(mask.ljust(token // 8 + 1, b"\0"))
     wider[token // 8] |= 1 << token % 8

@@ -1,4 +1,4 @@
-"""What grammars need of a tokenizer. Imports nothing: servers that compute nothing name it too."""
+"""What grammars need from a tokenizer. Imports nothing, as servers without an engine import it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What a tokenizer says. ends: ids that end an answer."""
+    """pieces: the bytes of each token id. ends: ids that end an answer. encode: text to ids."""
 
     pieces: Sequence[bytes]
     ends: Iterable[int]
@@ -14,7 +14,7 @@ class Tokens:
 
 
 class Wrapped:
-    """The tokens as llguidance reads them. size: ids the model has."""
+    """The tokens in llguidance's interface. size: token ids of the model."""
 
     bos_token_id = None
 

@@ -1,7 +1,7 @@
-"""A model's tokens as bytes, in a trie: which of them an automaton allows in a state.
+"""A trie of a model's tokens as bytes, which finds the tokens an automaton allows in a state.
 
-The trie is built once a model and shared by all grammars. It is walked in C++, without the
-interpreter's lock, as soon as the native library is there. Knows no tokenizer.
+The trie is built once per model and shared by all grammars. Once the native library is loaded, C++
+walks it without the interpreter's lock.
 """
 
 import ctypes
@@ -17,18 +17,18 @@ from weir.grammar.automaton import DEAD, Automaton
 from weir.ops import native
 
 MEMORY = 1 << 30
-"""Bytes of masks that are kept for one vocabulary, whatever grammars they belong to."""
+"""Bytes of masks kept for one vocabulary, over all grammars."""
 STEPS = 1 << 16
-"""Tokens taken in from a state that one grammar remembers."""
+"""Transitions (state, token) that one grammar caches."""
 
 
 class Trie:
-    """A node for each distinct prefix of the tokens' pieces, none of which is empty, depth first:
-    what is below a node follows it. Tokens with equal pieces have a node each."""
+    """One node per distinct prefix of the tokens' non-empty pieces, in depth-first order: a node's
+    descendants follow it. Tokens with equal pieces have a node each."""
 
-    letter: NDArray[np.uint8]  # [nodes]: the byte that leads there
-    depth: NDArray[np.uint16]  # [nodes]: how many bytes there are, from 1 on
-    skip: NDArray[np.int32]  # [nodes]: the next node that is not below this one
+    letter: NDArray[np.uint8]  # [nodes]: the last byte of the prefix
+    depth: NDArray[np.uint16]  # [nodes]: bytes of the prefix, at least 1
+    skip: NDArray[np.int32]  # [nodes]: the next node that is not a descendant
     token: NDArray[np.int32]  # [nodes]: the token that ends there, or `none`
 
     def __init__(self, pieces: Sequence[bytes], tokens: Iterable[int], none: int):
@@ -37,12 +37,12 @@ class Trie:
         self.none, self.deepest = none, int(length.max(initial=0))
         joined = b"".join(pieces[t].ljust(self.deepest + 1, b"\0") for t in order)
         text = np.frombuffer(joined, np.uint8).reshape(len(order), self.deepest + 1)
-        shared = np.zeros_like(length)  # bytes that each has in common with the one before it
+        shared = np.zeros_like(length)  # bytes each piece has in common with the previous one
         differs = text[1:] != text[:-1]
         differs[:, -1] = True
         shared[1:] = np.minimum(differs.argmax(axis=1), np.minimum(length[:-1], length[1:] - 1))
         rows = np.repeat(np.arange(len(order)), length - shared)
-        first = np.cumsum(length - shared) - length  # of each, less what it shares
+        first = np.cumsum(length - shared) - length  # each piece's first node, less `shared`
         depth = np.arange(len(rows)) - first[rows] + 1
         self.letter = text[rows, depth - 1]
         self.depth = depth.astype(np.uint16)
@@ -56,15 +56,15 @@ class Trie:
 
     @cached_property
     def levels(self) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        """The nodes of each depth, and their parents' numbers among those above."""
+        """The nodes of each depth, and the indices of their parents in the level above."""
         nodes = [np.flatnonzero(self.depth == level) for level in range(1, self.deepest + 1)]
         above = [np.full(1, -1), *nodes]
         return [(one, np.searchsorted(up, one) - 1) for up, one in zip(above, nodes, strict=False)]
 
 
 class Vocabulary:
-    """pieces: the bytes of each token id; an empty one, as special tokens have, is never allowed.
-    size: ids the model has, which may be more or fewer. ends: ids that end an answer."""
+    """pieces: the bytes of each token id; tokens without any, such as special ones, are never
+    allowed. size: token ids of the model, maybe more or fewer. ends: ids that end an answer."""
 
     def __init__(self, pieces: Sequence[bytes], size: int, ends: Iterable[int]):
         self.pieces = pieces
@@ -73,19 +73,19 @@ class Vocabulary:
         self.mask_bytes = -(-size // 8)
         texts = set(range(min(size, len(pieces)))) - set(self.ends)
         self.trie = Trie(pieces, (token for token in texts if pieces[token]), self.mask_bytes * 8)
-        self.kept: dict[tuple[int, int], bytes] = {}  # by a grammar's number and a state
+        self.kept: dict[tuple[int, int], bytes] = {}  # masks by a grammar's number and state
         self._most = MEMORY // max(1, self.mask_bytes)
         self._lock = threading.Lock()
 
     @cached_property
     def free(self) -> bytes:
-        """The mask of all tokens but those that end an answer."""
+        """The mask of all tokens except those that end an answer."""
         flags = np.ones(self.size, np.bool_)
         flags[self.ends] = False
         return np.packbits(flags, bitorder="little").tobytes()
 
     def keep(self, key: tuple[int, int], mask: bytes) -> None:
-        """Keep a mask for others; without room in the place of the one that was made first."""
+        """Cache a mask; when the cache is full, drop the oldest one."""
         with self._lock:
             self.kept[key] = mask
             if len(self.kept) > self._most:
@@ -96,8 +96,8 @@ _numbers = count()
 
 
 class Masks:
-    """The tokens that one automaton allows, by state: computed when first asked for, then kept as
-    long as there is room. May be called from several threads."""
+    """The tokens that one automaton allows, by state: computed at first use, then cached as long as
+    there is room. Thread-safe."""
 
     def __init__(self, automaton: Automaton, vocabulary: Vocabulary):
         self.automaton = automaton
@@ -112,11 +112,11 @@ class Masks:
         self._after: dict[tuple[int, int], int] = {}
 
     def known(self, state: int) -> bytes | None:
-        """As `mask`, where that takes no time."""
+        """The mask if it is cached, else None."""
         return self.vocabulary.kept.get((self._number, state))
 
     def after(self, state: int, token: int) -> int:
-        """The state after a token; `DEAD` if it may not come."""
+        """The state after a token; `DEAD` if the token is not allowed."""
         found = self._after.get((state, token))
         if found is None:
             pieces = self.vocabulary.pieces
@@ -128,7 +128,8 @@ class Masks:
         return found
 
     def mask(self, state: int) -> bytes:
-        """One bit a token, lowest first; those that end an answer where it may end."""
+        """The allowed tokens, one bit each, lowest bit first. Ending tokens are included where the
+        answer may end."""
         found = self.known(state)
         if found is None:
             flags = self._allowed(state)
@@ -139,8 +140,8 @@ class Masks:
         return found
 
     def outgrown(self, state: int, forced: int) -> bool:
-        """Whether a token may come that says more than the `forced` bytes that must come, so that
-        the next token is a choice although the next bytes are not."""
+        """Whether an allowed token extends beyond the next `forced` bytes, which are forced: the
+        next token is then a choice although the next bytes are not."""
         found = self._outgrown.get((state, forced))
         if found is None:
             library = native.loaded()
@@ -153,7 +154,7 @@ class Masks:
         return found
 
     def _allowed(self, state: int) -> NDArray[np.bool_]:
-        """A flag for each token, whether it may follow a state, and one that says nothing."""
+        """A flag per token: whether it may follow the state. The last flag has no meaning."""
         flags = np.zeros(self.vocabulary.trie.none + 1, np.bool_)
         library = native.loaded()
         if library is not None:
@@ -164,8 +165,8 @@ class Masks:
         return flags
 
     def _levels(self, state: int) -> Iterator[NDArray[np.int32]]:
-        """The same as their ids, by length, without the native library: a level at a time, so that
-        each operation is short and no other thread waits long for the interpreter."""
+        """The ids of the allowed tokens, by length, without the native library. One level at a
+        time, so that each operation is short and no other thread waits long for the interpreter."""
         trie, table, classes = self.vocabulary.trie, self.automaton.table, self.automaton.classes
         states = np.array([state])
         for nodes, parents in trie.levels:

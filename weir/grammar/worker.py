@@ -1,8 +1,8 @@
 """The process that compiles grammars: `python -m weir.grammar.worker`, started by a `Compiler`.
 
-One job after the other, each answered; an empty answer before the first says that it is ready.
-It limits its own memory; its parent limits its time, and if that is gone a job in hand ends too. A
-job that takes long goes on only where a core would be idle else, and gives it up at once.
+It answers one job after the other, after an empty message that says it is ready. It limits its own
+memory; its parent limits its time. When the parent ends, so does the worker, even within a job. A
+long job continues at idle priority, on cores that nothing else uses.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from weir.grammar.job import Answer, Job
 from weir.grammar.process import parent, read, write
 
 LONG = 0.25
-"""Seconds of a core; nearly all schemas that people write take less."""
+"""Seconds of CPU time; nearly all schemas that people write take less."""
 STACK = 256 << 20
 RECURSION = 50_000
 
@@ -34,12 +34,12 @@ def answer(job: Job) -> Answer:
         return Answer(error=str(error))
     except (MemoryError, RecursionError):
         return Answer(error="the grammar is too complex to be compiled")
-    except BaseException as error:  # a panic of llguidance's too
+    except BaseException as error:  # including a panic in llguidance
         return Answer(error=f"the grammar cannot be compiled: {error!r}")
 
 
 def done(job: Job) -> Answer:
-    """The answer to a job, on a thread of its own: what is idle cannot be raised again."""
+    """Run a job on a new thread, because a thread's priority cannot be raised again."""
     answers: list[Answer] = []
     thread = threading.Thread(target=lambda: answers.append(answer(job)), daemon=True)
     thread.start()
@@ -47,7 +47,7 @@ def done(job: Job) -> Answer:
     while thread.is_alive() and (left := end - time.process_time()) > 0:
         thread.join(max(left, 1e-2))
     if thread.is_alive():
-        with contextlib.suppress(OSError):  # it has ended meanwhile, or a sandbox forbids it
+        with contextlib.suppress(OSError):  # the thread has ended, or a sandbox forbids it
             os.sched_setscheduler(thread.native_id or 0, os.SCHED_IDLE, os.sched_param(0))
     thread.join()
     return answers[0]
@@ -55,7 +55,7 @@ def done(job: Job) -> Answer:
 
 def serve() -> None:
     compiler = parent()
-    with contextlib.suppress(OSError):  # it has gone
+    with contextlib.suppress(OSError):  # the compiler has ended
         write(compiler, b"")
         while message := read(compiler):
             write(compiler, msgspec.msgpack.encode(done(msgspec.json.decode(message, type=Job))))
@@ -64,10 +64,10 @@ def serve() -> None:
 def main() -> None:
     os.nice(19)  # the engine may compute on the same cores
     sys.setrecursionlimit(RECURSION)
-    threading.stack_size(STACK)  # nested patterns are walked recursively
+    threading.stack_size(STACK)  # nested patterns need deep recursion
     threading.Thread(target=serve, daemon=True).start()
     gone = select.poll()
-    gone.register(0, 0)  # for the end of its other end alone
+    gone.register(0, 0)  # reports only that the parent closed its end
     gone.poll()
     os._exit(0)
 

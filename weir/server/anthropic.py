@@ -1,6 +1,6 @@
-"""Anthropic's requests as they come over the wire, and as OpenAI's.
+"""Anthropic's requests as they come over the wire, and their conversion to OpenAI's.
 
-Fields typed `Ignored` are hints that change nothing here; unknown ones are refused.
+Fields typed `Ignored` are hints without effect here; unknown fields are refused.
 """
 
 import json
@@ -38,7 +38,7 @@ class ToolUse(Struct, tag="tool_use", forbid_unknown_fields=True):
 class ToolResult(Struct, tag="tool_result", forbid_unknown_fields=True):
     tool_use_id: str
     content: str | list[Text] | None = None
-    is_error: Ignored = None  # the content says it, too
+    is_error: Ignored = None  # the content says so too
     cache_control: Ignored = None
 
 
@@ -56,7 +56,7 @@ class Turn(Struct, forbid_unknown_fields=True):
     content: str | list[Text | ToolUse | ToolResult | Thinking | RedactedThinking]
 
     def messages(self) -> list[Message]:
-        """As OpenAI's: a message for each result of a tool, and one of what else was said."""
+        """As OpenAI's messages: one for each tool result, then one for everything else."""
         blocks = [Text(self.content)] if isinstance(self.content, str) else self.content
         said = [block.text for block in blocks if isinstance(block, Text)]
         calls = [
@@ -79,7 +79,7 @@ class Turn(Struct, forbid_unknown_fields=True):
 
 
 class Offered(Struct, forbid_unknown_fields=True):
-    """A tool of the client's; those that Anthropic's own servers run are refused."""
+    """A tool that the client runs; tools that Anthropic's servers run are refused."""
 
     name: Name
     input_schema: dict[str, Any]
@@ -118,7 +118,7 @@ class Metadata(Struct):
 
 
 class Counted(Struct, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/messages/count_tokens: a request without what only generating needs."""
+    """POST /v1/messages/count_tokens: a request without the fields that only generation needs."""
 
     messages: Annotated[list[Turn], Meta(min_length=1)]
     model: str | None = None
@@ -131,7 +131,7 @@ class Counted(Struct, kw_only=True, forbid_unknown_fields=True):
     context_management: Ignored = None
 
     def chat(self, **more: Any) -> ChatRequest:
-        """The same as a request of OpenAI's; `more` are its other fields."""
+        """Convert to an OpenAI request; `more` are its other fields."""
         system = [Message("system", parts(self.system))] if self.system else []
         asked = ChatRequest(
             messages=system + [one for turn in self.messages for one in turn.messages()],
@@ -161,8 +161,7 @@ class Counted(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class MessagesRequest(Counted, kw_only=True):
-    """POST /v1/messages. An answer that fills the context ends there, however many tokens were
-    asked for."""
+    """POST /v1/messages. An answer ends where the context is full, whatever `max_tokens` says."""
 
     max_tokens: Count
     stream: bool | None = None

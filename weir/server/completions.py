@@ -22,7 +22,7 @@ class CompletionRequest(Generation, kw_only=True):
     prompt: Prompts
     echo: bool | None = None
     logprobs: Logprobs | None = None
-    best_of: Choices | None = None  # only n itself
+    best_of: Choices | None = None  # must equal n
     suffix: Unserved = None
     prompt_embeds: Unserved = None
 
@@ -35,7 +35,7 @@ class CompletionLogprobs(Struct):
 
 
 class CompletionChoice(Struct):
-    """One choice of a prompt, whole or what is new of it in a stream."""
+    """One choice of a prompt: all of it, or in a stream its new part."""
 
     index: int
     text: str
@@ -48,7 +48,7 @@ class CompletionChoice(Struct):
 
 
 class Completion(Struct):
-    """An answer, or a chunk of a stream, whose last one has no choices but the usage."""
+    """An answer, or a chunk of a stream. The last chunk has no choices but the usage."""
 
     id: str
     created: int
@@ -83,7 +83,7 @@ async def completions(call: Call, body: CompletionRequest) -> Reply:
 
 
 class Writer:
-    """Events as choices. The first event of a choice brings the prompt along, where wanted."""
+    """Turns events into choices. The first event of a choice includes the prompt if requested."""
 
     def __init__(
         self, job: Job, body: CompletionRequest, prompts: list[str | list[int]], text: Text
@@ -95,7 +95,7 @@ class Writer:
         self._offsets: dict[int, int] = {}  # characters of logprob tokens so far, by choice
 
     def choice(self, prompt: int, index: int, output: Output) -> CompletionChoice:
-        """An event of choice `index` of prompt `prompt`."""
+        """Turn an event of choice `index` of prompt `prompt` into a `CompletionChoice`."""
         body, stream = self._body, self._job.streams[prompt]
         number = prompt * self._job.choices + index
         first = number not in self._offsets
@@ -114,7 +114,7 @@ class Writer:
             scored: list[Logprob | None] = list(output.logprobs or [])
             ids = output.token_ids
             if first and body.echo:
-                known = stream.prompt_logprobs or []  # not all, if it was aborted before
+                known = stream.prompt_logprobs or []  # incomplete if the prompt was aborted
                 scored = [*known, *scored]
                 ids = [*stream.prompt_ids[: len(known)], *ids]
             choice.logprobs, self._offsets[number] = self._logprobs(scored, ids, offset)
@@ -130,7 +130,7 @@ class Writer:
     def _logprobs(
         self, scored: list[Logprob | None], ids: list[int], offset: int
     ) -> tuple[CompletionLogprobs, int]:
-        """OpenAI's four lists; `top_logprobs` always holds the token itself too."""
+        """OpenAI's four lists; `top_logprobs` always includes the token itself."""
         limit = self._body.logprobs or 0
         answer = CompletionLogprobs([], [], [], [])
         for token_id, one in zip(ids, scored, strict=True):
@@ -144,7 +144,7 @@ class Writer:
                 continue
             top: dict[str, float] = {}
             for entry in (*one.top[:limit], one):
-                top.setdefault(entry.token, entry.logprob)  # of equal texts, the likeliest
+                top.setdefault(entry.token, entry.logprob)  # likeliest of tokens with equal text
             answer.top_logprobs.append(top)
         return answer, offset
 

@@ -1,4 +1,4 @@
-"""What every HTTP request meets first: an id, a log line, a count, and an answer to every error."""
+"""Middleware that gives every HTTP request an id, a log line, a count and an answer on errors."""
 
 import logging
 import re
@@ -20,17 +20,17 @@ log = logging.getLogger(__name__)
 access = logging.getLogger("weir.access")
 
 ID = re.compile(r"[A-Za-z0-9._:/@-]{1,128}")
-CLIENT_CLOSED = 499  # nginx's number; only ever counted and logged
+CLIENT_CLOSED = 499  # nginx's status; counted and logged, never sent
 
 
 async def explain(request: Request, error: Exception) -> Response:
-    """Any exception as an answer in OpenAI's error shape."""
+    """Turn any exception into a response in OpenAI's error shape."""
     status, body, headers = problem(error)
     return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
 class Edge:
-    """Middleware. A valid X-Request-Id is kept, any other replaced; the answer carries it."""
+    """Middleware. Keeps a valid X-Request-Id, replaces any other, and sends it with the answer."""
 
     def __init__(self, app: ASGIApp, service: Service):
         self.app = app
@@ -70,7 +70,7 @@ class Edge:
             logs.request_id.reset(token)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count the answer by route, not by path: paths are without number."""
+        """Count the answer by route, not by path: the number of paths is unbounded."""
         serving = scope.get("endpoint")
         route = serving.endpoint.path if isinstance(serving, Serving) else "other"
         self.service.metrics.answered(route, status)

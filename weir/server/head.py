@@ -1,15 +1,15 @@
-"""What comes before the body of a request, bounded: uvicorn's parser takes a head of any size, and
-copies it as it grows while streams wait."""
+"""Bounds the head of a request. uvicorn's parser accepts a head of any size and copies it as it
+grows, while streams wait."""
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-LIMIT = 65536  # bytes of a head, of trailers and of whatever else is no body
+LIMIT = 65536  # bytes of a head, of trailers, and of anything else outside the body
 
 
 class BoundedHead(HttpToolsProtocol):
-    """uvicorn's HTTP that answers 400 to a longer head, and hangs up."""
+    """uvicorn's HTTP protocol; it answers 400 to a longer head and closes the connection."""
 
-    head = 0  # bytes since there was something to hand on
+    head = 0  # bytes since the last event of the parser
 
     def data_received(self, data: bytes) -> None:
         self.head += len(data)

@@ -1,6 +1,6 @@
-"""Requests of OpenAI's responses as they come over the wire: lists of items.
+"""Requests of OpenAI's responses API as they come over the wire: lists of items.
 
-Fields typed `Ignored` are hints that change nothing here; unknown ones are refused.
+Fields typed `Ignored` are hints without effect here; unknown fields are refused.
 """
 
 from typing import Annotated, Any, Literal
@@ -34,7 +34,7 @@ Content = str | list[Part]
 
 
 class Item(Struct, forbid_unknown_fields=True):
-    """What was said, a call of a function, what it gave, or what was thought."""
+    """A message, a function call, the output of one, or reasoning."""
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
@@ -51,7 +51,7 @@ class Item(Struct, forbid_unknown_fields=True):
 
 
 class Offered(Struct, forbid_unknown_fields=True):
-    """A function; tools that OpenAI's own servers run are refused."""
+    """A function; tools that OpenAI's servers run are refused."""
 
     type: Literal["function"]
     name: Name
@@ -135,7 +135,7 @@ class ResponsesRequest(OpenAIRequest, kw_only=True):
         )
 
     def _messages(self) -> list[Message]:
-        """Calls that follow each other, or what was thought and said before them, are one
+        """Items as messages. Consecutive calls, with the reasoning and text before them, become one
         message."""
         thought = ""
         found = [Message("developer", self.instructions)] if self.instructions else []

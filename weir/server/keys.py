@@ -1,4 +1,4 @@
-"""Who may ask, and for which tenant: the API keys of a server. Keeps no key, only digests."""
+"""The API keys of a server and the tenants they belong to. Keeps digests, never the keys."""
 
 import hashlib
 import hmac
@@ -8,7 +8,7 @@ from weir.errors import BadRequest
 
 
 class Keys:
-    """plain: keys that say nothing of who asks. named: tenant → key. With neither, all may ask."""
+    """plain: keys without a tenant. named: tenant → key. Without either, no key is required."""
 
     def __init__(self, plain: Sequence[str], named: Mapping[str, str]):
         self._tenants = [(_digest(key), "") for key in plain]
@@ -17,8 +17,8 @@ class Keys:
         self.asked = bool(self._tenants)
 
     def tenant(self, header: str) -> str:
-        """The tenant of an Authorization header's key; empty: of no one in particular. Takes a time
-        that tells nothing about the keys. Raises `BadRequest` for a key that is none of ours."""
+        """The tenant of an Authorization header's key; empty for a plain key. The time taken
+        reveals nothing about the keys. Raises `BadRequest` for an unknown key."""
         if not self.asked:
             return ""
         scheme, _, key = header.partition(" ")
@@ -33,8 +33,8 @@ class Keys:
         return next(tenant for equal, tenant in found if equal)
 
     def payer(self, tenant: str, user: str) -> str:
-        """Whose share a request counts against: the tenant of its key, or the `user` it names,
-        which must not be a tenant that has a key."""
+        """The tenant or user whose share a request counts against: the tenant of its key, else the
+        `user` it names. The name of a tenant that has a key is ignored there."""
         return tenant or ("" if user in self._named else user)
 
 

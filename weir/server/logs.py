@@ -1,4 +1,4 @@
-"""Log lines, as text or JSON, each with the id of the HTTP request it belongs to."""
+"""Log lines as text or JSON, each with the id of its HTTP request."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 PULSE = 10.0  # seconds
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""Set for the task that answers a request; what it logs carries it."""
+"""Set in the task that answers a request; its log lines carry the id."""
 
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 encode = msgspec.json.Encoder(enc_hook=str).encode
@@ -49,7 +49,7 @@ class LogFormatter(logging.Formatter):
 
 
 def configure(level: str, format: str) -> None:
-    """Send the log of this process to stderr. level: a name of `logging`; format: text or json."""
+    """Log to stderr. level: a level name of `logging`. format: "text" or "json"."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogFormatter(as_json=format == "json"))
     for name in ("weir", "uvicorn"):
@@ -57,11 +57,11 @@ def configure(level: str, format: str) -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level.upper())
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # who speaks no HTTP is told, not we
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # malformed HTTP is answered, not logged
 
 
 def log_finished(finished: Assembly) -> None:
-    """A listener that logs the end of every request. What there is not is left out."""
+    """A listener that logs the end of every request, leaving out absent fields."""
     timing, usage = finished.timing, finished.usage
     moments = {"queue_s": timing.started, "ttft_s": timing.first, "e2e_s": time.monotonic()}
     fields = {
@@ -81,7 +81,7 @@ def log_finished(finished: Assembly) -> None:
 
 
 async def pulse(client: Client) -> None:
-    """Log what was done every `PULSE` seconds in which something was, until cancelled."""
+    """Log the work of the last `PULSE` seconds, if there was any, until cancelled."""
     before = _done(client)
     while True:
         await asyncio.sleep(PULSE)
@@ -103,7 +103,7 @@ async def pulse(client: Client) -> None:
 
 
 def _done(client: Client) -> dict[str, int]:
-    """What only grows, so far."""
+    """The counters so far; they only grow."""
     stats = client.stats
     return {
         "prompt": stats.prompt_tokens,

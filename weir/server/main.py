@@ -1,4 +1,4 @@
-"""The server process: an engine in its own process, the application, signals, and the way out."""
+"""The server process: starts the engine process and the application, and handles signals."""
 
 import asyncio
 import contextlib
@@ -30,14 +30,14 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 CLOSED = "The server was shut down before this was done: send it again."
-GRACE = 5  # seconds that answers get to leave once the engine has nothing more to do
+GRACE = 5  # seconds to send the remaining answers once the engine is idle
 
 
 def serve(config: Config) -> None:
-    """Serve until a signal ends it: SIGTERM or SIGINT drains, a second one stops at once.
+    """Serve until a signal: SIGTERM or SIGINT drains, a second one stops at once.
 
-    Raises `ConfigError` for an address or model that cannot be had, and `EngineDead`, saying why,
-    when the engine cannot start.
+    Raises `ConfigError` for an address or model that is not available, and `EngineDead` with the
+    reason if the engine cannot start.
     """
     logs.configure(config.log_level, config.log_format)
     listening = listen(config.host, config.port)
@@ -50,14 +50,14 @@ def serve(config: Config) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, taken before anything slow begins so that a clash shows at once."""
-    if not 0 <= port < 2**16:  # others the system takes for what is left of them
+    """A listening socket, bound before anything slow starts so that a conflict shows at once."""
+    if not 0 <= port < 2**16:  # the system would truncate others
         raise ConfigError(f"--port must be 0 to 65535, not {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        # asyncio turns Nagle's delay off only where the protocol is named
+        # asyncio disables Nagle's algorithm only if the protocol is named
         with contextlib.ExitStack() as undo:
             listening = undo.enter_context(socket.socket(family, kind, protocol))
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -72,7 +72,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def settings(app: ASGIApp, **more: Any) -> uvicorn.Config:
-    """How uvicorn serves an application of ours."""
+    """The uvicorn settings of all our applications."""
     return uvicorn.Config(
         app,
         http=BoundedHead,
@@ -93,8 +93,8 @@ def address(listening: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn whose signals call `stop` and do no more: the first ends it when requests in hand are
-    done, the next one at once."""
+    """uvicorn whose signals only call `stop`: the first stops it once live requests are done, the
+    next one at once."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -114,7 +114,7 @@ class Server(uvicorn.Server):
 
 
 class Draining(Server):
-    """The first signal drains; the next one ends all work in hand."""
+    """The first signal drains; the next one aborts all jobs."""
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
@@ -143,9 +143,9 @@ class Draining(Server):
 
 
 async def run(client: Client, config: Config, listening: socket.socket) -> None:
-    """Serve a client that has not been started, and close it in the end.
+    """Start a client, serve it, and close it in the end.
 
-    The port answers from the start: 503 until the engine is ready. Raises what `client.start` does.
+    The port answers at once, with 503 until the engine is ready. Raises what `client.start` does.
     """
     began = time.monotonic()
     app = create_app(client, config)
@@ -161,12 +161,12 @@ async def run(client: Client, config: Config, listening: socket.socket) -> None:
     try:
         await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
         if starting.done() and not serving.done():
-            starting.result()  # raises why the engine cannot start
+            starting.result()  # raises the reason why the engine cannot start
             log.info(
                 "ready after %.1f s: %s on %s", time.monotonic() - began, client.model.name, url
             )
             gc.collect()
-            gc.freeze()  # what lives as long as the server is not walked again
+            gc.freeze()  # the collector need not traverse what lives as long as the server
         await serving
     finally:
         starting.cancel()

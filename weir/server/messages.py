@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's way to chat."""
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's chat API."""
 
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from weir.server.reading import Reader
 
 
 class Usage(Struct):
-    """Prompt tokens found in the cache are not among `input_tokens`."""
+    """`input_tokens` excludes prompt tokens found in the cache."""
 
     input_tokens: int
     output_tokens: int
@@ -35,7 +35,7 @@ class ToolUseBlock(Struct, tag="tool_use"):
 
 class ThinkingBlock(Struct, tag="thinking"):
     thinking: str
-    signature: str = ""  # nobody here reads one
+    signature: str = ""  # not checked here
 
 
 Block = TextBlock | ToolUseBlock | ThinkingBlock
@@ -143,8 +143,8 @@ def _usage(job: Job) -> Usage:
 
 
 class Writer:
-    """Fills a blank answer with what comes, and says as events what is new of it. full: why it ends
-    when it has all the tokens it may have."""
+    """Fills a blank answer from the job's output and yields the changes as events. full: the stop
+    reason of an answer that reaches its token limit."""
 
     def __init__(self, job: Job, reader: Reader, answer: Answer, full: Stop):
         self._job = job
@@ -152,12 +152,12 @@ class Writer:
         self._full = full
         self._reader = reader
         self._open: Block | None = None
-        self._arguments = ""  # of the call that is open
+        self._arguments = ""  # of the open call
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         began = False
         async for burst in self._job.bursts():
-            events = self._events(burst, began)  # each is sent before it changes
+            events = self._events(burst, began)  # encoded before the next one changes the answer
             yield b"".join([frame(event, str(event.__struct_config__.tag)) for event in events])
             began = True
 
@@ -203,7 +203,7 @@ class Writer:
         return BlockDelta(self._index, InputDelta(text))
 
     def _closed(self, whole: bool) -> Iterator[Event]:
-        """whole: a call that is open has come to its end; what is cut has no arguments."""
+        """whole: the open call is complete; a truncated one gets no arguments."""
         if isinstance(self._open, ToolUseBlock) and whole:
             self._open.input = msgspec.json.decode(self._arguments)
         if self._open is not None:

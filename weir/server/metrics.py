@@ -1,8 +1,8 @@
-"""Prometheus metrics: what requests that ended say of themselves, and the engine's own counters.
+"""Prometheus metrics of ended requests, and the engine's counters.
 
-A registry of this server's own. Requests are observed once, when they end; the engine's counters
-and spreads are read at scrape time. Names are `weir_*`; `Mirror` repeats those vLLM
-has under its names.
+The server has a registry of its own. Requests are observed once, when they end; the engine's
+counters and spreads are read at scrape time. Names are `weir_*`; `Mirror` repeats the metrics that
+vLLM also has under vLLM's names.
 """
 
 from collections.abc import Iterator, Mapping
@@ -53,7 +53,7 @@ REQUESTS = {
     "request_params_max_tokens": ("The parameter max_tokens, where given", TOKENS),
     "request_preemptions": ("Times a request was preempted", (0.0, 1.0, 2.0, 5.0, 10.0)),
 }
-"""Histograms of requests that have ended: what they are of, and their buckets."""
+"""Histograms over ended requests: help text and buckets."""
 
 SAME = (*REQUESTS, "prompt_tokens", "generation_tokens", "request_success", "admission_rejections")
 VLLM = {f"weir_{name}": f"vllm:{name}" for name in SAME if name != "request_preemptions"} | {
@@ -68,12 +68,12 @@ VLLM = {f"weir_{name}": f"vllm:{name}" for name in SAME if name != "request_pree
 }
 """Metric families that mean the same in vLLM."""
 
-# A gauge beside each family that says when it began: twice as much to scrape.
+# Creation times would add a gauge per family and double the size of a scrape.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """Add an instance to `client.listeners`; `text()` is a scrape."""
+    """Add an instance to `client.listeners`; `text()` returns a scrape."""
 
     def __init__(self, client: Client, *, vllm_names: bool = False):
         self.registry = CollectorRegistry()
@@ -95,7 +95,7 @@ class Metrics:
         self._mirror = Mirror(self.registry, VLLM if vllm_names else {})
 
     def __call__(self, finished: Assembly) -> None:
-        """Observe a request that has ended. Times are seconds; -1 marks one that never came."""
+        """Observe a request that has ended. Times are seconds; -1: the event never occurred."""
         timing, usage, gaps = finished.timing, finished.usage, finished.gaps
         for reason in finished.finish_reasons:
             self._success.labels(self._model, reason).inc()
@@ -137,7 +137,7 @@ class Metrics:
 
 
 class EngineCollector(Collector):
-    """The engine's latest `Stats` and the client's refusals, as metrics."""
+    """Exports the engine's latest `Stats` and the client's rejections as metrics."""
 
     def __init__(self, client: Client):
         self._client = client
@@ -236,7 +236,7 @@ class EngineCollector(Collector):
 
 
 class Mirror(Collector):
-    """The families of a registry that `names` lists, under the other name."""
+    """Repeats the families of a registry that `names` lists under their other names."""
 
     def __init__(self, registry: CollectorRegistry, names: Mapping[str, str]):
         self._registry = registry

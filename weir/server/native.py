@@ -1,4 +1,4 @@
-"""POST /generate, in SGLang's words: texts or ids in, cumulative texts and `meta_info` out."""
+"""POST /generate, SGLang's API: takes texts or ids, returns cumulative texts and `meta_info`."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -17,11 +17,11 @@ from weir.server.prompts import split
 from weir.text import Text
 
 TokenTuple = tuple[float | None, int, str | None]
-"""logprob, token id, token text where asked for"""
+"""logprob, token id, token text if requested"""
 
 
 class NativeSampling(Struct, kw_only=True, forbid_unknown_fields=True):
-    max_new_tokens: Count | None = 128  # None: what fits
+    max_new_tokens: Count | None = 128  # None: as many as fit
     min_new_tokens: Count = 0
     n: params.Choices = 1
     temperature: params.Temperature = 1.0
@@ -71,7 +71,7 @@ class GenerateRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     sampling_params: NativeSampling | list[NativeSampling] | None = None
     stream: bool = False
     return_logprob: bool = False
-    logprob_start_len: Annotated[int, Meta(ge=-1, le=SMALL)] = -1  # -1: of the output alone
+    logprob_start_len: Annotated[int, Meta(ge=-1, le=SMALL)] = -1  # -1: the output only
     top_logprobs_num: Logprobs = 0
     return_text_in_logprobs: bool = False
     rid: RequestId | None = None
@@ -104,7 +104,7 @@ class Generated(Struct):
     text: str
     output_ids: list[int]
     meta_info: MetaInfo
-    index: int | UnsetType = UNSET  # in a stream of several sequences: whose this is
+    index: int | UnsetType = UNSET  # of the sequence, in a stream of several
 
 
 async def generate(call: Call, body: GenerateRequest) -> Reply:
@@ -132,7 +132,7 @@ async def generate(call: Call, body: GenerateRequest) -> Reply:
 
 
 async def _chunks(job: Job, body: GenerateRequest, text: Text) -> AsyncGenerator[bytes, None]:
-    """Each event repeats all that came before it, as SGLang's clients expect."""
+    """Each event repeats the whole answer so far, as SGLang's clients expect."""
     several = len(job.streams) * job.choices > 1
     so_far: dict[int, Output] = {}
     async for burst in job.bursts():
@@ -183,7 +183,7 @@ def _generated(job: Job, body: GenerateRequest, text: Text, whole: Output) -> Ge
     if body.return_logprob:
         start, named = body.logprob_start_len, body.return_text_in_logprobs
         outputs = whole.logprobs or []
-        # from `start` on; the first has no logprob, in SGLang either
+        # from `start` on; the first has no logprob, as in SGLang
         inputs = [] if stream.prompt_logprobs is None else stream.prompt_logprobs[start:]
         meta.input_token_logprobs = [
             (None, token, text.token(token) if named else None)

@@ -1,7 +1,7 @@
 """OpenAI's requests, with vLLM's extra fields, as they come over the wire.
 
-What a field's type admits is what we serve: a field typed `Unserved` takes only null, one typed
-`Ignored` changes nothing we do, and any other name is refused. Answers are in `answers`.
+The type of a field admits exactly what is served: `Unserved` takes only null, `Ignored` has no
+effect, and unknown names are refused. Answers are in `answers`.
 """
 
 from typing import Annotated, Any, Literal
@@ -28,7 +28,7 @@ Prompts = (
         Meta(min_length=1, description="of one kind throughout"),
     ]
 )
-"""One text, several, the token ids of one prompt, or of several. See `jobs.split`."""
+"""One text or several, or the token ids of one prompt or several. See `prompts.split`."""
 
 
 ProgramId = Annotated[
@@ -37,14 +37,14 @@ ProgramId = Annotated[
 
 
 class OpenAIRequest(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What every OpenAI request may hold."""
+    """Fields of every OpenAI request."""
 
-    model: str | None = None  # None: the model that is served
+    model: str | None = None  # None: the served model
     user: Annotated[str, Meta(max_length=1024)] | None = None
     program: ProgramId | None = None
     request_id: RequestId | None = None
     priority: Annotated[int, Meta(ge=-SMALL, le=SMALL)] | None = None  # smaller goes first
-    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=SMALL)] | None = None  # -1: what fits
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=SMALL)] | None = None  # -1: all that fit
     store: Ignored = None
     metadata: Ignored = None
     service_tier: Ignored = None
@@ -55,7 +55,7 @@ class OpenAIRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def details(self) -> dict[str, Any]:
-        """What a request says beside its prompt and sampling, as `Call.submit` takes it."""
+        """The fields besides prompt and sampling, as `Call.submit` takes them."""
         said = {"user": self.user, "program": self.program, "priority": self.priority}
         said |= {"request_id": self.request_id, "truncate": self.truncate_prompt_tokens}
         return {name: value for name, value in said.items() if value is not None}
@@ -68,7 +68,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
 
 
 class JsonSchema(Struct, forbid_unknown_fields=True):
-    """`strict` or not, the answer follows the schema."""
+    """The answer follows the schema whether it is `strict` or not."""
 
     name: str
     schema: dict[str, Any] | bool = True
@@ -93,9 +93,9 @@ class ResponseFormat(Struct, forbid_unknown_fields=True):
 
 
 class Generation(OpenAIRequest, kw_only=True):
-    """What both completion routes may hold. Names shared with `SamplingParams` mean the same."""
+    """Fields of both completion routes. Names shared with `SamplingParams` mean the same."""
 
-    pin: params.Pin | None = None  # name to keep the prompt cached by
+    pin: params.Pin | None = None  # name under which the prompt stays cached
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: params.Choices | None = None
@@ -139,8 +139,8 @@ class Generation(OpenAIRequest, kw_only=True):
         return Toolbox(None, None, several=False)
 
     def sampling(self, default: SamplingParams, **changes: Any) -> SamplingParams:
-        """The sampling parameters asked for, `default` where none are; `changes` are those that a
-        route words differently."""
+        """The requested sampling parameters; `default` fills in the others. `changes`: those with
+        another name in the route's request."""
         if self.stream and self.prompt_logprobs is not None:
             raise BadRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
         if self.stream_options is not None and not self.stream:
@@ -156,7 +156,7 @@ class Generation(OpenAIRequest, kw_only=True):
 
     @property
     def structured(self) -> tuple[str, StructuredOutputs | None]:
-        """What the answer must follow, and the field that says so."""
+        """The structure of the answer, and the field that requests it (first)."""
         form = None if self.response_format is None else self.response_format.structured
         called = self.toolbox.structured(form) if self.toolbox.tools else None
         asked = {"structured_outputs": self.structured_outputs, "tools": called}
@@ -182,7 +182,7 @@ class TextPart(Struct, forbid_unknown_fields=True):
 
 
 def parts(content: str | list[Any] | None) -> str | list[TextPart]:
-    """What an API's own parts say, each of which has a text."""
+    """Convert the content parts of another API, which all have a text."""
     if content is None or isinstance(content, str):
         return content or ""
     return [TextPart("text", part.text) for part in content]
@@ -195,7 +195,7 @@ class Message(Struct, forbid_unknown_fields=True):
     tool_call_id: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     reasoning_content: str | None = None
-    reasoning: str | None = None  # another name of it
+    reasoning: str | None = None  # another name for it
     refusal: str | None = None
     annotations: Ignored = None
     audio: Unserved = None
@@ -209,7 +209,7 @@ class ChatRequest(Generation, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    chat_template: Unserved = None  # a client's template is not run
+    chat_template: Unserved = None  # clients' templates are not run
     max_completion_tokens: Count | None = None  # the new name of max_tokens
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
@@ -225,15 +225,15 @@ class ChatRequest(Generation, kw_only=True):
     mm_processor_kwargs: Unserved = None
     reasoning_effort: Effort | None = None  # a hint that the chat template may read
     thinking_token_budget: Unserved = None
-    include_reasoning: bool | None = None  # vLLM's; false: what is thought is not told
-    separate_reasoning: bool | None = None  # SGLang's; false: it stays in the text
-    stream_reasoning: bool | None = None  # SGLang's; false: it comes at once, when it has ended
+    include_reasoning: bool | None = None  # vLLM's; false: reasoning is not sent
+    separate_reasoning: bool | None = None  # SGLang's; false: reasoning stays in the text
+    stream_reasoning: bool | None = None  # SGLang's; false: it is sent at once when it ends
     verbosity: Unserved = None
     web_search_options: Unserved = None
 
     @property
     def told(self) -> Told:
-        """How what is thought is told."""
+        """How reasoning is sent."""
         if self.include_reasoning is False:
             return "never"
         return "at once" if self.stream_reasoning is False else "as it comes"
@@ -245,7 +245,7 @@ class ChatRequest(Generation, kw_only=True):
 
     @property
     def free(self) -> bool:
-        """Whether an answer may begin as the model likes, so that it may think first."""
+        """Whether the start of the answer is unconstrained, so that the model may reason first."""
         field, form = self.structured
         held = self.response_format is not None and self.response_format.structured is not None
         return form is None or (field == "tools" and not self.toolbox.must and not held)

@@ -1,4 +1,4 @@
-"""Health, metrics, and what an operator asks or orders: nothing here generates for a user."""
+"""Routes for operators: health, metrics, information and commands."""
 
 import asyncio
 from typing import Annotated, Any, Literal
@@ -13,16 +13,16 @@ from weir.errors import BadRequest, EngineDead, Overloaded
 from weir.params import SamplingParams, TokenId
 from weir.server.endpoint import Call, Reply
 
-FIRST = -(2**31) + 1  # a priority before any client's
+FIRST = -(2**31) + 1  # ahead of every client's priority
 
 
 class HealthQuery(Struct, kw_only=True):
     deep: bool = False  # generate one token
-    timeout: Annotated[float, Meta(ge=0.1, le=600)] = 10.0  # seconds that may take
+    timeout: Annotated[float, Meta(ge=0.1, le=600)] = 10.0  # seconds for that token
 
 
 class AbortRequest(Struct, kw_only=True, forbid_unknown_fields=True):
-    """`rid` or `request_ids`, or everything."""
+    """Names requests by `rid` or `request_ids`, or all of them."""
 
     rid: str | None = None
     request_ids: list[str] = []
@@ -38,7 +38,7 @@ class Version(Struct):
 
 
 class Load(Struct):
-    server_load: int  # jobs in hand, under the name vLLM gives it
+    server_load: int  # live jobs; vLLM's name
     running: int
     waiting: int
 
@@ -53,7 +53,7 @@ class PinPrefix(UnpinPrefix, kw_only=True):
 
 class Pinned(Struct):
     name: str
-    prompt_tokens: int  # whole pages of them stay cached
+    prompt_tokens: int  # of which whole pages stay cached
 
 
 class Ordered(Struct):
@@ -76,7 +76,7 @@ class ModelList(Struct):
 
 
 class ModelFacts(Struct):
-    """SGLang's names."""
+    """Fields have SGLang's names."""
 
     model_path: str
     tokenizer_path: str
@@ -92,9 +92,9 @@ class ServerInfo(Struct):
     model: str
     names: list[str]
     max_model_len: int
-    max_total_num_tokens: int  # that the KV cache holds
+    max_total_num_tokens: int  # capacity of the KV cache
     config: dict[str, Any]
-    sampling: SamplingParams  # of requests that do not say
+    sampling: SamplingParams  # defaults of requests
     engine: dict[str, Any]
     stats: dict[str, Any]
 
@@ -105,14 +105,14 @@ async def health(call: Call, query: HealthQuery) -> Reply:
         raise client.unready()
     if query.deep:
         service = call.service
-        if service.probe is None or service.probe.done():  # else join the one that is under way
+        if service.probe is None or service.probe.done():  # else wait for the one in progress
             service.probe = asyncio.create_task(probe(client, query.timeout))
         await asyncio.shield(service.probe)
     return Response()
 
 
 async def ready(call: Call, _: None) -> Reply:
-    """Like `health`, but no longer once the server drains."""
+    """Like `health`, but fails while the server drains."""
     call.service.check_open()
     if call.service.client.health != "ready":
         raise call.service.client.unready()
@@ -120,7 +120,7 @@ async def ready(call: Call, _: None) -> Reply:
 
 
 async def live(call: Call, _: None) -> Reply:
-    """The server process answers; only an engine that is dead for good makes it unhealthy."""
+    """Succeeds while the server process answers, unless the engine is dead for good."""
     state = call.service.client.health
     if state.startswith("dead"):
         raise EngineDead(f"The engine is {state}.")
@@ -130,7 +130,7 @@ async def live(call: Call, _: None) -> Reply:
 async def probe(client: Client, limit: float) -> None:
     """Let the engine generate one token within `limit` seconds, or raise `EngineDead`.
 
-    An engine too busy to begin is well as long as its steps go on.
+    An engine too busy to start the request is healthy as long as it makes steps.
     """
     before = client.stats.step
     token = next((t for t in range(client.model.vocab) if t not in client.model.eos), 0)
@@ -209,7 +209,7 @@ async def flush_cache(call: Call, _: None) -> Reply:
 
 
 async def pin_prefix(call: Call, body: PinPrefix) -> Reply:
-    """Compute a prompt, and keep its KV where it is until it is unpinned."""
+    """Compute a prompt and pin its KV in place until it is unpinned."""
     stream = call.service.client.submit(body.prompt, SamplingParams(max_tokens=0, pin=body.name))
     try:
         outcome = (await stream.collect())[0]
@@ -244,5 +244,5 @@ async def openapi(call: Call, _: None) -> Reply:
 
 
 async def docs(call: Call, _: None) -> Reply:
-    """The OpenAPI document as a plain page, without any script or foreign resource."""
+    """The routes as a plain web page, without scripts or external resources."""
     return HTMLResponse(call.request.app.state.docs)

@@ -1,4 +1,4 @@
-"""The routes as a web page for people: no script, nothing from elsewhere, readable on a phone."""
+"""A web page that lists the routes: no script, no external resources, readable on a phone."""
 
 from collections.abc import Sequence
 from html import escape
@@ -19,7 +19,7 @@ def page(endpoints: Sequence[Endpoint]) -> str:
 
 
 def _linked(endpoint: Endpoint) -> str:
-    """Its paths; those that a browser can open are links, relative for the sake of proxies."""
+    """The paths of an endpoint. Those a browser can open are links, relative because of proxies."""
     shown = []
     for path in (endpoint.path, *endpoint.aliases):
         name = f"<code>{escape(path.replace(':path}', '}'))}</code>"

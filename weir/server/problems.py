@@ -1,6 +1,6 @@
-"""Errors as HTTP sees them: any exception as a status, headers and OpenAI's error body.
+"""Maps any exception to an HTTP status, headers and OpenAI's error body.
 
-The one place that knows which error becomes which status; nothing here knows a route.
+This is the only place that maps errors to statuses. It knows no routes.
 """
 
 import math
@@ -34,7 +34,7 @@ class ErrorDetail(Struct):
 
 
 class ErrorBody(Struct):
-    """OpenAI's error shape, the only one this server sends; with `type` it is Anthropic's too."""
+    """OpenAI's error shape, the only one this server sends; `type` makes it Anthropic's too."""
 
     error: ErrorDetail
     type: Literal["error"] = "error"
@@ -47,7 +47,7 @@ class Problem(NamedTuple):
 
 
 def problem(error: Exception) -> Problem:
-    """What the client is told of `error`; of an unforeseen one, nothing about our insides."""
+    """The answer to `error`. For an unforeseen one it reveals nothing of the server's internals."""
     status, headers = 500, dict[str, str]()
     detail = ErrorDetail(str(error), "invalid_request_error")
     if isinstance(error, BadRequest):
@@ -71,7 +71,7 @@ def problem(error: Exception) -> Problem:
 
 
 def invalid(error: Exception) -> BadRequest:
-    """A failure to decode a body, as a `BadRequest` that names the field."""
+    """Turn a failure to decode a body into a `BadRequest` that names the field."""
     if isinstance(error, UnicodeDecodeError):
         return BadRequest("The body is not valid UTF-8.", code="invalid_json")
     if isinstance(error, RecursionError):

@@ -1,4 +1,4 @@
-"""What programs of many calls cost: counted by the `program` that requests name."""
+"""Usage of programs that make many calls, counted by the `program` that requests name."""
 
 from collections import OrderedDict
 
@@ -10,7 +10,7 @@ KEPT = 1000
 
 
 class ProgramUsage(Struct):
-    """The calls of one program that have ended."""
+    """Usage of one program, over its calls that have ended."""
 
     program: str
     calls: int = 0
@@ -19,11 +19,11 @@ class ProgramUsage(Struct):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    seconds: float = 0.0  # from its first call's arrival to its latest token
+    seconds: float = 0.0  # from the arrival of its first call to its latest token
 
 
 class ProgramList(Struct):
-    """The programs that called last, the latest first."""
+    """The programs with the most recent calls, latest first."""
 
     programs: list[ProgramUsage]
 

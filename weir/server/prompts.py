@@ -1,4 +1,4 @@
-"""From the prompt fields of requests to what `Client.submit` takes: a text or token ids."""
+"""Turns the prompt fields of requests into what `Client.submit` takes: a text or token ids."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -35,8 +35,8 @@ def split(prompts: str | Sequence[str | int | list[int]], param: str) -> list[st
 
 
 def render(text: Text, body: ChatRequest, close: int | None = None) -> str:
-    """The messages of a request through the model's chat template. close: the token that ends a
-    thought; None: a form is not thought about."""
+    """Render the messages of a request with the model's chat template. close: the token that ends
+    reasoning; None: no reasoning precedes a structured answer."""
     extra = body.chat_template_kwargs or {}
     if clash := sorted(RESERVED & extra.keys()):
         raise BadRequest(
@@ -58,7 +58,7 @@ def render(text: Text, body: ChatRequest, close: int | None = None) -> str:
         messages = [_spelled(message) for message in messages]
     toolbox = body.toolbox
     prompt = chat(toolbox.plain(), messages)
-    if toolbox.tools and prompt == chat(None, messages):  # the template says nothing of tools
+    if toolbox.tools and prompt == chat(None, messages):  # the template ignores tools
         prompt = chat(None, _instructed(messages, toolbox.instructions()))
     if inside(prompt) and not body.free and (close is None or not body.may_think):
         prompt = closed(prompt)
@@ -66,8 +66,8 @@ def render(text: Text, body: ChatRequest, close: int | None = None) -> str:
 
 
 def thought(text: Text, body: ChatRequest, prompt: str, close: int | None) -> Thought | None:
-    """What may be thought after a prompt before the answer follows its form; None: nothing, or it
-    has none. close: as in `render`."""
+    """The reasoning that may precede a structured answer to `prompt`; None if there may be none, or
+    the answer is free. close: as in `render`."""
     if close is None or body.free or not body.may_think:
         return None
     begin = None
@@ -81,14 +81,14 @@ def thought(text: Text, body: ChatRequest, prompt: str, close: int | None) -> Th
 
 
 def _spelled(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose template says nothing of calls: they stand in its content."""
+    """Write the calls of a message into its content, for templates that ignore calls."""
     calls = message.get("tool_calls")
     said = [message["content"], written(calls) if calls else ""]
     return message | {"content": "\n".join(part for part in said if part)}
 
 
 def _instructed(messages: list[dict[str, Any]], instructions: str) -> list[dict[str, Any]]:
-    """Messages that begin with instructions, in the system's turn if there is one."""
+    """Put instructions first, in the system message if there is one."""
     first, *others = messages
     if first["role"] != "system":
         return [{"role": "system", "content": instructions}, *messages]
@@ -96,8 +96,8 @@ def _instructed(messages: list[dict[str, Any]], instructions: str) -> list[dict[
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """As templates expect it: absent fields are missing, not null; content is always a text; the
-    developer, whom they do not know, is the system."""
+    """A message as templates expect it: absent fields are missing, not null; content is always a
+    text; the role "developer", which they do not know, becomes "system"."""
     fields = msgspec.to_builtins(message)
     fields.pop("annotations", None)
     thought = fields.pop("reasoning")

@@ -1,5 +1,5 @@
-"""POST /v1/responses: OpenAI's later way to chat. Nothing is stored, so a client sends all items
-of a conversation; tools are the client's own functions."""
+"""POST /v1/responses: OpenAI's later chat API. Nothing is stored, so a client sends all items of a
+conversation; tools are the client's own functions."""
 
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -92,7 +92,7 @@ class Response(Struct):
 
 
 class Event(Struct):
-    """Any of the events; what one does not have is left out."""
+    """An event of any kind; fields that a kind lacks are left out."""
 
     type: str
     sequence_number: int = 0
@@ -138,7 +138,7 @@ async def responses(call: Call, body: ResponsesRequest) -> Reply:
 
 
 class Writer:
-    """Fills a blank response with what comes, and says as events what is new of it."""
+    """Fills a blank response from the job's output and yields the changes as events."""
 
     def __init__(self, job: Job, reader: Reader, response: Response):
         self._job = job
@@ -153,7 +153,7 @@ class Writer:
             for event in self._events(burst, begin=number == 0):
                 event.sequence_number = number
                 number += 1
-                frames.append(frame(event, event.type))  # before it changes
+                frames.append(frame(event, event.type))  # before the item changes
             yield b"".join(frames)
 
     def _events(self, burst: Burst, begin: bool) -> Iterator[Event]:
@@ -232,7 +232,7 @@ class Writer:
         yield Event(f"response.{status}", response=response)
 
     def _event(self, kind: str, **fields: Any) -> Event:
-        """An event of the item that is open."""
+        """An event of the open item."""
         event = Event(kind, output_index=len(self._response.output) - 1, **fields)
         if not kind.startswith("response.output_item"):
             assert self._open is not None

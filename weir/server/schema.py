@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the endpoints and the types of their bodies and answers."""
+"""Generates the OpenAPI document from the endpoints and the types of their bodies and answers."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ ERRORS = {
 
 
 def document(endpoints: Sequence[Endpoint], *, secured: bool) -> dict[str, Any]:
-    """OpenAPI 3.1. secured: whether the server asks for an API key."""
+    """The OpenAPI 3.1 document. secured: whether the server requires an API key."""
     bodies = [endpoint.body for endpoint in endpoints if endpoint.body is not None]
     answers = [endpoint.answer for endpoint in endpoints if endpoint.answer is not None]
     chunks = [endpoint.chunk for endpoint in endpoints if endpoint.chunk is not None]
@@ -92,7 +92,7 @@ def _operation(
 
 
 def _event(chunk: dict[str, Any]) -> dict[str, Any]:
-    """Server-sent events whose data are `chunk` in JSON, or an error, or at the end `[DONE]`."""
+    """Server-sent events whose data is a `chunk` in JSON, an error, or `[DONE]` at the end."""
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
 

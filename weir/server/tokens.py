@@ -45,7 +45,7 @@ class Prompt(Struct):
 
 
 class TokenizerInfo(Struct):
-    """Under the names of tokenizer_config.json."""
+    """Fields are named as in tokenizer_config.json."""
 
     model_max_length: int
     vocab_size: int
@@ -85,7 +85,7 @@ async def detokenize(call: Call, body: DetokenizeRequest) -> Reply:
 
 
 async def tokenizer_info(call: Call, _: None) -> Reply:
-    """What a remote client needs to make prompts itself, as lm-eval's "remote" tokenizer does."""
+    """What a remote client needs to build prompts, as lm-eval's "remote" tokenizer does."""
     model, text = call.service.client.model, call.service.client.text
     names = text.special_names
     return TokenizerInfo(

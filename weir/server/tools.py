@@ -1,7 +1,7 @@
-"""Tools: how a model is told of them, how its calls are held to their schemas and read back.
+"""Tools: describes them to a model, constrains its calls to their schemas, and parses the calls.
 
-A call is written as Hermes and Qwen write it: a JSON object between `<tool_call>` tags. A grammar
-sees to it from the tag on, so what is read back here has one form only.
+A call has the format of Hermes and Qwen: a JSON object between `<tool_call>` tags. A grammar
+enforces it from the tag on, so the parser here needs to accept one form only.
 """
 
 import json
@@ -29,7 +29,7 @@ To call one, answer with its name and arguments as JSON between tags:
 <tool_call>
 {{"name": "...", "arguments": {{...}}}}
 </tool_call>"""
-"""For models whose chat template says nothing of tools."""
+"""For models whose chat template ignores tools."""
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
@@ -38,7 +38,7 @@ NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": Fal
 
 
 class Function(Struct, forbid_unknown_fields=True):
-    """`strict` or not, calls follow the schema of the parameters; without one they have none."""
+    """`strict` or not, calls follow the parameters' schema; without one there are no parameters."""
 
     name: Name
     description: str | None = None
@@ -65,7 +65,7 @@ class Allowed(Struct, forbid_unknown_fields=True):
 
 
 class AllowedTools(Struct, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
-    """Some of the tools; the prompt, and so what is cached of it, shows all."""
+    """A subset of the tools. The prompt still lists all, so that its cached prefix stays valid."""
 
     allowed_tools: Allowed
 
@@ -74,12 +74,12 @@ ToolChoice = Literal["none", "auto", "required"] | ChosenTool | AllowedTools
 
 
 class CalledFunction(Struct):
-    arguments: str  # JSON; in a stream, what is new of it
+    arguments: str  # JSON; in a stream, its new part
     name: str | UnsetType = UNSET
 
 
 class ToolCall(Struct):
-    """A call of a tool; in a stream, what is new of it, with id, type and name when it begins."""
+    """A tool call; in a stream, its new part, with id, type and name in the first part."""
 
     index: int
     function: CalledFunction
@@ -88,11 +88,11 @@ class ToolCall(Struct):
 
 
 class Toolbox:
-    """The tools of one request. must: whether the answer is a call, so that `BEGIN` belongs to the
-    prompt. several: whether there may be more than one."""
+    """The tools of one request. must: whether the answer must be a call, so that the prompt ends
+    with `BEGIN`. several: whether there may be several calls."""
 
     def __init__(self, tools: Sequence[Tool] | None, choice: ToolChoice | None, several: bool):
-        """Raises `BadRequest` for a choice that is not there."""
+        """Raises `BadRequest` for duplicate tools, or a choice that names none of them."""
         self.tools = [] if choice == "none" else list(tools or ())
         chosen = [choice] if isinstance(choice, ChosenTool) else None
         self.must = chosen is not None or choice == "required"
@@ -115,8 +115,8 @@ class Toolbox:
             raise BadRequest("tool_choice needs tools to choose from", param="tool_choice")
 
     def structured(self, form: StructuredOutputs | None = None) -> StructuredOutputs | None:
-        """What an answer must follow: calls as their schemas have it, and any text, or instead of
-        calls one of the JSON `form`."""
+        """The grammar of an answer: calls that follow their schemas, with any text between, or
+        instead of calls one JSON value of `form`."""
         if not self._callable:
             return form
         again = '("\\n" tag body end)*' if self.several else ""
@@ -176,7 +176,7 @@ class Toolbox:
 
 
 def written(calls: Sequence[dict[str, Any]]) -> str:
-    """Calls of an earlier answer as the model made them. Raises `BadRequest`."""
+    """Write calls of an earlier answer in the model's format. Raises `BadRequest`."""
     try:
         made = [
             {"name": one["name"], "arguments": json.loads(one["arguments"] or "{}")}
@@ -191,7 +191,7 @@ def written(calls: Sequence[dict[str, Any]]) -> str:
 
 
 def _moved(schema: Any, root: str) -> Any:
-    """A schema whose references are to itself, put at `root` of another."""
+    """Rewrite a schema's references to itself, to embed it at `root` of another schema."""
     if isinstance(schema, list):
         return [_moved(one, root) for one in schema]
     if not isinstance(schema, dict):
@@ -204,21 +204,21 @@ def _moved(schema: Any, root: str) -> Any:
 
 
 class Calls:
-    """Reads one answer as it comes. inside: it begins within a call, whose tag is in the prompt."""
+    """Parses one streamed answer. inside: it begins within a call whose tag is in the prompt."""
 
     def __init__(self, inside: bool):
         self._mode = "head" if inside else "text"
         self._held = ""
-        self._gap = False  # what comes next are the newlines after a call
+        self._gap = False  # the newlines after a call are next
         self.count = 0  # calls begun
 
     @property
     def complete(self) -> bool:
-        """Whether a call has begun, and the last that has came to its end."""
+        """Whether at least one call has begun and the last one is complete."""
         return self.count > 0 and self._mode != "arguments"
 
     def push(self, text: str, last: bool) -> tuple[str, list[ToolCall]]:
-        """What is new: text, and calls or what there is more of the arguments of one."""
+        """The new text and calls (or more arguments of the open call)."""
         self._held += text
         content, calls = "", list[ToolCall]()
         while True:
@@ -248,13 +248,13 @@ class Calls:
                 self._mode, self._gap = "text", True
 
     def _until(self, mark: str, last: bool) -> tuple[str, bool]:
-        """Take the text before `mark`, and the mark if it is there; what may become one is held."""
+        """Take the text before `mark`, and the mark if present; keep back what may begin one."""
         shown, found, self._held = before(self._held, mark, last)
         return shown, found
 
 
 def merged(parts: Sequence[ToolCall]) -> list[ToolCall]:
-    """Whole calls from what came of them."""
+    """Join the parts of calls into whole calls."""
     calls: dict[int, ToolCall] = {}
     for part in parts:
         if isinstance(part.id, str):

@@ -1,6 +1,6 @@
 """OpenTelemetry spans of requests, sent when they end; needs the optional `otel` packages.
 
-One span a prompt, a child of the caller's `traceparent`, with its wait, prefill and decode as
+One span per prompt, a child of the caller's `traceparent`, with queueing, prefill and decode as
 children. Attribute names follow the `gen_ai` conventions, as vLLM's do.
 """
 
@@ -15,7 +15,7 @@ from weir.errors import ConfigError
 class Tracer:
     """Add an instance to `client.listeners`. Raises `ConfigError` without the packages.
 
-    endpoint: an OTLP/HTTP collector; without a path, `/v1/traces` is meant. `exporter` replaces it.
+    endpoint: an OTLP/HTTP collector; the default path is `/v1/traces`. `exporter` replaces it.
     """
 
     def __init__(self, endpoint: str, model: str, *, exporter: Any = None):
@@ -47,13 +47,13 @@ class Tracer:
         self._parents: dict[str, str] = {}
 
     def begin(self, request_id: str, traceparent: str | None) -> None:
-        """Remember whose child the span of this request will be."""
+        """Remember the parent of this request's span."""
         if traceparent is not None:
             self._parents[request_id] = traceparent
 
     def __call__(self, finished: Assembly) -> None:
         timing, usage = finished.timing, finished.usage
-        epoch = time.time_ns() - time.monotonic_ns()  # from the monotonic clock to the calendar
+        epoch = time.time_ns() - time.monotonic_ns()  # ns to add to the monotonic clock
 
         def at(seconds: float) -> int:
             return epoch + int(seconds * 1e9)
@@ -90,5 +90,5 @@ class Tracer:
         span.end(at(end))
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans."""
         self._provider.shutdown()
