@@ -262,6 +262,33 @@ def test_responses(thinker: Running):
     assert [(one.role, one.reasoning_content) for one in messages] == [("assistant", "hm")]
 
 
+def test_one_output_may_end_a_call_and_go_on(http, monkeypatch):
+    """As where a grammar forces several tokens."""
+    parts = ['<tool_call>\n{"name": "f", "arguments": {"city": "Zü', 'rich"}}\n</tool_call>so']
+    parts[1] += f"\n{CALL}"
+
+    async def bursts(_: Job):
+        for part in parts:
+            yield [(0, Output(text=part))]
+        yield [(0, Output(finish_reason="stop"))]
+
+    monkeypatch.setattr(Job, "bursts", bursts)
+    said = {"max_tokens": 99, "messages": CHAT["messages"]}
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    answer = http.post("/v1/messages", json=said | {"tools": [tool]}).json()
+    kinds = [one["type"] for one in answer["content"]]
+    assert kinds == ["tool_use", "text", "tool_use"]
+    first, text, second = answer["content"]
+    assert (first["input"], text["text"], second["input"]) == ({"city": "Zürich"}, "so\n", {})
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+    answer = http.post("/v1/responses", json={"input": "?", "tools": [tool]}).json()
+    kinds = [one["type"] for one in answer["output"]]
+    assert kinds == ["function_call", "message", "function_call"]
+    first, text, second = answer["output"]
+    assert (first["arguments"], second["arguments"]) == ('{"city": "Zürich"}', "{}")
+    assert text["content"][0]["text"] == "so\n"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_may_say_how_thoughts_are_told(http, stream: bool):
     def told(**fields: bool) -> list[tuple[str, str]]:

@@ -170,6 +170,9 @@ class Writer:
 
     def _pieces(self, output: Output) -> Iterator[Event]:
         thought, text, calls = self._reader.push(output)
+        if calls and not isinstance(calls[0].id, str):  # the end of the open call, before the rest
+            ended, *calls = calls
+            yield self._more(ended.function.arguments)
         if thought:
             if not isinstance(self._open, ThinkingBlock):
                 yield from self._opened(ThinkingBlock(""))
@@ -181,7 +184,7 @@ class Writer:
         for part in calls:
             if isinstance(part.id, str):
                 yield from self._opened(ToolUseBlock(part.id, str(part.function.name), {}))
-            if part.function.arguments:
+            else:
                 yield self._more(part.function.arguments)
         if output.finish_reason is not None:
             yield from self._ended(output)

@@ -165,6 +165,9 @@ class Writer:
 
     def _pieces(self, output: Output) -> Iterator[Event]:
         thought, text, calls = self._reader.push(output)
+        if calls and not isinstance(calls[0].id, str):  # the end of the open call, before the rest
+            ended, *calls = calls
+            yield from self._more(ended.function.arguments)
         if thought:
             if not isinstance(self._open, Thought):
                 yield from self._opened(Thought(f"rs_{uuid4().hex}", [ReasoningText("")]))
@@ -177,7 +180,8 @@ class Writer:
             if isinstance(call.id, str):
                 name = str(call.function.name)
                 yield from self._opened(Called(f"fc_{uuid4().hex}", call.id, name))
-            yield from self._more(call.function.arguments)
+            else:
+                yield from self._more(call.function.arguments)
         if output.finish_reason is not None:
             yield from self._ended(output.finish_reason)
 
@@ -196,7 +200,7 @@ class Writer:
             part = self._open.content[0]
             part.text += text
             yield self._event(f"response.{part.__struct_config__.tag}.delta", delta=text)
-        elif self._open is not None and text:
+        elif self._open is not None:
             self._open.arguments += text
             yield self._event("response.function_call_arguments.delta", delta=text)
 

@@ -79,7 +79,7 @@ class CalledFunction(Struct):
 
 
 class ToolCall(Struct):
-    """A tool call; in a stream, its new part, with id, type and name in the first part."""
+    """A tool call; in a stream, its new part: the first has id, type and name, others arguments."""
 
     index: int
     function: CalledFunction
