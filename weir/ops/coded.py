@@ -1,12 +1,13 @@
 """Keys and values in 8 or 4 bits: groups of 64 numbers of a head that share a scale.
 
-The definition of the format, in PyTorch; the kernels for CPUs (ops/native/coded.h) and for GPUs
-(ops/triton/coded.py) read and write the same bytes. A type of numbers in memory is a `torch.dtype`,
-where int8 and int4 mean these.
+This module defines the format in PyTorch; the kernels for CPUs (ops/native/coded.h) and GPUs
+(ops/triton/coded.py) read and write the same bytes. Types of KV are given as a `torch.dtype`, where
+int8 and int4 mean these formats.
 
-int8: a scale, bfloat16, and 64 bytes of the nearest multiple of it. int4: the least number and a
-scale, bfloat16 both, and 16 words of 16 bits: the nibbles of word j are the steps above the least
-of numbers j, j + 16, j + 32 and j + 48 (FlexGen, section 5, groups along the head).
+int8: a bfloat16 scale and 64 bytes, each number rounded to a multiple of the scale. int4: the
+minimum and a scale, both bfloat16, then 16 words of 16 bits. The nibbles of word j are numbers j,
+j + 16, j + 32 and j + 48, as steps of the scale above the minimum (FlexGen, section 5, with groups
+along the head).
 """
 
 import torch
@@ -16,25 +17,25 @@ from weir.ops.dispatch import gpu_kernels
 
 GROUP = 64
 BYTES = {torch.int8: 2 + GROUP, torch.int4: 4 + GROUP // 2}
-"""Of a group, by type."""
+"""Bytes of a group, by type."""
 BITS = {torch.int8: 8, torch.int4: 4}
-"""Of a code."""
+"""Bits of a code."""
 
 
 def row_bytes(dtype: torch.dtype, size: int) -> int:
-    """Bytes of `size` numbers, a multiple of 64 where the type has groups."""
+    """Bytes of `size` numbers, which is a multiple of 64 for coded types."""
     return size // GROUP * BYTES[dtype] if dtype in BYTES else size * dtype.itemsize
 
 
 def type_of(x: Tensor, size: int) -> torch.dtype:
-    """Of the numbers in x, whose rows hold `size` of them: coded rows are uint8."""
+    """The type of KV x, whose rows hold `size` numbers each; coded rows are uint8."""
     if x.dtype != torch.uint8:
         return x.dtype
     return next(dtype for dtype in BYTES if row_bytes(dtype, size) == x.shape[-1])
 
 
 def encode(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x [..., 64 n] → uint8 [..., bytes]. What is not finite makes its group not a number."""
+    """x [..., 64 n] → uint8 [..., bytes]. A group with an infinity or NaN becomes all NaN."""
     if (gpu := gpu_kernels(x)) is not None:
         coded = x.new_empty((*x.shape[:-1], row_bytes(dtype, x.shape[-1])), dtype=torch.uint8)
         gpu.encode_groups(x, coded, BITS[dtype])
@@ -56,7 +57,7 @@ def encode(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def decode(coded: Tensor, dtype: torch.dtype, to: torch.dtype = torch.float32) -> Tensor:
-    """The reverse, but for the error: uint8 [..., bytes] → `to` [..., 64 n]."""
+    """The reverse, with the error of coding: uint8 [..., bytes] → `to` [..., 64 n]."""
     if (gpu := gpu_kernels(coded)) is not None:
         size = coded.shape[-1] // BYTES[dtype] * GROUP
         x = coded.new_empty((*coded.shape[:-1], size), dtype=to)
@@ -73,7 +74,7 @@ def decode(coded: Tensor, dtype: torch.dtype, to: torch.dtype = torch.float32) -
 
 
 def _steps(x: Tensor, scale: Tensor) -> Tensor:
-    """x in steps of a scale, at all where a group has something to scale."""
+    """x in steps of a scale; 0 where x is not a number. A scale of 0 counts as 1."""
     return (x / torch.where(scale == 0, 1.0, scale.float())).round().nan_to_num(0.0)
 
 

@@ -1,6 +1,5 @@
-"""How long calls take on the GPU at hand; of ways to compute the same, the one that is fastest.
-
-For kernels of which shapes and chips decide. Knows no kernel.
+"""Times calls on the GPU and picks the fastest of several ways to compute the same result, where
+that depends on shapes and chips. Knows no kernel.
 """
 
 import logging
@@ -19,9 +18,9 @@ _won: dict[Hashable, int] = {}
 
 
 def fastest(asked: Hashable, x: Tensor, *ways: Callable[[], Tensor]) -> Tensor:
-    """What the fastest of some ways gives. They differ in nothing that `asked` does not say, and
-    may run several times. Where nothing can be timed, without a GPU or the memory to clear its
-    cache, or while launches are recorded, it is the first."""
+    """The result of the fastest way, which is timed once per `asked`; that must name all that times
+    depend on. A way may run several times. The first way is used where timing is impossible:
+    without a GPU or the memory to clear its cache, or while launches are recorded."""
     won = _won.get(asked)
     if won is None:
         if not x.is_cuda or torch.cuda.is_current_stream_capturing():
@@ -33,7 +32,7 @@ def fastest(asked: Hashable, x: Tensor, *ways: Callable[[], Tensor]) -> Tensor:
 
 
 def _times(x: Tensor, ways: tuple[Callable[[], Tensor], ...]) -> list[float]:
-    """Milliseconds of each, medians of calls in turn."""
+    """Milliseconds of each way: the median of calls made in turn."""
     try:
         cold = x.new_empty(COLD, dtype=torch.uint8)
     except torch.OutOfMemoryError:
@@ -46,8 +45,8 @@ def _times(x: Tensor, ways: tuple[Callable[[], Tensor], ...]) -> list[float]:
 def milliseconds(
     ways: Sequence[Callable[[], object]], rounds: int, cold: Tensor | None = None
 ) -> list[list[float]]:
-    """Of each of some ways, as often as there are rounds; with `cold`, larger than the GPU's cache,
-    that is cleared before each call."""
+    """The times of each way, one per round. `cold`, larger than the GPU's cache, is written before
+    each call to clear the cache."""
     marks = []
     for _ in range(rounds):
         for way in ways:

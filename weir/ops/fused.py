@@ -1,4 +1,4 @@
-"""What a linear layer does besides multiplying, in the same launch where a kernel can."""
+"""What a linear layer does besides multiplying, in the same launch if a kernel can."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 @dataclass(slots=True, eq=False)
 class Fused:
-    """Rows of x are normed, rms_norm(x, norm [K], eps), or gated, gated(x [M, 2K], act), before
-    they meet the weight [N, K]; bias [N] and residual [M, N] are added after."""
+    """Before x is multiplied by the weight [N, K], it is normed, rms_norm(x, norm [K], eps), or
+    gated, gated(x [M, 2K], act). Afterwards bias [N] and residual [M, N] are added."""
 
     norm: Tensor | None = None
     eps: float = 0.0
@@ -19,5 +19,5 @@ class Fused:
     residual: Tensor | None = None  # may be overwritten by the result
 
     def rest(self) -> Fused:
-        """What remains to be done once the rows are ready."""
+        """What remains to be done once x is normed or gated."""
         return Fused(bias=self.bias, residual=self.residual)

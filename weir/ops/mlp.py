@@ -14,9 +14,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(torch.ops.aten.gelu_, approximate="tanh"),
     "relu": torch.relu_,
 }
-"""In place: these are the widest rows of a step, and a GPU may have no room for them twice."""
+"""In place: these are a step's widest rows, and a GPU may have no room for a second copy."""
 ACTIVATIONS = tuple(FUNCTIONS)
-"""In the order of the kernel's numbers."""
+"""In the order of the kernel's enum."""
 
 
 def gated(gate_up: Tensor, act: str) -> Tensor:
@@ -54,7 +54,7 @@ def reference_activate(x: Tensor, act: str) -> Tensor:
 
 
 def _code(act: str) -> int:
-    """The kernel's number of an activation."""
+    """The number of an activation in the kernel's enum."""
     if act not in ACTIVATIONS:
         raise ValueError(f"activation {act!r} is unknown: use one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS.index(act)

@@ -1,7 +1,7 @@
-"""Whole pages of all layers, packed into records and back.
+"""Packs whole pages of all layers into records, and unpacks them.
 
-A record is a page of the first layer, then of the second, and so on; it is how pages travel, and
-may be of fewer bits than they. Who owns a page, and where to, is the caller's.
+A record is a page of the first layer, then of the second, and so on. Pages move between tiers as
+records, whose numbers may have fewer bits. The caller knows who owns a page.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from weir.ops.coded import decode, encode, row_bytes
 from weir.ops.dispatch import gpu_kernels
 
 WIDE = 64 << 20
-"""Bytes of pages that are coded or decoded at once; those of one page, if it has more."""
+"""Bytes of pages that are coded or decoded at once; at least one page is."""
 
 
 @dataclass(slots=True, eq=False)
@@ -23,8 +23,8 @@ class Paged:
     """Memory that holds `count` pages of each layer, one layer after another.
 
     memory: uint8 [count * sum(sizes)], contiguous. sizes: bytes of a page in each layer. device:
-    what copies, which may be another one than the memory's. dtype, coded: of the numbers in pages
-    and, where they differ, of those in records (ops/coded.py)."""
+    the one that copies, not always the memory's. dtype: of the numbers in pages. coded: of those in
+    records, if it differs (ops/coded.py)."""
 
     memory: Tensor
     sizes: Sequence[int]
@@ -33,7 +33,7 @@ class Paged:
     dtype: torch.dtype = torch.uint8
     coded: torch.dtype | None = None
     layers: list[Tensor] = field(init=False)  # uint8 [count, size] of each layer
-    block: int = field(init=False)  # bytes, a power of two, that every layer's page is so many of
+    block: int = field(init=False)  # bytes, a power of two that divides every layer's page
     blocks: Tensor = field(init=False)  # int64 [n, 2] on the device: see `_blocks`
 
     def __post_init__(self) -> None:
@@ -44,13 +44,13 @@ class Paged:
 
     @property
     def record(self) -> int:
-        """Bytes of a page of all layers on its way."""
+        """Bytes of a record."""
         size = sum(self.sizes)
         return size if self.coded is None else row_bytes(self.coded, size // self.dtype.itemsize)
 
     def _blocks(self) -> list[tuple[int, int]]:
-        """In blocks, in the order of a record: where each block of page 0 lies in `memory`, and how
-        far on the same block of the next page does."""
+        """For each block of a record, in order: where that block of page 0 lies in `memory`, and
+        the distance to the same block of page 1, both in blocks."""
         starts = accumulate(self.sizes, initial=0)
         return [
             ((self.count * start + at) // self.block, size // self.block)
@@ -60,15 +60,15 @@ class Paged:
 
 
 def coding_bytes(paged: Paged) -> int:
-    """What coding takes beside pages and records, at most."""
+    """Most bytes that coding takes beside pages and records."""
     return 0 if paged.coded is None else 2 * max(WIDE, sum(paged.sizes))
 
 
 def pack(paged: Paged, pages: Tensor, records: Tensor, *, programs: int = 0) -> None:
     """Copy pages, int64 [n] on the device, to records, uint8 [n, record].
 
-    On a GPU `paged.memory` or `records` may be pinned host memory, but where records are coded.
-    `programs`: as many as may be busy with it; 0: all there are."""
+    On a GPU `paged.memory` or `records` may be pinned host memory, unless records are coded.
+    programs: GPU programs to use at most; 0: no limit."""
     if paged.coded is None:
         return _gather(paged, pages, records, programs)
     for some, rows in _few(paged, pages, records):
@@ -78,7 +78,7 @@ def pack(paged: Paged, pages: Tensor, records: Tensor, *, programs: int = 0) -> 
 
 
 def unpack(paged: Paged, pages: Tensor, records: Tensor, *, programs: int = 0) -> None:
-    """The reverse of `pack`; no page may be named twice."""
+    """The reverse of `pack`; pages must be distinct."""
     if paged.coded is None:
         return _scatter(paged, pages, records, programs)
     for some, rows in _few(paged, pages, records):
@@ -86,7 +86,7 @@ def unpack(paged: Paged, pages: Tensor, records: Tensor, *, programs: int = 0) -
 
 
 def _gather(paged: Paged, pages: Tensor, wide: Tensor, programs: int = 0) -> None:
-    """As `pack`, of pages as they are, uint8 [n, bytes]."""
+    """As `pack`, without coding, to uint8 [n, sum(sizes)]."""
     if (gpu := gpu_kernels(pages)) is not None:
         return gpu.copy_pages(paged, pages, wide, True, programs)
     torch.cat([layer.index_select(0, pages) for layer in paged.layers], 1, out=wide)
@@ -101,6 +101,6 @@ def _scatter(paged: Paged, pages: Tensor, wide: Tensor, programs: int = 0) -> No
 
 
 def _few(paged: Paged, pages: Tensor, records: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pages and their records, so many at once that the pages take little room beside."""
+    """Pages and their records in batches of at most `WIDE` bytes of pages, but at least a page."""
     rows = max(1, WIDE // sum(paged.sizes))
     return zip(pages.split(rows), records.split(rows), strict=True)

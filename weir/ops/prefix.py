@@ -1,6 +1,7 @@
-"""Prefixes that several decodes of a batch have in common, so that a GPU reads them once a step.
+"""Finds prefixes that several decodes of a batch have in common, so that a GPU reads them once a
+step.
 
-Found on the host from page numbers alone: requests share what the radix tree gave them.
+The host finds them from page numbers alone: requests share the pages that the radix tree gave them.
 """
 
 from collections.abc import Iterable
@@ -14,18 +15,18 @@ from torch import Tensor
 from weir.spec import AttentionSpec
 
 MEMBERS = 16  # decodes of a tile
-ROWS = 128  # query heads of a tile at most, those of one kv head of every member
-LEAST = 128  # keys of a prefix
-SAVED = 24_576  # keys that a step must be spared, or the second pass costs more (docs/results.md)
+ROWS = 128  # most query heads of a tile: those of one kv head, of all members
+LEAST = 128  # fewest keys of a prefix
+SAVED = 24_576  # keys that a step must save, or the second pass costs more (docs/results.md)
 
 
 @dataclass(slots=True, eq=False)
 class Shared:
-    """N tiles of up to MEMBERS decodes that begin with the same pages; on the device."""
+    """N tiles, on the device, each of up to MEMBERS decodes that begin with the same pages."""
 
     member: Tensor  # int32 [N, MEMBERS]: sequences, -1 for none; the first has the tile's pages
-    keys: Tensor  # int32 [N]: those in common, whole pages of them; 0: the tile is not used
-    skip: Tensor  # int32 [S]: keys of each sequence that its tile takes; 0: it has none
+    keys: Tensor  # int32 [N]: keys in common, in whole pages; 0: the tile is not used
+    skip: Tensor  # int32 [S]: keys of each sequence that its tile covers; 0: it has no tile
 
 
 class Prefixes(NamedTuple):
@@ -37,7 +38,7 @@ class Prefixes(NamedTuple):
 
 
 def padded(found: Prefixes | None, sequences: int) -> Prefixes:
-    """The same for so many sequences, in as many tiles as they can have: 2 share one."""
+    """The same, padded to `sequences` and to as many tiles as these can have: one for each two."""
     tiles = sequences // 2
     member = np.full((tiles, MEMBERS), -1, np.int32)
     whole = Prefixes(member, np.zeros(tiles, np.int32), np.zeros(sequences, np.int32))
@@ -47,7 +48,8 @@ def padded(found: Prefixes | None, sequences: int) -> Prefixes:
 
 
 def fits(heads: int, kv_heads: int, window: int | None, members: int = MEMBERS) -> bool:
-    """Whether attention of this kind can read prefixes once. A window leaves them behind."""
+    """Whether attention of this kind can read prefixes once; not with a window, which leaves
+    prefixes behind."""
     return window is None and heads // kv_heads * members <= ROWS
 
 
@@ -63,11 +65,11 @@ def find(
     page: int,
     saved: int = SAVED,
 ) -> Prefixes | None:
-    """Tiles of S sequences with `keys` [S] to share, 0 for one that must not; the pages of each
-    are in row rows[s] of table [R, P].
+    """Tiles of S sequences. The pages of sequence s are in row rows[s] of table [R, P], and it may
+    share up to keys[s] keys; 0: none.
 
-    Sequences that begin with the same page form a group, and share what all of it has in common.
-    Returns None where a step would be spared less than `saved` keys, which does not pay.
+    Sequences that begin with the same page form a group, which shares what all of them have in
+    common. Returns None if a step would save fewer than `saved` keys.
     """
     able = np.flatnonzero(keys >= LEAST)
     order = able[np.argsort(table[rows[able], 0], kind="stable")]
@@ -86,7 +88,7 @@ def find(
     if np.sum(shared * (size - 1)) < saved:
         return None
     each = np.repeat(shared, size)
-    rank = np.arange(len(order)) - np.repeat(head, size)  # in the group
+    rank = np.arange(len(order)) - np.repeat(head, size)  # within the group
     begins = (rank % MEMBERS == 0) & (each > 0)
     member = np.full((int(begins.sum()), MEMBERS), -1, np.int32)
     tile = np.cumsum(begins) - 1

@@ -1,6 +1,6 @@
-"""Quantised weights as plain numbers: what they stand for, and how they are made of floats.
+"""Quantised weights as plain numbers: their meaning, and how they are made from floats.
 
-Knows no layout: `weir.ops.linear` lays them out for the device that multiplies them.
+`weir.ops.linear` chooses their layout for the device that multiplies them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import Tensor
 FP8 = torch.float8_e4m3fn
 FP8_MOST = 448.0
 SLICE = 1 << 24
-"""Numbers of a weight that are coded or laid out at once: what that takes beside is a few times as
-many bytes, where the largest weights have ten times as many."""
-GROUP = 64  # FlexGen, section 5: groups of 64 lose the least for what they cost
+"""Numbers of a weight that are coded or laid out at once, which takes a few times as many bytes of
+scratch memory. The largest weights have ten times as many numbers."""
+GROUP = 64  # FlexGen, section 5: the best balance of accuracy and size
 
 
 @dataclass(slots=True, eq=False)
 class Codes:
-    """A weight [N, K]: scale * code + offset, scale and offset shared by neighbours along K.
+    """A weight [N, K] of numbers scale * code + offset; groups along K share scale and offset.
 
-    codes uint8 [N, K] below 2^bits; pairs float16 [N, K / group, 2]; group 16, 32, 64 or 128.
-    symmetric: every offset is -2^(bits - 1) times its scale.
+    codes: uint8 [N, K], below 2^bits. pairs: scale and offset, float16 [N, K / group, 2]; group is
+    16, 32, 64 or 128. symmetric: every offset is -2^(bits - 1) times its scale.
     """
 
     codes: Tensor
@@ -39,13 +39,13 @@ class Codes:
         return replace(self, codes=self.codes.to(device), pairs=self.pairs.to(device))
 
     def alike(self, other: object) -> bool:
-        """Whether both can be one weight."""
+        """Whether both can be joined to one weight."""
         if not isinstance(other, Codes) or (self.group < 32) != (other.group < 32):
             return False
         return (self.bits, self.symmetric) == (other.bits, other.symmetric)
 
     def join(self, other: Codes) -> Codes:
-        """Weights over the same K that are alike, one below the other."""
+        """One weight of the rows of both, which are `alike` and have the same K."""
         group = min(self.group, other.group)
         pairs = torch.cat([part.regrouped(group).pairs for part in (self, other)])
         return replace(self, codes=torch.cat((self.codes, other.codes)), pairs=pairs)
@@ -55,7 +55,7 @@ class Codes:
         return replace(self, codes=self.codes[order], pairs=self.pairs[order])
 
     def regrouped(self, group: int) -> Codes:
-        """The same numbers in smaller groups, of which several have the same pair."""
+        """The same numbers in smaller groups, several of which have the same pair."""
         return replace(self, pairs=self.pairs.repeat_interleave(self.group // group, 1))
 
     def floats(self) -> Tensor:
@@ -76,11 +76,11 @@ class Scaled:
         return Scaled(self.values.to(device), self.scales.to(device))
 
     def alike(self, other: object) -> bool:
-        """Whether both can be one weight."""
+        """Whether both can be joined to one weight."""
         return isinstance(other, Scaled)
 
     def join(self, other: Scaled) -> Scaled:
-        """Weights over the same K, one below the other."""
+        """One weight of the rows of both, which have the same K."""
         values = torch.cat([part.values.view(torch.uint8) for part in (self, other)])
         return Scaled(values.view(FP8), torch.cat((self.scales, other.scales)))
 
@@ -90,9 +90,9 @@ class Scaled:
 
 
 def to_codes(weight: Tensor, group: int = GROUP) -> Codes:
-    """weight [N, K] in 4 bits: the least of a group is code 0, the largest is 15.
+    """weight [N, K] in 4 bits: the minimum of a group is code 0, the maximum 15.
 
-    Asymmetric, as FlexGen's (section 5); K a multiple of `group`.
+    Asymmetric, as in FlexGen (section 5). K must be a multiple of `group`.
     """
     n, k = weight.shape
     codes = torch.empty(n, k, dtype=torch.uint8, device=weight.device)
@@ -109,7 +109,7 @@ def to_codes(weight: Tensor, group: int = GROUP) -> Codes:
 
 
 def to_fp8(rows: Tensor) -> Scaled:
-    """rows [M, K], each scaled such that its largest value is e4m3's."""
+    """rows [M, K], each scaled such that its largest magnitude is e4m3's maximum."""
     wide = rows.float()
     scales = wide.abs().amax(1).clamp(min=1e-30) / FP8_MOST
     values = (wide / scales.unsqueeze(1)).clamp_(-FP8_MOST, FP8_MOST)
@@ -117,11 +117,11 @@ def to_fp8(rows: Tensor) -> Scaled:
 
 
 def to_tiles(codes: Codes, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """4-bit codes in the order in which a GPU's program reads them; K a multiple of 64.
+    """4-bit codes in the order in which a GPU program reads them. K must be a multiple of 64.
 
-    → uint8 [tiles, K / 64, rows, 32], byte i of a row with columns i and, in its high half, i + 32
-    of 64; pairs of `dtype`, two bytes long, [tiles, K / group, rows, 2]. Rows that fill up the last
-    tile are zero.
+    → codes uint8 [tiles, K / 64, rows, 32], where byte i holds column i of 64 in its low half and
+    column i + 32 in its high half; pairs [tiles, K / group, rows, 2] of a 16-bit `dtype`. The last
+    tile is padded with rows of zeros.
     """
     n, k = codes.codes.shape
     count = -(-n // rows)
@@ -136,7 +136,7 @@ def to_tiles(codes: Codes, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 
 def from_tiles(tiles: Tensor, pairs: Tensor, n: int) -> Codes:
-    """What `to_tiles` was given, of `n` rows."""
+    """The reverse of `to_tiles`, for codes of `n` rows."""
     count, blocks, rows, _ = tiles.shape
     both = torch.stack((tiles & 15, tiles >> 4), dim=3)
     codes = both.transpose(1, 2).reshape(count * rows, blocks * 64)[:n]

@@ -1,5 +1,5 @@
-"""Rotary position embedding (arXiv 2104.09864), the norm of each head that may precede it, and the
-write of keys and values to their pages that may follow."""
+"""Rotary position embedding (arXiv 2104.09864), with an optional norm of each head before it and an
+optional write of keys and values to their pages after it."""
 
 import math
 from typing import Any
@@ -16,7 +16,8 @@ from weir.spec import RopeSpec
 def tables(
     rope: RopeSpec, head_dim: int, context: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Cosines, then sines, of every position: float32 [context, dim], dim the rotated part."""
+    """Cosines, then sines, of every position: float32 [context, dim], where dim is the number of
+    rotated elements."""
     dim = rope.dim or head_dim
     frequency, scale = frequencies(rope, dim, context)
     angle = torch.outer(torch.arange(context, dtype=torch.float32), frequency)
@@ -26,9 +27,8 @@ def tables(
 def frequencies(rope: RopeSpec, dim: int, context: int) -> tuple[Tensor, float]:
     """Radians per position of each pair, float32 [dim / 2], and the factor on cosine and sine.
 
-    Float32 on purpose: models were trained with the angles that it rounds to.
-
-    `rope.scaling` is config.json's `rope_scaling`. Raises ValueError on a type it does not know.
+    float32 on purpose: models were trained with angles rounded to it. `rope.scaling` is
+    config.json's `rope_scaling`. Raises ValueError if its type is unknown.
     """
     scaling = rope.scaling
     kind = scaling.get("rope_type", scaling.get("type", "default"))
@@ -60,7 +60,7 @@ def _powers(theta: float, dim: int) -> Tensor:
 
 
 def _llama3(plain: Tensor, factor: float, trained: int, scaling: dict[str, Any]) -> Tensor:
-    """Long wavelengths are stretched, short ones kept, with a linear blend between."""
+    """Long wavelengths are stretched, short ones kept, and those between blended linearly."""
     low = float(scaling.get("low_freq_factor", 1.0))
     high = float(scaling.get("high_freq_factor", 4.0))
     turns = trained * plain / (2 * math.pi)  # over the trained context
@@ -74,7 +74,7 @@ def _yarn(
     """NTK by parts (arXiv 2309.00071, section 3.2) and its temperature (section 3.4)."""
     half = plain.numel()
 
-    def pair(turns: float) -> float:  # index of the pair that turns so often over the context
+    def pair(turns: float) -> float:  # the index of the pair that makes these turns over `trained`
         return half * math.log(trained / (turns * 2 * math.pi)) / math.log(theta)
 
     low = pair(float(scaling.get("beta_fast") or 32.0))
@@ -98,7 +98,7 @@ def _yarn(
 def _longrope(
     plain: Tensor, context: int, trained: int, scaling: dict[str, Any]
 ) -> tuple[Tensor, float]:
-    """One divisor a pair (arXiv 2402.13753); the long set where the context exceeds training."""
+    """One divisor per pair (arXiv 2402.13753); the long set if the context exceeds training's."""
     name = "long_factor" if context > trained else "short_factor"
     divisor = torch.tensor(scaling[name], dtype=torch.float32)
     scale = scaling.get("attention_factor")
@@ -121,11 +121,12 @@ def rope_(
 ) -> None:
     """Rotate q [T, Hq, D] and k [T, Hkv, D] in place to positions `pos` int32 or int64 [T].
 
-    Element i pairs with i + dim / 2 (rotate-half); elements past `cos_sin.shape[1]` stay. Where
-    `q_norm` or `k_norm` [D] is given each head is RMS-normalised first, as in `rms_norm`.
+    cos_sin: see `tables`; dim = cos_sin.shape[1]. Element i pairs with i + dim / 2 (rotate-half);
+    elements from dim on stay. With `q_norm` or `k_norm` [D] each head is RMS-normalised first, as
+    in `rms_norm`.
 
-    With a `place`, k as rotated and v [T, Hkv, D] are stored there, and k itself is undefined
-    after: on a GPU all of it is one launch.
+    With a `place`, rotated k and v [T, Hkv, D] are stored there, and k itself is undefined
+    afterwards. On a GPU all this is one launch.
     """
     gpu = gpu_kernels(q)
     if gpu is not None and packed_heads(q) is q and packed_heads(k) is k:

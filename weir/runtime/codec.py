@@ -1,7 +1,7 @@
-"""KV in fewer bytes on its way to a disk and back: ops/coded.py over whole records.
+"""Compresses the records of KV pages on disk with the formats of ops/coded.py.
 
-int8 takes 1.94 times fewer bytes than 16-bit numbers, with 0.6 % error of normally distributed ones
-(root mean square); int4 3.56 times fewer, 9 % error.
+int8 takes 1.94 times fewer bytes than 16-bit numbers, with a root mean square error of 0.6 % on
+normally distributed numbers; int4 takes 3.56 times fewer, with 9 %.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """kind: int8 or int4. record: bytes of what is coded. dtype: of the numbers in it.
+    """kind: int8 or int4. record: bytes of a record before coding. dtype: of its numbers.
 
-    Raises `ConfigError` for a record that is no whole number of groups."""
+    Raises `ConfigError` if a record is not a whole number of groups."""
 
     kind: torch.dtype
     record: int
@@ -40,6 +40,6 @@ class Codec:
         return encode(torch.from_numpy(record).view(self.dtype), self.kind).numpy()
 
     def decode(self, coded: Bytes) -> Bytes:
-        """The reverse, but for the error."""
+        """uint8 [size] → [record], with the error that coding made."""
         x = decode(torch.from_numpy(coded), self.kind)
         return x.to(self.dtype).view(torch.uint8).numpy()

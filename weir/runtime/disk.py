@@ -1,11 +1,11 @@
 """A file of KV pages that outlives the engine: the store's coldest tier.
 
-A page of all layers is one record, so a move is one read or write. Threads write and read; what has
-not been written yet, or has been read ahead, is taken from memory, so nobody waits for a slow disk
-and a page that cannot be read is known before a plan relies on it. A disk that fails is given up
-with one warning: nothing is read or written any more.
+One record holds a page of all layers, so a move is one read or write. One thread writes, another
+reads ahead. Records that are not written yet, or are read already, are served from memory, so no
+step waits for a slow disk, and an unreadable page is found before a plan relies on it. If the disk
+fails, one warning is logged and nothing more is read or written.
 
-Knows bytes and page numbers; no token.
+Knows bytes and page numbers, no tokens.
 """
 
 import contextlib
@@ -31,22 +31,22 @@ from weir.runtime.index import Index
 log = logging.getLogger(__name__)
 
 BATCH = 4 << 20
-"""Bytes that are read or written at once."""
+"""Most bytes of one read or write."""
 STUCK = 10.0
-"""Seconds without an answer after which a disk is given up."""
+"""Seconds without an answer after which the disk counts as failed."""
 MOST = 4
-"""Times as much as that may wait where more is brought all the same."""
+"""`write` blocks while `MOST * PENDING` bytes wait to be written."""
 
 T = TypeVar("T")
 
 
 class Disk:
-    """folder: made if need be; one engine at a time. identity: pages of another one are ignored.
-    pages, record: how many, and bytes of each; all of it is taken from the file system at once.
-    codec: what the threads make of a record that is written, and undo.
+    """folder: created if missing; one engine may use it at a time. identity: pages saved under
+    another one are ignored. pages, record: their number, and bytes of each; all of the space is
+    allocated at once. codec: compresses records in the file; its work is done by the threads.
 
-    `kept` is what was saved with pages that can be read again; empty if there are none. Raises
-    `ConfigError` for a folder that is in use, cannot be written or is too small."""
+    `kept` is what the last engine passed to `save`; empty if its pages cannot be used. Raises
+    `ConfigError` if the folder is in use, cannot be written or has too little space."""
 
     def __init__(
         self, folder: Path, identity: str, pages: int, record: int, codec: Codec | None = None
@@ -56,13 +56,13 @@ class Disk:
         self.stored = record if codec is None else codec.size  # bytes of a page in the file
         self.file = _open(folder, pages * self.stored)
         self.read_bytes, self.read_seconds = 0, 0.0
-        self.sums: dict[int, int] = {}  # page → checksum, of those written
+        self.sums: dict[int, int] = {}  # written page → checksum
         self.kept = self._recover()
         index.remove(folder)
-        self.pending: dict[int, Bytes] = {}  # page → record, in the order of writing
-        self.asked: dict[int, object] = {}  # page → this asking, of those to be read, in order
-        self.fetched: dict[int, Bytes] = {}  # page → record, until it is read
-        self.answered = time.monotonic()  # when pages were read last, or asked for since
+        self.pending: dict[int, Bytes] = {}  # page → record to write, in order
+        self.asked: dict[int, object] = {}  # page to read → a mark of this request, in order
+        self.fetched: dict[int, Bytes] = {}  # page → record, until `read` takes it
+        self.answered = time.monotonic()  # last read that succeeded, or first request since
         self.error: OSError | None = None
         self.closed = False
         self.changed = threading.Condition()
@@ -75,16 +75,16 @@ class Disk:
 
     @property
     def failed(self) -> bool:
-        """Whether it has been given up: what was written cannot be relied on."""
+        """Whether the disk failed: what was written cannot be relied on."""
         return self.error is not None
 
     def accepts(self) -> bool:
-        """May more be written? Not while much is waiting to be."""
+        """Whether more may be written: not while `PENDING` bytes wait to be."""
         return self.error is None and len(self.pending) * self.record < PENDING
 
     def ready(self, pages: Sequence[int]) -> bool:
-        """Are these pages in memory, and kept there until they are read? Else they are read
-        soon, and those let go of that nobody has asked for longest."""
+        """Whether all these pages are in memory, where they then stay until they are read. If not,
+        the missing ones are read soon; the least recently asked for may be dropped for them."""
         with self.changed:
             missing = [p for p in pages if p not in self.fetched and p not in self.pending]
             if not self.asked:
@@ -97,27 +97,27 @@ class Disk:
                 self.changed.notify_all()
                 while len(self.fetched) * self.record > PENDING:
                     del self.fetched[next(iter(self.fetched))]
-            if not missing:  # those about to be written would be let go of once they are
+            if not missing:  # `fetched` also keeps pending records, dropped once written
                 for page in pages:
                     found = self.fetched.pop(page, None)
                     self.fetched[page] = self.pending.get(page, found)
             return not missing
 
     def write(self, pages: Sequence[int], records: Bytes) -> None:
-        """Write records [n, record] to these pages, later; they must not change any more."""
+        """Write records [n, record] to these pages, later; the caller must not change them."""
         with self.changed:
             self.changed.wait_for(
                 lambda: self.error or len(self.pending) * self.record < MOST * PENDING
             )
             for page, record in zip(pages, records, strict=True):
                 self.pending[page] = record
-                if page in self.fetched:  # a plan that follows may rely on it
+                if page in self.fetched:  # a later plan may rely on it
                     self.fetched[page] = record
                 self.asked.pop(page, None)
             self.changed.notify_all()
 
     def read(self, pages: Sequence[int]) -> Bytes:
-        """→ [n, record]. Raises OSError if they are not `ready` and cannot be read or trusted."""
+        """→ [n, record]. Raises OSError if a page that is not `ready` is unreadable or damaged."""
         out = np.empty((len(pages), self.record), np.uint8)
         for row, page in zip(out, pages, strict=True):
             with self.changed:
@@ -132,15 +132,15 @@ class Disk:
         return out
 
     def forget(self, pages: Sequence[int]) -> None:
-        """Let go of what was read ahead of these pages, or was to be."""
+        """Drop these pages from what was read ahead, or was to be."""
         with self.changed:
             for page in pages:
                 self.asked.pop(page, None)
                 self.fetched.pop(page, None)
 
     def save(self, pages: Sequence[int], kept: bytes) -> None:
-        """Write all that waits, and an index of `pages` for the next engine. Nothing may be written
-        after."""
+        """Finish all writes, then write an index of `pages` for the next engine, which finds
+        `kept` again. Nothing may be written after."""
         with self.changed:
             self.changed.wait_for(lambda: self.error or not self.pending)
             if self.error is not None:
@@ -150,7 +150,7 @@ class Disk:
         index.save(self.folder, Index(self.identity, self.stored, sums, kept))
 
     def close(self) -> None:
-        """Let go of the folder. May be called twice."""
+        """Release the folder. May be called twice."""
         with self.changed:
             if self.closed:
                 return
@@ -158,13 +158,13 @@ class Disk:
             self.changed.notify_all()
         for thread in self.threads:
             thread.join(STUCK)
-        if not any(thread.is_alive() for thread in self.threads):  # else it is stuck in a call
+        if not any(thread.is_alive() for thread in self.threads):  # else stuck in a system call
             os.close(self.file)
 
     # -- inside --------------------------------------------------------------------------------
 
     def _pread(self, first: int, count: int = 1) -> Bytes:
-        """→ [count, stored], of pages that follow one another."""
+        """Read `count` consecutive pages → [count, stored]."""
         began, rows = time.perf_counter(), np.empty((count, self.stored), np.uint8)
         if os.preadv(self.file, [rows], first * self.stored) != rows.nbytes:
             raise OSError(f"page {first} of the KV cache on disk is cut short")
@@ -176,8 +176,8 @@ class Disk:
         return row if self.codec is None else self.codec.decode(row)
 
     def _next(self, queue: Mapping[int, T]) -> dict[int, T]:
-        """Wait for pages in a queue: the first of it and what follows it in the file, with what is
-        said of them there; none: there is nothing to do any more."""
+        """Wait until a queue has pages, and copy the entries of the first page and those that
+        follow it in the file, up to `BATCH` bytes. Empty once closed or failed."""
         with self.changed:
             self.changed.wait_for(lambda: queue or self.closed or self.error)
             if self.closed or self.error:
@@ -217,12 +217,12 @@ class Disk:
             with self.changed:
                 self.answered, damaged = time.monotonic(), []
                 for page, sum, record in zip(pages, sums, records, strict=True):
-                    if self.asked.get(page) is not taken[page]:  # it was written meanwhile
+                    if self.asked.get(page) is not taken[page]:  # written or forgotten meanwhile
                         continue
                     del self.asked[page]
                     if sum == self.sums.get(page):
                         self.fetched[page] = record
-                    elif page in self.sums:  # else its first record is yet to be brought
+                    elif page in self.sums:  # else it was never written
                         damaged.append(page)
             if damaged:
                 return self._give_up(OSError(f"page {damaged[0]} is damaged"))
@@ -234,8 +234,8 @@ class Disk:
             self.changed.notify_all()
 
     def _recover(self) -> bytes:
-        """What the engine before saved, once every page it speaks of has been checked; else nothing
-        and, unless there was nothing, a warning."""
+        """What the last engine saved, if every page in its index has the right checksum. Otherwise
+        empty, with a warning if there was an index."""
         try:
             found = index.read(self.folder, self.identity, self.stored)
             if found is None:
@@ -251,7 +251,7 @@ class Disk:
 
 
 def _open(folder: Path, size: int) -> int:
-    """The file of pages, locked and of that size."""
+    """Open the file of pages, lock it and allocate `size` bytes."""
     path = folder / "kv.pages"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,7 +1,7 @@
-"""What a disk says of its pages while no engine has them open, so that the next one can trust them.
+"""The index of the KV pages on a disk, by which the next engine can tell that they are valid.
 
-The index is written last, when an engine ends, and removed first, so it never speaks of pages that
-have changed since. Knows no page, only checksums.
+It is written last, when an engine ends, and removed first, when the next one starts, so it never
+describes pages that changed later.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ NAME = "kv.index"
 
 
 class Index(Struct, frozen=True):
-    identity: str  # of all that the content depends on
-    record: int  # bytes a page
-    sums: dict[int, int]  # page → CRC-32 of its record, of those that matter
-    kept: bytes  # what the engine says of them, opaque here
+    identity: str  # hash of all that the pages' content depends on
+    record: int  # bytes of a page
+    sums: dict[int, int]  # saved page → CRC-32 of its record
+    kept: bytes  # the engine's own description of them, opaque here
 
 
 def save(folder: Path, index: Index) -> None:
-    """Whole or not at all. Raises OSError."""
+    """Write the index atomically. Raises OSError."""
     body, file = msgspec.msgpack.encode(index), folder / NAME
     temporary = file.with_suffix(".new")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
@@ -35,8 +35,8 @@ def save(folder: Path, index: Index) -> None:
 
 
 def read(folder: Path, identity: str, record: int) -> Index | None:
-    """The index of such pages; None if there is none. Raises ValueError, saying why, for one that
-    cannot be trusted or is of other pages."""
+    """The index in a folder; None if there is none. Raises ValueError, which says why, if it cannot
+    be trusted or has another identity or record size."""
     try:
         content = (folder / NAME).read_bytes()
     except FileNotFoundError:
@@ -58,13 +58,13 @@ def read(folder: Path, identity: str, record: int) -> Index | None:
 
 
 def remove(folder: Path) -> None:
-    """From now on nothing is known of the pages."""
+    """Delete the index: the pages are about to change."""
     (folder / NAME).unlink(missing_ok=True)
 
 
 def identity(weights: Path, *parts: object) -> str:
-    """Of KV pages: of the files of weights, by name, size and time, and of what else they depend
-    on."""
+    """A hash of what KV pages depend on: name, size and time of each file of weights, and
+    `parts`."""
     files = [weights] if weights.is_file() else sorted(weights.iterdir())
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr((stats, parts)).encode()).hexdigest()

@@ -31,7 +31,7 @@ class Slot:
         self.free = torch.cuda.Event()
 
     def begin(self, gpu: Sequence[int], host: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Records and page numbers, those of the GPU first, for the stream in hand."""
+        """Records, then the GPU's page numbers, then the host's, for the current stream to use."""
         count = len(gpu)
         torch.cuda.current_stream().wait_event(self.free)
         numbers = self.numbers[:, :count]
@@ -40,8 +40,8 @@ class Slot:
 
 
 class Way:
-    """One direction of the link: its stream, its slots, and the host pages that copies under way
-    still touch."""
+    """One direction of the link: its stream, its slots, and the host pages that its unfinished
+    copies touch."""
 
     def __init__(self, rows: int, record: int, device: torch.device):
         self.stream = torch.cuda.Stream(device)
@@ -54,14 +54,14 @@ class Way:
         return self.slots[-1]
 
     def begin(self, pages: Sequence[int]) -> torch.cuda.Event:
-        """A copy that touches these host pages is about to be queued. Returns its end, which must
-        be recorded before anything else is asked."""
+        """Announce a copy that touches these host pages. Returns the event of its end, to be
+        recorded before any other call."""
         self._forget()
         self.busy.append((torch.cuda.Event(enable_timing=True), set(pages)))
         return self.busy[-1][0]
 
     def touches(self, pages: Sequence[int]) -> torch.cuda.Event | None:
-        """The end of the last copy under way that touches some of these host pages."""
+        """The end of the last unfinished copy that touches any of these host pages."""
         self._forget()
         return next(
             (done for done, mine in reversed(self.busy) if not mine.isdisjoint(pages)), None
@@ -73,7 +73,7 @@ class Way:
 
 
 class Link:
-    """gpu, host: the pages on either side, whose records are equally long."""
+    """gpu, host: the pages on either side; their records have the same size."""
 
     def __init__(self, gpu: Paged, host: Paged):
         self.gpu, self.host = gpu, host
@@ -118,7 +118,7 @@ class Link:
             slot.free.record()
 
     def settle(self, pages: Sequence[int]) -> None:
-        """Wait until no copy under way touches these pages of the host."""
+        """Wait until no unfinished copy touches these host pages."""
         for way in (self.down, self.up):
             if (event := way.touches(pages)) is not None:
                 event.synchronize()

@@ -1,7 +1,8 @@
-"""Where the tensors of a layer lie that is not all on its device, and what brings them there.
+"""Layers whose tensors are partly off their device, and the copies that bring them there.
 
-A layer takes one copy and one read: what lies in main memory lies there side by side, and so does
-what is on disk. Knows layers as dataclasses of tensors, and slots of memory; no order of layers.
+The tensors of a layer in main memory lie side by side, and so do those on disk, so bringing a layer
+takes one copy and one read. Knows layers as dataclasses of tensors, and slots of memory; the order
+of layers is the caller's.
 """
 
 from collections import deque
@@ -18,38 +19,38 @@ from weir.runtime.pinned import host_zeros
 from weir.runtime.spill import Spill
 
 RELAYS = 2
-"""Layers between disk and GPU at once."""
+"""Pinned buffers for layers on their way from disk to a GPU."""
 STRIDE = 256
-"""Bytes that each tensor begins on a multiple of."""
+"""Alignment of each tensor, in bytes."""
 
 
 @dataclass(slots=True, eq=False)
 class Span:
-    """Where in a slot a tensor lies, and what it looks like."""
+    """The place of a tensor in a slot, and its form."""
 
     offset: int
-    like: Tensor  # of its shape, strides and type, on no device
+    like: Tensor  # on the meta device: shape, strides and dtype
 
     def of(self, memory: Tensor, begins: int = 0) -> Tensor:
-        """The tensor in memory that has the slot from `begins` on."""
+        """The tensor as a view of `memory`, which holds the slot's bytes from `begins` on."""
         raw = memory[self.offset - begins :][: self.like.nbytes].view(self.like.dtype)
         return raw.as_strided(self.like.shape, self.like.stride())
 
 
 @dataclass(slots=True, eq=False)
 class Parked:
-    """A layer, and where those of its tensors are that are not on the device."""
+    """A layer, some of whose tensors are in main memory or on disk."""
 
     layer: Any
-    here: list[Tensor | None]  # in the order of `tensors`; None: elsewhere
-    spans: list[Span | None]
-    host: Tensor  # uint8: comes first in a slot
-    start: int  # in a slot, of what is on disk
-    size: int = 0  # of a slot
-    offset: int = 0  # in the file
+    here: list[Tensor | None]  # those on the device, in the order of `tensors`; None: elsewhere
+    spans: list[Span | None]  # those elsewhere
+    host: Tensor  # uint8: the part in main memory, first in a slot
+    start: int  # where the part on disk begins in a slot
+    size: int = 0  # bytes used of a slot; 0: all tensors are on the device
+    offset: int = 0  # of the part on disk, in the file
 
     def over(self, slot: Tensor) -> Any:
-        """The layer, with the tensors that a slot brought."""
+        """The layer, with the missing tensors as views of a filled slot."""
         pairs = zip(self.here, self.spans, strict=True)
         return rebuilt(self.layer, iter([t if s is None else s.of(slot) for t, s in pairs]))
 
@@ -63,7 +64,7 @@ class Slot:
 
 
 def lay(found: list[Tensor], some: list[int], at: int, spans: list[Span | None]) -> int:
-    """Lay tensors side by side from `at` on, into `spans`. → the end."""
+    """Set `spans[i]` for i in `some`: tensors found[i] side by side from `at` on. → the end."""
     for i in some:
         tensor = found[i]
         begin = -(-at // STRIDE) * STRIDE
@@ -74,7 +75,7 @@ def lay(found: list[Tensor], some: list[int], at: int, spans: list[Span | None])
 
 
 class Reads:
-    """What brings layers to main memory."""
+    """Brings layers to slots in main memory."""
 
     def __init__(self, spill: Spill | None):
         self.spill = spill
@@ -89,19 +90,19 @@ class Reads:
             read.result()
 
     def let_go(self, slot: Slot) -> None:
-        """The host has computed with it already."""
+        """Nothing to do: the host's computation with it has ended."""
 
 
 class Copies:
-    """What brings layers to a GPU, on a stream of its own: from main memory, and from disk through
-    buffers that are read into ahead.
+    """Brings layers to slots on a GPU, on a stream of its own. Parts on disk are read ahead into
+    pinned buffers.
 
-    layers: all that will be brought, in their order, again and again."""
+    layers: all that will be brought, in the order that repeats."""
 
     def __init__(self, layers: Sequence[Parked], spill: Spill | None, device: torch.device):
         self.spill = spill
         self.stream = torch.cuda.Stream(device)
-        self.stream.wait_stream(torch.cuda.current_stream(device))  # the slots were others' memory
+        self.stream.wait_stream(torch.cuda.current_stream(device))  # may still use slots' memory
         self.cycle = deque(parked for parked in layers if parked.size > parked.start)
         size = max((parked.size - parked.start for parked in self.cycle), default=0)
         self.relays = deque(
@@ -120,7 +121,7 @@ class Copies:
             self.reading.append((relay, sent, reads))
 
     def bring(self, parked: Parked, slot: Slot) -> None:
-        """Queue the copies; waits for what comes from disk, while the device has work."""
+        """Queue the copies. Waits for reads from disk; meanwhile the device has work."""
         if slot.used is not None:
             self.stream.wait_event(slot.used)
         with torch.cuda.stream(self.stream):

@@ -1,7 +1,7 @@
-"""Which tokens each penalised request has seen: counted as they are fed to the model.
+"""Counts the tokens of each penalised request as they are fed to the model.
 
-Every token of a sequence is fed exactly once before what follows it is sampled, so nothing is
-counted twice, and a token that only the device knows is counted there.
+Every token is fed exactly once before its successor is sampled, so none is counted twice or missed.
+Counting is done on the device, since a token may be known only there.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,17 +18,17 @@ from weir.runtime.stage import Stage, upload
 
 @dataclass(slots=True, eq=False)
 class Feed:
-    """Rows of a lane to count and their slots: int64 [2, n] each, as prompt and as output."""
+    """Rows of a lane to count, and their slots, as prompt and as output: int64 [2, n] each."""
 
     prompt: Tensor | None
     output: Tensor | None
 
 
 class Penalties:
-    """For each penalised uid a slot of `seen` bool [slots, V] (prompt) and `counts` int32 (output).
+    """Each penalised uid has a slot of `seen`, bool [slots, V], for its prompt, and of `counts`,
+    int32 [slots, V], for its output.
 
-    A request is penalised if one of its chunks brings `history`; a later one replaces the earlier.
-    """
+    A request is penalised once a chunk of it has `history`; a later history replaces an earlier."""
 
     def __init__(self, vocab: int, device: torch.device):
         self.vocab = vocab
@@ -45,7 +45,7 @@ class Penalties:
                 del self.next[uid]
 
     def plan(self, chunks: Sequence[Chunk], stage: Stage) -> Feed | None:
-        """What of a lane must be counted; None: nothing. Takes in histories on the way."""
+        """Take in the histories of a lane. Returns what to count of it; None: nothing."""
         for chunk in chunks:
             if chunk.history is not None:
                 self._begin(chunk, chunk.history)
@@ -66,7 +66,7 @@ class Penalties:
         return Feed(*(stage.put(np.concatenate(some, axis=1)) if some else None for some in fed))
 
     def complete(self, chunk: Chunk) -> bool:
-        """Whether all tokens up to the end of a planned chunk are counted."""
+        """Whether all tokens up to the end of a planned chunk are, or will be, counted."""
         return self.next.get(chunk.uid) == chunk.start + chunk.length
 
     def count(self, feed: Feed | None, ids: Tensor) -> None:

@@ -1,7 +1,4 @@
-"""Host memory that a GPU reads and writes by itself.
-
-Knows bytes; what lies there is its owner's.
-"""
+"""Pinned (page-locked) host memory, which a GPU reads and writes by itself."""
 
 import contextlib
 import logging
@@ -18,14 +15,14 @@ from weir.linux import cores
 log = logging.getLogger(__name__)
 
 PART = 1 << 30
-"""Bytes that are locked at once: a driver that refuses says so early."""
+"""Bytes that are locked at once, so that a driver which refuses does so early."""
 READABLE_BY_ALL = 1
 """cudaHostRegisterPortable"""
 
 
 class Memory(mmap.mmap):
-    """Zero bytes in huge pages, which shared memory seldom gets; they take memory when they are
-    first written or locked, and a child of this process has none of it."""
+    """Zeroed private memory in huge pages, which shared memory seldom gets. It occupies memory once
+    first written or locked. Child processes do not inherit it."""
 
     locked: list[int]  # addresses
 
@@ -38,9 +35,9 @@ class Memory(mmap.mmap):
 
 
 def host_zeros(size: int, *, pinned: bool = False, part: int = 0) -> Tensor:
-    """uint8 [size], zero. `pinned`: locked, so that a GPU copies from and to it while the host does
-    other things; where that is refused it is not, with one warning (see `is_pinned`). No copy may
-    reach from one `part` of so many bytes (0: `PART`) into another."""
+    """uint8 [size], zero. pinned: lock it, so that a GPU copies asynchronously; if that is refused,
+    log one warning and return it unlocked (see `is_pinned`). part: bytes locked at once (0:
+    `PART`); no copy may cross a multiple of it. Raises `ConfigError` if there is no memory."""
     if size == 0:
         return torch.zeros(0, dtype=torch.uint8)
     try:
@@ -52,7 +49,7 @@ def host_zeros(size: int, *, pinned: bool = False, part: int = 0) -> Tensor:
         ) from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-        memory.madvise(mmap.MADV_DONTFORK)  # a copy on write would part the GPU from us
+        memory.madvise(mmap.MADV_DONTFORK)  # copy-on-write would give us other pages than the GPU
     tensor = torch.frombuffer(memory, dtype=torch.uint8)
     if pinned:
         _lock(memory, tensor, part or PART)
@@ -83,13 +80,13 @@ def _lock(memory: Memory, tensor: Tensor, part: int) -> None:
 
 
 def _forget_error() -> None:
-    """CUDA reports an error once more, to whoever launches next."""
+    """Launch something: CUDA reports the error again at the next launch."""
     with contextlib.suppress(RuntimeError):
         torch.zeros(1, device="cuda")
 
 
 def _touch(tensor: Tensor) -> None:
-    """Write a byte of each page, on several threads: the driver would do it on one."""
+    """Write a byte of each page on several threads; the driver would use one."""
     pages = tensor.numpy()[:: mmap.PAGESIZE]
     threads = min(16, cores())
     with ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""Hidden vectors of pooled requests: the last state, or the mean of all, of unit length."""
+"""Hidden vectors of pooled requests: the last hidden state or the mean of all, normalised."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ from weir.runtime.outputs import Landing
 
 
 class Pooler:
-    """Sums of the requests whose mean is not complete yet, by uid."""
+    """Keeps, by uid, the sums of requests whose mean is not complete yet."""
 
     def __init__(self) -> None:
         self.sums: dict[int, tuple[Tensor, int]] = {}  # float32 [H], positions summed
@@ -20,9 +20,9 @@ class Pooler:
             self.sums.pop(uid, None)
 
     def pool(self, chunks: Sequence[Chunk], hidden: Tensor, landing: Landing) -> None:
-        """hidden [N, H] after the final norm: all of each "mean" chunk's rows, the last of each
-        "last" one's. Vectors float32 [H] of chunks that are final go to `landing`, and so do those
-        that fail as positions are missing."""
+        """hidden [N, H], after the final norm: all rows of each "mean" chunk and the last row of
+        each "last" chunk. For final chunks, `landing` gets float32 [H]; a request fails if an
+        earlier position is missing from its mean."""
         lengths = [chunk.length if chunk.pool == "mean" else 1 for chunk in chunks]
         for chunk, states in zip(chunks, hidden.split(lengths), strict=True):
             try:

@@ -1,5 +1,5 @@
-"""How fast a GPU copies and multiplies, from which the time of any step is estimated, and how fast
-main memory reaches it."""
+"""Measures how fast a GPU copies and multiplies, how fast its link to main memory is, and how fast
+the host attends. Step times are estimated from these rates."""
 
 import timeit
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from weir.runtime.pinned import host_zeros
 from weir.spec import AttentionSpec
 
 SIDE = 6144
-"""Of the square matrices, each larger than a cache: 72 MiB in bfloat16."""
+"""Rows of the square matrices, each larger than a cache: 72 MiB in bfloat16."""
 LINK = 2**28
-"""Bytes of a copy over a link."""
+"""Bytes copied to time a link."""
 READ = 2**28
-"""Bytes of keys and values that attention on the host is timed with."""
+"""Most bytes of keys and values read to time attention on the host."""
 SEQUENCES = 64
 
 
 def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Bytes/s of a copy, read and written, and FLOP/s of a product, of random numbers. Takes about
-    10 ms on an H100, and 0.2 GB that are free again afterwards."""
+    """Bytes/s of a copy, reads and writes added, and FLOP/s of a matrix product, of random numbers.
+    Takes about 10 ms on an H100 and, for that time, 0.2 GB."""
     a, b = (torch.randn(SIDE, SIDE, dtype=dtype, device=device) for _ in range(2))
     out = torch.empty_like(a)
     copying = _seconds(lambda: out.copy_(a))
@@ -33,8 +33,8 @@ def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def links(device: torch.device) -> tuple[float, float, float]:
-    """Bytes/s from pinned memory to a GPU, back, and of both at once. Takes 0.1 s, and 0.5 GB of
-    each memory that are free again afterwards."""
+    """Bytes/s from pinned memory to a GPU, back, and both ways at once. Takes 0.1 s and, for that
+    time, 0.5 GB of each memory."""
     here, back = (host_zeros(LINK, pinned=True) for _ in range(2))
     there, other = (torch.empty(LINK, dtype=torch.uint8, device=device) for _ in range(2))
     aside = torch.cuda.Stream(device)
@@ -52,8 +52,8 @@ def links(device: torch.device) -> tuple[float, float, float]:
 
 
 def attention(kv: Tensor, spec: AttentionSpec, dtype: torch.dtype) -> float:
-    """Bytes/s of a layer's keys and values, [pages, 2, Hkv, page, D] on the host, that attention
-    with queries of `dtype` reads there. Takes some 10 ms."""
+    """Bytes/s at which attention on the host, with queries of `dtype`, reads a layer's keys and
+    values `kv` [pages, 2, Hkv, page, D]. Takes some 10 ms."""
     pages = min(len(kv) // SEQUENCES, READ // (SEQUENCES * kv[0].nbytes)) or 1
     rows, tokens = min(SEQUENCES, len(kv)), pages * kv.shape[3]
     table = torch.randperm(rows * pages).to(torch.int32).view(rows, pages)
@@ -65,11 +65,11 @@ def attention(kv: Tensor, spec: AttentionSpec, dtype: torch.dtype) -> float:
 
 
 def room(device: torch.device, share: float) -> int:
-    """Bytes of a GPU's memory that are free, less what is beyond that share of it."""
+    """Free bytes of a GPU's memory, less the part of all its memory beyond `share`."""
     free, total = torch.cuda.mem_get_info(device)
     return int(free - (1 - share) * total)
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """The least of several."""
+    """The shortest of several runs."""
     return min(milliseconds((work,), 5)[0]) / 1e3

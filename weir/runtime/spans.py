@@ -1,4 +1,4 @@
-"""Where the chunks of a lane lie in it, in their sequences and in `Tables`. Knows no tensor."""
+"""Positions of a lane's chunks: in the lane, in their sequences and in `Tables`. No tensors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from weir.runtime.tables import Tables
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shape:
-    """What a lane is padded to, so that its launches can be recorded: as many sequences of one
-    token each, or fewer sequences of any length. `shared`: prefixes in common are read once."""
+    """The size to which a lane is padded so that its launches can be recorded: `tokens` sequences
+    of one token each, or fewer of any length. shared: common prefixes are read once."""
 
     tokens: int
     sequences: int
@@ -24,15 +24,15 @@ class Shape:
 
 @dataclass(slots=True, eq=False)
 class Spans:
-    """Where the chunks of a lane lie, the first `real` of them not only there to fill it up."""
+    """Where the S chunks of a lane lie, T rows in all. Those after the first `real` are padding."""
 
     real: int
-    rows: NDArray[np.int64]  # [S] of Tables
+    rows: NDArray[np.int64]  # [S] rows of Tables
     start: NDArray[np.int64]  # [S] position
     length: NDArray[np.int64]  # [S]
-    bound: NDArray[np.int64]  # [S + 1]: where each chunk's rows start, and T
+    bound: NDArray[np.int64]  # [S + 1]: first row of each chunk, and T
     owner: NDArray[np.int64]  # [T] chunk of each row
-    pos: NDArray[np.int64]  # [T]
+    pos: NDArray[np.int64]  # [T] position of each row
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk], tables: Tables, shape: Shape | None) -> Spans:

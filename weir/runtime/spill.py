@@ -1,8 +1,8 @@
-"""Weights on disk: a file without a name, written once from front to back, read by threads.
+"""Weights on disk: an unlinked file, written once from front to back and read by threads.
 
-It goes past the page cache where the file system allows, since what is read once a step would
-only push out what is needed sooner; and it is gone with the engine, however that ends. Knows bytes
-and offsets; no layer, no device.
+It bypasses the page cache where the file system allows, because data read once a step would only
+evict what is needed sooner. The file disappears with the engine, however that ends. Knows bytes and
+offsets; no layer, no device.
 """
 
 import os
@@ -17,9 +17,9 @@ from torch import Tensor
 from weir.errors import ConfigError
 
 ALIGN = 4096
-"""Of addresses, sizes and offsets of what passes by the page cache."""
+"""Addresses, sizes and offsets of reads and writes are multiples of this, as O_DIRECT demands."""
 CHUNK = 16 * 2**20
-"""Bytes of one read; several are under way."""
+"""Bytes of one read; several run at once."""
 THREADS = 4
 
 
@@ -42,8 +42,8 @@ class Spill:
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="weir-spill")
 
     def append(self, data: Tensor) -> int:
-        """Write host bytes that begin and end on `ALIGN`. → where they are. Raises `ConfigError`
-        if there is no room."""
+        """Write host bytes aligned to `ALIGN`. → their offset. Raises `ConfigError` if there is no
+        room."""
         offset, rest = self.size, memoryview(data.numpy())
         while rest:
             try:
@@ -72,7 +72,7 @@ class Spill:
             self.close()
 
     def close(self) -> None:
-        """Let go of the file. May be called twice."""
+        """Close the file. May be called twice."""
         self.pool.shutdown(cancel_futures=True)
         if self.file >= 0:
             os.close(self.file)

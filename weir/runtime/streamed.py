@@ -1,7 +1,8 @@
-"""Layers whose weights lie on the device, in main memory and on disk, brought while others compute.
+"""Layers whose weights lie on the device, in main memory and on disk, loaded while others compute.
 
-Every tensor has a home. Iterating is a step: layers arrive in a ring of slots on the device, and
-when the last has been handed out the first are on their way again. Knows no model and no lane.
+Every tensor has a home. One iteration over the layers is a step. Layers arrive in a ring of slots
+on the device; after the last layer of a step the first ones of the next are loaded. Knows no model
+and no lane.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from weir.runtime.pinned import host_zeros
 from weir.runtime.spill import Spill, aligned
 
 SLOTS = 3
-"""Layers on the device at once: one whose attention is under way, one that is next, one coming;
-from a disk straight into main memory one more, so that it reads on while a layer computes."""
+"""Layers on the device at once: one whose attention runs, the next one, and one being loaded. A CPU
+has one more, so that reading from disk goes on while a layer computes."""
 SMALL = 0.01
-"""Share of a layer's bytes below which a tensor stays on the device."""
+"""Tensors of at most this share of a layer's bytes stay on the device."""
 
 DEVICE, HOST, DISK = range(3)
 
 
 class Deal:
-    """Deals out bytes over memories so that at every moment each has its share of all so far."""
+    """Deals tensors out to memories such that each always has about its share of the bytes."""
 
     def __init__(self, shares: Sequence[float]):
         self.shares = shares
@@ -47,12 +48,11 @@ class Deal:
 
 
 class Streamed:
-    """Takes in `count` layers, in order, that were made on `device`; then every iteration yields
-    them. What it yields may be used until the second layer after it is asked for.
+    """Takes in `count` layers in order, made on `device`; then each iteration yields them. A layer
+    that was yielded may be used until the second layer after it is asked for.
 
-    shares: of the bytes on the device, in main memory, on disk. folder: where the file is. room:
-    bytes of main memory that there are for weights. Raises `ConfigError` where memory or disk have
-    no room."""
+    shares: of the bytes, on the device, in main memory and on disk. folder: of the file on disk.
+    room: bytes of main memory for weights. Raises `ConfigError` if memory or disk is too small."""
 
     def __init__(
         self,
@@ -73,20 +73,20 @@ class Streamed:
         self.spill = Spill(folder) if shares[DISK] and folder is not None else None
         self.pinned = device.type == "cuda"
         self.staging = torch.empty(0, dtype=torch.uint8)
-        self.kept: list[Tensor] = []  # memory of what stays, layer by layer
+        self.kept: list[Tensor] = []  # device memory of what stays, by layer
         self.parked: list[Parked] = []
         self.moves: Copies | Reads
         self.slots: list[Slot] = []
         self.views: dict[tuple[int, int], Any] = {}
         self.free: deque[int] = deque()  # slots
         self.coming: deque[tuple[int, int]] = deque()  # layer and slot, in order
-        self.held: dict[int, int] = {}  # layers in use, and their slots
-        self.cycle: deque[int] = deque()  # layers to come, those that are not all on the device
+        self.held: dict[int, int] = {}  # layer in use → slot
+        self.cycle: deque[int] = deque()  # layers partly off the device, the next to load first
 
     # -- loading -------------------------------------------------------------------------------
 
     def add(self, layer: Any) -> None:
-        """Take the next layer in: tensors that stay are kept, the others are copied."""
+        """Take in the next layer: copy each tensor to its home."""
         found = list(tensors(layer))
         if not self.parked:
             self._check(sum(tensor.nbytes for tensor in found) * self.count)
@@ -114,8 +114,8 @@ class Streamed:
         self.parked.append(Parked(shell, here, spans, host, start, size, offset))
 
     def _reserve(self, found: list[Tensor]) -> None:
-        """Take the memory of what stays on the device, of layers like the first, at once: cut out
-        of what making others needs, it would leave holes that are too small for that."""
+        """Allocate device memory for what stays, of `count` layers like the first, at once.
+        Allocated layer by layer, it would fragment the memory in which layers are made."""
         deal, sizes = Deal(self.deal.shares), []
         for _ in range(self.count):
             pairs = zip(found, _homes(found, deal), strict=True)
@@ -125,8 +125,8 @@ class Streamed:
         self.kept = list(memory.split(sizes))
 
     def _stay(self, here: list[Tensor | None]) -> list[Tensor | None]:
-        """The tensors of the next layer that stay, in the memory that was taken for them, where a
-        layer is like the first."""
+        """Move the tensors of the next layer that stay to the memory reserved for them, if they fit
+        it, as those of a layer like the first do."""
         stays = [i for i, tensor in enumerate(here) if tensor is not None]
         kept = [tensor for tensor in here if tensor is not None]
         spans: list[Span | None] = [None] * len(kept)
@@ -137,7 +137,7 @@ class Streamed:
         return here
 
     def done(self) -> Streamed:
-        """All layers are in: make the ring, and start to bring the first."""
+        """All layers are in: make the ring and start to load the first."""
         self.staging = torch.empty(0, dtype=torch.uint8)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -155,7 +155,7 @@ class Streamed:
         return self
 
     def _check(self, total: int) -> None:
-        """Raise ConfigError if what is still to come will not fit."""
+        """Raise ConfigError if all layers, of `total` bytes, will not fit."""
         _, host, disk = (share * total for share in self.deal.shares)
         if self.room is not None and host > self.room:
             raise ConfigError(
@@ -172,7 +172,7 @@ class Streamed:
     def _host(self, size: int) -> Tensor:
         memory = host_zeros(size, pinned=self.pinned, part=size)
         if size and self.pinned and not memory.is_pinned():
-            self.pinned = False  # and is not asked for again
+            self.pinned = False  # do not ask again
         return memory
 
     # -- serving -------------------------------------------------------------------------------
@@ -188,13 +188,13 @@ class Streamed:
             self._fetch()
 
     def close(self) -> None:
-        """Let go of the disk. May be called twice."""
+        """Close the file on disk. May be called twice."""
         if self.spill is not None:
             self.spill.close()
 
     def _begin(self) -> None:
-        """What the step before held to its end is free; should it have broken off, the layers that
-        it was still to have pass by."""
+        """Release what the last step held to its end. If that step was broken off, skip the layers
+        that it would still have used."""
         for i in list(self.held):
             self._release(i)
         self._fetch()
@@ -220,7 +220,7 @@ class Streamed:
             self.free.append(slot)
 
     def _fetch(self) -> None:
-        """Start to bring as many layers as there are slots free."""
+        """Start to load a layer into each free slot."""
         while self.free:
             layer, slot = self.cycle[0], self.free.popleft()
             self.cycle.rotate(-1)
@@ -229,7 +229,7 @@ class Streamed:
 
 
 def _homes(found: list[Tensor], deal: Deal) -> list[int]:
-    """Where each tensor of the next layer goes."""
+    """The home of each tensor of the next layer."""
     total = sum(tensor.nbytes for tensor in found)
     return [DEVICE if t.nbytes <= SMALL * total else deal.next(t.nbytes) for t in found]
 

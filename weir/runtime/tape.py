@@ -1,8 +1,8 @@
-"""A CPU's counterpart of a CUDA graph: calls that are recorded once and played from then on.
+"""The CPU's counterpart of a CUDA graph: calls are recorded once and then replayed.
 
-A step of few decodes is hundreds of calls, and for each the host takes as long as the kernel. Of
-what a function calls, kernels go to tapes of their own, which C++ plays; operators of PyTorch come
-between them. Nothing may depend on values, and whatever is read must stay where it is.
+A step of few decodes is hundreds of calls, each of which costs the host as long as the kernel
+itself. Calls of kernels are recorded on tapes, which C++ plays; PyTorch's operators run between
+tapes. Recorded calls must not depend on values, and what they read must keep its address.
 """
 
 import weakref
@@ -18,22 +18,23 @@ from weir.ops import native
 
 ALIGN = 64
 BLANK = (torch.ops.aten.empty.memory_format, torch.ops.aten.new_empty.default)
-"""Operators that only take memory, as those that are called for the results of kernels."""
+"""Operators that only allocate, for the results of kernels."""
 
 
 class Unrecordable(Exception):
-    """A value came back to the host."""
+    """The function read a tensor's value on the host."""
 
 
 class Memory:
-    """What recordings keep their results in. Only one is played at a time, so all share it."""
+    """Memory for the results of all recordings; they share it, as only one is played at a time."""
 
     def __init__(self) -> None:
         self.blocks: list[Tensor] = []
         self.used = 0
 
     def take(self, size: int) -> Tensor:
-        """Bytes; of a block that others have as well, but for those taken since `used` was 0."""
+        """A block of bytes, distinct from those taken since `used` was 0. Other recordings use the
+        same blocks."""
         if self.used == len(self.blocks) or len(self.blocks[self.used]) < size:
             self.blocks[self.used : self.used + 1] = [torch.empty(size, dtype=torch.uint8)]
         self.used += 1
@@ -41,7 +42,7 @@ class Memory:
 
 
 class Recording(TorchDispatchMode):
-    """Within its context kernels are recorded and not run; `play` runs all that was recorded."""
+    """Within this context kernels are recorded and not run; `play` runs all that was recorded."""
 
     def __init__(self, memory: Memory):
         super().__init__()
@@ -49,12 +50,12 @@ class Recording(TorchDispatchMode):
         assert library is not None, "there are no kernels to record"
         self.library = library
         self.memory = memory
-        self.kept: list[Any] = []  # results, whose addresses kernels have
+        self.kept: list[Any] = []  # results, whose addresses are on the tapes
         self.steps: list[Callable[[], None]] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # it is not at work here, and PyTorch takes a second to import it for nothing
+        return False  # not used here, and PyTorch would take a second to import it
 
     def play(self) -> None:
         for step in self.steps:
@@ -94,7 +95,7 @@ class Recording(TorchDispatchMode):
 
 
 def recorded(run: Callable[[], None], memory: Memory) -> Callable[[], None]:
-    """→ what does again all that `run` calls; `run` itself where it looks at values."""
+    """→ a function that repeats all that `run` calls; `run` itself if it reads values."""
     recording = Recording(memory)
     try:
         with recording:
@@ -105,7 +106,7 @@ def recorded(run: Callable[[], None], memory: Memory) -> Callable[[], None]:
 
 
 def _within(made: Any, given: Any) -> bool:
-    """Whether results are parts of what was given. Raises `Unrecordable` if they are no tensors."""
+    """Whether all results are views of arguments. Raises `Unrecordable` if there is no tensor."""
     places = {x.untyped_storage().data_ptr() for x in _tensors(given)}
     parts = [*_tensors(made)]
     if not parts:
@@ -114,7 +115,7 @@ def _within(made: Any, given: Any) -> bool:
 
 
 def _again(call: Callable[[], Any], made: Any) -> None:
-    """Put what `call` gives now in place of what it gave."""
+    """Call again and copy the results to where they were before."""
     for old, new in zip(_tensors(made), _tensors(call()), strict=True):
         old.copy_(new)
 

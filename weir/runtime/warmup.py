@@ -1,6 +1,6 @@
-"""Steps that serve nobody: after them memory is known and every kernel is compiled and loaded.
+"""Warm-up steps: after them the memory needed is known and all kernels are compiled and loaded.
 
-They run before the first request, over the pages that it will be given, and leave nothing behind.
+They run before the first request, on the same pages, and leave nothing behind.
 """
 
 import sys
@@ -20,10 +20,10 @@ CHOICES = [
     Sampling(logit_bias={0: 0.0}),
 ]
 
-COMMON = 192  # tokens that prompts have in common, such that reading them once is worth a launch
+COMMON = 192  # tokens of a common prefix, enough to be read once for several decodes
 BESIDE = 4  # tokens of a prompt beside decodes
 RECORDING = 4 << 20
-"""Bytes that the driver takes for the recording of one shape, about."""
+"""About how many bytes the driver takes to record one shape."""
 
 
 def pages_needed(tokens: int, requests: int, page: int) -> int:
@@ -32,10 +32,10 @@ def pages_needed(tokens: int, requests: int, page: int) -> int:
 
 
 def warm_up(runner: Runner, tokens: int, requests: int, lane: int = sys.maxsize) -> None:
-    """Run the largest steps, of prompts, in lanes, and of decodes, and every way of choosing a
-    token; where lanes are to be recorded, so that time matters, also steps between.
+    """Run the largest steps, of prompts and of decodes, in lanes of `lane` tokens, and every way of
+    choosing a token. If lanes are to be recorded, also run smaller steps, whose kernels may differ.
 
-    All requests share their pages: what they compute is of no use to anyone."""
+    All requests share the same pages, as nobody needs their results."""
     landings = [runner.launch(plan) for plan in _plans(runner, tokens, requests, lane)]
     runner.saved, saved = 1, runner.saved
     landings += [runner.launch(plan) for plan in _sharing(runner, tokens, requests)]
@@ -45,10 +45,10 @@ def warm_up(runner: Runner, tokens: int, requests: int, lane: int = sys.maxsize)
 
 
 def rehearse(runner: Runner, tokens: int, requests: int, lane: int) -> int:
-    """Run the largest steps, in lanes of so many tokens, of a runner that has yet to record.
+    """Warm up a runner that has not recorded yet, in lanes of `lane` tokens.
 
-    PyTorch keeps the memory that they took, so it no longer counts as free. → bytes that recording
-    will take besides: its pool is as large as the largest lane needs."""
+    PyTorch keeps the memory that this takes, so it no longer counts as free. → further bytes that
+    recording will take: its memory pool is as large as the largest lane needs."""
     warm_up(runner, tokens, requests, lane)
     shapes = runner.graphs.shapes
     if not shapes:
@@ -63,10 +63,10 @@ def rehearse(runner: Runner, tokens: int, requests: int, lane: int) -> int:
 
 def _plans(runner: Runner, tokens: int, requests: int, lane: int) -> Iterator[Plan]:
     tier, page = min(runner.store.pages), runner.store.page
-    longest = min(lane, runner.tables.width * page - 1)  # and one more fits
+    longest = min(lane, runner.tables.width * page - 1)  # room is left for one more token
     length = min(_length(tokens, requests), longest)
     pages = [Page(tier, i) for i in range(length // page + 1)]
-    for width in [tokens, *_widths(runner, tokens)]:  # the largest first, whose memory serves all
+    for width in [tokens, *_widths(runner, tokens)]:  # largest first: the others reuse its memory
         uids = [-1 - i for i in range(min(width // length, requests))]
         prompts = [Chunk(n, 0, [0] * length, pages, tier, Sampling()) for n in uids]
         some = lane // length
@@ -75,27 +75,28 @@ def _plans(runner: Runner, tokens: int, requests: int, lane: int) -> Iterator[Pl
             yield Plan(0, [], [[Chunk(n, length, [], [], tier, Sampling()) for n in uids]], [])
         yield Plan(0, [], [], uids)
     lanes = []
-    for i, sampling in enumerate(CHOICES):  # beside each other: a chunk of several tokens, and one
+    for i, sampling in enumerate(CHOICES):  # a chunk of several tokens beside one of one token
         history = [] if sampling.penalised else None
         chunk = Chunk(-1 - 2 * i, 0, [0] * length, pages, tier, sampling, history=history)
         single = Chunk(-2 - 2 * i, length, [0], pages, tier, sampling, history=history)
         lanes += [[chunk, single]] if requests > 1 else [[chunk], [single]]
     most = max(1, min(requests // 2, tokens // (length + 1)))
-    for at in range(0, len(lanes), most):  # for which weights, should they be elsewhere, come once
+    for at in range(0, len(lanes), most):  # many lanes a plan: streamed weights are loaded once
         some = lanes[at : at + most]
         yield Plan(0, [], some, [])
         yield Plan(0, [], [], [chunk.uid for lane in some for chunk in lane])
 
 
 def _widths(runner: Runner, tokens: int) -> list[int]:
-    """Tokens of steps that libraries have different kernels for, each loaded at its first use."""
+    """Sizes of steps, in tokens, for which libraries may have other kernels, which they load at
+    first use."""
     widths = [64 * 3**i // 2**i for i in range(16)] if runner.graphs.shapes else []
     return [width for width in widths if width < tokens]
 
 
 def _sharing(runner: Runner, tokens: int, requests: int) -> Iterator[Plan]:
-    """Decodes beside a chunk of a prompt; then with a prefix that is read once, alone and beside.
-    How many sequences there are decides what attention is compiled for (ops/triton/decode.py)."""
+    """Decodes beside a prompt's chunk; then with a prefix that is read once, alone and beside it.
+    The number of sequences decides what attention is compiled for (ops/triton/decode.py)."""
     tier, length = min(runner.store.pages), min(tokens, COMMON)
     need = (length + BESIDE) // runner.store.page + 1
     if tokens < COMMON + BESIDE or min(runner.store.pages[tier], runner.tables.width) < need:
@@ -114,8 +115,8 @@ def _sharing(runner: Runner, tokens: int, requests: int) -> Iterator[Plan]:
 
 
 def warm_up_away(runner: Runner) -> None:
-    """Run what a relay adds: contexts that lie on both tiers, beside others and in lanes of their
-    own. Leaves nothing behind."""
+    """Run what a relay adds: contexts that lie on both tiers, beside other chunks and in lanes of
+    their own. Leaves nothing behind."""
     relay, page = runner.relay, runner.store.page
     hot = min(runner.store.pages)
     if relay is None or relay.tier == hot or min(runner.store.pages.values()) < 3:
@@ -135,5 +136,5 @@ def warm_up_away(runner: Runner) -> None:
 
 
 def _length(tokens: int, requests: int) -> int:
-    """Tokens of a prompt such that prompts of as many requests as may run fill a step."""
+    """The prompt length at which prompts of all `requests` fill a step of `tokens`."""
     return max(2, tokens // requests)
