@@ -298,7 +298,7 @@ class Delta(Struct, omit_defaults=True):
     vector: list[float] | None = None
     done: str | None = None
     error: str = ""
-    refused: bool = False  # the error is the request's own, which never ran
+    refused: bool = False  # the error is the request's own
     # In the first delta of a request:
     cached: int = -1  # prompt tokens found in the cache
     loaded: dict[int, int] = {}  # tier → cached tokens loaded from it

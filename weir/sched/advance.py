@@ -3,6 +3,11 @@
 from weir.core import PENDING, Chunk, Delta, Matcher, Request, Result, Score
 from weir.errors import GrammarError
 
+STUCK = (
+    "allowed_token_ids, min_tokens and structured output together leave no token to choose: leave "
+    "one of them out"
+)
+
 
 def advance(r: Request, length: int, home: int) -> Chunk:
     """The chunk that computes `length` more tokens of `r`; they count as computed from now on."""
@@ -67,7 +72,10 @@ def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
         return None
     if uid in result.failed:
         r.done = "error"
-        return Delta(uid, done=r.done, error=result.failed[uid], preempted=r.preempted)
+        delta = Delta(uid, done=r.done, error=result.failed[uid], preempted=r.preempted)
+        if chunk.sample is not None and _stuck(r):
+            delta.error, delta.refused = STUCK, True
+        return delta
     scores = result.scores.get(uid)
     if not (chunk.sample is not None or chunk.final or scores):
         return None
@@ -86,6 +94,17 @@ def settle(r: Request, chunk: Chunk, result: Result) -> Delta | None:
         delta.vector = result.vectors.get(uid)
         r.done = "stop" if r.sampling.pool else "length"
     return _tell(r, delta)
+
+
+def _stuck(r: Request) -> bool:
+    """Whether the request itself excludes every token that could come next."""
+    left = None if r.sampling.allowed is None else set(r.sampling.allowed)
+    mask = r.matcher.mask(alone=True) if r.matcher is not None else None
+    if mask is not None:
+        fit = {token for token in range(8 * len(mask)) if mask[token // 8] >> token % 8 & 1}
+        left = fit if left is None else fit & left
+    barred = r.sampling.stops if r.settled - r.prompt < r.sampling.min_tokens else []
+    return left is not None and left <= set(barred)
 
 
 def pay(r: Request, alone: bool = False) -> Delta | None:
