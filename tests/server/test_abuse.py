@@ -105,6 +105,29 @@ def test_absurd_values_name_their_field(http, path, body, field, value):
     assert answer.json()["error"]["param"].startswith(field), answer.text
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "close"),
+    [
+        ("/v1/chat/completions", "maxTokens", "max_tokens"),
+        ("/v1/chat/completions", "repeat_penalty", "repetition_penalty"),
+        ("/v1/chat/completions", "colour", None),
+        ("/v1/responses", "max_outputs_tokens", "max_output_tokens"),
+        ("/generate", "streams", "stream"),
+    ],
+)
+def test_an_unknown_field_brings_the_nearest_to_mind(http, path, field, close):
+    said = http.post(path, json={field: 1}).json()["error"]
+    assert (said["param"], said["code"]) == (field, "unknown_field")
+    hint = f"; did you mean {close}?" if close else "."
+    assert said["message"] == f"{field} is not a field of this request{hint}"
+
+
+def test_an_unknown_field_of_a_part_is_named_with_its_place(http):
+    body = CHAT | {"stream_options": {"include_usages": True}}
+    said = http.post("/v1/chat/completions", json=body).json()["error"]
+    assert said["message"] == "stream_options.include_usages is not a field of this request."
+
+
 def _bytes(total: int) -> Iterator[bytes]:
     yield b'{"prompt": "'
     for _ in range(total // 65536):

@@ -5,6 +5,8 @@ This is the only place that maps errors to statuses. It knows no routes.
 
 import math
 import re
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -70,8 +72,8 @@ def problem(error: Exception) -> Problem:
     return Problem(status, ErrorBody(detail), headers)
 
 
-def invalid(error: Exception) -> BadRequest:
-    """Turn a failure to decode a body into a `BadRequest` that names the field."""
+def invalid(error: Exception, fields: Sequence[str]) -> BadRequest:
+    """Turn a failure to decode a body of these fields into a `BadRequest` that names the field."""
     if isinstance(error, UnicodeDecodeError):
         return BadRequest("The body is not valid UTF-8.", code="invalid_json")
     if isinstance(error, RecursionError):
@@ -83,9 +85,10 @@ def invalid(error: Exception) -> BadRequest:
         param = ".".join(part for part in (found[3], found[2]) if part)
         if found[1].startswith("missing"):
             return BadRequest(f"{param} is required.", param=param, code="missing_field")
-        return BadRequest(
-            f"{param} is not a field of this request.", param=param, code="unknown_field"
-        )
+        text = f"{param} is not a field of this request"
+        close = get_close_matches(param.lower(), [] if found[3] else fields, 1, cutoff=0.74)
+        text += f"; did you mean {close[0]}?" if close else "."
+        return BadRequest(text, param=param, code="unknown_field")
     found = PATH.search(message)
     if found is None:
         return BadRequest(f"{message}.", code="invalid_type")
