@@ -1,7 +1,7 @@
-"""The ops' kernels for GPUs, in Triton: CUDA tensors in, CUDA tensors out, nothing waited for.
+"""The ops' Triton kernels for GPUs. They take and return CUDA tensors and never synchronise.
 
-Importing this needs Triton, which PyTorch's CUDA build brings along. Callers are the dispatchers of
-weir.ops, which check and document the arguments; nothing else may import it.
+Importing this needs Triton, which PyTorch's CUDA build includes. Only the dispatchers of weir.ops
+may import it; they check and document the arguments.
 """
 
 from weir.ops.triton.attention import attend

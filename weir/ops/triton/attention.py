@@ -1,8 +1,8 @@
 """Paged attention on a GPU: decodes by one kernel, chunks of several tokens by another.
 
-Which of them are launched, and with what grids, follows from shapes and from the bounds that the
-batch states; everything about single sequences is read on the device. So calls can be captured in
-a CUDA graph and replayed for other sequences within those bounds.
+Which of them are launched, and with what grids, follows from shapes and from the bounds in the
+batch; all about single sequences is read on the device. So calls can be captured in a CUDA graph
+and replayed for other sequences within those bounds.
 """
 
 import torch
@@ -17,8 +17,8 @@ from weir.spec import AttentionSpec
 
 
 def attend(q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
-    """As weir.ops.attention.attend. Products are of the type of q, to which keys and values are
-    converted; sums are float32."""
+    """As weir.ops.attention.attend. Keys and values are converted to the type of q before they are
+    multiplied; sums are float32."""
     o = q.new_empty(q.shape)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32)
     if len(q) == 0:
@@ -33,6 +33,6 @@ def attend(q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec) -> tuple[Te
         if shared is not None:
             members = shared.member.shape[1]
             if batch.first is not None or not fits(q.shape[1], kv.shape[2], spec.window, members):
-                shared = None  # which says no more than the table
+                shared = None  # it is only an optimisation: the table has these pages, too
         decode(q, kv, o, lse, batch, spec, mixed, shared)
     return o, lse

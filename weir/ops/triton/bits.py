@@ -1,15 +1,15 @@
-"""Weights of 4 and 8 bits become 16-bit floats in registers, on their way to the tensor cores.
+"""Converts weights of 4 and 8 bits to 16-bit floats in registers, for the tensor cores.
 
-Two codes of a byte become two numbers at once: their bits are made the lowest of a float whose last
-place is worth 1. Knows bits, scales and offsets; no layout of a weight but a block of 64 columns.
+An instruction converts two codes at once, after their bits became the lowest of 16-bit floats.
+Knows bits, scales and offsets; of a weight's layout only the block of 64 columns.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-# Sign, exponent and mantissa of e4m3 are those of a bfloat16 2^120 times smaller. Four bytes become
-# two registers of two, in half the time of the conversions by way of float16.
+# The fields of an e4m3 number, moved to a bfloat16's, are a number 2^120 times smaller. Four bytes
+# become two registers of two numbers, in half the time of a conversion through float16.
 WIDEN = tl.constexpr("""{
 .reg .b32 a, b, c, d, scale, zero;
 mov.b32 scale, 0x7b807b80;
@@ -29,7 +29,7 @@ fma.rn.bf16x2 $1, d, scale, zero;
 
 @triton.jit
 def widened(a):
-    """e4m3 as bfloat16, exactly."""
+    """e4m3 to bfloat16, exactly."""
     return tl.inline_asm_elementwise(
         WIDEN, "=r,=r,r", [a.to(tl.uint8, bitcast=True)], dtype=tl.bfloat16, is_pure=True, pack=4
     )
@@ -40,7 +40,7 @@ def numbers(
     packed, pair, block, kind: tl.constexpr, GROUP: tl.constexpr, FAST: tl.constexpr,
     KIND: tl.constexpr,
 ):  # fmt: skip
-    """Bytes [rows, 32] of a block → the weights of columns 0 to 31, and of 32 to 63."""
+    """Bytes [rows, 32] of a block → its weights of columns 0 to 31, and those of 32 to 63."""
     first = tl.load(pair + block * 64 // GROUP * 64)[:, None]
     second = tl.load(pair + (block * 64 // GROUP + 1) * 64)[:, None] if GROUP == 32 else first
     if FAST:
@@ -61,9 +61,10 @@ def offset_of(pair, KIND: tl.constexpr):
     return (pair >> 16).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)
 
 
-# Four bytes become two registers of two numbers, low halves first. A code in the last bits of a
-# bfloat16 is itself times 2^-133, and one in the next, 2^-129, across the end of the subnormals.
-# In the last bits of 1024 in float16 it adds itself, and 1 * that - 1024 is exact.
+# Four bytes become two registers of two numbers for their low halves, then two for the high ones. A
+# code in bits 0 to 3 of a bfloat16 has the value code * 2^-133, one in bits 4 to 7 code * 2^-129,
+# subnormal or not. A code in the last bits of float16's 1024 makes it 1024 + code, from which 1024
+# is subtracted exactly.
 BFLOAT16 = tl.constexpr("""{
 .reg .b32 a, b, c, d;
 prmt.b32 a, $4, 0, 0x4140;
@@ -105,10 +106,10 @@ KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 @triton.jit
 def unpack(packed, first, second, KIND: tl.constexpr):
-    """scale * code + offset of the low four bits, by `first`, and of the high, by `second`; in
-    bfloat16 times SHRUNK, so that no scale overflows on its way.
+    """scale * code + offset: of the low four bits with the pair `first`, of the high four with
+    `second`. In bfloat16 the result is multiplied by SHRUNK, so that no scale overflows.
 
-    Two neighbours are of one row, so have one pair, whose numbers go in twice each."""
+    The two numbers of a register are of one row and group, so scale and offset are repeated."""
     if KIND == tl.bfloat16:
         return tl.inline_asm_elementwise(
             BFLOAT16,
@@ -143,6 +144,6 @@ def unpack(packed, first, second, KIND: tl.constexpr):
 
 @triton.jit
 def twice(bits, factor: tl.constexpr):
-    """A bfloat16 in the upper half of an int32, times a power of two, in both halves."""
+    """A bfloat16, in the upper half of an int32, times a power of two → in both halves."""
     bits = (bits.to(tl.float32, bitcast=True) * factor).to(tl.int32, bitcast=True)
     return (bits & -65536) | ((bits >> 16) & 0xFFFF)

@@ -1,7 +1,7 @@
-"""Keys and values in 8 or 4 bits, made and undone on a GPU; the format is weir.ops.coded's.
+"""Encodes and decodes keys and values of 8 or 4 bits on a GPU, in the format of weir.ops.coded.
 
-A group is words of 16 bits behind its header of one or two. Part n of word j is number 16 n + j of
-the group in 4 bits, n + 2 j in 8. Knows groups; no head, no page.
+A group is a header of one or two 16-bit words, then words of codes. Part n of word j is the group's
+number 16 n + j with 4 bits, n + 2 j with 8. Knows groups; no heads, no pages.
 """
 
 import torch
@@ -12,17 +12,17 @@ from torch import Tensor
 from weir.ops.triton.launch import kernel
 
 GROUPS = 16
-"""Of a program."""
+"""Groups that one program handles."""
 
 
 def encode_groups(x: Tensor, coded: Tensor, bits: int) -> None:
-    """As weir.ops.coded.encode, of rows x [T, ...] that may lie apart, to contiguous bytes."""
+    """As weir.ops.coded.encode, from rows x [T, ...] that may lie apart to contiguous bytes."""
     rows = x.flatten(1)
     _launch(_encode, rows, coded, bits, rows.stride(0), rows.shape[1] // 64)
 
 
 def decode_groups(coded: Tensor, x: Tensor, bits: int) -> None:
-    """The reverse, but for the error, to contiguous x."""
+    """As weir.ops.coded.decode, to contiguous x."""
     rows = x.flatten(1)
     _launch(_decode, rows, coded, bits, rows.stride(0), rows.shape[1] // 64)
 
@@ -37,7 +37,7 @@ def _launch(run, rows: Tensor, coded: Tensor, bits: int, stride: int, each: int)
 
 @triton.jit
 def bfloat16_bits(x):
-    """Of the nearest bfloat16, by hand: an interpreter has other ways to round."""
+    """The bits of the nearest bfloat16. Done by hand, as Triton's interpreter rounds otherwise."""
     bits = x.to(tl.int32, bitcast=True)
     near = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return tl.where(x == x, near & 0xFFFF, 0x7FC0)
@@ -50,7 +50,7 @@ def float_of(bits):
 
 @triton.jit
 def nearest(x, scale, least: tl.constexpr, most: tl.constexpr):
-    """x in steps of a scale, rounded half to even; 0 for what is no number."""
+    """x in steps of a scale, rounded half to even; 0 for NaN."""
     steps = tl.div_rn(x, tl.where(scale == 0, 1.0, scale) + tl.zeros_like(x))
     steps = tl.minimum(tl.maximum(tl.where(steps == steps, steps, 0.0), least), most)
     return (steps + 12582912.0 - 12582912.0).to(tl.int32)
@@ -58,8 +58,8 @@ def nearest(x, scale, least: tl.constexpr, most: tl.constexpr):
 
 @triton.jit
 def places(rows, words, groups, stride, each, BITS: tl.constexpr, TILE: tl.constexpr):
-    """Of the program's groups: their numbers [TILE, parts, words], headers [TILE, 1, 1] and words
-    [TILE, 1, words], and which of them there are [TILE, 1, 1]; and of each part which it is."""
+    """For the program's groups: pointers to numbers [TILE, parts, words], headers [TILE, 1, 1] and
+    words [TILE, 1, words]; a mask of groups that exist [TILE, 1, 1]; indices of the parts."""
     group = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)[:, None, None]
     part, word = tl.arange(0, 16 // BITS)[None, :, None], tl.arange(0, 4 * BITS)[None, None, :]
     place = part * 16 + word if BITS == 4 else part + word * 2

@@ -1,8 +1,7 @@
-"""Linear layers over weights of 4 bits on a GPU: codes become numbers in registers, on their way to
-the tensor cores, or in memory, for cuBLAS, where there are many rows.
+"""Linear layers with weights of 4 bits on a GPU. Codes are converted to numbers in registers, for
+the tensor cores, or, for many rows, in memory for cuBLAS.
 
-The weight lies as `weir.ops.quantize.to_tiles` has it: what a program reads next follows what it
-has read.
+The weight has the layout of `weir.ops.quantize.to_tiles`, which a program reads sequentially.
 """
 
 from functools import lru_cache
@@ -22,13 +21,13 @@ from weir.ops.triton.single import WIDEST, single_of_codes
 from weir.ops.triton.sums import prepared, settle, shared_sums
 
 BLOCK = 64  # columns that lie together
-UNPACKED = 16  # blocks of a program that only unpacks
-MANY, MOST = 128, 256  # rows of x: of a program, and beyond which cuBLAS is faster, once unpacked
+UNPACKED = 16  # blocks that a program unpacks
+MANY, MOST = 128, 256  # rows of x: most of a program; above which unpacking and cuBLAS are faster
 
 
 @lru_cache
 def tile_for_codes(m: int, n: int, k: int) -> Tile | None:
-    """What multiplies m rows by a weight [n, k] of 4 bits fastest; None: cuBLAS, once unpacked."""
+    """The tile that multiplies m rows by a 4-bit weight [n, k] fastest; None: cuBLAS is faster."""
     if m > MOST:
         return None
     if m <= FEW:
@@ -43,14 +42,15 @@ def tile_for_codes(m: int, n: int, k: int) -> Tile | None:
 def few_rows_of_codes(
     x: Tensor, codes: Tensor, pairs: Tensor, n: int, fused: Fused
 ) -> Tensor | None:
-    """What `product_of_codes` gives; None where cuBLAS is faster, or x of another type."""
+    """As `product_of_codes`, by the fastest kernel; None if unpacking and cuBLAS are faster, x and
+    pairs differ in type, or there is too little shared memory."""
     k = codes.shape[1] * BLOCK
     tile = tile_for_codes(len(x), n, k)
     if tile is None or x.dtype != pairs.dtype:
         return None
     if tile.tokens > SOME and shared_memory(x.device) < ROOM:  # before Hopper
         return None
-    # every program would norm and gate all rows; and float16 times the norm's weight may overflow
+    # each program would norm and gate all rows; and float16 times the norm's weight may overflow
     if len(x) > FEW or (fused.norm is not None and x.dtype == torch.float16):
         x, fused = ready(x, fused), fused.rest()
 
@@ -70,8 +70,8 @@ def few_rows_of_codes(
 def product_of_codes(
     x: Tensor, codes: Tensor, pairs: Tensor, n: int, tile: Tile, fused: Fused
 ) -> Tensor:
-    """As `linear.product` for a weight [n, K] of `to_tiles`, of which it reads N K / 2 bytes and
-    the pairs, once for every `tile.tokens` rows of x. Weights are rounded to the type of x."""
+    """As `linear.product` for a weight [n, K] of `to_tiles`. Reads n K / 2 bytes and the pairs once
+    for every `tile.tokens` rows of x. Weights are rounded to the type of x."""
     m, k, group = len(x), codes.shape[1] * BLOCK, codes.shape[1] * BLOCK // pairs.shape[1]
     x, residual, out = prepared(x, fused.residual, n)
     if m == 0:
@@ -98,7 +98,7 @@ def _product(
     ACT: tl.constexpr, FAST: tl.constexpr, KIND: tl.constexpr, STAGES: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows of the weight, a share of its columns, TOKENS rows of x."""
+    """Multiplies ROWS rows of the weight, in a share of the columns, by TOKENS rows of x."""
     tile, split, turn = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks: tl.constexpr = K // 64
     some: tl.constexpr = tl.cdiv(tl.cdiv(blocks, SPLITS), BLOCKS) * BLOCKS
@@ -118,7 +118,7 @@ def _product(
         for i in tl.static_range(BLOCKS):
             block = at + i
             if blocks % BLOCKS:
-                block = tl.minimum(block, blocks - 1)  # that x is zero there will do
+                block = tl.minimum(block, blocks - 1)  # any weights will do, as x is 0 there
             packed = tl.load(line + block * 2048)
             low, high = numbers(packed, pair, block, x.dtype.element_ty, GROUP, FAST, KIND)
             column = (at + i) * 64 + half
@@ -137,9 +137,9 @@ def _product(
 
 @triton.jit
 def waited(y):
-    """The same sums, for whose products a program waits. On Hopper a product reads weights from
-    registers while the program goes on; compilers up to Triton 3.6 put the next turn's numbers
-    there before it has read them (triton-lang/triton#9433). They wait for sums that are used."""
+    """Returns y after waiting for its products. On Hopper a product reads weights from registers
+    asynchronously, and compilers up to Triton 3.6 overwrite these with the next turn's numbers too
+    early (triton-lang/triton#9433). A use of the sums makes them wait."""
     return tl.inline_asm_elementwise(
         "mov.b32 $0, $1;", "=r,r", [y], dtype=tl.float32, is_pure=True, pack=1
     )

@@ -1,16 +1,16 @@
-"""Decode attention on a GPU: one query token a sequence, its keys shared among programs.
+"""Decode attention on a GPU: one query token per sequence, with the keys divided among programs.
 
-A decode reads 2 · Hkv · D · itemsize bytes a key and multiplies 4 · Hq · D FLOP: memory bounds it.
-So the keys of all sequences and kv heads lie end to end, in turns of KEYS, and every program reads
-the same number of turns, whatever sequences they belong to (stream-K, arXiv 2301.03598; on
-attention arXiv 2405.10480). A sequence that several programs read is joined by the last of them to
-finish, in order of position. The grid depends on the device alone and the shares are computed on
-it, so a captured graph serves any lengths. The result is the same each time, but the sums are
-grouped by what else is in the batch.
+Per key, a decode reads 2 · Hkv · D · itemsize bytes and computes 4 · Hq · D FLOP, so it is bound by
+memory. The keys of all sequences and kv heads are laid end to end in turns of KEYS, and each
+program reads equally many turns, whatever sequences they belong to (stream-K, arXiv 2301.03598;
+for attention arXiv 2405.10480). If several programs read one sequence, the last to finish joins
+their parts in order of position. The grid depends only on the device, on which the shares are
+computed, so a captured graph serves any lengths. Results are deterministic, but the order of
+summation depends on what else is in the batch.
 
 A prefix that several decodes have in common is read once for all of them, by the same kernel with
-more rows of queries (cascade inference; Hydragen, arXiv 2402.05099), and a second pass adds what
-each has of its own.
+more rows of queries (cascade inference; Hydragen, arXiv 2402.05099). A second pass adds the keys
+that each decode has of its own.
 """
 
 from functools import cache
@@ -29,16 +29,16 @@ from weir.ops.triton.tiles import at_least
 from weir.ops.triton.units import joined, put, queries_of, span_of
 from weir.spec import AttentionSpec
 
-STAGES = 5  # two turns in flight: Triton counts the load of page numbers as stages, too
-PROGRAMS = 4  # of a multiprocessor at a time, of two warps each; of prefixes two of four or eight
-PARTS = 64  # programs at most that share a sequence and kv head
-JOINED = 4096  # numbers that are joined at once: 64 registers of a thread
+STAGES = 5  # two turns in flight: Triton counts the loads of page numbers as stages, too
+PROGRAMS = 4  # per multiprocessor, of two warps each; for prefixes two, of four or eight warps
+PARTS = 64  # most programs that share a sequence and kv head
+JOINED = 4096  # numbers joined at once: 64 registers per thread
 
 
 @cache
 def arrived(device: torch.device, programs: int) -> Tensor:
-    """Zeros, int32 [programs], which every call leaves as zeros: calls on a device must not run
-    beside one another."""
+    """Zeros, int32 [programs], which every call resets to zero: calls on a device must not run
+    concurrently."""
     return torch.zeros(programs, dtype=torch.int32, device=device)
 
 
@@ -52,8 +52,9 @@ def decode(
     mixed: bool,
     shared: Shared | None,
 ) -> None:
-    """Fill the rows of o [T, Hq, D] and lse [T, Hq] that belong to chunks of one token; if `mixed`,
-    there are others. `shared`: what is to be read once. The rest as weir.ops.attention.attend."""
+    """Fill the rows of o [T, Hq, D] and lse [T, Hq] that belong to chunks of one token. mixed:
+    there are longer chunks, too. shared: prefixes to read once. The rest as in
+    weir.ops.attention.attend."""
     place = (q, kv, batch, spec, mixed)
     if shared is None:
         return _launch(*place, o, lse, batch.kv_len)
@@ -109,8 +110,8 @@ def _decode(
     PARTS: tl.constexpr, ROWS: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr,
     DIMS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A unit is a sequence or, with MEMBERS, the prefix of some. Turns lie by unit, then kv head,
-    then position; program p reads those from p * share on."""
+    """A unit is a sequence or, if MEMBERS > 1, a prefix that several share. Turns are ordered by
+    unit, then kv head, then position; program p reads `share` of them from p * share on."""
     if EARLY:
         gdc_launch_dependents()
     each = tl.arange(0, UNITS)
@@ -124,7 +125,7 @@ def _decode(
     everything = tl.sum(every, 0) * KV_HEADS
     longest = tl.max(every, 0)
     share = tl.maximum(tl.cdiv(everything, tl.num_programs(0)), tl.cdiv(longest, PARTS))
-    # joining takes longer the more parts there are, so few turns are not spread over as many
+    # joining takes longer the more parts there are, so few turns are spread over fewer programs
     share = tl.maximum(share, (tl.sqrt(longest.to(tl.float32)) * 0.25 + 0.5).to(tl.int32))
     at = tl.program_id(0) * share
     stop = tl.minimum(at + share, everything)
@@ -138,11 +139,11 @@ def _decode(
             unit, True, kv_len, first, skip, FIRST, SKIP, MEMBERS, WINDOW, KEYS
         )
         head = (at - origin) // turns
-        origin += head * turns  # of the kv head's, too
+        origin += head * turns  # now the kv head's first turn
         turn = at - origin
         until = tl.minimum(turns, turn + stop - at)
         if EARLY:
-            gdc_wait()  # lengths, read until here, came from the host, before this step's kernels
+            gdc_wait()  # until here only lengths are read, which the host sent before this step
         best, total, acc = _stretch(
             q, kv, q_start, table, member, table_stride, scale, softcap, unit, head, begin, end,
             turn, until, STRIDE, KV_HEADS, GROUP, SIZE, PAGE, SOFTCAP, MIXED, MEMBERS, ROWS, KEYS,
@@ -156,13 +157,13 @@ def _decode(
                 KV_HEADS, GROUP, SIZE, MIXED, SKIP, MEMBERS, DIMS,
             )  # fmt: skip
         else:
-            # one stretch of a program's may begin before it and one may go on after it
+            # at most two parts: one that an earlier program began, one that a later one ends
             slot = (2 * tl.program_id(0) + (turn == 0).to(tl.int32)) * (MEMBERS * GROUP) + row
             mask = row < MEMBERS * GROUP
             there = parts + slot[:, None] * SIZE + dim[None, :]
             tl.store(there, acc, mask=mask[:, None] & (dim < SIZE)[None, :])
             tl.store(part_lse + slot, sum_lse, mask=mask)
-            tl.debug_barrier()  # every thread has stored its numbers before one says so
+            tl.debug_barrier()  # all threads have stored before one reports it
             low, high = origin // share, (origin + turns - 1) // share
             if tl.atomic_add(arrived + low, 1, sem="acq_rel") == high - low:
                 tl.store(arrived + low, 0)
@@ -184,7 +185,7 @@ def _stretch(
     PAGE: tl.constexpr, SOFTCAP: tl.constexpr, MIXED: tl.constexpr, MEMBERS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
-    """The softmax over turns `turn` to `until` of a unit and kv head."""
+    """The online softmax over turns `turn` to `until` of a unit and kv head."""
     row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
     token, heads, real = queries_of(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED)
     where = (token * STRIDE + heads * SIZE)[:, None] + dim[None, :]
@@ -198,7 +199,7 @@ def _stretch(
     sequence = tl.load(member + unit * MEMBERS) if MEMBERS > 1 else unit
     pages = table + sequence.to(tl.int64) * table_stride
     stride = 2 * KV_HEADS * PAGE * SIZE
-    # only the last turn needs a mask, but a second loop would fill the pipeline a second time
+    # only the last turn needs a mask, but a separate loop would fill the pipeline again
     for at in range(begin + turn * KEYS, begin + until * KEYS, KEYS):
         best, total, acc = take(
             tile_q, k, v, pages, at, end, seen, best, total, acc, scale, softcap,

@@ -1,7 +1,5 @@
-"""Draws a token of a row from its weights: the sum of each chunk, then what lies where the variate
-falls.
-
-Knows rows that no filter cuts; those are filters.py's.
+"""Draws a token of a row: sums the weights of each chunk, then finds the token at which the variate
+falls. filters.py draws from rows with filters.
 """
 
 import triton
@@ -14,7 +12,7 @@ ONE = tl.constexpr(2.0**30)  # as weir.ops.sample.ONE
 
 @triton.jit
 def weight_of(x, best, temperature):
-    """Relative to the row's best, times ONE: as weir.ops.sample.weights."""
+    """The weight relative to the row's best, times ONE: as weir.ops.sample.weights."""
     return (tl.exp((x - best) / temperature) * ONE).to(tl.int32).to(tl.int64)
 
 
@@ -25,7 +23,7 @@ def loaded(row, at, VOCAB: tl.constexpr):
 
 @triton.jit
 def row_best(best, row, CHUNKS: tl.constexpr, PARTS: tl.constexpr):
-    """The largest of each chunk, of all, and whether a row can be sampled."""
+    """The largest logit of each chunk and of the row, and whether the row can be sampled."""
     part = tl.arange(0, PARTS)
     each = tl.load(best + row * CHUNKS + part, mask=part < CHUNKS, other=float("-inf"))
     most = tl.max(each, 0)
@@ -43,7 +41,7 @@ def filtered(row, top_k, top_p, min_p):
 
 @triton.jit
 def target_of(u, row, total):
-    """Where of a total weight the variate falls."""
+    """The integer in [0, total) at which the variate falls."""
     return tl.minimum((tl.load(u + row) * total.to(tl.float64)).to(tl.int64), total - 1)
 
 
@@ -53,7 +51,7 @@ def best_of_chunks(
     STRIDE: tl.constexpr, VOCAB: tl.constexpr, CHUNK: tl.constexpr, LINE: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The largest logit of a chunk, and of each of its lines; inf where one is not a number."""
+    """The largest logit of a chunk, and of each of its lines; inf if one is NaN."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lines: tl.constexpr = CHUNK // LINE
     line = chunk * lines + tl.arange(0, lines)
@@ -72,7 +70,7 @@ def mass_of_chunks(
     STRIDE: tl.constexpr, VOCAB: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The weight of a chunk."""
+    """The sum of a chunk's weights."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     take_turn(EARLY)
@@ -90,7 +88,7 @@ def pick(
     STRIDE: tl.constexpr, VOCAB: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The token of a row that no filter cuts."""
+    """The token of a row without filters."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
     take_turn(EARLY)

@@ -1,6 +1,6 @@
-"""Draws a token of a row that filters cut, by bisecting for the ends of prefixes of its ranking.
+"""Draws a token of a row with filters, by bisecting for the ends of prefixes of its ranking.
 
-Knows the chunks' weights from draw.py; a line is some neighbours of which the largest is known.
+draw.py has summed the weights of chunks. A line is some adjacent logits whose largest is known.
 """
 
 import triton
@@ -14,14 +14,14 @@ LOG_ONE = tl.constexpr(20.79441541679836)
 
 @triton.jit
 def _key(x, FREE: tl.constexpr):
-    """An integer that orders as the number does."""
+    """An integer that sorts like the number."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)  # -0 becomes 0
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> FREE
 
 
 @triton.jit
 def _value(key, FREE: tl.constexpr):
-    """The number of a key."""
+    """The number that has a key."""
     bits = key << FREE
     if FREE > 0:
         bits = tl.where(key < 0, bits | ((1 << FREE) - 1), bits)
@@ -30,7 +30,7 @@ def _value(key, FREE: tl.constexpr):
 
 @triton.jit
 def _tile(row, kept, count, at, VOCAB: tl.constexpr, LINE: tl.constexpr, LINES: tl.constexpr):
-    """The logits of kept lines from number `at` on, and their ids."""
+    """The logits of LINES kept lines from the `at`-th on, and their token ids."""
     which = at + tl.arange(0, LINES)
     line = tl.load(kept + which, mask=which < count, other=VOCAB)
     ids = line[:, None] * LINE + tl.arange(0, LINE)[None, :]
@@ -43,7 +43,8 @@ def _measure(
     MASS: tl.constexpr, FREE: tl.constexpr,
     VOCAB: tl.constexpr, LINE: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """How many of the kept lines' logits have a key of at least `least`, or what they weigh."""
+    """The number or, with MASS, the weight of the kept lines' logits whose key is at least
+    `least`."""
     total = tl.zeros((LINES, LINE), tl.int64)
     for at in range(0, count, LINES):
         x, ids = _tile(row, kept, count, at, VOCAB, LINE, LINES)
@@ -61,7 +62,8 @@ def _end(
     MASS: tl.constexpr, FREE: tl.constexpr,
     VOCAB: tl.constexpr, LINE: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """The key where the shortest prefix ends that measures `need`, which those from `low` do."""
+    """The last key of the shortest prefix that measures at least `need`; the prefix down to `low`
+    does."""
     while low < high:
         middle = high - (high - low) // 2
         found = _measure(row, kept, count, middle, most, heat, MASS, FREE, VOCAB, LINE, LINES)
@@ -72,7 +74,7 @@ def _end(
 
 @triton.jit
 def _tops_end(keys, measures, need, low, high):
-    """As `_end`, over the largest of each line alone: the end over all logits is not below it."""
+    """As `_end`, over the largest logit of each line only: a lower bound of the end over all."""
     while low < high:
         middle = high - (high - low) // 2
         enough = tl.sum(tl.where(keys >= middle, measures, 0), 0) >= need
@@ -83,8 +85,8 @@ def _tops_end(keys, measures, need, low, high):
 
 @triton.jit
 def _floor_key(floor, high, most, heat, FREE: tl.constexpr):
-    """The least key whose weight is not below `floor`, which is at least 1."""
-    low = _key(most - LOG_ONE * heat * 1.001 - 1e-3, FREE).to(tl.int64)  # weighs nothing
+    """The least key whose weight is at least `floor`, which is at least 1."""
+    low = _key(most - LOG_ONE * heat * 1.001 - 1e-3, FREE).to(tl.int64)  # its weight is 0
     while low < high:
         middle = low + (high - low) // 2
         enough = weight_of(_value(middle.to(tl.int32), FREE), most, heat) >= floor
@@ -98,7 +100,7 @@ def _tie(
     row, kept, count, key, rank, FREE: tl.constexpr,
     VOCAB: tl.constexpr, LINE: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """The id of number `rank`, from 1, of the logits that have this key."""
+    """The token id of the `rank`-th logit, from 1, among those with this key."""
     found = -1
     before = 0
     for at in range(0, count, LINES):
@@ -118,7 +120,7 @@ def pick_filtered(
     LINE: tl.constexpr, LINES: tl.constexpr, COUNT: tl.constexpr, TOPS: tl.constexpr,
     FREE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The token of a row that filters cut."""
+    """The token of a row with filters."""
     row = tl.program_id(0).to(tl.int64)
     take_turn(EARLY)
     heat = tl.load(temperature + row)
@@ -133,7 +135,7 @@ def pick_filtered(
         floor = tl.maximum(tl.ceil(least * ONE).to(tl.int64), 1)
         low = _floor_key(floor, high, most, heat, FREE)
 
-        # which lines matter: every end that is looked for has a key of at least `low`
+        # keep the lines that matter: every end to be found has a key of at least `low`
         tops = tl.load(top + row * COUNT + line, mask=line < COUNT, other=float("-inf"))
         keys, weights = _key(tops, FREE).to(tl.int64), weight_of(tops, most, heat)
         ones = (keys >= low).to(tl.int64)
@@ -172,7 +174,7 @@ def pick_filtered(
             weight = weight_of(_value(low.to(tl.int32), FREE), most, heat)
             total = more + (need - more + weight - 1) // weight * weight
 
-        # the draw is the end of a prefix as well
+        # the drawn token is the end of a prefix, too
         target = target_of(u, row, total)
         low = _end(
             x, lines, count, target + 1, low, high, most, heat, True, FREE, VOCAB, LINE, LINES

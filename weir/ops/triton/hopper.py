@@ -1,12 +1,12 @@
-"""Attention of chunks on a Hopper GPU: as prefill.py, with work divided among warps.
+"""Attention of chunks on a Hopper GPU: as prefill.py, with specialised warps.
 
-One warp has the copy engine (TMA) bring keys and values, page by page, into a ring of tiles in
-shared memory; two groups of four warps each multiply 64 rows of queries with them. A group begins
-the product of its queries with the next tile of keys before it takes the softmax of the last one,
-so that the tensor cores have work meanwhile (FlashAttention-3, arXiv 2407.08608, sections 3.1
-and 3.2). There is one program a multiprocessor, and its warps go from tile to tile: the next one's
-keys are on their way while the last one's result is written. Written in Gluon, the layer below
-Triton in which layouts and barriers are explicit.
+One warp has the copy engine (TMA) load keys and values, page by page, into a ring of tiles in
+shared memory. Two groups of four warps each multiply 64 rows of queries with them. A group starts
+the product of its queries with the next tile of keys before it computes the softmax of the last
+one, which keeps the tensor cores busy (FlashAttention-3, arXiv 2407.08608, sections 3.1 and 3.2).
+There is one program per multiprocessor, which goes from tile to tile: the next tile's keys are
+loaded while the last one's result is written. Written in Gluon, the layer below Triton in which
+layouts and barriers are explicit.
 """
 
 from functools import cache
@@ -24,12 +24,12 @@ from weir.ops.triton.tiles import tiles_of
 from weir.ops.triton.warps import bring, item_of, multiply
 from weir.spec import AttentionSpec
 
-ROWS = 64  # of a group of warps: what one instruction multiplies
+ROWS = 64  # of queries in a group of warps: what one instruction multiplies
 GROUPS = 2
 KEYS = 128
-HALF = 64  # numbers in the 128 bytes that shared memory is swizzled by
+HALF = 64  # 16-bit numbers in 128 bytes, by which shared memory is swizzled
 RING = 2  # tiles of keys, and of values
-KNOWN = hasattr(gl.shared_memory_descriptor, "_reinterpret")  # Gluon changes: 3.9 has other names
+KNOWN = hasattr(gl.shared_memory_descriptor, "_reinterpret")  # Triton 3.9's Gluon renamed it
 
 
 @cache
@@ -38,7 +38,7 @@ def hopper(device: torch.device) -> bool:
 
 
 def takes(q: Tensor, kv: Tensor) -> bool:
-    """Whether the kernel is for such queries and such a store."""
+    """Whether this kernel supports such queries and KV, and the device."""
     page, size = kv.shape[3:]
     group = q.shape[1] // kv.shape[2]
     return (
@@ -83,9 +83,9 @@ def _kernel(
     ROWS: gl.constexpr, SPAN: gl.constexpr, KEYS: gl.constexpr, HALF: gl.constexpr,
     RING: gl.constexpr,
 ):  # fmt: skip
-    """Every so many tiles, each with every kv head and its GROUP heads; half of a tile's tokens to
-    each group of warps. `lines` is kv as lines of SIZE numbers; line number `beyond` is past its
-    end."""
+    """Computes its share of the items (`item_of`), each a tile and a kv head with its GROUP query
+    heads; each group of warps takes half of a tile's tokens. `lines` is kv as lines of SIZE
+    numbers, which end before line `beyond`."""
     everything = gl.load(count) * KV_HEADS
     items = everything // gl.num_programs(0)
     items += (item_of(items) < everything).to(gl.int32)
@@ -95,7 +95,7 @@ def _kernel(
     BOXES: gl.constexpr = KEYS // BOX
     type: gl.constexpr = q.dtype.element_ty
     layout: gl.constexpr = lines.layout
-    # a tile is its halves of 128-byte lines, each one box after another
+    # a tile is its halves, of 128 bytes per line; each half is one box after another
     keys = gl.allocate_shared_memory(type, [RING * HALVES * BOXES, BOX, HALF], layout)
     values = gl.allocate_shared_memory(type, [RING * HALVES * BOXES, BOX, HALF], layout)
     tile_keys = keys._reinterpret(type, [RING * HALVES, KEYS, HALF], layout)
@@ -131,8 +131,8 @@ def _kernel(
                 RING,
             )),
         ],
-        [4, 1],  # warps: of the second group, and of the copies; the first has the kernel's
-        [240, 24],  # registers of each of their threads
+        [4, 1],  # warps: of the second group, and of the copies; the first uses the kernel's own
+        [240, 24],  # registers per thread of each
     )  # fmt: skip
 
 

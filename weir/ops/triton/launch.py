@@ -1,7 +1,7 @@
-"""Launches Triton kernels in little host time, which is what bounds a step of few tokens.
+"""Launches Triton kernels in little host time, which limits steps of few tokens.
 
-Triton's own launch looks at every argument in every way it could be compiled for. Here a kernel is
-compiled for its constants, the types of its tensors and whether they lie on 16 bytes, no more.
+Triton's own launch specialises kernels on many properties of each argument. Here a kernel is
+compiled only for its constants, the types of its tensors and whether they are 16-byte aligned.
 """
 
 from functools import cache
@@ -13,11 +13,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-ALIGN = 16  # bytes, up to which a kernel's loads are wide
+ALIGN = 16  # bytes of a kernel's widest load
 
 
 def power_of_2(n: int) -> int:
-    """The least one that is not below n; Triton's own takes several microseconds on the host."""
+    """The least power of 2 that is at least n. Triton's function takes several microseconds."""
     return 1 << (n - 1).bit_length()
 
 
@@ -29,7 +29,7 @@ def dependents(device: int | None) -> bool:
 
 @cache
 def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; without one, where Triton interprets, some."""
+    """Multiprocessors of a GPU; an arbitrary number if Triton interprets on a CPU."""
     if device.type != "cuda":
         return 3
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -37,7 +37,7 @@ def processors(device: torch.device) -> int:
 
 @cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes of it that a program may have; none where Triton interprets."""
+    """Bytes of shared memory that a program may have; 0 if Triton interprets on a CPU."""
     if device.type != "cuda":
         return 0
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
@@ -46,11 +46,11 @@ def shared_memory(device: torch.device) -> int:
 class Kernel:
     """A `@triton.jit` function that specialises on none of its numbers (`do_not_specialize`).
 
-    One whose last constant is EARLY is launched while the kernel before it still runs, where the
-    device can: programmatic dependent launch. It must wait (`gdc_wait`) before it reads what any
-    kernel of the step wrote and before it writes anything, and one of its programs must in any
-    case. What has ended then includes all that came earlier, since that waited, too; so a kernel
-    may let its own dependents start before it waits, and they fetch their weights while it does.
+    If its last constant is EARLY and the device can, it is launched while the kernel before it
+    still runs (programmatic dependent launch). It must call `gdc_wait` before it reads what any
+    kernel of the step wrote and before it writes anything; at least one of its programs must call
+    it in any case. After that all earlier kernels have ended, since each waited, too. So a kernel
+    may let its dependents start before it waits, and they fetch their weights meanwhile.
     """
 
     def __init__(self, function: Any):
@@ -89,7 +89,7 @@ class Kernel:
 
 
 def kernel(*numbers: str) -> Any:
-    """Decorator of a kernel; `numbers` are the arguments that are no tensors."""
+    """Decorator of a kernel; `numbers` are the names of the arguments that are not tensors."""
     return lambda function: Kernel(triton.jit(function, do_not_specialize=numbers))
 
 

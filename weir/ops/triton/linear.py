@@ -1,11 +1,11 @@
-"""Linear layers of few rows on a GPU, bound by reading the weights: each is read by one program.
+"""Linear layers of few rows on a GPU, bound by reading the weights, which are each read once.
 
 A program multiplies some rows of the weight by all rows of x, so the weight is the operand that
-tensor cores want tall. Where that makes too few programs the columns are split among several, and
-the last of them to finish adds up what all have left, in their order: a sum never depends on who
-came first. Rows of x may be normed or gated as they are taken in; they are few, so that each
-program does it again costs less than a launch. Weights of 8-bit floats are widened as they arrive;
-weights of 4 bits have a loop of their own (codes.py) and the rest from here.
+tensor cores want tall. If that makes too few programs, the columns are split among several, and
+the last of them to finish adds the sums of all in a fixed order, so results are deterministic. Rows
+of x may be normed or gated as they are loaded; every program repeats that, which for few rows costs
+less than a launch. Weights of 8-bit floats are widened as they are loaded. Weights of 4 bits have a
+loop of their own in codes.py and share the rest.
 """
 
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ from weir.ops.triton.single import single_of_bytes
 from weir.ops.triton.sums import prepared, settle, shared_sums
 from weir.ops.triton.vector import MOST, WIDEST, vector_product
 
-# rows, and elements of a weight, up to which cuBLAS is slower (docs/results.md)
+# rows of x, and elements of a weight, up to which cuBLAS is slower (docs/results.md)
 FEW, FEW_WEIGHTS = 16, 16 << 20
 SOME, SOME_WEIGHTS = 64, 8 << 20
-ROOM = 192 << 10  # bytes of shared memory that a program may take
+ROOM = 192 << 10  # bytes of shared memory that the tiles need
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +37,17 @@ class Tile:
     """The shape of a program's work."""
 
     rows: int  # of the weight
-    columns: int  # of one turn of the loop
+    columns: int  # in one turn of the loop
     splits: int  # programs that share the columns
     warps: int
     stages: int  # loads in flight
-    ahead: int = 0  # columns of each split fetched into the cache before x is there
+    ahead: int = 0  # columns of each split fetched into the cache before x is ready
     tokens: int = 0  # rows of x; 0: all
 
 
 def few_rows(x: Tensor, weight: Tensor, scales: Tensor | None, fused: Fused) -> Tensor | None:
-    """What `product` gives, by the kernel that is the fastest; None: that is cuBLAS, or the GPU
-    lacks the shared memory that the tiles are cut for, which is there from Hopper on."""
+    """As `product`, by the fastest kernel; None if that is cuBLAS, or the GPU lacks the shared
+    memory that the tiles need, which Hopper and later have."""
     m, (n, k) = len(x), weight.shape
     if shared_memory(x.device) < ROOM:
         return None
@@ -60,7 +60,7 @@ def few_rows(x: Tensor, weight: Tensor, scales: Tensor | None, fused: Fused) -> 
 
 
 def few_rows_of_bytes(x: Tensor, weight: Tensor, scales: Tensor, fused: Fused) -> Tensor | None:
-    """The same for e4m3 with a scale a row."""
+    """The same for an e4m3 weight with a scale per row."""
     m, (n, k) = len(x), weight.shape
     tile = tile_for_fp8(m, n, k)
     if tile is None:
@@ -81,7 +81,7 @@ def few_rows_of_bytes(x: Tensor, weight: Tensor, scales: Tensor, fused: Fused) -
 
 @lru_cache
 def tile_for(m: int, n: int, k: int) -> Tile | None:
-    """What multiplies m rows by a weight [n, k] fastest; None: cuBLAS does."""
+    """The tile that multiplies m rows by a weight [n, k] fastest; None: cuBLAS is faster."""
     few = m <= FEW and n * k <= FEW_WEIGHTS
     if not few and not (m <= SOME and n * k <= SOME_WEIGHTS):
         return None
@@ -89,19 +89,20 @@ def tile_for(m: int, n: int, k: int) -> Tile | None:
     splits = 1
     while splits < 4 and (k // splits > 1024 or programs * splits < 64) and k // splits > 256:
         splits *= 2
-    # larger weights would push what is fetched ahead out of the cache before it is read
+    # of larger weights, what is fetched ahead would leave the cache before it is read
     whole = n * k <= SOME_WEIGHTS and k % (128 * splits) == 0
     return Tile(64, 128, splits, warps=4, stages=4, ahead=k // splits if whole else 0)
 
 
 @lru_cache
 def tile_for_fp8(m: int, n: int, k: int) -> Tile | None:
-    """The same for a weight of 8-bit floats; None: cuBLAS does, x rounded to 8 bits as well."""
+    """The same for a weight of 8-bit floats; None: cuBLAS is faster, with x in 8 bits, too."""
     return Tile(64, 128, share(n, k, 64, 800), warps=2, stages=3) if m <= FEW else None
 
 
 def share(n: int, k: int, rows: int, programs: int) -> int:
-    """How many share the columns of `rows` rows of a weight [n, k], to be so many in all."""
+    """The number of programs that share the columns of each `rows` rows of a weight [n, k], so that
+    there are about `programs` in all."""
     splits = 1
     while splits < 8 and -(-n // rows) * splits < programs and k // splits > 512:
         splits *= 2
@@ -109,17 +110,17 @@ def share(n: int, k: int, rows: int, programs: int) -> int:
 
 
 def product(x: Tensor, weight: Tensor, scales: Tensor | None, tile: Tile, fused: Fused) -> Tensor:
-    """x [M, K] @ weight [N, K].T, with all that is `fused` → [M, N]; sums in float32.
+    """x [M, K] @ weight [N, K].T, with the operations in `fused` → [M, N]; sums are float32.
 
-    With `scales` float32 [N], each row of the weight times its own, which is what e4m3 needs.
-    Reads the weight once, 2 N K bytes in bfloat16.
+    scales: of an e4m3 weight, float32 [N], one per row. Reads the weight once: 2 N K bytes in
+    bfloat16.
     """
     m, (n, k) = len(x), weight.shape
     x, residual, out = prepared(x, fused.residual, n)
     if m == 0:
         return out
     tiles = -(-n // tile.rows)
-    tokens = FEW if m <= FEW else max(SOME, power_of_2(m))  # few kinds, each is compiled
+    tokens = FEW if m <= FEW else max(SOME, power_of_2(m))  # few values: a kernel is compiled each
     _product(
         (tiles, tile.splits, 1), x, weight, scales, residual, fused.bias, fused.norm, out,
         *shared_sums(x, tiles, tile.splits, tile.rows, tokens), fused.eps, m,
@@ -138,7 +139,7 @@ def _product(
     COLUMNS: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr, ACT: tl.constexpr,
     FAST: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows of the weight and a share of its columns."""
+    """Multiplies ROWS rows of the weight, in a share of the columns, by all rows of x."""
     tile, split = tl.program_id(0), tl.program_id(1)
     row, token = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
     share: tl.constexpr = tl.cdiv(tl.cdiv(K, COLUMNS), SPLITS) * COLUMNS
@@ -171,7 +172,8 @@ def _product(
 
 @triton.jit
 def taken(here, norm, column, inside, known, square, K: tl.constexpr, ACT: tl.constexpr):
-    """Some columns of x, gated or times the norm's weight, and the sum of squares so far."""
+    """Some columns of x, gated or times the norm's weight, and the sum of squares so far. What
+    remains of the norm is applied to the product."""
     mask = known & inside[None, :]
     some = tl.load(here + column[None, :], mask=mask, other=0.0)
     kind = some.dtype
@@ -187,7 +189,7 @@ def taken(here, norm, column, inside, known, square, K: tl.constexpr, ACT: tl.co
 
 @triton.jit
 def _prefetch(line, BYTES: tl.constexpr):
-    """Fetch BYTES from each pointer on into the L2 cache."""
+    """Fetch BYTES from each pointer into the L2 cache."""
     tl.inline_asm_elementwise(
         "{ cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }", "=r,l,r",
         [line, tl.full(line.shape, BYTES, tl.int32)],

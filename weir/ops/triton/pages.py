@@ -1,7 +1,7 @@
 """Writes keys and values to their pages, and copies whole pages to packed records and back.
 
-Pages and records may be pinned host memory: a few programs keep a PCIe link busy, and leave the
-rest of the GPU to others.
+Pages and records may be pinned host memory: a few programs keep a PCIe link busy and leave the rest
+of the GPU free.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from torch import Tensor
 from weir.ops.triton.launch import kernel, power_of_2, processors
 
 TOKENS = 16
-"""Of a program that writes, at a time."""
+"""Tokens that a program writes at a time."""
 
 
 def copy_pages(paged: Any, pages: Tensor, records: Tensor, packs: bool, programs: int) -> None:
-    """As weir.ops.pages.pack, or unpack, of its Paged; at most 8 GiB."""
+    """As weir.ops.pages.pack or, unless `packs`, unpack, without coding; at most 8 GiB."""
     items = len(pages) * len(paged.blocks)
     if items == 0:
         return
@@ -34,7 +34,7 @@ def _copy(
     pages, blocks, memory, records, items,
     BLOCKS: tl.constexpr, WORDS: tl.constexpr, PACKS: tl.constexpr,
 ):  # fmt: skip
-    """A program takes every so many'th block of all records."""
+    """Each program copies every num_programs-th block of all records."""
     word = tl.arange(0, WORDS)
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         page = tl.load(pages + item // BLOCKS)
@@ -68,8 +68,8 @@ def _write(
     K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr,
     PAGE: tl.constexpr, TOKENS: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
-    """An item is one head of some tokens, as they lie side by side where their slots do: so a
-    host's memory is written in whole lines, whatever the size of a row."""
+    """An item is one head of TOKENS tokens. If their slots are adjacent, so are their rows: thus
+    host memory is written in whole lines, whatever the size of a row."""
     at = tl.arange(0, LINE)
     row, dim, block = (at // SIZE).to(tl.int64), at % SIZE, HEADS * PAGE * SIZE
     for item in range(tl.program_id(0), items, tl.num_programs(0)):

@@ -1,8 +1,9 @@
 """Attention of chunks of several tokens on a GPU.
 
-A program serves one kv head and a tile of queries: some tokens times the query heads of the group,
-so that keys and values are read once for all of them (FlashAttention-2, arXiv 2307.08691). Of n
-tokens that follow c it multiplies 4 · Hq · D · (n · c + n² / 2) FLOP: arithmetic bounds it.
+A program serves one kv head and a tile of queries, which is some tokens times the query heads of
+the group, so that keys and values are read once for all of them (FlashAttention-2, arXiv
+2307.08691). n tokens that follow c others take 4 · Hq · D · (n · c + n² / 2) FLOP: attention is
+bound by arithmetic.
 """
 
 from dataclasses import dataclass
@@ -25,15 +26,15 @@ class Tile:
     """The shape of a program's work."""
 
     rows: int  # tokens times heads of a group
-    keys: int  # of one turn of the loop
+    keys: int  # in one turn of the loop
     warps: int
     stages: int  # loads in flight
 
 
 @cache
 def tile_of(group: int, size: int, itemsize: int, device: torch.device) -> Tile:
-    """The largest tile measured to be fast that fits a multiprocessor's shared memory, which holds
-    the queries and, twice, keys and values."""
+    """The largest tile measured to be fast that fits shared memory, which holds the queries and two
+    turns of keys and values."""
     rows = max(32 if itemsize == 4 else 64, 2 * power_of_2(group))
     if itemsize == 2 and 64 <= size <= 128 and rows <= 128 and shared_memory(device) >= 180_000:
         return Tile(128, 128, 8, 3)
@@ -44,10 +45,8 @@ def tile_of(group: int, size: int, itemsize: int, device: torch.device) -> Tile:
 def prefill(
     q: Tensor, kv: Tensor, o: Tensor, lse: Tensor, batch: Batch, spec: AttentionSpec
 ) -> None:
-    """Fill the rows of o [T, Hq, D] and lse [T, Hq] that belong to chunks of several tokens.
-
-    The rest as weir.ops.attention.attend.
-    """
+    """Fill the rows of o [T, Hq, D] and lse [T, Hq] that belong to chunks of several tokens. The
+    rest as in weir.ops.attention.attend."""
     heads, size = q.shape[1:]
     kv_heads = kv.shape[2]
     group = heads // kv_heads
@@ -70,7 +69,7 @@ def _prefill(
     PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, DIMS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The tokens of a tile and GROUP heads, over all their keys."""
+    """Attention of a tile's tokens and GROUP heads over all their keys."""
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from weir.ops.triton.launch import kernel, take_turn
 
-BYTES = 256  # of a mask, to a program
+BYTES = 256  # of a mask per program
 
 
 @kernel("width")
@@ -13,7 +13,7 @@ def exclude(
     logits, rows, which, masks, width,
     STRIDE: tl.constexpr, VOCAB: tl.constexpr, BYTES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A token for each bit of some bytes of a row's mask."""
+    """Handles BYTES bytes of a row's mask, one bit per token."""
     index, byte = tl.program_id(0), tl.program_id(1) * BYTES + tl.arange(0, BYTES)
     take_turn(EARLY)
     mask = masks + tl.load(which + index) * width
@@ -26,7 +26,7 @@ def exclude(
 
 
 def restrict(logits: Tensor, rows: Tensor, which: Tensor, masks: Tensor) -> None:
-    """As weir.ops.sample.restrict. Reads the masks, and writes to tokens that are excluded."""
+    """As weir.ops.sample.restrict. Reads the masks and writes only logits of excluded tokens."""
     vocab, stride = logits.shape[1], logits.stride(0)
     grid = len(rows), -(-vocab // (8 * BYTES)), 1
     exclude(

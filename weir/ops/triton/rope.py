@@ -1,4 +1,4 @@
-"""Rotary embedding on a GPU, the norm of each head before it and the write to pages after it."""
+"""Rotary embedding on a GPU, with the norm of each head before it and the write to pages after."""
 
 import triton
 import triton.language as tl
@@ -7,7 +7,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from weir.ops.triton.launch import kernel, power_of_2
 
-ELEMENTS = 2048  # of a program, at most, unless one head is larger
+ELEMENTS = 2048  # most of a program, unless one head is larger
 
 
 def rope_(
@@ -22,10 +22,10 @@ def rope_(
     kv: Tensor | None,
     slots: Tensor | None,
 ) -> None:
-    """As weir.ops.rope.rope_; q, k and v have each token's heads one after another.
+    """As weir.ops.rope.rope_; in q, k and v each token's heads are contiguous.
 
-    With `kv`, keys and values go there and k stays as it was. One launch; moves each element of q,
-    k and v once each way.
+    With `kv`, keys and values are stored there and k is unchanged. One launch, which reads and
+    writes each element of q, k and v once.
     """
     tokens, heads, size = q.shape
     if tokens == 0:
@@ -55,7 +55,7 @@ def _rope(
     PAIRS: tl.constexpr, REST: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr,
     PAGE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Some heads of one token: of its queries, its keys or, where PAGE is one, its values."""
+    """Some heads of one token: of its queries, its keys or, if PAGE is not 0, its values."""
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if EARLY:
         gdc_launch_dependents()
@@ -93,8 +93,8 @@ def _rotate(
     DIM: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, NORM: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """LINES heads from `first` of a token at x [HEADS, SIZE]: normalised if NORM, then DIM of them
-    rotated, to `out`, whose heads lie STRIDE apart. Without NORM the rest is only moved."""
+    """Takes LINES heads from `first` on of a token at x [HEADS, SIZE], normalises them if NORM,
+    rotates DIM elements of each and writes all SIZE to `out`, whose heads lie STRIDE apart."""
     head, pair = first + tl.arange(0, LINES)[:, None], tl.arange(0, PAIRS)[None, :]
     inside = pair < DIM // 2
     mask = (head < HEADS) & inside
@@ -102,7 +102,7 @@ def _rotate(
     cos = tl.load(table, mask=inside, other=0.0)
     sin = tl.load(table + DIM // 2, mask=inside, other=0.0)
     if EARLY:
-        gdc_wait()  # positions and slots came from the host, before any kernel of this step
+        gdc_wait()  # until here only positions, slots and tables are read, which no kernel writes
     a = tl.load(x + head * SIZE + pair, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(x + head * SIZE + DIM // 2 + pair, mask=mask, other=0.0).to(tl.float32)
     if DIM < SIZE:

@@ -1,4 +1,4 @@
-"""Norms and activations on a GPU: one pass over the rows, arithmetic in float32."""
+"""Norms and activations on a GPU: one pass over the rows, computed in float32."""
 
 import torch
 import triton
@@ -8,7 +8,7 @@ from torch import Tensor
 from weir.ops.fused import Fused
 from weir.ops.triton.launch import kernel, power_of_2, take_turn
 
-COLUMNS = 1024  # of a program where a row is cut
+COLUMNS = 1024  # of a program, where several share a row
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """As weir.ops.norm.layer_norm; without a bias, rms_norm."""
+    """As weir.ops.norm.layer_norm; without a bias, as rms_norm."""
     x = _rows(x)
     out = x.new_empty(x.shape)
     _launch(x, weight, bias, eps, None, out, None)
@@ -29,8 +29,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
 
 
 def quantized(x: Tensor, fused: Fused) -> tuple[Tensor, Tensor]:
-    """x [M, K] as e4m3 [M, K] and scales float32 [M, 1], one pass: weir.ops.quantize.to_fp8 of x,
-    of rms_norm(x, norm, eps), or of gated(x, act), x [M, 2K]."""
+    """weir.ops.quantize.to_fp8 of x [M, K], of rms_norm(x, norm, eps) or of gated(x [M, 2K], act),
+    in one pass → e4m3 [M, K], scales float32 [M, 1]."""
     x = _rows(x)
     rows, width = x.shape[0], x.shape[1] // (2 if fused.act else 1)
     values = x.new_empty(rows, width, dtype=torch.float8_e4m3fn)
@@ -64,8 +64,8 @@ def _row(
     STRIDE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ACT: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """With ACT gated; with a weight normed, by RMS or, with a bias, as a layer norm; with scales
-    rounded to 8 bits."""
+    """One row: gated if ACT is given; with a weight, RMS norm or, with a bias too, layer norm; with
+    scales, rounded to 8 bits."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     mask = column < WIDTH
@@ -82,7 +82,7 @@ def _row(
     if bias is not None:
         y += tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
     if scales is not None:
-        y = y.to(x.dtype.element_ty).to(tl.float32)  # as if it had been stored
+        y = y.to(x.dtype.element_ty).to(tl.float32)  # as if stored in between
         scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-30) / 448.0
         y = tl.minimum(tl.maximum(y / scale, -448.0), 448.0)
         tl.store(scales + row, scale)
@@ -90,7 +90,7 @@ def _row(
 
 
 def gated(gate_up: Tensor, act: str) -> Tensor:
-    """As weir.ops.mlp.gated, `act` one of those that it knows."""
+    """As weir.ops.mlp.gated."""
     gate_up = _rows(gate_up)
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, width)
@@ -121,7 +121,7 @@ def _gated(
 
 @triton.jit
 def activation(x, ACT: tl.constexpr):
-    """One of weir.ops.mlp.ACTIVATIONS, of float32."""
+    """One of weir.ops.mlp.ACTIVATIONS, in float32."""
     if ACT == "silu":
         x = x * tl.sigmoid(x)
     elif ACT == "gelu_tanh":  # (1 + tanh(z)) / 2 is sigmoid(2 z)

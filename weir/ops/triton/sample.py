@@ -1,13 +1,13 @@
-"""The choice of tokens on a GPU: what weir.ops.sample defines, in three launches and no sort.
+"""Chooses tokens on a GPU as weir.ops.sample defines, in three launches without a sort.
 
-Logits are read where they lie, in the type the model gives them, twice: for the largest of each
-chunk of a row, then for the weight of each chunk relative to the row's largest. Weights are summed
-as integers, so no order of summation matters. A third launch finds the chunk where the variate
-falls, and the token in it.
+The first launch finds the largest logit of each chunk of a row, the second sums the weight of each
+chunk relative to the row's largest. Weights are integers, so the order of summation does not
+matter. The third finds the chunk where the variate falls, and the token in it. Logits are read in
+place, in the type the model gives them.
 
-Filters cut a row's ranking: each keeps a prefix of it, and the draw itself is the end of a prefix.
-The end of a prefix is found by bisecting the values, over those lines of the row alone whose
-largest could be in it.
+Rows with filters take a fourth launch. Each filter keeps a prefix of the row's ranking, and the
+drawn token is the end of a prefix, too. Ends are found by bisecting the values, only over those
+lines of the row whose largest logit may be in the prefix.
 """
 
 import torch
@@ -18,10 +18,10 @@ from weir.ops.triton.filters import pick_filtered
 from weir.ops.triton.launch import power_of_2
 
 CHUNK = 2048  # logits of a program
-LINE = 64  # logits with one largest among them, where a filter may look for its prefix
-LINES = 128  # that a filter looks at at once
+LINE = 64  # logits of a line, whose largest is known to filters
+LINES = 128  # that a filter reads at once
 FREE_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
-"""Low bits of a float32 that mean nothing where it was made from such a type."""
+"""Low bits of a float32 that are unused if it was converted from this type."""
 
 
 def choose(
@@ -32,7 +32,7 @@ def choose(
 ) -> Tensor:
     """As weir.ops.sample.choose; `filters` are top_k, top_p and min_p.
 
-    Moves the logits twice, or once and what the cache lost: 2 B V bytes each in bfloat16.
+    Reads the logits twice, 2 B V bytes each in bfloat16; the second time in part from the cache.
     """
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     rows, vocab = logits.shape

@@ -1,9 +1,9 @@
-"""Linear layers of one row over weights of 8 and 4 bits on a GPU, bound by reading them.
+"""Linear layers of one row with weights of 8 and 4 bits on a GPU, bound by reading them.
 
-As in vector.py a program's share of the weight waits for x in registers, so that programs that wait
-are loads in flight. It stays as it is stored: with the other bits 0, those of a weight are a
-float32 that is some power of two smaller than the weight, which x makes up for. So a weight takes
-three to five instructions, and what GPUs and Triton's interpreter compute is the same.
+As in vector.py, a program loads its share of the weight into registers before it waits for x. The
+weight is not converted: its bits, with all others 0, are a float32 that is smaller than the weight
+by a power of two, and x is multiplied by that power. So a weight takes three to five instructions,
+and GPUs and Triton's interpreter compute the same.
 """
 
 import torch
@@ -18,14 +18,14 @@ from weir.ops.triton.launch import kernel, power_of_2
 from weir.ops.triton.sums import prepared
 
 WIDEST = 16384  # columns of a weight
-BYTES = 32768  # of a weight that a program takes, for each four warps
+BYTES = 32768  # of a weight that a program takes, per four warps
 BLOCK = 64  # columns of codes that lie together
-E4M3 = tl.constexpr(-0x78100000)  # sign, exponent and mantissa, where those of a float32 begin
+E4M3 = tl.constexpr(-0x78100000)  # mask of e4m3's sign, exponent and mantissa in a float32
 
 
 def single_of_bytes(x: Tensor, weight: Tensor, scales: Tensor, fused: Fused) -> Tensor:
-    """x [1, K] of 16 bits @ weight e4m3 [N, K].T, each row of it times its scale, with what is
-    `fused` after → [1, N]; K a multiple of 4, at most WIDEST. Sums in float32."""
+    """x [1, K] of a 16-bit type @ weight e4m3 [N, K].T with a scale per row, then the bias and
+    residual of `fused` → [1, N]. K is a multiple of 4, at most WIDEST. Sums are float32."""
     n, k = weight.shape
     x, residual, out = prepared(x, fused.residual, n)
     columns = power_of_2(k)
@@ -40,8 +40,8 @@ def single_of_bytes(x: Tensor, weight: Tensor, scales: Tensor, fused: Fused) -> 
 
 
 def single_of_codes(x: Tensor, codes: Tensor, pairs: Tensor, n: int, fused: Fused) -> Tensor:
-    """The same for a weight [n, K] of `to_tiles`, x of the type of the pairs. Weights are not
-    rounded: sums of codes times x are scaled, a group at a time."""
+    """The same for a weight [n, K] of `to_tiles`; x has the type of the pairs. Weights are not
+    rounded: sums of codes times x are scaled for each group."""
     k = codes.shape[1] * BLOCK
     x, residual, out = prepared(x, fused.residual, n)
     columns = power_of_2(k)
@@ -57,7 +57,7 @@ def single_of_codes(x: Tensor, codes: Tensor, pairs: Tensor, n: int, fused: Fuse
 
 
 def _fours(x: Tensor) -> Tensor:
-    """x [1, K] of 16-bit numbers as int64 [K / 4], four in each."""
+    """x [1, K] of a 16-bit type as int64 [K / 4], four numbers in each."""
     row = x[0]
     return (row.clone() if row.storage_offset() % 4 else row).view(torch.int64)
 
@@ -98,7 +98,7 @@ def _codes(
     first = tl.program_id(0) * ROWS
     row, block, word = tl.arange(0, ROWS), tl.arange(0, BLOCKS), tl.arange(0, 8)
     panel, line, inside = (first // 64).to(tl.int64), first % 64 + row, block < K // 64
-    # rows last but one, so that Triton gives a thread all of them, and x is made ready but once
+    # rows are the last axis but one: Triton gives a thread all of them, so it converts x only once
     where = block[:, None, None] * 512 + line[None, :, None] * 8 + word[None, None, :]
     w = tl.load(words + panel * (K * 8) + where, mask=inside[:, None, None], other=0)
     pair = pairs + panel * (K // GROUP * 64) + block[:, None] * 64 // GROUP * 64 + line[None, :]
@@ -116,10 +116,10 @@ def _codes(
 
 @triton.jit
 def _half(w, four, FROM: tl.constexpr, KIND: tl.constexpr):
-    """The sums [blocks, rows] of the codes from bit FROM of each byte times the x that they meet,
-    [blocks, 8] in fours; and the sums [blocks] of these.
+    """The sums [blocks, rows] of the codes from bit FROM of each byte of w times x, given as `four`
+    [blocks, 8]; and the sums [blocks] of x.
 
-    Bits below the 24th are a float32 2^149 times smaller than as an integer, subnormal or not."""
+    As a float32, an integer of the lowest 24 bits is 2^149 times smaller, subnormal or not."""
     y = tl.zeros(w.shape, tl.float32)
     total = tl.zeros(four.shape, tl.float32)
     for i in tl.static_range(4):
@@ -139,7 +139,7 @@ def _number(four, i: tl.constexpr, KIND: tl.constexpr):
 
 @triton.jit
 def _store(y, row, residual, bias, out, N: tl.constexpr):
-    """Add bias and residual to some of the sums, and store them."""
+    """Add bias and residual to the sums, and store them."""
     real = row < N
     if bias is not None:
         y += tl.load(bias + row, mask=real, other=0.0).to(tl.float32)

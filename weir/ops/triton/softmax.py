@@ -1,6 +1,6 @@
-"""The inner loop that every attention kernel runs: take in some keys, keep the softmax online.
+"""The inner loop of the attention kernels: an online softmax that takes in some keys at a time.
 
-Knows a tile of queries and the pages of one sequence and kv head; not who launched it.
+Knows a tile of queries and the pages of one sequence and kv head.
 """
 
 import triton
@@ -16,15 +16,15 @@ def take(
     SIZE: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     KEYS: tl.constexpr, DIMS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Take in KEYS keys from `at`: the online softmax of arXiv 1805.02867, in base 2.
+    """Take in KEYS keys from `at` on: the online softmax of arXiv 1805.02867, in base 2.
 
-    q [R, DIMS]; row r sees keys up to seen[r], and `end` ends what there is. Its state is best
-    [R], the largest score; total [R] and acc [R, DIMS], sums of weights and of weighted values.
-    Without MASKED every row sees each of these keys.
+    q [R, DIMS]; row r sees keys up to seen[r], and no keys exist from `end` on. The state is best
+    [R], the largest score, and total [R] and acc [R, DIMS], the sums of weights and of weighted
+    values. MASKED may be False only if every row sees all of these keys.
     """
     key = at + tl.arange(0, KEYS)
     dim = tl.arange(0, DIMS)
-    # what lies past the last key may be anything, also NaN, which a weight of 0 would not undo
+    # memory past the last key may hold NaN, which times a weight of 0 would still be NaN
     if MASKED:
         page = tl.load(pages + key // PAGE, mask=key < end, other=0).to(tl.int64)
     else:
@@ -62,6 +62,6 @@ def take(
 
 @triton.jit
 def close(best, total, acc):
-    """The softmax's result and its log-sum-exp in base 2; a row that saw no key has 0 and -inf."""
+    """The softmax's result and its log-sum-exp in base 2: 0 and -inf for a row that saw no key."""
     divisor = tl.where(total == 0.0, 1.0, total)
     return acc / divisor[:, None], tl.where(total == 0.0, float("-inf"), best + tl.log2(divisor))

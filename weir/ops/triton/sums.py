@@ -1,7 +1,7 @@
-"""What the programs of a product leave behind: the sums of those that share its columns are joined
-by the last to finish, in their order, and finished and stored as the linear layer has it.
+"""The end of a matrix product. If several programs share the columns, the last to finish adds their
+sums, in a fixed order; then scales, bias and residual are applied and the result is stored.
 
-Knows float32 sums [rows of the weight, rows of x]; not how they came about.
+Knows float32 sums [rows of the weight, rows of x], whatever computed them.
 """
 
 from functools import lru_cache
@@ -11,17 +11,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILES = 16384  # of one launch, at most, where columns are split
+TILES = 16384  # most of a launch in which columns are split
 
 
 @lru_cache
 def _tickets(device: torch.device) -> Tensor:
-    """How many programs of a tile are done; zero between launches, which one stream runs."""
+    """Counts each tile's programs that are done. Zero between launches, which must all be on one
+    stream."""
     return torch.zeros(TILES, dtype=torch.int32, device=device)
 
 
 def prepared(x: Tensor, residual: Tensor | None, n: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """x and the residual as kernels read them, and where the result of `n` columns goes."""
+    """x and the residual in the layout that kernels read, and memory for `n` columns of results."""
     x = x if x.stride(1) == 1 else x.contiguous()
     residual = residual.contiguous() if residual is not None else None
     return x, residual, x.new_empty(len(x), n)
@@ -30,7 +31,8 @@ def prepared(x: Tensor, residual: Tensor | None, n: int) -> tuple[Tensor, Tensor
 def shared_sums(
     x: Tensor, tiles: int, splits: int, rows: int, tokens: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Where the splits of each of `tiles` leave their sums, and count themselves."""
+    """Memory for the sums of each tile's splits, and the count of finished splits; None if there is
+    only one."""
     if splits == 1:
         return None, None
     assert tiles <= TILES
@@ -44,7 +46,7 @@ def settle(
     N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
     SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Join the sums of a tile's splits, the last to come for all; finish and store them."""
+    """Add the sums of a tile's splits, in the last program to arrive; finish and store them."""
     if SPLITS == 1:
         _finish(y, square, scales, residual, bias, norm, out, eps, row, token, m, N, K)
     else:
@@ -73,7 +75,7 @@ def _finish(
     y, square, scales, residual, bias, norm, out, eps, row, token, m,
     N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Scale by what the norm comes to, add bias and residual, store it transposed."""
+    """Apply the norm's factor and the scales, add bias and residual, and store the transpose."""
     if norm is not None:
         y *= tl.rsqrt(square / K + eps)[None, :]
     if scales is not None:

@@ -1,7 +1,7 @@
-"""Cuts chunks of several tokens into the tiles that attention computes, on the device.
+"""Cuts chunks of several tokens into tiles for attention, on the device.
 
-A batch's arrays are read once a step for all of its layers: their programs need not look for the
-chunk that each is to compute, and none of them finds nothing to do. Decodes have no tiles.
+This is done once a step for all layers, so that attention's programs need not search for their
+chunk. Decodes have no tiles.
 """
 
 import triton.language as tl
@@ -11,11 +11,11 @@ from weir.ops.batch import Batch, Tiles
 from weir.ops.triton.launch import kernel
 
 NUMBERS = 8192
-"""Sequences times tiles of a program: what its registers hold."""
+"""Sequences times tiles of a program, as many as its registers hold."""
 
 
 def tiles_of(batch: Batch, tokens: int, span: int) -> Tiles:
-    """The tiles of `span` tokens of a batch of so many, as it remembers them."""
+    """The batch's tiles of `span` tokens, of its `tokens` in all. Cached in the batch."""
     if batch.tiles is not None and batch.tiles.span == span:
         return batch.tiles
     sequences = len(batch.kv_len)
@@ -33,7 +33,7 @@ def tiles_of(batch: Batch, tokens: int, span: int) -> Tiles:
 
 
 def at_least(units: int) -> int:
-    """A power of 4 from 256 on, so that few kernels are compiled."""
+    """The least power of 4 that is at least `units` and 256, so that few kernels are compiled."""
     bound = 256
     while bound < units:
         bound *= 4
@@ -46,7 +46,7 @@ def _cut(
     SPAN: tl.constexpr, FIRST: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A chunk's tiles lie together: keys that one has read are in the cache for the next."""
+    """A chunk's tiles are adjacent, so that the keys that one reads are cached for the next."""
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -59,7 +59,7 @@ def _cut(
     slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(count + slot, total, mask=slot == 0)
     within = slot < total
-    # the last tiles of a prompt have the most keys and are to begin first
+    # in reverse: the last tiles of a prompt have the most keys and should begin first
     tile = total - 1 - slot
     before = ends[None, :] <= tile[:, None]
     sequence = tl.sum(before.to(tl.int32), 1)
@@ -76,5 +76,5 @@ def _cut(
     tl.store(there + 2, position, mask=within)
     tl.store(there + 3, tl.minimum(position + tokens, keys), mask=within)
     tl.store(there + 4, sequence, mask=within)
-    # nobody looks at the others but to see that they hold no tokens
+    # of unused tiles only the number of tokens is read
     tl.store(there + 1, 0, mask=(slot >= total) & (slot < most))

@@ -1,6 +1,5 @@
-"""What a program of decode attention asks of a unit, a sequence or a prefix that several have in
-common: its keys, its queries, how the parts that several programs read are joined, and where the
-result goes.
+"""The units of decode attention, each a sequence or a prefix that several have in common: their
+keys and queries, and how the parts of several programs are joined and the result is written.
 """
 
 import triton
@@ -11,8 +10,8 @@ from weir.ops.triton.softmax import LN2, LOG2E, close
 
 @triton.jit
 def span_of(unit, real, kv_len, first, skip, FIRST, SKIP, MEMBERS, WINDOW, KEYS):
-    """Of a unit: the keys it attends to, first and end, and how many turns they take. A sequence
-    takes one at least, which writes the result of one that sees no key."""
+    """A unit's first key, the end of its keys, and the turns that they take. A sequence takes at
+    least one turn, so that a result is written even if it sees no key."""
     length = tl.load(kv_len + unit, mask=real, other=0)
     if MEMBERS > 1:
         return length * 0, length, tl.cdiv(length, KEYS)
@@ -28,7 +27,7 @@ def span_of(unit, real, kv_len, first, skip, FIRST, SKIP, MEMBERS, WINDOW, KEYS)
 
 @triton.jit
 def queries_of(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED):
-    """Of each row: its token, its query head, and whether there is one."""
+    """For each row: its token, its query head, and whether they exist."""
     if MEMBERS > 1:
         real = row < MEMBERS * GROUP
         sequence = tl.load(member + unit * MEMBERS + row // GROUP, mask=real, other=-1)
@@ -47,7 +46,7 @@ def joined(
     COUNT: tl.constexpr, SIZE: tl.constexpr, LINES: tl.constexpr, DIMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What programs `low` to `high` found for a unit and kv head, joined by log-sum-exp."""
+    """The parts of programs `low` to `high` for a unit and kv head, joined by log-sum-exp."""
     line, dim = tl.arange(0, LINES), tl.arange(0, DIMS)
     best = tl.full([LINES], float("-inf"), tl.float32)
     total = tl.zeros([LINES], tl.float32)
@@ -56,7 +55,7 @@ def joined(
         program = some + tl.arange(0, BLOCK)
         slot = (2 * program + (program == low).to(tl.int32))[:, None] * COUNT + line[None, :]
         real = (program <= high)[:, None] & (line < COUNT)[None, :]
-        # other programs wrote these, past this multiprocessor's cache
+        # .cg: other programs wrote these, so this multiprocessor's L1 cache may be stale
         each = tl.load(part_lse + slot, mask=real, other=float("-inf"), cache_modifier=".cg")
         x = tl.load(
             parts + slot[:, :, None] * SIZE + dim[None, None, :],
@@ -80,7 +79,7 @@ def put(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr, MIXED: tl.constexpr,
     SKIP: tl.constexpr, MEMBERS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
-    """Write a unit's result x [R, DIMS] of a kv head, joined with that of the keys it skipped."""
+    """Write a unit's result x [R, DIMS] of a kv head, merged with that of the skipped prefix."""
     token, heads, real = queries_of(row, unit, head, q_start, member, MEMBERS, GROUP, MIXED)
     dim = tl.arange(0, DIMS)
     place = token * (KV_HEADS * GROUP) + heads

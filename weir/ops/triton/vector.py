@@ -1,9 +1,9 @@
-"""Linear layers of one row, or very few, on a GPU: the weights wait for x in registers.
+"""Linear layers of one or two rows on a GPU: the weights wait for x in registers.
 
-A step of one token is a chain of small kernels, each shorter than what it takes to start it and to
-fetch its weights. Here a program takes so little of the weight that its registers hold it. It
-is launched while the kernels before it still run, loads it meanwhile and then waits for x, so that
-of the chain there remains one read of x, a sum and a store for each layer.
+A step of one token is a chain of small kernels, each shorter than the time to start it and to fetch
+its weights. Here a program's share of the weight fits its registers. It is launched while earlier
+kernels still run, loads its weights meanwhile and then waits for x. So each link of the chain takes
+only a read of x, a sum and a store.
 """
 
 import triton.language as tl
@@ -15,14 +15,14 @@ from weir.ops.triton.launch import kernel, power_of_2
 from weir.ops.triton.rows import activation
 from weir.ops.triton.sums import prepared
 
-MOST = 2  # rows of x: each multiplies the registers again, and tiles are faster at 4
+MOST = 2  # rows of x: each takes another pass over the registers, and tiles are faster at 4
 WIDEST = 4096  # columns of a weight
-ELEMENTS = 16384  # of a weight that a program takes, 128 for each thread
+ELEMENTS = 16384  # of a weight that a program takes: 128 per thread
 
 
 def vector_product(x: Tensor, weight: Tensor, fused: Fused) -> Tensor:
-    """As weir.ops.triton.linear.product, for at most MOST rows and WIDEST columns, in one sum; adds
-    no bias."""
+    """As weir.ops.triton.linear.product, for at most MOST rows and WIDEST columns, without splits;
+    adds no bias."""
     m, (n, k) = len(x), weight.shape
     x, residual, out = prepared(x, fused.residual, n)
     if m == 0:
@@ -43,7 +43,7 @@ def _vector(
     M: tl.constexpr, X_STRIDE: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, ACT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows of the weight by all rows of x."""
+    """Multiplies ROWS rows of the weight by all rows of x."""
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     real, inside = row < N, column < K
     if EARLY:

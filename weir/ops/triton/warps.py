@@ -1,5 +1,5 @@
-"""What the warps of a Hopper GPU do in attention of chunks: one brings keys and values, groups of
-four multiply. Both know one tile of queries; hopper.py says which, and where the ring lies.
+"""The warps' parts in attention of chunks on a Hopper GPU: one loads keys and values (`bring`),
+groups of four multiply (`multiply`). hopper.py launches them and allocates the ring between them.
 """
 
 from triton.experimental import gluon
@@ -18,16 +18,16 @@ LN2 = gl.constexpr(0.6931471805599453)
 
 @gluon.jit
 def item_of(n):
-    """The n-th item of a program. A chunk's items take less from first to last, so every other
-    round of the programs is in reverse, and all of them have about as much to do."""
+    """The n-th item of a program. A chunk's items get shorter from first to last, so every other
+    round over the programs is in reverse, which gives all about the same work."""
     at, programs = gl.program_id(0), gl.num_programs(0)
     return n * programs + gl.where(n % 2 == 0, at, programs - 1 - at)
 
 
 @gluon.jit
 def _span(tiles, item, KV_HEADS: gl.constexpr, WINDOW: gl.constexpr, KEYS: gl.constexpr):
-    """Of an item, a tile and kv head: the tile, and the keys it reads in how many turns, one at
-    least."""
+    """An item's tile, its first key, the end of its keys, and the turns that they take, at least
+    one."""
     tile = tiles + item // KV_HEADS * 5
     begin = 0
     if WINDOW:
@@ -43,8 +43,8 @@ def bring(
     KV_HEADS: gl.constexpr, SIZE: gl.constexpr, PAGE: gl.constexpr, BOX: gl.constexpr,
     WINDOW: gl.constexpr, KEYS: gl.constexpr, HALF: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
-    """Copy the keys and values of each of a program's items into the ring as it empties. Boxes past
-    the end lie beyond the store, where the copy engine reads zeros."""
+    """Copy the keys and values of all items of a program into the ring, as slots become free. For
+    boxes past the last key, line `beyond` is read, for which the copy engine gives zeros."""
     done = 0
     for i in range(items):
         item = item_of(i)
@@ -68,7 +68,7 @@ def _copy(
     KV_HEADS: gl.constexpr, SIZE: gl.constexpr, PAGE: gl.constexpr, BOX: gl.constexpr,
     KEYS: gl.constexpr, HALF: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
-    """Copy KEYS lines of a head from key `at` on to the place of that turn, once it is empty."""
+    """Copy KEYS lines of a head, from key `at` on, to the slot of that turn, once it is empty."""
     BOXES: gl.constexpr = KEYS // BOX
     HALVES: gl.constexpr = SIZE // HALF
     slot = turn % RING
@@ -86,7 +86,7 @@ def _copy(
 
 @gluon.jit
 def _scores(queries, keys, slot, HALVES: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr):
-    """Begin the product of queries and a tile of keys."""
+    """Start the product of queries and a tile of keys."""
     layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, KEYS, 16]
     )
@@ -106,8 +106,8 @@ def _weights(
     s, at, end, lowest, seen, best, total, scale, softcap,
     WINDOW: gl.constexpr, SOFTCAP: gl.constexpr, KEYS: gl.constexpr,
 ):  # fmt: skip
-    """The online softmax (arXiv 1805.02867), in base 2: weights of the keys from `at` on, and what
-    the sums so far are to be multiplied with. `scale` turns scores into powers of 2."""
+    """The online softmax (arXiv 1805.02867), in base 2: weights of the keys from `at` on, the
+    factor for the sums so far, and the new best and total. `scale` includes LOG2E."""
     if SOFTCAP:
         s = softcap * (2.0 / (1.0 + gl.exp2(s * (-2.0 * scale / softcap))) - 1.0)
         scale = LOG2E
@@ -133,7 +133,7 @@ def _queries(
     STRIDE: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, SIZE: gl.constexpr,
     ROWS: gl.constexpr, HALF: gl.constexpr,
 ):  # fmt: skip
-    """Half of the numbers of an item's queries, those of its tokens from `offset` on."""
+    """Half number `half` of the elements of an item's queries, of tokens from `offset` on."""
     memory: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])  # 16 bytes a thread
     row = gl.arange(0, ROWS, gl.SliceLayout(1, memory))
     dim = half * HALF + gl.arange(0, HALF, gl.SliceLayout(0, memory))
@@ -153,7 +153,7 @@ def multiply(
     BOX: gl.constexpr, WINDOW: gl.constexpr, SOFTCAP: gl.constexpr, ROWS: gl.constexpr,
     KEYS: gl.constexpr, HALF: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
-    """ROWS / GROUP tokens of each of a program's items, those from `offset` on."""
+    """Attention of ROWS / GROUP tokens, from `offset` on, of each of a program's items."""
     HALVES: gl.constexpr = SIZE // HALF
     score: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, KEYS, 16]
@@ -244,7 +244,7 @@ def multiply(
 def _clear(
     boxes, slot, begin, end, HALVES: gl.constexpr, BOX: gl.constexpr, KEYS: gl.constexpr
 ):  # fmt: skip
-    """What lies past the last key in its page may be NaN, which a weight of 0 does not undo."""
+    """Zero the box past the last key: it may hold NaN, which times a weight of 0 is still NaN."""
     memory: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     at = (end - begin) % KEYS // BOX
     line = gl.arange(0, BOX, gl.SliceLayout(1, memory))
@@ -261,7 +261,7 @@ def _store(
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, SIZE: gl.constexpr, ROWS: gl.constexpr,
     HALF: gl.constexpr,
 ):  # fmt: skip
-    """Write what an item's tokens from `offset` on have found."""
+    """Write the results of an item's tokens from `offset` on."""
     memory: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     row = gl.arange(0, ROWS, gl.SliceLayout(1, memory))
     dim = gl.arange(0, HALF, gl.SliceLayout(0, memory))
