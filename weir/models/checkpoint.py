@@ -1,6 +1,6 @@
-"""Where weights are kept: safetensors, a GGUF file, or nowhere (random ones).
+"""Sources of weights: safetensors, a GGUF file, or random numbers.
 
-Each class turns its format's names and conventions into those of `weights.Checkpoint`.
+Each class converts its format's names and conventions to those of `weights.Checkpoint`.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ UNUSED = re.compile(r"rotary_emb\.inv_freq$|^(vision_tower|multi_modal_projector
 
 
 class Safetensors(Checkpoint):
-    """The `*.safetensors` of a folder, memory-mapped: one file, or those that its index names."""
+    """The `*.safetensors` of a folder, memory-mapped: one file, or all that the index names."""
 
     types = FLOATS
 
     def __init__(self, folder: Path, spec: Spec):
-        self.unit_offset = spec.architecture == "gemma3"  # norms are stored as w of 1 + w
+        self.unit_offset = spec.architecture == "gemma3"  # norms are stored less 1
         self.shapes: Shapes = {}
         self.sources: dict[str, tuple[Any, str]] = {}
         for file in _shards(folder):
@@ -67,7 +67,7 @@ class Safetensors(Checkpoint):
 
 
 def _advice(file: Path) -> str:
-    """How to get a file whole that cannot be read."""
+    """How to mend a file that cannot be read."""
     with contextlib.suppress(OSError), open(file, "rb") as content:
         if content.read(16) == b"version https://":
             return "it only stands for the weights: `git lfs pull` brings them"
@@ -111,7 +111,7 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""GGUF's names of layers, and ours."""
+"""GGUF's names of tensors → ours."""
 GEMMA3_NAMES = NAMES | {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_attention_norm": "post_attention_layernorm",
@@ -121,7 +121,7 @@ ROPES = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.we
 
 
 class Quantised(Checkpoint):
-    """The tensors of a GGUF file, unpacked as they are read."""
+    """The tensors of a GGUF file; `read` unpacks them."""
 
     stored = "gguf"
 
@@ -130,18 +130,19 @@ class Quantised(Checkpoint):
         names = GEMMA3_NAMES if spec.architecture == "gemma3" else NAMES
         self.sources = {_ours(key, names): key for key in gguf.tensors if key not in ROPES}
         self.shapes: Shapes = {name: gguf.tensors[key].shape for name, key in self.sources.items()}
-        with warnings.catch_warnings():  # that torch has no read-only tensors; these stay unwritten
+        with warnings.catch_warnings():  # torch has no read-only tensors; nothing writes to these
             warnings.simplefilter("ignore", UserWarning)
             self.bytes = {
                 name: torch.frombuffer(gguf.data(key), dtype=torch.uint8)
                 for name, key in self.sources.items()
             }
-        # Files of this architecture interleave the halves of every query and key head.
+        # files of this architecture interleave the two halves of each query and key head
         self.interleaved = spec.architecture == "llama"
         self.heads = {"self_attn.q_proj": spec.heads, "self_attn.k_proj": spec.kv_heads}
 
     def kept(self, name: str) -> Codes | Scaled | None:
-        """The quantised weight as it is; None where it holds plain floats or odd groups."""
+        """The quantised weight as codes; None for plain floats, other than two dimensions, or rows
+        that are not whole groups."""
         kind, shape = self.gguf.tensors[self.sources[name]].type, self.shapes[name]
         if kind in PLAIN or len(shape) != 2 or shape[1] % NATIVE_GROUP:
             return None
@@ -162,13 +163,13 @@ class Quantised(Checkpoint):
         out.copy_(_halved(mixed, heads))
 
     def _heads(self, name: str) -> int:
-        """How many heads of a tensor are interleaved; 0: none."""
+        """The number of heads of a tensor that is interleaved; 0 if it is not."""
         part = name.removesuffix(".weight").removesuffix(".bias").split(".", 2)[-1]
         return self.heads.get(part, 0) if self.interleaved else 0
 
 
 def _halved(x: Tensor, heads: int) -> Tensor:
-    """Rows of x [heads · D, …], whose pairs rotate, ordered so that halves of each head do."""
+    """The rows of x [heads · D, …], reordered so that each head's halves rotate, not neighbours."""
     return x.view(heads, len(x) // heads // 2, 2, -1).transpose(1, 2).reshape(x.shape)
 
 
@@ -182,10 +183,10 @@ def _ours(key: str, names: dict[str, str]) -> str:
 
 
 class Dummy(Checkpoint):
-    """Random weights of the right shapes and sane sizes: norms 1, biases 0, rows of unit gain.
+    """Random weights of the right shapes and realistic scale: norms 1, biases 0, rows of unit gain.
 
-    All are cut from one pool of numbers whose length is prime, so that no two rows agree; the same
-    seed gives the same model, slices included.
+    All come from one pool of numbers, whose length is prime so that no two rows are equal. The same
+    seed gives the same model, however it is sliced.
     """
 
     POOL = 4194301

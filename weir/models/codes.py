@@ -1,8 +1,8 @@
-"""Quantised blocks as the codes that a CPU multiplies directly: no weight is unpacked to floats.
+"""Converts GGML's quantised blocks to codes that a CPU multiplies without unpacking to floats.
 
-A code is an unsigned number of 4 to 8 bits; 32 or 16 neighbours share a float16 scale, and an
-offset where it is not known from the scale. Most types go over as they are (the K types' scales are
-rounded to float16, 2^-11); Q2_K, and what only the `gguf` package reads, is rounded anew to 8 bits.
+A code is an unsigned number of 4 to 8 bits; 32 or 16 neighbours share a float16 scale and offset.
+Most types keep their codes exactly (scales of the K types are rounded to float16, 2^-11). Q2_K, and
+types that only the `gguf` package reads, are quantised again, to 8 bits.
 """
 
 import torch
@@ -13,17 +13,18 @@ from weir.models.dequant import SPLITS, Parts, dequantize
 from weir.ops.linear import NATIVE_GROUP
 from weir.ops.quantize import Codes
 
-STEP = 1 << 20  # values at a time
+STEP = 1 << 20  # values converted at a time
 
 BITS = {
     "Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q3_K": 6, "Q6_K": 6,
     "Q8_0": 8,
 }  # fmt: skip
-"""Of the codes of types that go over as they are; of Q3_K more than it has, in groups of 16."""
+"""Bits of the codes of types that keep theirs. Q3_K gets more than it has; it and Q6_K have groups
+of 16."""
 
 
 def read(kind: int, data: Tensor, rows: int, columns: int) -> Codes:
-    """The weight [rows, columns] that `data` (uint8 [bytes], a quantised GGML type) holds."""
+    """The weight [rows, columns] in `data`, uint8 [bytes] of a quantised GGML type."""
     form = FORMATS[kind]
     bits = BITS.get(form.name, 8)
     group = NATIVE_GROUP // 2 if bits == 6 else NATIVE_GROUP

@@ -1,6 +1,6 @@
-"""The shape of a model from its `config.json`, in the dialects of transformers 4 and 5.
+"""The shape of a model from its `config.json`, as transformers 4 and 5 write it.
 
-Everything after this file reads a `Spec`. No tensors, no files.
+All other code reads the `Spec` made here. No tensors, no files.
 """
 
 import math
@@ -30,7 +30,7 @@ MAX_LAYERS = 10_000
 
 
 class Decoder(Struct, kw_only=True):
-    """Keys of every supported `config.json`; names and defaults are those of transformers."""
+    """The keys that every supported `config.json` has; names and defaults are transformers'."""
 
     vocab_size: Positive
     hidden_size: Positive
@@ -51,7 +51,7 @@ class Llama(Decoder, kw_only=True):
     attention_bias: bool = False
     mlp_bias: bool = False
     rope_parameters: dict[str, Any] | None = None  # since transformers 5
-    rope_scaling: dict[str, Any] | None = None  # before it
+    rope_scaling: dict[str, Any] | None = None  # in transformers 4
     rope_theta: Annotated[float, Meta(gt=0)] = 10000.0
     partial_rotary_factor: Annotated[float, Meta(gt=0, le=1)] = 1.0
     use_sliding_window: bool = False
@@ -78,7 +78,7 @@ class Qwen3(Qwen2, kw_only=True):
 
 
 class Gemma3(Llama, kw_only=True):
-    """The published files of the larger models leave out what equals these defaults."""
+    """The published files of the larger models omit values that equal these defaults."""
 
     vocab_size: Positive = 262208
     hidden_size: Positive = 2304
@@ -128,15 +128,15 @@ CONFIGS: dict[str, type[Decoder]] = {
 
 
 def from_config(config: dict[str, Any], generation: dict[str, Any] | None = None) -> Spec:
-    """Read a `config.json` and, for the end-of-text ids, a `generation_config.json`.
+    """The Spec of a `config.json` and, for the end-of-text ids, a `generation_config.json`.
 
-    Raises ConfigError for an architecture, activation or rope that is not supported, and for a key
-    of the wrong type or range, which it names.
+    Raises ConfigError for an architecture, activation, rope or quantisation that is not supported,
+    and for a key of the wrong type or range, which it names.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIGS:
         raise unsupported(kind, CONFIGS)
-    read_scheme(config)  # that it can be read
+    read_scheme(config)  # only to raise its errors
     try:
         parsed = msgspec.convert(config.get("text_config") or config, CONFIGS[kind])
     except msgspec.ValidationError as error:
@@ -155,7 +155,7 @@ def from_config(config: dict[str, Any], generation: dict[str, Any] | None = None
 
 
 def _llama(architecture: str, c: Llama) -> Spec:
-    """RMS norms, a gated MLP, rotary positions; Gemma 3 adds to it."""
+    """Models with RMS norms, a gated MLP and rotary positions; the base of Gemma 3, too."""
     head_dim = c.head_dim or _head_size(c)
     kv_heads = c.num_key_value_heads or c.num_attention_heads
     attention = AttentionSpec(c.num_attention_heads, kv_heads, head_dim, head_dim**-0.5)
@@ -250,7 +250,7 @@ def _head_size(c: Decoder) -> int:
 
 
 def _local(c: Llama) -> list[bool]:
-    """Which layers attend through a sliding window."""
+    """For each layer, whether it has a sliding window."""
     if not c.use_sliding_window or c.sliding_window is None:
         return [False] * c.num_hidden_layers
     if c.layer_types is None:
@@ -273,7 +273,7 @@ def _activation(name: str) -> str:
 
 
 def checked(spec: Spec) -> Spec:
-    """The Spec, if its numbers fit together."""
+    """The Spec, if its numbers are consistent. Raises ConfigError."""
     ends = [*spec.eos, *([] if spec.bos is None else [spec.bos])]
     if not all(isinstance(token, int) for token in ends):
         raise ConfigError(f"the begin and end of a text must be token ids, not {ends}")

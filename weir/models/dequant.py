@@ -1,8 +1,8 @@
-"""Unpacks GGML's quantised blocks to float32, bit for bit as llama.cpp's reference does.
+"""Unpacks GGML's quantised blocks to float32, with the same bits as llama.cpp's reference.
 
-Common types are split into codes, scales and offsets in torch, as which a CPU may multiply them
-(codes.py); the rest goes through the `gguf` package, which is slower. Layouts: ggml-common.h of
-llama.cpp. A block is a row of bytes; its first values come first.
+Common types are split into codes, scales and offsets in torch; codes.py uses these parts, too.
+Other types go through the `gguf` package, which is slower. The layouts are those of llama.cpp's
+ggml-common.h. A block is a row of bytes, and its values are in order.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from torch import Tensor
 from weir.errors import ConfigError
 from weir.gguf import FORMATS
 
-CHUNK = 32768  # values at a time: they stay in L2, and torch starts no threads of its own for them
+CHUNK = 32768  # values at a time: few enough for L2 and for torch to use one thread
 
 Parts = tuple[Tensor, Tensor, Tensor | int]
-"""Of some blocks: codes uint8, in a shape that flattens to the values; scales float32 [blocks,
-groups] of as many neighbours each; and the offsets, likewise, in scale * code + offset, or the
-zero in scale * (code - zero)."""
+"""Some blocks as codes, scales and offsets. Codes: uint8, in a shape that flattens to the order of
+values. Scales: float32 [blocks, groups], for equal groups of neighbours. Offsets: the same, in
+scale * code + offset, or an int, the zero in scale * (code - zero)."""
 
 
 def dequantize(kind: int, data: Tensor, out: Tensor) -> None:
-    """Write the values that `data` (uint8 [bytes], GGML type `kind`) holds to `out`, contiguous, in
-    its type. Raises ConfigError for a type that nothing here can read."""
+    """Write the values of `data`, uint8 [bytes] of GGML type `kind`, to `out`, which is contiguous,
+    in its dtype. Raises ConfigError for a type that cannot be read."""
     form = FORMATS[kind]
     flat = out.view(-1)
     if kind in PLAIN:
@@ -45,14 +45,14 @@ def _floats(kind: int) -> Callable[[Tensor], Tensor]:
             return values.sub_(low).mul_(scale)
         return values.mul_(scale).add_(low.unsqueeze(-1))
 
-    def signed(blocks: Tensor) -> Tensor:  # less work: as signed bytes its codes have no zero
+    def signed(blocks: Tensor) -> Tensor:  # faster: read as signed bytes, codes need no zero
         return blocks[:, 2:].view(torch.int8).float().mul_(_halves(blocks[:, :2]))
 
     return signed if FORMATS[kind].name == "Q8_0" else unpack
 
 
 def _halves(bytes: Tensor) -> Tensor:
-    """Little-endian float16 pairs of bytes [n, 2m] as float32 [n, m]."""
+    """Little-endian float16 numbers in bytes [n, 2m], as float32 [n, m]."""
     return bytes.contiguous().view(torch.float16).float()
 
 
@@ -68,7 +68,7 @@ def _spread(packed: Tensor, bits: int) -> Tensor:
 
 
 def _fives(high: Tensor, low: Tensor) -> Tensor:
-    """Five-bit numbers [n, 32] from one high bit each [n, 4] and nibbles [n, 16]."""
+    """Five-bit numbers [n, 2, 16] from their high bits [n, 4] and nibbles [n, 16]."""
     bits = _spread(high.unsqueeze(-1), 1).view(-1, 2, 16)
     return _nibbles(low) | bits << 4
 
@@ -115,7 +115,7 @@ def _q3_k(b: Tensor) -> Parts:
     high, packed, scales = b[:, :32], b[:, 32:96].view(-1, 2, 32), b[:, 96:108]
     sixes = _nibbles(scales[:, :8]).view(-1, 16) | _spread(scales[:, 8:], 2).view(-1, 16) << 4
     scale = _halves(b[:, 108:]) * sixes.float().sub_(32)
-    four = _spread(high, 1).view(-1, 2, 4, 32) << 2  # a bit that is set: do not subtract four
+    four = _spread(high, 1).view(-1, 2, 4, 32) << 2  # GGML subtracts four where the bit is 0
     return _spread(packed, 2) | four, scale, 4
 
 

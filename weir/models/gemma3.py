@@ -1,7 +1,7 @@
-"""Gemma 3, its text part: a Llama with norms after each block too, local and global rope, and a
+"""Gemma 3, its text part: a Llama with norms also after each block, local and global rope, and a
 scaled embedding.
 
-Norm weights arrive as what they multiply by (1 + w is applied when they are read).
+Checkpoints return norm weights with the 1 of 1 + w added.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from weir.ops.linear import gated_linear, linear, normed_linear
 from weir.ops.norm import rms_norm
 from weir.spec import Spec
 
-OUT_NORM = llama.MLP_NORM  # Gemma means what it says: it follows attention
+OUT_NORM = llama.MLP_NORM  # "post_attention_layernorm", which in Gemma does follow attention
 MLP_NORM, DOWN_NORM = (f"{when}_feedforward_layernorm.weight" for when in ("pre", "post"))
 
 

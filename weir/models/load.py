@@ -1,4 +1,4 @@
-"""Makes a model from what is on disk: a folder of safetensors, a GGUF file, or a config alone."""
+"""Makes a model from a folder of safetensors, a GGUF file, or a `config.json` alone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,16 +50,17 @@ def load(
     threads: int = 0,
     shelf: Callable[[int], Shelf] | None = None,
 ) -> Model:
-    """The model at `path`, its weights of type `dtype` packed for `device`; None: bfloat16, and
-    on a CPU quantised weights as they are where it multiplies them.
+    """The model at `path`, with weights of type `dtype` (None: bfloat16) packed for `device`.
 
-    `quantization` is one of `QUANTIZATIONS` (see `Weights`; how files are `STORED` can be claimed,
-    and must be so, and is otherwise "auto"), `format` "auto", "safetensors",
-    "gguf", or "dummy" for random weights (by `seed`) from the configuration alone. `context`
-    shortens the longest sequence, `layers` the model to its first; `threads` read and pack (0: all
-    cores). `shelf`, given the number of layers, makes what keeps them elsewhere. Raises ConfigError
-    for files that are absent, unsound or do not fit their configuration, and for weights that the
-    device cannot multiply.
+    quantization: one of `QUANTIZATIONS`; see `Weights`. One of `STORED` is "auto" for files that
+    must be stored so. "auto" unpacks weights on a CPU if `dtype` is given, and GGUF files on a GPU.
+    format: "auto", "safetensors", "gguf", or "dummy" for random weights (from `seed`) from the
+    configuration alone. context: shortens the longest sequence. layers: keeps only the first ones.
+    threads: read and pack (0: as many as cores, at most `THREADS`). shelf: given the number of
+    layers, makes the store for them.
+
+    Raises ConfigError for files that are missing, damaged or do not fit their configuration, and
+    for weights that the device cannot multiply.
     """
     path, device = Path(path), torch.device(device)
     if format not in FORMATS:
@@ -97,7 +98,8 @@ def load(
 
 
 def opened(path: Path) -> tuple[Spec, Checkpoint]:
-    """The shape of the model at `path` and its tensors, none of them read. Raises ConfigError."""
+    """The shape of the model at `path`, and its tensors, none of them read yet. Raises
+    ConfigError."""
     if path.suffix == ".gguf":
         gguf = GGUF.open(path)
         spec = from_gguf(gguf)
@@ -107,7 +109,7 @@ def opened(path: Path) -> tuple[Spec, Checkpoint]:
 
 
 def _check(quantization: str, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Raise unless weights can be quantised so for this device."""
+    """Raise ConfigError unless this device can multiply weights quantised so."""
     if quantization not in QUANTIZATIONS:
         raise ConfigError(
             f"quantization {quantization!r} is unknown; use one of {', '.join(QUANTIZATIONS)}"

@@ -1,6 +1,6 @@
-"""The shape of a model from the metadata of a GGUF file, in the names llama.cpp gives it.
+"""The shape of a model from the metadata of a GGUF file, whose names are llama.cpp's.
 
-Everything after this file reads a `Spec`. OPT is absent because llama.cpp has no such architecture.
+OPT is absent because llama.cpp does not support it.
 """
 
 import math
@@ -15,14 +15,14 @@ from weir.models.scaling import rope_spec, stretched
 from weir.spec import AttentionSpec, RopeSpec, Spec
 
 ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3")
-GEMMA3_27B = 62  # layers; the one size whose scale is not that of its head size
+GEMMA3_27B = 62  # layers of the only size whose attention scale is not head_dim ** -0.5
 F32 = 0
 
 T = TypeVar("T", int, float)
 
 
 def from_gguf(gguf: GGUF) -> Spec:
-    """Read `general.architecture` and what belongs to it; ConfigError names what is missing."""
+    """The Spec from the metadata. Raises ConfigError, which names what is missing or wrong."""
     architecture = gguf.metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise unsupported(architecture, ARCHITECTURES)
@@ -78,8 +78,8 @@ def from_gguf(gguf: GGUF) -> Spec:
 
 
 def _read(gguf: GGUF, key: str, kind: type[T], default: T | None = None) -> T:
-    """A number of this architecture, positive unless its default is 0; a list of one a layer must
-    hold the same for all."""
+    """A number of this architecture, positive or, if its default is 0, also 0. A list with a number
+    per layer must hold equal ones. Raises ConfigError."""
     full = f"{gguf.metadata['general.architecture']}.{key}"
     value: Any = gguf.metadata.get(full, default)
     if isinstance(value, list) and value and all(v == value[0] for v in value):
@@ -94,7 +94,8 @@ def _read(gguf: GGUF, key: str, kind: type[T], default: T | None = None) -> T:
 
 
 def _local(gguf: GGUF, layers: int, pattern: int) -> list[bool]:
-    """Which layers use the sliding window, if there is one: a list, or all but every nth."""
+    """For each layer, whether it uses the sliding window, if there is one: from a list, or all but
+    every `pattern`-th."""
     key = f"{gguf.metadata['general.architecture']}.attention.sliding_window_pattern"
     listed = gguf.metadata.get(key)
     if isinstance(listed, list):
@@ -110,7 +111,7 @@ def _rope(gguf: GGUF, head_dim: int, context: int) -> RopeSpec:
         "rope_theta": _read(gguf, "rope.freq_base", float, 10000.0),
         "partial_rotary_factor": _read(gguf, "rope.dimension_count", int, head_dim) / head_dim,
     }
-    if "rope_freqs.weight" in gguf.tensors:  # Llama 3: its scaling as one divisor a pair
+    if "rope_freqs.weight" in gguf.tensors:  # Llama 3's scaling, as one divisor per pair
         divisors = _floats(gguf, "rope_freqs.weight")
         parameters |= {"rope_type": "longrope", "attention_factor": 1.0}
         parameters |= {"short_factor": divisors, "long_factor": divisors}
@@ -134,6 +135,6 @@ def _floats(gguf: GGUF, name: str) -> list[float]:
 
 
 def _eos(gguf: GGUF) -> list[int]:
-    """Every token that ends a text: of the document, of a turn, of a message."""
+    """The tokens that end a text, a turn or a message."""
     keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
     return [gguf.metadata[key] for key in keys if key in gguf.metadata]

@@ -1,6 +1,6 @@
 """OPT: learned positions, layer norms with biases, a plain MLP (arXiv 2205.01068).
 
-OPT-350m is the odd one: it norms after each block, and projects a narrower embedding in and out.
+OPT-350m differs: it norms after each block, and its embedding is narrower, with projections.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from weir.ops.mlp import activate_
 from weir.ops.norm import layer_norm
 from weir.spec import Spec
 
-FIRST_POSITION = 2  # rows of the position table before that of position 0
+FIRST_POSITION = 2  # row of position 0 in the position table
 EPS = 1e-5
 
 

@@ -1,6 +1,6 @@
 """Quantised safetensors: AWQ and GPTQ (codes of 4 bits, eight to an int32), and 8-bit floats.
 
-What they hold becomes `Codes` or `Scaled`, in which every format is the same.
+All formats become `Codes` or `Scaled`.
 """
 
 from pathlib import Path
@@ -15,14 +15,14 @@ from weir.ops.quantize import Codes, Scaled
 from weir.spec import Spec
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where AWQ keeps each of eight columns in its int32."""
+"""The nibble of an int32 in which AWQ stores each of eight columns."""
 EIGHT = 8  # codes in an int32
 PARTS = ("qweight", "qzeros", "scales", "g_idx", "weight_scale", "weight_scale_inv")
-IGNORED = ("input_scale", "k_scale", "v_scale")  # activations are scaled as they come
+IGNORED = ("input_scale", "k_scale", "v_scale")  # Weir scales activations dynamically
 
 
 class Packed(Safetensors):
-    """The `*.safetensors` of a folder, of which some weights are quantised by `scheme`."""
+    """The `*.safetensors` of a folder, some of whose weights are quantised by `scheme`."""
 
     types = FLOATS | {"I32", "F8_E4M3"}
 
@@ -81,7 +81,7 @@ class Packed(Safetensors):
         return Codes(codes.contiguous(), pairs.half().contiguous(), 4)
 
     def _in_order(self, layer: str, group: int) -> None:
-        """Raise unless neighbours share a group, whatever the configuration says."""
+        """Raise ConfigError unless groups are of neighbours, whatever the configuration says."""
         if f"{layer}.g_idx" not in self.parts:
             return
         index = self._tensor(f"{layer}.g_idx")

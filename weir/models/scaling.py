@@ -1,4 +1,4 @@
-"""A RopeSpec from a rope's parameters, as `config.json` and GGUF files give them. No tensors."""
+"""A RopeSpec from the parameters in a `config.json` or GGUF file. No tensors."""
 
 import math
 from typing import Any
@@ -14,14 +14,14 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factor", "long_factor"),
 }
-"""Every supported type, and the parameters that it cannot do without."""
+"""Every supported type, and the parameters that it needs."""
 
 
 def rope_spec(parameters: dict[str, Any], head_dim: int, context: int) -> RopeSpec:
-    """One rope from its parameters, `rope_theta` among them; `context`: the length trained for.
+    """A rope from its parameters, which include `rope_theta`. context: the length trained for.
 
     Raises ConfigError for a type that is not supported, and for a parameter that is missing or is
-    not a positive number (for longrope: a list of them, one a pair).
+    not a positive number (for longrope: a list of them, one per pair).
     """
     given = {key: value for key, value in parameters.items() if value is not None}
     older_name = given.pop("type", "default")
@@ -49,7 +49,7 @@ def rope_spec(parameters: dict[str, Any], head_dim: int, context: int) -> RopeSp
 
 
 def stretched(context: int, rope: RopeSpec) -> int:
-    """The longest sequence: some scalings keep the trained length in the config and stretch it."""
+    """The longest sequence; with some scalings the config gives the trained length instead."""
     kind, factor = rope.scaling["rope_type"], rope.scaling.get("factor", 1.0)
     if kind in ("linear", "dynamic"):
         return int(context * factor)

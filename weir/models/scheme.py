@@ -1,6 +1,6 @@
 """How a folder's weights are quantised, from the `quantization_config` of its `config.json`.
 
-No tensors, no files: `weir.models.packed` reads what this describes.
+No tensors, no files: `weir.models.packed` reads the weights.
 """
 
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from weir.errors import ConfigError
 
 
 class Scheme(Struct, frozen=True):
-    """method: whose layout it is; zero_step: what is added to GPTQ's stored zeros."""
+    """method: the format. zero_step: to add to GPTQ's stored zeros."""
 
     method: Literal["awq", "gptq", "fp8", "compressed-tensors"]
     zero_step: int = 0
@@ -40,7 +40,7 @@ class Found(Struct):
 
 
 def read_scheme(config: dict[str, Any]) -> Scheme | None:
-    """None where weights are plain. Raises ConfigError for a scheme that cannot be read."""
+    """The scheme; None if weights are not quantised. Raises ConfigError if it is not supported."""
     value = config.get("quantization_config")
     if not value:
         return None

@@ -1,4 +1,4 @@
-"""The shape of a model from its files or by its name, without weights and without PyTorch."""
+"""The shape of a model from its files, without weights and without PyTorch."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from weir.rows import read_object
 from weir.spec import Spec
 
 RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""What is taken from a `generation_config.json`, beside the tokens that end an answer."""
+"""Parameters taken from a `generation_config.json`, beside the tokens that end an answer."""
 
 
 def read_spec(path: str | Path) -> Spec:
-    """The shape of the model at `path`, without its weights."""
+    """The shape of the model at `path`. Raises ConfigError."""
     path = Path(path)
     if path.suffix == ".gguf":
         return from_gguf(GGUF.open(path))
@@ -30,8 +30,8 @@ def scheme_of(path: Path) -> Scheme | None:
 
 
 def recommended(path: Path) -> SamplingParams:
-    """How those who made the model at `path`, a folder or a file in it, would have it sampled.
-    Raises `ConfigError` for a `generation_config.json` that makes no sense."""
+    """The sampling that the makers of the model at `path`, a folder or a file in it, recommend.
+    Raises `ConfigError` if its `generation_config.json` is invalid."""
     file = (path if path.is_dir() else path.parent) / "generation_config.json"
     said = read_object(file)
     try:
@@ -43,7 +43,7 @@ def recommended(path: Path) -> SamplingParams:
 
 
 def _config_file(path: Path) -> Path:
-    """Of a folder that holds a `config.json`, or such a file itself."""
+    """The `config.json` in a folder, or `path` itself if it is a file."""
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"no config.json at {path}: name a model folder or a .gguf file")

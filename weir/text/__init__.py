@@ -1,4 +1,4 @@
-"""Between text and token ids: tokenizer, incremental detokenizer, chat template, stop strings.
+"""Text and token ids: tokenizer, incremental detokenizer, chat template, stop strings.
 
 Knows nothing of requests, scheduling or tensors.
 """

@@ -1,7 +1,7 @@
-"""From token ids to text, whole or as they come, on the level of bytes.
+"""From token ids to text, at once or incrementally, by way of bytes.
 
-A token is a run of bytes, which need not end where a character ends. `Spelling` reads out of a
-tokenizer what bytes each token stands for; `Detokenizer` joins them and decodes UTF-8 as it goes.
+A token is a sequence of bytes, which may end within a character. `Spelling` finds the bytes of each
+token of a tokenizer; `Detokenizer` joins them and decodes UTF-8 incrementally.
 """
 
 import codecs
@@ -19,8 +19,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte: itself where printable, else U+0100 and up
-    (Radford et al. 2019; openai/gpt-2 encoder.py)."""
+    """GPT-2's printable character for each byte: the byte's own if it is printable, else one from
+    U+0100 on (Radford et al. 2019; openai/gpt-2 encoder.py)."""
     plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in plain)
     return {byte: chr(byte) for byte in plain} | {b: chr(256 + n) for n, b in enumerate(others)}
@@ -33,14 +33,14 @@ _BYTES = {ord(character): chr(byte) for byte, character in byte_alphabet().items
 class Spelling:
     """How a tokenizer's decoder turns a token's name into bytes."""
 
-    byte_level: bool = False  # GPT-2's alphabet
-    byte_fallback: bool = False  # tokens named <0x0A> are bytes
+    byte_level: bool = False  # names are in GPT-2's alphabet
+    byte_fallback: bool = False  # tokens named such as <0x0A> are bytes
     replace: list[tuple[str, str]] = field(default_factory=list)  # such as "▁" → " "
-    strips: bool = False  # one space is dropped where a text begins
+    strips: bool = False  # one space at the beginning of a text is dropped
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self:
-        """Read the decoder. Raises `ConfigError` for one that does not work token by token."""
+        """Read a tokenizer's decoder. Raises `ConfigError` if it does not work token by token."""
         if tokenizer.decoder is None:
             raise ConfigError("the tokenizer has no decoder; tokenizer.json must name one")
         spelling = cls()
@@ -72,11 +72,11 @@ class Spelling:
                 )
 
     def spell(self, token: str) -> bytes:
-        """The bytes of a token that is not an added one (those stand for themselves)."""
+        """The bytes of a token from its name; not for added tokens, whose name is their text."""
         if self.byte_level:
             try:
                 return token.translate(_BYTES).encode("latin-1")
-            except UnicodeEncodeError:  # not written in the alphabet
+            except UnicodeEncodeError:  # the name is not in the alphabet
                 return token.encode()
         if self.byte_fallback and (byte := _BYTE_TOKEN.fullmatch(token)):
             return bytes([int(byte[1], 16)])
@@ -85,7 +85,7 @@ class Spelling:
         return token.encode()
 
     def pieces(self, tokenizer: Tokenizer) -> list[bytes]:
-        """The bytes of every token id; ids without a token stand for nothing."""
+        """The bytes of every token id; none for ids without a token."""
         names: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         pieces = [b""] * (max(names.values(), default=-1) + 1)
         spell = self.spell
@@ -99,19 +99,19 @@ class Spelling:
 class Detokenizer:
     """The text of one sequence of tokens, a few at a time.
 
-    Never gives out half a character: bytes that may yet become one wait for the next push. Bytes
-    that cannot become one give U+FFFD, as does what is incomplete at the end.
+    Bytes that may still become a character wait for the next push. Bytes that cannot become one,
+    and incomplete ones at the end, give U+FFFD.
     """
 
     def __init__(self, pieces: Sequence[bytes], strips: bool = False):
-        """pieces: the bytes of each token id. strips: a space is dropped where the text begins, as
-        where tokens do not follow others and the tokenizer puts a space before a text."""
+        """pieces: the bytes of each token id. strips: drop one space at the beginning, which some
+        tokenizers put before a text. False if the tokens follow others."""
         self._pieces = pieces
         self._strip = strips
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that `ids` complete. An id beyond the vocabulary (models pad it) has none."""
+        """The text that `ids` complete. Ids beyond the vocabulary, which models pad, have none."""
         pieces = self._pieces
         size = len(pieces)
         raw = b"".join([pieces[token] for token in ids if 0 <= token < size])
@@ -121,5 +121,5 @@ class Detokenizer:
         return self._decode(raw)
 
     def finish(self) -> str:
-        """What is left when no more tokens come: U+FFFD for an incomplete character, or nothing."""
+        """The rest, when no more tokens come: U+FFFD for an incomplete character, or empty."""
         return self._decode(b"", True)

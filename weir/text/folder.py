@@ -11,7 +11,7 @@ from weir.text.vocabulary import Vocabulary
 
 
 def read_folder(path: Path) -> Vocabulary:
-    """tokenizer.json and what stands beside it. Raises `ConfigError` naming the file at fault."""
+    """Read tokenizer.json and the files beside it. Raises `ConfigError`, which names the file."""
     config = read_object(path / "tokenizer_config.json")
     variables = _special(read_object(path / "special_tokens_map.json")) | _special(config)
     templates = _templates(path, config)
@@ -24,7 +24,7 @@ def read_folder(path: Path) -> Vocabulary:
         raise ConfigError(f"no config.json at {path}: name a model folder or a .gguf file")
     else:
         tokenizer, variables = _convert(path, variables)
-    # A training-time setting that files carry along: it would cut prompts in silence.
+    # settings from training that files may still have; they would cut prompts silently
     tokenizer.no_truncation()
     tokenizer.no_padding()
     bos = variables.get("bos_token")
@@ -38,13 +38,13 @@ def read_folder(path: Path) -> Vocabulary:
 
 
 def lacks_tokenizer(path: Path) -> bool:
-    """Whether a folder, or a config.json alone, says nothing of tokens."""
+    """Whether there is no tokenizer: in a folder, or because `path` is only a config.json."""
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     return path.is_file() or not any((path / name).is_file() for name in names)
 
 
 def _special(config: dict[str, Any]) -> dict[str, str]:
-    """bos_token and so on: a string, or an object with the string as its content."""
+    """bos_token and so on, which files give as a string or as an object with it as `content`."""
     found = {
         name: value.get("content") if isinstance(value, dict) else value
         for name, value in config.items()
@@ -54,7 +54,7 @@ def _special(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Chat templates by name; files of their own win over tokenizer_config.json."""
+    """Chat templates by name; separate files take precedence over tokenizer_config.json."""
     value = read_object(path / "chat_template.json").get(
         "chat_template", config.get("chat_template")
     )
@@ -74,7 +74,7 @@ def _templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 def _eos(path: Path, tokenizer: Tokenizer, token: str | None) -> list[int]:
-    """The tokenizer's EOS, then generation_config.json's (config.json's where that has none)."""
+    """The tokenizer's EOS, then those of generation_config.json or, if it has none, config.json."""
     found = [] if token is None else [tokenizer.token_to_id(token)]
     for name in ("generation_config.json", "config.json"):
         value = read_object(path / name).get("eos_token_id")
@@ -85,7 +85,8 @@ def _eos(path: Path, tokenizer: Tokenizer, token: str | None) -> list[int]:
 
 
 def _convert(path: Path, variables: dict[str, str]) -> tuple[Tokenizer, dict[str, str]]:
-    """Let transformers build the tokenizer from an older format (tokenizer.model, vocab.json)."""
+    """The tokenizer and variables, converted by transformers from an older format
+    (tokenizer.model, vocab.json). Raises `ConfigError`."""
     try:
         from transformers import AutoTokenizer
     except ImportError as error:

@@ -1,5 +1,5 @@
 """Builds the tokenizer that a GGUF file describes: byte-level BPE ("gpt2") or SentencePiece
-("llama"). The reference for what the metadata mean is llama.cpp (src/llama-vocab.cpp).
+("llama"). llama.cpp's src/llama-vocab.cpp defines the meaning of the metadata.
 """
 
 import re
@@ -28,11 +28,11 @@ _ENDINGS = re.compile(
     r"<\|eot_id\|>|<\|im_end\|>|<\|end\|>|<end_of_turn>|<\|endoftext\|>|<\|end_of_text\|>"
     r"|<\|eom_id\|>|<EOT>|<\uff5cend▁of▁sentence\uff5c>"
 )
-"""Control tokens that end a turn whether or not the file says so; converters often do not."""
+"""Control tokens that end a turn even if the file does not say so; converters often omit it."""
 
 
 def read_gguf(gguf: GGUF) -> Vocabulary:
-    """Raises `ConfigError` for a kind of tokenizer that cannot be built exactly."""
+    """Raises `ConfigError` for a tokenizer that is broken or cannot be built exactly."""
     fields = _Fields(gguf)
     kind = fields.get("model", str, "")
     if kind == "gpt2":
@@ -82,7 +82,7 @@ class _Fields:
         return value
 
     def array(self, name: str, of: type, default: Any = None) -> list[Any]:
-        """All elements of a GGUF array have the type of the first."""
+        """An array of `of`. Checks the first element, whose type all of a GGUF array have."""
         value: list[Any] = self.get(name, list, default)
         if value and not isinstance(value[0], of):
             raise self.bad(f"tokenizer.ggml.{name} does not hold {of.__name__} values")
@@ -113,7 +113,7 @@ class _Fields:
 
     @property
     def templates(self) -> dict[str, str]:
-        """tokenizer.chat_template, and tokenizer.chat_template.<name> for the named ones."""
+        """tokenizer.chat_template as "default", and tokenizer.chat_template.<name> by name."""
         key = "tokenizer.chat_template"
         found = {
             "default" if k == key else k[len(key) + 1 :]: v
@@ -146,7 +146,7 @@ def _byte_level(fields: _Fields) -> Tokenizer:
         tokenizer.normalizer = normalizers.NFC()
     steps: list[Any] = [pre_tokenizers.Split(Regex(p), "isolated") for p in how.patterns]
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    # Some vocabularies have no token for rare bytes: these are lost, but nothing merges across.
+    # Some vocabularies have no token for rare bytes. These are dropped, but nothing merges across.
     if lost := "".join(c for c in byte_alphabet().values() if c not in fields.ids):
         steps.append(pre_tokenizers.Split(Regex(f"[{re.escape(lost)}]"), "removed"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
@@ -155,11 +155,12 @@ def _byte_level(fields: _Fields) -> Tokenizer:
 
 
 def _sentencepiece(fields: _Fields) -> Tokenizer:
-    """SentencePiece's BPE joins, again and again, the neighbours whose union has the best score.
+    """SentencePiece's BPE repeatedly joins the neighbours whose union has the best score.
 
-    That is BPE by merge rank, with every way to halve a token as a merge, ranked by its score
-    (Kudo and Richardson 2018). Where two halvings of one token overlap in a text, SentencePiece
-    takes the leftmost and merge ranks the first listed; real vocabularies never come to that.
+    That equals BPE by merge rank, where each way to split a token in two is a merge, ranked by the
+    token's score (Kudo and Richardson 2018). Only if two splits of one token overlap in a text may
+    they differ: SentencePiece takes the leftmost, merge ranks the first listed. In real
+    vocabularies this does not occur.
     """
     ids = fields.ids
     scores = fields.array("scores", float)
@@ -193,7 +194,7 @@ def _sentencepiece(fields: _Fields) -> Tokenizer:
 
 
 def _add_special_tokens(tokenizer: Tokenizer, fields: _Fields) -> None:
-    """Names that are cut out of a text before anything else is done with it."""
+    """Add the tokens whose names are found in a text before anything else is done with it."""
     tokenizer.add_special_tokens(
         [
             AddedToken(name, special=True, normalized=False)
@@ -206,7 +207,7 @@ def _add_special_tokens(tokenizer: Tokenizer, fields: _Fields) -> None:
 
 
 def _add_ends(tokenizer: Tokenizer, fields: _Fields, add_bos: bool) -> None:
-    """Make the tokenizer put BOS and EOS around a text, where the file wants them."""
+    """Make the tokenizer add BOS and EOS to a text, if the file says so."""
     ends: dict[str, int] = {}
     parts = []
     for name, wanted in (("bos", add_bos), (None, True), ("eos", False)):

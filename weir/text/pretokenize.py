@@ -1,7 +1,8 @@
-"""How byte-level tokenizers cut text into words before merging, by `tokenizer.ggml.pre`.
+"""How byte-level tokenizers split text into words before merging, by `tokenizer.ggml.pre`.
 
-The patterns are facts of the models' own tokenizer.json files; the names, and which models share
-a pattern, are llama.cpp's (src/llama-vocab.cpp). Each pattern cuts every piece the one before left.
+The patterns come from the models' own tokenizer.json files; their names, and which models share a
+pattern, from llama.cpp (src/llama-vocab.cpp). Each pattern splits all pieces that the one before
+made.
 """
 # ruff: noqa: RUF001 (the patterns are about such characters)
 
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Pretokenizer:
     patterns: tuple[str, ...]
-    ignore_merges: bool = False  # a word that is a token is that token
+    ignore_merges: bool = False  # a word that is a token becomes that token without merging
     add_bos: bool = False  # unless the file says otherwise
-    nfc: bool = False  # text is normalised first, as the model's tokenizer.json has it
+    nfc: bool = False  # normalise text first, as the model's tokenizer.json does
 
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -88,4 +89,4 @@ _FAMILIES = {
 }
 
 PRETOKENIZERS = {name: how for names, how in _FAMILIES.items() for name in names.split()}
-"""`tokenizer.ggml.pre` → how to cut. "default" is what files made before that key existed mean."""
+"""`tokenizer.ggml.pre` → how to split. "default" is for files older than that key."""

@@ -1,15 +1,14 @@
-"""Finds stop strings in a stream of text, holding back only what could still become one."""
+"""Finds stop strings in a stream of text, and holds back only text that may become one."""
 
 from collections.abc import Sequence
 from functools import lru_cache
 
 
 class StopChecker:
-    """Looks for each stop string by itself (Knuth, Morris and Pratt 1977), at a cost linear in the
-    text.
+    """Searches for each stop string (Knuth, Morris and Pratt 1977) in time linear in the text.
 
-    The first stop is the one whose last character comes first; of several that end there, the
-    longest. So the answer does not depend on how the text was cut into deltas.
+    The first match is the one that ends first; of several that end there, the longest. So the
+    result does not depend on how the text was cut into deltas.
     """
 
     def __init__(self, stops: Sequence[str], include: bool = False):
@@ -17,13 +16,13 @@ class StopChecker:
         self._include = include
         self._stops = [(stop, _borders(stop)) for stop in stops]
         self._firsts = {stop[0] for stop in stops}
-        self._begun = [0] * len(stops)  # characters of each stop that the text ends with
-        self._held = ""  # text not yet emitted: the longest of them
+        self._begun = [0] * len(stops)  # per stop, how many of its characters end the text
+        self._held = ""  # text not yet returned: the longest of these
 
     def push(self, delta: str) -> tuple[str, str | None]:
         """Take more text; return what may be shown, and the stop string that ended it, if any.
 
-        After a match the checker is spent: the rest of the delta is dropped.
+        After a match the rest of the delta is dropped and the checker must not be used again.
         """
         text, longest = self._held + delta, len(self._held)
         for end, character in enumerate(delta, len(self._held) + 1):
@@ -58,8 +57,8 @@ class StopChecker:
 
 @lru_cache(256)
 def _borders(stop: str) -> list[int]:
-    """For each length, how long the longest proper prefix of that much of `stop` is that it also
-    ends with."""
+    """For each length n, the length of the longest proper prefix of `stop[:n]` that is also its
+    suffix."""
     borders = [0, 0]
     for character in stop[1:]:
         length = borders[-1]
@@ -70,8 +69,8 @@ def _borders(stop: str) -> list[int]:
 
 
 def before(held: str, mark: str, last: bool) -> tuple[str, bool, str]:
-    """The text before `mark`, whether it is there, and what comes after it. Where it is not, but
-    more will come, the rest is what may become a mark."""
+    """The text before `mark`, whether it was found, and the text after it. If it was not found but
+    more text will come, the third is the end that may become a mark."""
     shown, found, rest = held.partition(mark)
     if found or last:
         return shown, bool(found), rest

@@ -1,8 +1,8 @@
 """Renders a conversation with a model's own chat template, in a sandbox.
 
-The environment is the one templates are written for: transformers' `apply_chat_template`
-(huggingface.co/docs/transformers/chat_templating_writing). A template comes with a model, so it is
-not trusted: it runs in jinja2's immutable sandbox, and whatever it raises is the request's error.
+The environment is that of transformers' `apply_chat_template`, for which templates are written
+(huggingface.co/docs/transformers/chat_templating_writing). Templates come with models and are not
+trusted: they run in jinja2's immutable sandbox, and what they raise is an error of the request.
 """
 
 import copy
@@ -25,7 +25,7 @@ _END_OF_FINAL = "\ue000end of the final message\ue000"
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what a trainer learns from; for inference it is transparent."""
+    """`{% generation %}` marks text for training; for inference it does nothing."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -45,7 +45,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Unlike jinja2's own filter, does not escape HTML."""
+    """As jinja2's own filter, but without escaping HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -63,7 +63,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def read_template(value: str) -> str:
-    """What `--chat-template` names: a file's content, or `value` itself if it is a template."""
+    """The template that `--chat-template` gives: a file's content, or `value` itself. Raises
+    `ConfigError`."""
     if "{{" in value or "{%" in value:
         return value
     try:
@@ -75,7 +76,7 @@ def read_template(value: str) -> str:
 
 
 class ChatTemplate:
-    """A model's templates by name (most have "default" alone) and its special tokens."""
+    """A model's templates by name (most have only "default") and its special tokens."""
 
     def __init__(self, sources: Mapping[str, str], variables: Mapping[str, str]):
         """`variables`: bos_token, eos_token, ... as templates see them. Raises `ConfigError`."""
@@ -153,7 +154,7 @@ def _continued(text: str) -> str:
 
 
 def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that every template can read: content is a string, tool arguments are objects."""
+    """A copy that all templates can read: content is a string, tool arguments are objects."""
     where = f"messages[{index}]"
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise BadRequest(f"{where} must be an object with a role", param=where)
@@ -172,7 +173,7 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _content(where: str, content: Any) -> str:
-    """Parts are joined by newlines."""
+    """Content as one string; text parts are joined by newlines."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):

@@ -1,7 +1,7 @@
-"""Tells what a model thought from what it says, in text as it comes.
+"""Separates a model's reasoning from its answer in streamed text.
 
-Models that think write `<think>`, what they think, `</think>` and what they say; some templates
-open the tag in the prompt. What a model writes between other tags stays in the text.
+Models that reason write `<think>`, the thought, `</think>`, then the answer; some templates put the
+first tag into the prompt. Text between other tags stays part of the answer.
 """
 
 from typing import Literal
@@ -10,41 +10,42 @@ from weir.text import Text
 from weir.text.stop import before
 
 OPEN, CLOSE = "<think>", "</think>"
-AFTER = "\n\n"  # between a thought and what is said
+AFTER = "\n\n"  # between the thought and the answer
 
 Told = Literal["as it comes", "at once", "never"]
 
 
 def thinks(text: Text) -> bool:
-    """Whether a model's chat template or vocabulary has the tags, and its answers show them."""
+    """Whether a model's chat template or vocabulary has the tags, and they are not special tokens,
+    which answers would not show."""
     close = text.tokenizer.token_to_id(CLOSE)
     return close not in text.special and (close is not None or CLOSE in (text.chat_template or ""))
 
 
 def inside(prompt: str) -> bool:
-    """Whether an answer begins within a thought."""
+    """Whether the output after this prompt begins within a thought."""
     return prompt.rstrip().endswith(OPEN)
 
 
 def closed(prompt: str) -> str:
-    """A prompt that ends within a thought, with nothing thought."""
+    """A prompt that ends within a thought, continued so that the thought is empty."""
     return f"{prompt.rstrip()}\n\n{CLOSE}{AFTER}"
 
 
 class Thoughts:
-    """Tells what was thought from what is said; newlines around either are neither. inside: the
-    answer begins within a thought. told: how what was thought is."""
+    """Separates the thought from the answer; newlines around the thought belong to neither.
+    inside: the output begins within a thought. told: when the thought is returned."""
 
     def __init__(self, inside: bool, told: Told = "as it comes"):
         self.inside = inside
         self._told = told
         self._mode: Literal["start", "thought", "gap", "said"] = "start"
         self._held = ""
-        self.begun = False  # whether the answer has a thought
-        self._any = False  # whether something was thought
+        self.begun = False  # whether the output has a thought
+        self._any = False  # whether the thought is not empty
 
     def push(self, text: str, last: bool) -> tuple[str, str]:
-        """What is new: thought, and said."""
+        """Take more output; return what it adds to the thought and to the answer."""
         if self._mode == "said":
             return "", text
         self._held += text
@@ -60,7 +61,7 @@ class Thoughts:
         return thought, said
 
     def _begin(self, last: bool) -> bool:
-        """Take the tag, if there is one; false: that cannot be told yet."""
+        """Remove the first tag, if there is one. False: not known yet."""
         start = self._held.lstrip()
         if not last and len(start) < len(OPEN) and OPEN.startswith(start):
             return False
@@ -71,7 +72,7 @@ class Thoughts:
         return True
 
     def _thought(self, last: bool) -> str:
-        """Take what was surely thought, and the tag after it if it is there."""
+        """Take from the held text what surely belongs to the thought, and the tag after it."""
         if self._told == "at once" and not last and CLOSE not in self._held:
             return ""
         shown, found, rest = before(self._held, CLOSE, last)

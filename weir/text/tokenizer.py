@@ -1,4 +1,4 @@
-"""`Text`: everything the engine's frontends know of a model's tokens."""
+"""`Text`: all that the engine's frontends know about a model's tokens."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -20,12 +20,12 @@ from weir.text.vocabulary import Vocabulary
 class Text:
     """The tokenizer, chat template and special tokens of one model.
 
-    `vocab` is the number of token ids, `bos` the id that begins a text, `eos` the ids that end one,
-    `special` the ids that a reader of the output does not want to see. Safe to use from threads.
+    vocab: the number of token ids. bos: the id that begins a text. eos: the ids that end one.
+    special: ids that are hidden from readers of the output. Thread-safe.
     """
 
     def __init__(self, vocabulary: Vocabulary, chat_template: str | None = None):
-        """`chat_template`: a jinja file, or a template itself, instead of the model's own."""
+        """chat_template: a jinja file or a template itself, instead of the model's own."""
         self.tokenizer: Tokenizer = vocabulary.tokenizer
         self.bos = vocabulary.bos
         self.eos = vocabulary.eos
@@ -43,7 +43,7 @@ class Text:
 
     @classmethod
     def from_folder(cls, path: str | Path, chat_template: str | None = None) -> Self:
-        """A Hugging Face folder. Raises `ConfigError`."""
+        """The tokenizer of a Hugging Face folder. Raises `ConfigError`."""
         return cls(read_folder(Path(path)), chat_template)
 
     @classmethod
@@ -60,7 +60,7 @@ class Text:
         return [b"" if n in self.special else piece for n, piece in enumerate(self._all_pieces)]
 
     def pieces(self, skip_special_tokens: bool) -> list[bytes]:
-        """The bytes of each token id; skipped ones have none. Not to be changed."""
+        """The bytes of each token id; skipped ones have none. Callers must not change the list."""
         return self._shown_pieces if skip_special_tokens else self._all_pieces
 
     @cached_property
@@ -68,7 +68,8 @@ class Text:
         return len(self._all_pieces)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. The names of special tokens in it become those tokens."""
+        """Token ids of `text`. Names of special tokens in it become these tokens. Raises
+        `BadRequest` for text that is not valid Unicode."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -78,7 +79,8 @@ class Text:
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of `ids` from its beginning. U+FFFD stands for bytes that are no character."""
+        """The text of `ids`, which begin a text. U+FFFD stands for bytes that are no character.
+        Raises `BadRequest` for ids that do not exist."""
         ids = list(ids)
         check_ids(ids, self.vocab, "tokens")
         detokenizer = Detokenizer(self.pieces(skip_special_tokens), self.strips)
@@ -89,19 +91,19 @@ class Text:
         return self._all_pieces[token] if 0 <= token < self.vocab else b""
 
     def token(self, token: int) -> str:
-        """One token as text, special ones by name; U+FFFD where it is part of a character."""
+        """One token as text, special ones by name; U+FFFD for a part of a character."""
         return self.token_bytes(token).decode("utf-8", "replace")
 
     @property
     def special_names(self) -> dict[str, str]:
-        """bos_token, eos_token and such, by those names, as far as the model has them."""
+        """The model's special tokens by the names bos_token, eos_token and so on."""
         ends = {"bos_token": self.bos, "eos_token": self.eos[0] if self.eos else None}
         known = {name: self.token(token) for name, token in ends.items() if token is not None}
         return known | dict(self._template.variables)
 
     @property
     def chat_template(self) -> str | None:
-        """The jinja source that renders conversations; None: the model has none."""
+        """The jinja source of the default template; None: the model has none."""
         return self._template.sources.get("default")
 
     def chat(
@@ -115,8 +117,8 @@ class Text:
     ) -> str:
         """The prompt for a conversation, to be encoded with `add_special_tokens=False`.
 
-        `kwargs` are further template variables. `template` is jinja source to use instead of the
-        model's own. Raises `BadRequest`, also when the model has no template.
+        kwargs: further template variables. template: jinja source to use instead of the model's
+        own. Raises `BadRequest`, also if the model has no template.
         """
         return self._template.render(
             messages, tools, add_generation_prompt, continue_final_message, template, kwargs

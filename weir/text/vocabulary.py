@@ -1,4 +1,4 @@
-"""What a model's files say about its tokens, whatever files they are."""
+"""What a model's files say about its tokens, in whatever format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ class Vocabulary:
     bos: int | None = None
     eos: list[int] = field(default_factory=list)
     templates: Mapping[str, str] = field(default_factory=dict)  # chat templates by name
-    variables: Mapping[str, str] = field(default_factory=dict)  # bos_token and so on, for them
+    variables: Mapping[str, str] = field(default_factory=dict)  # for templates: bos_token etc.
 
 
 def numbered(vocab: int) -> Vocabulary:
-    """Of a model without a tokenizer, such as one of random weights: tokens are written as numbers,
-    "7 12" ↔ [7, 12]; a word that is no number below `vocab` is token 0."""
+    """For a model without a tokenizer, such as one of random weights: tokens are written as
+    numbers, "7 12" ↔ [7, 12]. A word that is no number below `vocab` is token 0."""
     words = {f"▁{token}": token for token in range(vocab)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="▁0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
