@@ -1,6 +1,6 @@
 """What other engines call our settings, so that a command line written for one of them works here.
 
-Plain tables; `config` and `options` read them.
+Plain tables; `config`, `options` and the command line read them.
 """
 
 ALIASES = {
@@ -67,6 +67,30 @@ _neutral("enable_auto_tool_choice", "true", "models may always choose tools")
 _neutral("disable_log_requests disable_log_stats", "true", "use --enable-log-requests instead")
 _neutral("tokenizer_mode", "auto fast", "Weir has one tokenizer")
 _neutral("performance_mode", "balanced", "Weir has one mode")
+_neutral("attention_backend", "auto", "Weir chooses its kernels itself")
+_neutral("cont_batching jinja", "true", "Weir always works so")
 _neutral("enable_chunked_prefill enable_mixed_chunk", "true", "use --composer whole instead")
-_neutral("enable_metrics enable_cache_report", "true", "Weir always reports these")
+_neutral("enable_metrics enable_cache_report metrics", "true", "Weir always reports these")
 _neutral("enable_prompt_tokens_details", "true", "Weir always reports these")
+
+MEANT = {
+    name: ours
+    for names, ours in {
+        "-m --hf-repo": "--model",
+        "-a --alias": "--served-model-name",
+        "-c": "--max-model-len",
+        "-t": "--threads",
+        "-np --parallel": "--max-num-seqs",
+        "-b -ub --batch-size --ubatch-size --max-prefill-tokens": "--max-num-batched-tokens",
+        "-ngl --gpu-layers --n-gpu-layers": "--offload",
+        "-ctk -ctv --cache-type-k --cache-type-v": "--kv-cache-dtype",
+        "--num-gpu-blocks-override --max-total-tokens": "--kv-cache-memory",
+        "-v --verbose": "--log-level",
+        "-f": "--file",
+        "-n --predict --n-predict --max-new-tokens": "--max-tokens",
+        "--temp": "--temperature",
+        "--rate": "--request-rate",
+    }.items()
+    for name in names.split()
+}
+"""Other engines' flags whose values may be of another kind, and the nearest of ours."""

@@ -4,15 +4,17 @@ import errno
 import subprocess
 import sys
 from argparse import ArgumentParser
+from importlib import import_module
 
 import pytest
 
 from tests.settings import reference
+from weir import cli
 from weir.cli import BENCHMARKS, COMMANDS, RANKING, dashed, main, version
 from weir.config import FIELDS, Config
 from weir.errors import ConfigError
 from weir.options import add_config, config, flags
-from weir.peers import NEUTRAL, OPPOSITES
+from weir.peers import MEANT, NEUTRAL, OPPOSITES
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -91,11 +93,28 @@ def test_a_wrong_word_is_met_with_the_right_one(capsys: pytest.CaptureFixture[st
     for words, hint in (
         (["serve", "--max-num-seq", "4"], "did you mean --max-num-seqs?"),
         (["serve", "a", "b"], "unrecognized arguments: b; see `weir serve --help`"),
+        (["serve", "-ngl", "99"], "did you mean --offload?"),
+        (["serve", "m", "--parallel=4"], "did you mean --max-num-seqs?"),
+        (["generate", "--max-new-tokens", "4"], "did you mean --max-tokens?"),
+        (["serve", "--max-new-tokens", "4"], "--max-new-tokens; see `weir serve --help`"),
+        (["simulate", "m", "--rate", "4"], "did you mean --request-rate?"),
+        (["plan", "--model", "m"], "--model; give MODEL without --model"),
+        (["serve", "--task", "embed"], "--task; see `weir serve --help`"),
+        (["serve", "m", " "], "unrecognized arguments:  ; see `weir serve --help`"),
         (["run-batch"], "-o; see `weir run-batch --help`"),
     ):
         with pytest.raises(SystemExit):
             main(words)
         assert hint in capsys.readouterr().err
+
+
+def test_what_other_engines_flags_become_is_there() -> None:
+    commands = [import_module(f"weir.cli.{name}") for name in ("serve", "generate", "simulate")]
+    made = [cli.parser(command, "weir") for command in commands]
+    options = {
+        option for one in made for action in one._actions for option in action.option_strings
+    }
+    assert set(MEANT.values()) <= options
 
 
 def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

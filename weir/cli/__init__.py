@@ -94,11 +94,19 @@ class Parser(ArgumentParser):
     """A parser that guesses what was meant by a flag that it does not have."""
 
     def error(self, message: str) -> NoReturn:
-        _, found, words = message.partition("unrecognized arguments: ")
+        _, _, words = message.partition("unrecognized arguments: ")
+        hint = self._meant(next(iter(words.replace("=", " ").split()), ""))
+        super().error(f"{message}; {hint or f'see `{self.prog} --help`'}")
+
+    def _meant(self, word: str) -> str:
+        """What a flag that is not there probably stands for."""
         options = [option for action in self._actions for option in action.option_strings]
-        close = get_close_matches(words.split()[0], options, 1) if found else []
-        hint = f"did you mean {close[0]}?" if close else f"see `{self.prog} --help`"
-        super().error(f"{message}; {hint}")
+        for action in self._actions:
+            if action.dest == word.lstrip("-") and not action.option_strings:
+                return f"give {action.metavar or action.dest} without {word}"
+        known = import_module("weir.peers").MEANT.get(word)
+        close = get_close_matches(word, options, 1, cutoff=0.75) if known is None else [known]
+        return f"did you mean {close[0]}?" if close and close[0] in options else ""
 
 
 def parser(command: ModuleType, program: str) -> ArgumentParser:
