@@ -42,6 +42,9 @@ def test_an_alias_is_the_same_setting_in_every_layer(tmp_path: Path) -> None:
     ("name", "text", "value"),
     [
         ("max_model_len", "auto", None),
+        ("dtype", "half", "float16"),
+        ("dtype", "Float", "float32"),
+        ("dtype", "bfloat16", "bfloat16"),
         ("max_model_len", "-1", None),
         ("max_model_len", "128", 128),
         ("max_num_batched_tokens", "auto", 0),

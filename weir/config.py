@@ -31,7 +31,7 @@ from weir.fields import (
     about,
     convert,
 )
-from weir.peers import ALIASES, GIBIBYTES, KERNELS, NEUTRAL, OPPOSITES
+from weir.peers import ALIASES, GIBIBYTES, KERNELS, NEUTRAL, OPPOSITES, TYPES
 
 MIB = 2**20
 
@@ -307,6 +307,8 @@ def _convert(name: str, value: object, where: str) -> object:
         return None
     if name == "quantization":
         value = "auto" if value is None else KERNELS.get(text, text)
+    if name == "dtype":
+        value = TYPES.get(text, value)
     return convert(FIELDS[name], value, where)
 
 

@@ -37,6 +37,9 @@ OPPOSITES = {"disable_radix_cache": "enable_prefix_caching", "disable_overlap_sc
 KERNELS = {"awq_marlin": "awq", "gptq_marlin": "gptq"}
 """Other engines' names of how a file is quantised that also name a kernel."""
 
+TYPES = {"half": "float16", "float": "float32"}
+"""vLLM's other names of types."""
+
 NEUTRAL: dict[str, tuple[frozenset[str], str]] = {}
 """Peers' settings that have one meaning here: the values accepted, and why no other is."""
 
