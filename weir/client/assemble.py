@@ -28,8 +28,8 @@ class Choice:
     finish_reason: str | None = None
     last: float = -1.0  # time of its latest token
     told: list[int] = field(default_factory=list)  # tokens so far
-    again: int = 0  # of them, those that a new engine has yet to repeat
-    shown: int = 0  # tokens, where stop strings are looked for
+    again: int = 0  # how many of these a new engine has yet to repeat
+    shown: int = 0  # tokens decoded so far, counted if there are stop strings
     detokenizer: Detokenizer | None = None
     stops: StopChecker | None = None
 
@@ -97,7 +97,8 @@ class Choice:
         return self.detokenizer.push(tokens) if self.detokenizer is not None and tokens else ""
 
     def _emit(self, output: Output, text: str) -> str | None:
-        """Add text to the event as far as it cannot begin a stop string; the stop it completes."""
+        """Add to the event the text that cannot begin a stop string. Returns the stop string that
+        the text completes, if any."""
         if self.stops is None or self.shown <= self.params.min_tokens:
             output.text += text
             return None
@@ -116,11 +117,11 @@ class Choice:
 
 @dataclass(slots=True, eq=False)
 class Assembly:
-    """One submitted prompt with all its choices, as it grows; metrics, logs and traces read it once
+    """One submitted prompt with all its choices, as it grows. Metrics, logs and traces read it once
     it has ended.
 
-    prompt: None: token ids were given. program: and its branch, after a slash.
-    prompt_logprobs: one entry a prompt position; None before `score_from` and for the first.
+    prompt: None if token ids were given. program: its id, and its branch after a slash.
+    prompt_logprobs: one entry per prompt position; None before `score_from` and for the first.
     held: deltas that came before the prompt was scored.
     gaps: seconds between successive token events of a choice.
     replays: times it was given to a new engine after one died.
@@ -163,7 +164,7 @@ class Assembly:
 
     @property
     def finish_reasons(self) -> list[str]:
-        """One a choice, once it has ended."""
+        """Those of the choices that have ended."""
         return [choice.finish_reason for choice in self.choices if choice.finish_reason is not None]
 
     @property
@@ -172,8 +173,8 @@ class Assembly:
         return self.timing.first >= 0 or any(c.finish_reason is not None for c in self.choices)
 
     def due(self, choice: Choice, delta: Delta) -> list[tuple[Choice, Delta]]:
-        """Take in what a delta says of the prompt; the deltas to push now. The first choice scores
-        the prompt, and others may overtake it: they wait until it has."""
+        """Take in a delta's prompt logprobs; returns the deltas to push now. The first choice
+        scores the prompt. Deltas of others that overtake it are held until it has."""
         if self.prompt_logprobs is None:
             return [(choice, delta)]
         self.prompt_logprobs.extend(describe(self.text, entry) for entry in delta.scores)
@@ -215,14 +216,14 @@ class Assembly:
         self.timing.last = choice.last = now
 
     def end(self, reason: str, error: str = "") -> list[Output]:
-        """Close every open choice; what was held back is shown."""
+        """Close every open choice; text that was held back is shown."""
         delta = Delta(uid=0, done=reason, error=error)
         self.error = self.error or error
         return [c.push(delta) for c in self.choices if c.finish_reason is None]
 
     def restart(self) -> None:
-        """Make ready to be served again from the first token by another engine, which repeats what
-        was told already."""
+        """Prepare to be served from the first token by another engine, which will repeat the tokens
+        told so far."""
         self.replays += 1
         self.preempted = 0
         if not self.streamed:

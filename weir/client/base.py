@@ -26,7 +26,7 @@ CLOSED = "dead: this client was closed"
 
 
 class Details(TypedDict, total=False):
-    """What a request may have besides its prompt and `SamplingParams`."""
+    """Optional details of a request besides its prompt and `SamplingParams`."""
 
     priority: int  # smaller goes first; default 0
     user: str
@@ -36,7 +36,7 @@ class Details(TypedDict, total=False):
 
 
 class Options(TypedDict, total=False):
-    """What a client may be made with besides an engine and a `Text`."""
+    """Options of a client besides its engine and `Text`."""
 
     limits: Limits | None
     seed: int | None  # for drawing the seeds of requests without one; default: from the system
@@ -46,7 +46,7 @@ class Options(TypedDict, total=False):
 
 
 class Client(ABC):
-    """The frontend's view of an engine. To be used on one event loop, never from other threads.
+    """The frontend's view of an engine. Use it on one event loop only, never from other threads.
 
     `model` describes what is served, its `context` and `info` once started. `listeners` are called
     when a request has ended. `rejected` counts refused requests by reason.
@@ -79,7 +79,7 @@ class Client(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Return when the engine is ready; raise `EngineDead` saying why when it cannot start."""
+        """Return once the engine is ready. Raises `EngineDead`, which says why it cannot start."""
 
     @abstractmethod
     async def close(self, drain: float = 0) -> None:
@@ -97,7 +97,7 @@ class Client(ABC):
 
     @property
     def ranking(self) -> dict[str, float]:
-        """Kendall's tau-b of predicted lengths, by predictor, once answers have ended."""
+        """Kendall's tau-b of predicted lengths, by predictor; empty until enough answers ended."""
         return self._forecast.taus if self._forecast is not None else {}
 
     def unready(self) -> Overloaded:
@@ -108,10 +108,10 @@ class Client(ABC):
         return Overloaded(f"The engine is {self._health}; {advice}.", retry_after=seconds)
 
     async def compile(self, params: SamplingParams) -> Grammar | None:
-        """The grammar that `params` ask for, which `submit` must be given; None: they ask for none.
+        """The compiled grammar of `params`, which `submit` needs; None if they have none.
 
-        May take seconds, while nothing else waits. Raises `BadRequest` saying what cannot be held
-        to.
+        May take seconds, without blocking others. Raises `BadRequest`, which says what is not
+        supported.
         """
         asked = params.structured_outputs
         if asked is None:
@@ -154,9 +154,9 @@ class Client(ABC):
         return stream
 
     def abort(self, request_id: str | None, error: str = "") -> int:
-        """Abort one request, or all when None; returns how many were live.
+        """Abort one request, or all if None; returns how many were live.
 
-        error: why nobody asked for it; they end with `finish_reason` "error" then."""
+        error: if nobody asked to abort, the reason; `finish_reason` is "error" then."""
         live = self._ledger.live
         found = list(live.values() if request_id is None else filter(None, [live.get(request_id)]))
         for assembly in found:

@@ -1,4 +1,4 @@
-"""The loop around an engine, the same on a thread of the server and in a process of its own."""
+"""The loop around an engine, the same on a thread of the frontend and in a process of its own."""
 
 import time
 from collections.abc import Callable
@@ -29,16 +29,16 @@ class Engine(Protocol):
 
 
 def request(submit: Submit) -> Request:
-    """What the engine is given. The tokens are copied: a request's list grows, and choices of one
-    prompt share theirs."""
+    """The engine's request. Tokens are copied, because a request's list grows and the choices of a
+    prompt share one."""
     return Request(**asdict(replace(submit, tokens=list(submit.tokens))))
 
 
 class Loop:
     """Receives messages, steps the engine and sends the deltas.
 
-    receive: the messages that have arrived; waits for the first if told to.
-    send: called with what a step brought, if anything.
+    receive: returns the messages that have arrived; given True, it waits for the first.
+    send: called with the deltas of a step, if there are any.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Loop:
         self._busy_since = 0.0
 
     def run(self) -> None:
-        """Until a `Stop` arrives. Raises only if the engine as a whole is lost."""
+        """Run until a `Stop` arrives. Raises only if the engine as a whole fails."""
         engine = self._engine
         while True:
             deltas: list[Delta] = []
@@ -69,11 +69,12 @@ class Loop:
             self._busy_since = 0.0
 
     def report(self) -> Stats:
-        """The engine as it last was and since when the loop has been at work; from any thread."""
+        """The latest stats, and since when the loop has been busy. May be called on any thread."""
         return replace(self._stats, busy_since=self._busy_since)
 
     def _take(self, message: Submit | Lengths | Abort | Flush | Unpin, deltas: list[Delta]) -> None:
-        """Apply one message. A request the engine cannot take ends alone, with the reason."""
+        """Apply one message. If the engine cannot take a request, only that one ends, with the
+        reason."""
         if isinstance(message, Abort):
             for uid in message.uids:
                 self._engine.abort(uid)

@@ -10,7 +10,7 @@ from weir.params import SamplingParams
 
 
 class ModelInfo(Struct):
-    """What a frontend may know of the model."""
+    """What frontends know about the model."""
 
     name: str  # shown to callers: the first of `names`
     names: list[str]  # all that are accepted
@@ -18,11 +18,11 @@ class ModelInfo(Struct):
     vocab: int
     eos: list[int]
     info: dict[str, Any] = {}  # device, dtype, kernels, start-up seconds: for /server_info
-    sampling: SamplingParams = field(default_factory=SamplingParams)  # of who does not say
+    sampling: SamplingParams = field(default_factory=SamplingParams)  # defaults of requests
 
 
 class Logprob(Struct):
-    """One position, with text. Entries of `top` have an empty `top` themselves."""
+    """The logprob of one position, with text. Entries of `top` have an empty `top` themselves."""
 
     token_id: int
     token: str
@@ -33,19 +33,19 @@ class Logprob(Struct):
 
 
 class Output(Struct):
-    """One event of one choice: what is new since its last event; or all of them as one (`add`)."""
+    """One event of one choice, with what is new since the last; or several joined (`add`)."""
 
     index: int = 0
-    text: str = ""  # held back while it could begin a stop string or is half a character
+    text: str = ""  # without what may begin a stop string or is part of a character
     token_ids: list[int] = []
-    logprobs: list[Logprob] | None = None  # one a token id, when asked for
-    finish_reason: str | None = None  # "stop", "length", "abort", "error": once a choice
+    logprobs: list[Logprob] | None = None  # one per token id, if requested
+    finish_reason: str | None = None  # "stop", "length", "abort", "error"; only in the last event
     stop_reason: int | str | None = None  # the stop token id or string that matched; None: EOS
     error: str = ""  # with finish_reason "error": what happened and what to do
-    refused: bool = False  # with an error: it is of the request, not of the engine
+    refused: bool = False  # the error is the request's own, not the engine's
 
     def add(self, output: Output) -> None:
-        """Go on with the next event."""
+        """Join the next event of this choice to this one."""
         self.text += output.text
         self.token_ids.extend(output.token_ids)
         if output.logprobs is not None:
@@ -60,7 +60,7 @@ class Usage(Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0  # over all choices
     cached_tokens: int = 0  # prompt tokens found in the cache
-    loaded_tokens: dict[str, int] = {}  # of them, brought from "cpu" or "disk"
+    loaded_tokens: dict[str, int] = {}  # of these, by tier, those loaded from "cpu" or "disk"
 
 
 class Timing(Struct):

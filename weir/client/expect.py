@@ -1,8 +1,8 @@
-"""Predicts on a thread how long answers will be, and tells the engine: it ranks requests by that.
+"""Predicts on a thread how long answers will be, for the engine to rank requests by.
 
-A request is handed to the engine at once and its prediction follows; nobody waits for it. How long
-answers were is told to the ranker, which may learn from it. Knows a ranker only as something that
-turns texts into numbers.
+A request goes to the engine at once and its prediction follows; nothing waits for it. The ranker
+also gets the true lengths of answers and may learn from them. It is only known as a function from
+texts to numbers.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ from weir.wire import Lengths
 
 log = logging.getLogger(__name__)
 
-BATCH = 64  # prompts whose lengths are told at once, and answers that are learned from at once
-LATEST = 256  # answers kept until then; the rest are not learned from
-REST = 99  # times as long as it took, nothing is learned: the engine may need the cores
+BATCH = 64  # prompts of one prediction, and fewest answers to learn from at once
+LATEST = 256  # most answers kept to learn from; older ones are dropped
+REST = 99  # after learning, pause this many times as long: the engine may need the cores
 MARK = "weir's mark"
 
 
 class Reader:
-    """Finds what was asked in a prompt: without what a chat template puts around an only message,
-    which is the same in every prompt."""
+    """Finds the question in a prompt: removes what a chat template puts around a single message,
+    which is the same in all prompts."""
 
     def __init__(self, text: Text):
         self._text = text
@@ -42,14 +42,14 @@ class Reader:
         self._after = after if found else ""
 
     def read(self, prompt: str | None, ids: list[int]) -> str:
-        """`prompt` is None where ids were given; they are decoded then."""
+        """prompt: None if only ids were given, which are then decoded."""
         if prompt is None:
             prompt = self._text.decode(ids)
         return prompt.removeprefix(self._before).removesuffix(self._after)
 
     def answered(self, finished: Assembly) -> Answered | None:
-        """How long the answer was, the mean of several choices; None of what failed or was aborted,
-        and of what is no answer."""
+        """The length of the answer, the mean over choices; None if the request failed, was aborted
+        or generated nothing."""
         reasons, tokens = finished.finish_reasons, finished.usage.completion_tokens
         if not tokens or {*reasons} - {"stop", "length"}:
             return None
@@ -58,8 +58,8 @@ class Reader:
 
 
 class LengthListener:
-    """Writes down how long answers are, where the operator asks for it: what a ranker is trained
-    on. A listener of the client."""
+    """Logs the lengths of answers, if the operator asks for it, to train a ranker. A listener of
+    the client."""
 
     def __init__(self, text: Text, model: str, log: LengthLog):
         self._reader = Reader(text)
@@ -72,26 +72,26 @@ class LengthListener:
 
 
 class Ranker(Protocol):
-    """memory: answers that it learns from; 0: it does not. taus: how well it ranks, by way of doing
-    so, once it knows."""
+    """memory: number of answers that it learns from; 0: it does not learn. taus: Kendall's tau-b of
+    its predictions, by predictor, once known."""
 
     memory: int
     taus: dict[str, float]
 
     def predict(self, prompts: Sequence[str]) -> list[float]:
-        """Tokens expected of the answers."""
+        """The expected tokens of each answer."""
         ...
 
     def learn(self, answers: Sequence[Answered]) -> None:
-        """Take in how long answers were."""
+        """Learn from the lengths of answers."""
         ...
 
 
 class Forecast:
     """Predictions for the requests of one client.
 
-    send: hands them to the engine. A ranker that raises is not asked again; the engine is told why
-    and goes on without. One that fails to learn stays as it is."""
+    send: passes them to the engine. If the ranker raises in a prediction, it is not asked again;
+    the engine is told why and works without. If it raises in learning, it learns no more."""
 
     def __init__(self, ranker: Ranker, text: Text, send: Callable[[Lengths], None]):
         self.failure = ""
@@ -106,7 +106,7 @@ class Forecast:
         self._rested = 0.0  # when it may learn again
 
     def add(self, assembly: Assembly) -> None:
-        """Predict for a request that the engine has just been handed."""
+        """Predict for a request that was just sent to the engine."""
         if self.failure:
             self._send(Lengths(error=self.failure))
         elif assembly.submits[0].sampling.max_tokens > 1:
@@ -161,6 +161,6 @@ class Forecast:
             found = map(self._reader.answered, ended)
             self._ranker.learn([answered for answered in found if answered is not None])
             self._rested = time.monotonic() + REST * (time.monotonic() - began)
-        except Exception as error:  # predictions go on as they are
+        except Exception as error:  # predictions go on
             self._learns = False
             log.warning("the ranker failed to learn from answers, and no longer does: %r", error)

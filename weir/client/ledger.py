@@ -131,7 +131,7 @@ class Ledger:
         pool: str | None,
         add_special_tokens: bool,
     ) -> list[int]:
-        """Check everything about a request but its length; returns the prompt's token ids."""
+        """Check everything about a request except its length; returns the prompt's token ids."""
         params.check(self.model.vocab)
         if params.stops and not params.detokenize:
             raise BadRequest("stop strings need detokenize=true", param="stop")
@@ -160,7 +160,7 @@ class Ledger:
         return ids
 
     def _check_length(self, prompt: str) -> None:
-        """Refuse a text that cannot fit however it is tokenised, before spending time on that."""
+        """Refuse a text that cannot fit, however it is tokenised, before tokenising it."""
         context = self.model.context
         if len(prompt) <= SUSPICIOUS * context:
             return
@@ -179,7 +179,8 @@ class Ledger:
         return max(len(self.text.token_bytes(t)) for t in range(self.text.vocab)) or 1
 
     def _room(self, length: int, params: SamplingParams, pool: str | None) -> int:
-        """How many tokens may be generated."""
+        """The number of tokens that may be generated. Raises `BadRequest` if the context is too
+        short."""
         context = self.model.context
         wanted = 0 if pool is not None else params.max_tokens
         least = max(1, params.min_tokens) if wanted is None else wanted
@@ -240,7 +241,7 @@ class Ledger:
             try:
                 for each, due in assembly.due(choice, delta):
                     self._push(assembly, each, due, now, events, aborts)
-            except Exception as error:  # one request's answer must not keep the others from theirs
+            except Exception as error:  # a failure in one request must not affect others
                 log.exception("the answer to request %s could not be assembled", assembly.id)
                 ended, uids = self.end(assembly, "error", f"this answer cannot be shown: {error!r}")
                 events += ended

@@ -12,9 +12,9 @@ from weir.wire import Deltas, Stop, Up
 
 
 class Local(Client):
-    """A `Client` of an engine made here. The engine is this client's from now on: `close` ends it.
+    """A `Client` of an engine in this process. It owns the engine: `close` ends it.
 
-    A step that hangs cannot be ended, and an engine that is lost is not replaced: see `Remote`.
+    A step that hangs cannot be ended, and an engine that fails is not replaced; `Remote` can both.
     """
 
     def __init__(self, engine: Engine, text: Text, names: list[str], **options: Unpack[Options]):
@@ -57,7 +57,7 @@ class Local(Client):
         return messages
 
     def _post(self, message: Deltas) -> None:
-        """One wake-up of the event loop a step, however many requests it served."""
+        """Wake the event loop once per step, however many requests it served."""
         self._call(self._deliver, message.deltas, message.stats)
 
     def _call(self, function: Any, *arguments: Any) -> None:

@@ -1,8 +1,8 @@
 """One engine process, from spawn to reaping: its socket, its pipes, and why it ended.
 
-It gets its `Boot` through standard input, which closes when this process is gone.
-Messages travel over a ZeroMQ socket in a private folder, or on loopback where that cannot be; the
-token given through the pipe keeps other users of this machine out.
+It gets its `Boot` through standard input, which closes when this process ends. Messages go over a
+ZeroMQ socket in a private folder or, if that is impossible, on loopback. The token given through
+the pipe keeps out other users of this machine.
 """
 
 import asyncio
@@ -29,27 +29,27 @@ from weir.wire import RECORD, Boot, Deltas, Logged, Ready, Stop, Up, decode_down
 log = logging.getLogger(__name__)
 
 INTERVAL = 0.25
-"""Seconds between looks at the clock."""
+"""Seconds between checks for a hang; heartbeats come half as often."""
 
 LONGEST_PATH = 100
-"""Characters a Unix socket's path may surely have."""
+"""Characters that a Unix socket's path may have on any system."""
 
 LAST_WORDS = 4096
-"""Bytes of standard error kept for the reason of a death."""
+"""Bytes of standard error kept, to explain why the process died."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds until an engine is given up; 0: never."""
+    """Seconds until an engine counts as hung and is killed; 0: never."""
 
     step: float = 60.0
     heartbeat: float = 5.0  # of silence
     start: float = 600.0
-    stop: float = 5.0  # that one told to stop has to save what it keeps
+    stop: float = 5.0  # after it was told to stop; it may have a cache to save
 
 
 class EngineProcess:
-    """One incarnation of the engine. receive: called with what each step brought."""
+    """One process of the engine. receive: called with the deltas of each step."""
 
     def __init__(
         self, factory: str, config: Any, receive: Callable[[Deltas], None], timeouts: Timeouts
@@ -58,7 +58,7 @@ class EngineProcess:
         self._config = config
         self._receive = receive
         self._timeouts = timeouts
-        self.worked = False  # has it brought a request to its end?
+        self.worked = False  # whether it has completed a request
         self._token = secrets.token_hex(16)
         self._identity = f"{self._token}loop".encode()
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
@@ -67,7 +67,7 @@ class EngineProcess:
         self._fatal = ""
         self._words = b""  # the end of its standard error
         self._tasks: list[asyncio.Task[None]] = []
-        # One context for all: it ends with this process, and no forgotten socket can block its end.
+        # the process's only context, so that no forgotten socket can block its end
         self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         self._socket.set_hwm(0)
         self._folder = tempfile.mkdtemp(prefix="weir-")  # mode 0700
@@ -76,7 +76,7 @@ class EngineProcess:
     # -- life ----------------------------------------------------------------------------------
 
     async def start(self) -> Ready:
-        """Spawn and wait until it is ready. Raises `EngineDead` saying why it never was."""
+        """Spawn and wait until it is ready. Raises `EngineDead`, which says why it failed."""
         try:
             ready = await self._launch()
         except BaseException:
@@ -92,7 +92,7 @@ class EngineProcess:
             *(sys.executable, "-P", "-m", "weir.host"),
             stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},  # the very modules that this process has
+            env=os.environ | {"PYTHONPATH": path},  # the same modules as in this process
         )
 
     async def _launch(self) -> Ready | None:
@@ -100,7 +100,7 @@ class EngineProcess:
         try:
             await asyncio.shield(spawning)
         except asyncio.CancelledError:
-            await spawning  # a process that nobody knows of could not be buried
+            await spawning  # to know the process, which must be killed
             raise
         assert self._process is not None
         self._tasks = [
@@ -133,7 +133,7 @@ class EngineProcess:
             before = time.monotonic()
             await asyncio.wait({exited}, timeout=INTERVAL)
             now = time.monotonic()
-            if now - before > 4 * INTERVAL:  # it is this process that was stopped: no verdict
+            if now - before > 4 * INTERVAL:  # this process was stopped itself: judge nothing
                 self._heard, self._busy_since = now, 0.0
             self._fatal = self._fatal or self._hangs(now)
         exited.cancel()
@@ -148,7 +148,7 @@ class EngineProcess:
         await self._bury()
 
     def _hangs(self, now: float) -> str:
-        """Why it counts as hung, or nothing."""
+        """Why it counts as hung; empty if it does not."""
         if 0 < self._timeouts.heartbeat < now - self._heard:
             return f"the engine hung: no sign of life for {now - self._heard:.1f} s"
         if self._busy_since and 0 < self._timeouts.step < now - self._busy_since:
@@ -156,7 +156,7 @@ class EngineProcess:
         return ""
 
     async def _bury(self) -> str:
-        """Kill and reap it, read its last words and remove its folder. Returns why it died."""
+        """Kill and reap it, read its last output and remove its folder. Returns why it died."""
         process = self._process
         if process is not None:
             if process.returncode is None:
@@ -197,7 +197,7 @@ class EngineProcess:
         return self._socket.get_string(zmq.LAST_ENDPOINT)
 
     def _tell(self, endpoint: str) -> None:
-        """Give the process its orders; its standard input stays open for as long as we live."""
+        """Send the process its `Boot`. Its standard input stays open while this process lives."""
         assert self._process is not None and self._process.stdin is not None
         boot = Boot(endpoint, self._token, self._factory, self._config, 2 * INTERVAL)
         self._process.stdin.write(msgspec.json.encode(boot) + b"\n")
@@ -206,7 +206,7 @@ class EngineProcess:
         while True:
             identity, *frames = await self._socket.recv_multipart()
             if not identity.startswith(self._token.encode()):
-                continue  # a stranger
+                continue  # not our engine
             message = decode_down(frames[0])
             self._heard = time.monotonic()
             if isinstance(message, Deltas):
@@ -215,7 +215,7 @@ class EngineProcess:
                     self.worked = True
                 try:
                     self._receive(message)
-                except Exception:  # ours, not the engine's: it must not be taken for hung
+                except Exception:  # our error: the engine must not count as hung
                     log.exception("a step's results could not be delivered")
             elif isinstance(message, Ready):
                 self._ready.set_result(message)
@@ -223,7 +223,7 @@ class EngineProcess:
                 self._fatal = message.message
 
     async def _read_stderr(self) -> None:
-        """Pass its log and standard error on to ours, and remember the end of them."""
+        """Pass its log and standard error on to ours, and keep the end of them."""
         assert self._process is not None and self._process.stderr is not None
         rest = b""
         while chunk := await self._process.stderr.read(65536):
@@ -239,7 +239,7 @@ class EngineProcess:
             with contextlib.suppress(msgspec.DecodeError):
                 said = msgspec.json.decode(line[len(RECORD) :], type=Logged)
                 logging.getLogger(said.logger).log(said.level, "%s", said.message)
-                if said.level >= logging.WARNING:  # what is in order is nobody's last words
+                if said.level >= logging.WARNING:  # lesser records do not explain a death
                     self._words = (self._words + said.message.encode() + b"\n")[-LAST_WORDS:]
                 return
         self._words = (self._words + line)[-LAST_WORDS:]

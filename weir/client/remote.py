@@ -19,10 +19,10 @@ from weir.wire import Counters, Deltas, Ready, Stats, Up
 log = logging.getLogger(__name__)
 
 SUSPECT = 2
-"""Engines a request has seen die before it may be taken for the cause."""
+"""Engines that died while they served a request, before it is suspected as the cause."""
 
 FAILURES, WINDOW = 5, 60.0
-"""So many engines that died within so many seconds without completing a request: give up."""
+"""Give up after so many engines died within so many seconds without completing a request."""
 
 COUNTERS = Counters.__struct_fields__
 
@@ -30,15 +30,15 @@ COUNTERS = Counters.__struct_fields__
 class Remote(Client):
     """A `Client` of an engine process.
 
-    When the process dies or hangs, another is started and given the requests in hand, in their old
-    order and with their old seeds. What an answer has shown already is told once: the new engine
-    repeats it, and a request whose tokens differ this time ends with `finish_reason` "error". So
-    does one that had shown something when a second engine died. Requests that two engines died of
-    before they showed anything are suspects: they are tried one by one, and the one that kills is
-    told so.
+    When the process dies or hangs, another is started and given the live requests, in the same
+    order and with the same seeds. It repeats the tokens already delivered, which are not delivered
+    again; a request whose tokens differ this time ends with `finish_reason` "error". So does one
+    that had delivered anything when a second engine died. Requests that had delivered nothing when
+    two engines died are suspects: they are tried one by one, and the one at whose turn an engine
+    dies ends with an error that says so.
 
-    config: what the engine's factory is called with: plain data, or a Struct.
-    factory: "module:function"; imported in the engine process alone.
+    config: the argument of the engine's factory: plain data, or a Struct.
+    factory: "module:function"; imported only in the engine process.
     """
 
     def __init__(
@@ -144,14 +144,14 @@ class Remote(Client):
             self._hand_over(self._suspects[0])
 
     def _acquit(self) -> None:
-        """Once the request on trial shows something, or is aborted, it is the next one's turn."""
+        """Once the suspect on trial delivers something, or is aborted, try the next."""
         while self._suspects and self._suspects[0].streamed:
             self._suspects.popleft()
             if self._suspects and not self._suspects[0].streamed:
                 self._hand_over(self._suspects[0])
 
     def _mourn(self, engine: EngineProcess, reason: str) -> None:
-        """Settle what a dead engine leaves: who is replayed, who is lost, what was counted."""
+        """After an engine died: decide which requests are replayed or lost, and keep its counts."""
         self._engine = None
         self._restarting(reason)
         if engine.worked:

@@ -1,4 +1,4 @@
-"""A request's events on the event loop: what the caller of `submit` iterates over."""
+"""A request's events, over which the caller of `submit` iterates."""
 
 import asyncio
 from collections import deque
@@ -10,11 +10,11 @@ from weir.errors import EngineDead
 
 
 class Stream:
-    """One submitted prompt, all its choices, as events in order of arrival.
+    """One submitted prompt: the events of all its choices, in order of arrival.
 
-    `usage`, `timing` and `prompt_logprobs` are up to date as events are read; `vector` is there
-    once the request has ended. Leaving the iteration early, by break, exception or cancellation,
-    aborts the request.
+    `usage`, `timing` and `prompt_logprobs` are updated as events arrive; `vector` is set once the
+    request has ended. Leaving the iteration early, by break, exception or cancellation, aborts the
+    request.
     """
 
     def __init__(self, assembly: Assembly, abort: Callable[[Assembly], None]):
@@ -25,12 +25,12 @@ class Stream:
         self.assembly = assembly
         self._abort = abort
         self._events: deque[Output] = deque()
-        self.arrived = asyncio.Event()  # who reads several streams may give them one
+        self.arrived = asyncio.Event()  # readers of several streams may make them share one
         self._died: str | None = None
 
     @property
     def prompt_logprobs(self) -> list[Logprob | None] | None:
-        """One entry a prompt position, whole with the first event; None: not scored."""
+        """One entry per prompt position, complete with the first event; None: not scored."""
         return self.assembly.prompt_logprobs
 
     @property
@@ -42,7 +42,7 @@ class Stream:
         self.arrived.set()
 
     def die(self, reason: str) -> None:
-        """The engine died, and this request with it: raise so after the events already here."""
+        """The engine died, and this request with it: raise that after the events already here."""
         self._died = reason
 
     async def __aiter__(self) -> AsyncGenerator[Output, None]:
@@ -74,17 +74,17 @@ class Stream:
         return self._events.popleft()
 
     def ready(self) -> list[Output]:
-        """Events that have arrived and were not read yet, without waiting: one write for all."""
+        """All events that have arrived and were not read yet, without waiting."""
         events = list(self._events)
         self._events.clear()
         return events
 
     def abort(self) -> None:
-        """Stop generating; every choice still open ends with "abort". Harmless once ended."""
+        """Stop generating; every open choice ends with "abort". Has no effect once ended."""
         self._abort(self.assembly)
 
     async def collect(self) -> list[Output]:
-        """Read to the end: each choice whole, in order."""
+        """Read to the end; returns the whole choices in order."""
         whole = [Output(choice.index) for choice in self.assembly.choices]
         async for output in self:
             whole[output.index].add(output)

@@ -1,4 +1,4 @@
-"""What a program may append to its state: plain data, each node the work of one moment."""
+"""The nodes that a program may append to its state: plain data, which streams run in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROLES = "system", "user", "assistant"
 
 
 class Node:
-    """One thing to append. Nodes add up: `"Q: " + gen("a") + "\\n"`."""
+    """One thing to append. Nodes and text can be added: `"Q: " + gen("a") + "\\n"`."""
 
     __slots__ = ()
 
@@ -34,9 +34,9 @@ class Text(Node):
 
 @dataclass(slots=True, eq=False)
 class Gen(Node):
-    """Text the model writes. `settings` are fields of `SamplingParams`, over the program's own.
-    thought: the variable of what it thinks before; None: that is text as well. thinks: it begins
-    with a thought, though no tag says so."""
+    """Text that the model writes. settings: fields of `SamplingParams` that override the program's.
+    thought: the variable for the reasoning before the answer; None: that is text like the rest.
+    thinks: the text begins with reasoning, although no tag says so."""
 
     name: str | None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Gen(Node):
 
 @dataclass(slots=True, eq=False)
 class Select(Node):
-    """The most likely of `choices`, by `scorer`; no sampling."""
+    """The choice that `scorer` rates highest. Nothing is sampled."""
 
     name: str | None
     choices: list[str]
@@ -81,13 +81,13 @@ class End(Node):
 
 @dataclass(slots=True, eq=False)
 class Image(Node):
-    """A picture for backends that see: a path, a URL, or the bytes of an image file."""
+    """An image, for backends that support it: a path, a URL, or the bytes of an image file."""
 
     source: str | bytes
 
 
 def parts(value: Any) -> list[Node]:
-    """What `value` adds: a node, several, or text."""
+    """The nodes of `value`: a node, several, or text. Raises TypeError for anything else."""
     if isinstance(value, Many):
         return value.nodes
     if isinstance(value, Node):
@@ -100,5 +100,5 @@ def parts(value: Any) -> list[Node]:
 
 
 def turn(role: str, value: Any) -> Node:
-    """A whole turn around `value`."""
+    """A whole turn with `value` as its content."""
     return Many([Open(role), *parts(value), Close(role)])

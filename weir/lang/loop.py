@@ -1,7 +1,7 @@
-"""Where programs run: one event loop on a thread of its own, and how a program waits for it.
+"""The event loop that runs programs' nodes, on a thread of its own, and how a program waits for it.
 
-A program's body is ordinary code that may stop at any read. Where many run at once each is a
-greenlet of the caller's thread, and a read switches to the next one: a thousand programs are a
+A program's body is ordinary code that may block at any read. When many run at once, each is a
+greenlet on the caller's thread, and a read switches to another one: a thousand programs take a
 thousand small stacks, not a thousand threads.
 """
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @cache
 def loop() -> asyncio.AbstractEventLoop:
-    """The event loop of every program in this process, made at first use."""
+    """The event loop of all programs in this process, started at first use."""
     made = asyncio.new_event_loop()
     threading.Thread(target=made.run_forever, name="weir-programs", daemon=True).start()
     return made
@@ -35,7 +35,8 @@ def spawn(work: Coroutine[Any, Any, T]) -> Future[T]:
 
 
 def wait(future: Future[T]) -> T:
-    """The value of `future`, waited for by thread or greenlet. Raises what it raised."""
+    """Block the thread or greenlet until `future` is done. Returns its value or raises its error;
+    RuntimeError on the event loop itself."""
     if not future.done():
         crew = getattr(greenlet.getcurrent(), "crew", None)
         if crew is not None:
@@ -46,13 +47,13 @@ def wait(future: Future[T]) -> T:
 
 
 class Member(greenlet.greenlet):  # type: ignore[misc]
-    """One body of a crew, run when it is switched to."""
+    """A greenlet that runs one body of a crew."""
 
     crew: Crew
 
 
 class Crew:
-    """Runs bodies on the thread that calls `run`, `size` of them under way at once."""
+    """Runs bodies on the thread that calls `run`, at most `size` at once."""
 
     def __init__(self, size: int):
         self._size = size
@@ -60,14 +61,14 @@ class Crew:
         self._hub = greenlet.getcurrent()
 
     def sleep(self, future: Future[Any]) -> None:
-        """Called by a member: let others go on until `future` is done."""
+        """Called by a member: let others run until `future` is done."""
         member = greenlet.getcurrent()
         assert isinstance(member, Member)
         future.add_done_callback(lambda _: self._awake.put(member))
         self._hub.switch()
 
     def run(self, bodies: Iterable[Callable[[], T]]) -> Iterator[T]:
-        """What the bodies return, in their order, each as soon as it and those before are done."""
+        """Yield what the bodies return, in order, each as soon as it and all before it are done."""
         left, results, working = iter(bodies), deque[list[T]](), 0
         more = True
         self._hub = greenlet.getcurrent()
@@ -88,7 +89,7 @@ class Crew:
             working -= member.dead
 
     def _begin(self, body: Callable[[], T], slot: list[T]) -> bool:
-        """Run a body as far as it goes; whether that was to its end."""
+        """Run a body until it waits or ends; returns whether it ended."""
         member = Member(lambda: slot.append(body()))
         member.crew = self
         member.switch()

@@ -22,9 +22,9 @@ from weir.lang.words import gen
 from weir.progress import progress
 
 AT_ONCE = max(96, 16 * (os.cpu_count() or 1))
-"""Programs of a batch under way at once, where nothing else is said (SGLang's number)."""
+"""How many programs of a batch run at once by default (as in SGLang)."""
 DEFAULTS = {"max_tokens": 128}
-"""Settings of a `gen` where neither it nor the program's caller says otherwise."""
+"""Settings of a `gen`, unless it or the program's caller gives others."""
 
 SETTINGS = inspect.signature(gen).parameters.keys() - {"name", "choices", "choices_method"}
 
@@ -32,7 +32,7 @@ Arguments = Mapping[str, Any] | Sequence[Any]
 
 
 class Program:
-    """A function of a state, `def f(s, ...)`, with ways to run it. Made by `function`."""
+    """A function of a state, `def f(s, ...)`, and the ways to run it. Made by `function`."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Program:
         return Program(self.body, self.bound | arguments, self.num_api_spec_tokens)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """With a state first, as inside another program: just the body. Else `run`."""
+        """With a state as first argument, as inside another program, call the body; else `run`."""
         if arguments and isinstance(arguments[0], State):
             return self.body(*arguments, **self.bound | named)
         return self.run(*arguments, **named)
@@ -67,11 +67,11 @@ class Program:
         stream: bool = False,
         **named: Any,
     ) -> State:
-        """Run once, and return the state when all of it is done.
+        """Run once, and return the state when everything is done.
 
         Keyword arguments that are not the program's are settings of every `gen` in it, such as
         `temperature` or `max_new_tokens`. With `stream` the state is returned at once, to be read
-        by `text_iter`. Raises ProgramError, and whatever the body raises.
+        with `text_iter`. Raises ProgramError, and what the body raises.
         """
         named, defaults = self._sort(named)
         state = State(self._stream(chosen(backend), defaults))
@@ -96,14 +96,15 @@ class Program:
         generator_style: bool = False,
         **settings: Any,
     ) -> list[State] | Iterator[State]:
-        """Run once for each of `batch`, at most `num_threads` at once; the states in order.
+        """Run once for each entry of `batch`, at most `num_threads` at once; returns the states in
+        order.
 
-        Each entry is a mapping of arguments, or a sequence in the program's order. What the first
-        two say alike before their first `gen` is computed once, before the others begin. A program
-        that fails does not end the others: its state raises when it is read, and `error()` says
-        what happened. Bodies take turns on the caller's thread, so one that blocks in anything but
-        a read (a web request, say) holds up the others' next words. `generator_style`: an iterator,
-        each state as it and those before it are done.
+        An entry is a mapping of arguments, or a sequence in the program's order. The prefix that
+        the first two entries share before their first `gen` is computed once, before the others
+        begin. A program that fails does not end the others: its state raises when it is read, and
+        `error()` says what happened. Bodies take turns on the caller's thread, so one that blocks
+        in anything but a read, such as a web request, delays the others. generator_style: return
+        an iterator, which yields each state once it and all before it are done.
         """
         _, defaults = self._sort(settings)
         if any(name in settings for name in self.names):
@@ -129,8 +130,8 @@ class Program:
     def _bodies(
         self, batch: Sequence[Arguments], stream: Callable[[], Stream], size: int
     ) -> Iterator[Callable[[], State]]:
-        """To be run as soon as they are asked for. Two that run side by side go on when a third is
-        asked for, or there is none."""
+        """The bodies of a batch, each to be run as soon as it is taken. The first two run no nodes
+        until the next body is asked for, so that `together` can compare them."""
         pair = [stream(), stream()] if min(size - 1, len(batch)) > 1 else []
         for one in pair:
             one.hold()
@@ -154,7 +155,7 @@ class Program:
         return kind(backend, defaults, self.num_api_spec_tokens)
 
     def _whole(self, state: State, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
-        """The body, and all that it appended. What the body raises is kept in the state."""
+        """Run the body and wait for all that it appended. The state keeps what the body raises."""
         try:
             returned = self.body(state, *arguments, **self.bound | dict(named))
             if inspect.iscoroutine(returned):
@@ -170,11 +171,11 @@ class Program:
 
     def trace(self, **arguments: Any) -> trace.Graph:
         """What the program does, as a graph, without running it. Arguments that are not given are
-        abstract. Raises ProgramError where its course depends on a value."""
+        abstract. Raises ProgramError if its control flow depends on a value."""
         return trace.graph(self.body, self.bound | arguments)
 
     def _sort(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Keyword arguments as the program's own, and the settings of every `gen`."""
+        """Split keyword arguments into the program's own and the settings of every `gen`."""
         own = {key: value for key, value in named.items() if key in self.names}
         settings = {key: value for key, value in named.items() if key not in own}
         if "max_new_tokens" in settings:
@@ -187,7 +188,7 @@ class Program:
 
 
 def _apart(state: State, whole: Callable[[], None]) -> None:
-    """Run a body on this thread, beside whoever reads its state."""
+    """Run a body on this thread, while other threads read its state."""
     inside.set(state)
     try:
         whole()
@@ -204,10 +205,10 @@ def function(
 def function(
     body: Callable[..., Any] | None = None, *, num_api_spec_tokens: int | None = None
 ) -> Program | Callable[[Callable[..., Any]], Program]:
-    """Make a function of a state a program: `@weir.function`.
+    """Make a program of a function of a state: `@weir.function`.
 
-    With `num_api_spec_tokens` a backend that bills its input is asked for that many tokens at once,
-    which serve the `gen`s that follow as well: see `weir.lang.speculate`.
+    num_api_spec_tokens: ask a backend that bills its input for that many tokens in one call, which
+    may serve the following `gen`s, too: see `weir.lang.speculate`.
     """
     if body is None:
         return partial(Program, num_api_spec_tokens=num_api_spec_tokens)

@@ -18,10 +18,10 @@ def _unconditional(scores: Scores, alone: Scores) -> list[float]:
 
 
 def _greedy(scores: Scores, _: Scores) -> list[float]:
-    """1 for the choice that greedy decoding among them ends at, 0 for the others.
+    """1 for the choice at which greedy decoding among the choices ends, 0 for the others.
 
-    At each token those with the most likely one stay. A choice that has ended stands with its own
-    mean, so that a short one is neither favoured nor lost.
+    At each position the choices with the most likely token stay. A choice that has ended competes
+    with its mean logprob, so that short ones are neither favoured nor excluded.
     """
     stay = list(range(len(scores)))
     for at in range(max(len(score.tokens) for score in scores)):
@@ -46,4 +46,4 @@ SCORERS: dict[str, Callable[[Scores, Scores], list[float]]] = {
     "greedy_token_selection": _greedy,
     "unconditional_likelihood_normalized": _unconditional,
 }
-"""One number a choice, the best the highest; from its scores, and those of it after nothing."""
+"""Rate each choice, the best highest, from its score after the prompt and its score alone."""

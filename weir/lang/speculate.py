@@ -1,7 +1,7 @@
 """API speculation: one call to a service serves several `gen`s (SGLang, section 5).
 
-A service that bills its input tokens is asked once to write on past the first `gen`'s end. What it
-wrote beyond is held, and used as long as the program says the same.
+A service that bills its input tokens is asked once to write beyond the end of the first `gen`. The
+rest is kept, and used as long as the program appends the same text.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from weir.lang.backend.base import Backend, Piece, Prompt, meta_of
 from weir.lang.stream import Answer, Item, Stream
 
 OWN = frozenset(("n", "logprobs", "regex", "json_schema"))
-"""Settings of a `gen` with a call of its own: it serves no other, and none serves it."""
+"""A `gen` with one of these settings has a call of its own, which serves no other `gen`."""
 TRIES = 3
-"""Times a whole turn is asked for before a program is told that none had its form."""
+"""Calls for a whole turn before the program fails because no answer had its form."""
 
 
 class Speculating(Stream):
-    """A stream that asks for `tokens` at once."""
+    """A stream that asks for `tokens` in one call."""
 
     def __init__(
         self, backend: Backend, defaults: dict[str, Any], tokens: int, waits: bool = False
@@ -35,10 +35,10 @@ class Speculating(Stream):
 
 
 class Ahead(Speculating):
-    """A completion service's stream: what was written beyond a `gen` is held for those after it."""
+    """A completion service's stream: text written beyond a `gen` is kept for the next ones."""
 
     _held: tuple[str, str | None] = "", None
-    """All that was said, with what was written beyond, and why that ended."""
+    """The program's text with what the service wrote after it, and why the service ended."""
 
     async def _written(
         self, prompt: Prompt, settings: dict[str, Any]
@@ -51,21 +51,23 @@ class Ahead(Speculating):
             if stops(settings) and (piece := await self._ahead(prompt, settings)) is not None:
                 yield piece
                 return
-        # only its own limit ends this one, and only the service can count tokens
+        # it has no stop string: only its limit ends it, and only the service can count tokens
         async for piece in self.backend.generate(prompt, settings):
             yield piece
 
     def _beyond(self, prompt: Prompt, ends: Sequence[str]) -> str | None:
-        """What the service wrote after the prompt, if it agreed with it so far, up to an end."""
+        """What the service wrote after the prompt, up to one of `ends`; None if it wrote something
+        else, nothing more, or no end."""
         text, reason = self._held
         if not text.startswith(prompt.text) or len(text) == len(prompt.text):
             return None
         held = text[len(prompt.text) :]
-        found = cut(held, ends)  # else the model may have ended there by itself
+        found = cut(held, ends)  # without an end: all of it, if the model ended by itself
         return held if found is None and reason == "stop" else found
 
     async def _ahead(self, prompt: Prompt, settings: dict[str, Any]) -> Piece | None:
-        """Ask for more than a `gen` wants; None: its limit would have ended it before its end."""
+        """Ask for more than a `gen` needs. None if its stop string did not come, so that its own
+        limit may have ended it first."""
         own = settings.get("max_tokens")
         longer = {name: value for name, value in settings.items() if name != "stop"}
         longer["max_tokens"] = max(self._tokens, own or 0)
@@ -83,16 +85,16 @@ class Ahead(Speculating):
 
 @dataclass(slots=True, eq=False)
 class Need(ir.Node):
-    """A value of the open turn is wanted before the turn has ended."""
+    """The program reads a value of the open turn before the turn has ended."""
 
 
 class Forms(Speculating):
-    """A chat service's stream: an assistant's turn is asked for as a whole, when it ends or one of
-    its values is read, and its `gen`s are found in the answer by the text between them."""
+    """A chat service's stream. An assistant's turn is requested as a whole, when it ends or one of
+    its values is read. Its `gen`s are found in the answer by the text between them."""
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
-        self._form: list[Item] = []  # of the open turn, not asked for yet
+        self._form: list[Item] = []  # text and gens of the open turn that are not requested yet
 
     def need(self) -> None:
         self.push(Need())
@@ -145,7 +147,8 @@ class Forms(Speculating):
         return stops(self.defaults | node.settings)
 
     def _settings(self, blanks: list[Item], parts: list[str | Blank]) -> dict[str, Any]:
-        """What the call is made with: the blanks' settings, which must agree but for their ends."""
+        """The settings of the call: those of the blanks, which may differ only in stop strings and
+        limits. Raises BadRequest."""
         nodes = [item.node for item in blanks if isinstance(item.node, ir.Gen)]
         each: list[dict[str, Any]] = [self.defaults | node.settings for node in nodes]
         limits = [settings.pop("max_tokens", 0) for settings in each]
@@ -162,7 +165,7 @@ class Forms(Speculating):
 
 @dataclass(slots=True)
 class Blank:
-    """A place in a turn that the model fills: up to the first of `stops`."""
+    """A part of a turn that the model writes: up to the first of `stops`."""
 
     stops: list[str]
 
@@ -170,8 +173,9 @@ class Blank:
 def match(form: Sequence[str | Blank], text: str) -> list[str] | None:
     """The blanks' values if `text` has the form, else None.
 
-    Text of the form must stand where it should; a blank ends at its stop, or where the text after
-    it begins, or, if it is the last, with the text. Blanks at either end of it do not count."""
+    The form's text must occur in its place. A blank ends at its stop, where the text after it
+    begins or, if it is the last part, with the text. Leading whitespace, and text that follows the
+    form, are ignored."""
     values, text = [], text.lstrip()
     for at, part in enumerate(form):
         if isinstance(part, str):
@@ -198,6 +202,6 @@ def stops(settings: dict[str, Any]) -> list[str]:
 
 
 def cut(text: str, ends: Sequence[str]) -> str | None:
-    """`text` up to the first of `ends` in it; None: there is none."""
+    """`text` up to the first of `ends` in it; None if there is none."""
     found = [at for at in (text.find(end) for end in ends) if at >= 0]
     return text[: min(found)] if found else None

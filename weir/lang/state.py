@@ -1,6 +1,6 @@
-"""What a program holds in its hands: text is appended to it, values are read from it.
+"""A program's state, to which it appends text and from which it reads values.
 
-Appending never waits; reading waits for that value alone.
+Appending never waits; reading a value waits only for that value.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from weir.lang.loop import spawn, wait
 from weir.lang.stream import Answer, Fork, Join, Mark, ProgramError, Spoken, Stream, Value
 
 inside: ContextVar[State | None] = ContextVar("inside", default=None)
-"""The state whose body runs here, where others read it meanwhile."""
+"""The state whose body runs on this thread, if other threads read it meanwhile."""
 _HERE = str(Path(__file__).parent), contextlib.__file__
 
 
 def program_line() -> str:
-    """Where the innermost code outside this package stands: "file.py:12"."""
+    """The innermost line of code outside this package: "file.py:12"."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back
@@ -43,7 +43,7 @@ class State:
         self.ret_value: Any = None  # what the program's body returned
         self.over: Future[None] | None = None  # done when a body on another thread has ended
         self._inherited = dict(self.values)
-        self._told = False  # whether a read has said what failed here
+        self._told = False  # whether a read has raised the error of this state
         self._branches: list[State] = []
 
     def __iadd__(self, value: Any) -> State:
@@ -68,8 +68,8 @@ class State:
     # values
 
     def __getitem__(self, name: str) -> Any:
-        """The value of a variable, waited for. Raises KeyError if nothing makes it, ProgramError if
-        what was to make it failed."""
+        """Wait for the value of a variable. Raises KeyError if nothing sets it, ProgramError if the
+        node that should set it failed."""
         return self._wait(name).value
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -95,8 +95,8 @@ class State:
     set_var = __setitem__
 
     def get_meta_info(self, name: str) -> dict[str, Any]:
-        """What is known of a variable beside its value: finish reason, token counts, logprobs; of a
-        `select` the rating of each choice."""
+        """What is known of a variable beside its value: finish reason, token counts and logprobs;
+        for a `select`, the rating and logprobs of each choice."""
         return self._wait(name).meta
 
     def _wait(self, name: str) -> Answer:
@@ -109,7 +109,7 @@ class State:
             raise
 
     def _late(self, name: str) -> Future[None] | None:
-        """The end of a body that runs elsewhere, and may make a variable yet."""
+        """If a body on another thread may still set a variable, the future of the body's end."""
         return None if name in self.values or inside.get() is self else self.over
 
     def _value(self, name: str) -> Value:
@@ -123,28 +123,28 @@ class State:
         return self.values[name]
 
     def made(self) -> dict[str, Value]:
-        """The variables that are not its parent's."""
+        """The variables that were set here, not in the parent."""
         return {n: v for n, v in self.values.items() if self._inherited.get(n) is not v}
 
     # the whole
 
     def sync(self) -> None:
-        """Wait for everything appended so far. Does not raise: see `error`."""
+        """Wait for all nodes appended so far. Does not raise: see `error`."""
         wait(self.reach())
 
     def reach(self, last: bool = False) -> Future[None]:
-        """Done when this state has come as far as it is now."""
+        """A future that is done when all nodes appended so far are. last: none will follow."""
         reached: Future[None] = Future()
         self.stream.push(Mark(reached, last))
         return reached
 
     def text(self) -> str:
-        """All that was said, waited for. Raises ProgramError if some of it failed."""
+        """Wait for the whole text so far. Raises ProgramError if a part of it failed."""
         self._settle()
         return self.stream.prompt.text
 
     def messages(self) -> list[dict[str, str]]:
-        """The finished turns, as role and content, waited for."""
+        """Wait for the finished turns, as role and content. Raises ProgramError."""
         self._settle()
         turns = self.stream.prompt.turns
         return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
@@ -156,32 +156,32 @@ class State:
             raise self.stream.error
 
     def error(self) -> ProgramError | None:
-        """What failed, as far as it has run, here or in a branch where nobody has read of it; None:
-        nothing."""
+        """The error so far, of this state or of a branch whose error no read has raised; None if
+        there is none."""
         untold = (branch.error() for branch in self._branches if not branch._told)
         return self.stream.error or next((error for error in untold if error is not None), None)
 
     def fail(self, error: Exception) -> None:
-        """The program's body raised `error`: stop what is under way."""
+        """The program's body raised `error`: stop all running work."""
         self.failure = error
         self.stop(error)
 
     def stop(self, error: Exception | None = None) -> None:
-        """Stop what is under way, in every branch too."""
+        """Stop running work, here and in all branches."""
         self.stream.stop(error)
         for branch in self._branches:
             branch.stop(error)
 
     def finish(self) -> None:
-        """Nothing more will be appended: wait until all of it, the branches' too, is done."""
+        """Nothing more will be appended: wait until everything is done, here and in branches."""
         for branch in self._branches:
             branch.finish()
         wait(self.reach(last=True))
 
     def events(self, name: str | None = None) -> Iterator[Spoken]:
-        """Pieces of text as they appear, each with the variable it belongs to, until the program
-        ends; or one variable's, until its value is known. Raises ProgramError, and KeyError where
-        nothing makes that variable."""
+        """Yield text as it appears, with the variable it belongs to, until the program ends; with
+        `name`, only that variable's, until its value is known. Raises ProgramError, and KeyError if
+        nothing sets that variable."""
         pieces = self.stream.listen(name)
         try:
             while (piece := wait(spawn(_next(pieces)))) is not None:
@@ -203,7 +203,7 @@ class State:
             self._value(name)
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
-        """The text as it appears, all of it or one variable's. Raises ProgramError."""
+        """Yield text as it appears, all or one variable's. Raises as `events`."""
         for piece in self.events(var_name):
             yield piece.text
 
@@ -215,7 +215,8 @@ class State:
     # turns, scopes, branches
 
     def _turn(self, role: str, value: Any = None) -> Any:
-        """Around `value`, or, without one, a context manager around what is appended inside it."""
+        """Append a turn with this content. Without a value: a context manager, in which the content
+        is appended."""
         if value is None:
             return self._around(ir.Open(role), ir.Close(role), program_line())
         self += ir.turn(role, value)
@@ -236,7 +237,7 @@ class State:
         self._push(end, line)
 
     def fork(self, size: int = 1) -> Group:
-        """`size` states that go on from here, side by side. This state may go on as well."""
+        """`size` states that continue from here, concurrently. This state may continue, too."""
         line = program_line()
         if size < 1:
             raise ValueError(f"{line}: a fork needs at least one branch, not {size}")
@@ -247,7 +248,7 @@ class State:
         return Group(self, branches)
 
     def copy(self) -> AbstractContextManager[State]:
-        """A state that goes on from here, for a `with`; joined at its end."""
+        """A context manager of a state that continues from here and is joined at the end."""
         return _only(self.fork())
 
 
@@ -269,11 +270,11 @@ class Group:
         self.states = states
 
     def join(self, mode: str = "gather_variable") -> None:
-        """The parent goes on when every branch has come as far as it is now.
+        """Make the parent wait until all nodes appended to the branches so far are done.
 
-        Every variable that a branch made becomes a list in the parent, one entry a branch. With
-        mode "append" (SGLang's "concate_and_append") the branches' texts follow in the parent as
-        well.
+        Each variable that a branch set becomes a list in the parent, with an entry per branch. With
+        mode "append" (SGLang's "concate_and_append") the branches' texts are appended to the
+        parent, too.
         """
         line = program_line()
         appends = mode in ("append", "concate_and_append")
@@ -302,13 +303,13 @@ class Group:
         return self.states[at]
 
     def __setitem__(self, at: int, state: State) -> None:
-        """The end of `branches[at] += ...`."""
+        """Python calls this at the end of `branches[at] += ...`."""
         if self.states[at] is not state:
             raise TypeError("a branch cannot be replaced: append to it")
 
     def __iadd__(self, value: Any) -> Group:
-        """Append to every branch: one value for all, one each, or what a function of the branch's
-        number returns."""
+        """Append to every branch: one value for all, a list with one for each, or what a function
+        of the branch's index returns."""
         line = program_line()
         if callable(value) and not isinstance(value, ir.Node):
             values: Sequence[Any] = [value(i) for i in range(len(self.states))]

@@ -1,7 +1,7 @@
-"""What a program will do, found by running its body with abstract values and no backend.
+"""Finds what a program will do by running its body with abstract values and no backend.
 
-Possible where the course of a program does not depend on a value: an abstract value can be
-appended or formatted into text, and refuses everything else.
+This works if the program's control flow does not depend on values: an abstract value can be
+appended or formatted into text, and raises on any other use.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _MARK = re.compile("\ue000(\\d+)\ue001")
 
 
 class Abstract(ir.Node):
-    """A value that is not known yet: an argument, or what a program will have made."""
+    """A value that is not known yet: an argument, or a variable that the program sets."""
 
     __slots__ = ("graph", "name", "stream")
 
     def __init__(self, graph: Graph, name: str, stream: int = -1):
         self.graph = graph
         self.name = name
-        self.stream = stream  # that makes it; -1: an argument
+        self.stream = stream  # the one that sets it; -1: an argument
 
     def __str__(self) -> str:
-        """A mark, which is this value again once the text around it is appended."""
+        """A mark, which becomes this value again when the text around it is appended."""
         self.graph.formatted.append(self)
         return f"\ue000{len(self.graph.formatted) - 1}\ue001"
 
@@ -55,7 +55,7 @@ class Abstract(ir.Node):
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """A node of the graph: it follows the step before it in its stream."""
+    """A node of the graph. It follows the previous step of its stream."""
 
     stream: int
     node: ir.Node
@@ -64,7 +64,7 @@ class Step:
 
 @dataclass(slots=True, eq=False)
 class Graph:
-    """Everything a program appends, in the order of its code. Stream 0 is the program's own."""
+    """All that a program appends, in the order of execution. Stream 0 is the program's own."""
 
     steps: list[Step] = field(default_factory=list)
     streams: int = 1
@@ -74,10 +74,10 @@ class Graph:
         return "\n".join(f"{s.stream:>3}  {_label(s.node):<60} {s.line}" for s in self.steps)
 
     def dot(self) -> str:
-        """The graph in Graphviz's language. Solid: what follows; dashed: a value that is used."""
+        """The graph in Graphviz's language. Solid edges: order; dashed: the use of a value."""
         lines = ["digraph program {", "  node [shape=box, fontname=monospace];"]
-        last: dict[int, int] = {}  # stream → its step before
-        made: dict[tuple[int, str], int] = {}  # stream, name → step
+        last: dict[int, int] = {}  # stream → its latest step
+        made: dict[tuple[int, str], int] = {}  # stream, name → the step that sets it
         for at, step in enumerate(self.steps):
             label = _label(step.node).replace("\\", "\\\\").replace('"', '\\"')
             lines.append(f'  n{at} [label="{label}"];')
@@ -98,7 +98,7 @@ class Graph:
 
 
 class Recorder(Stream):
-    """Writes down what is appended, and runs none of it."""
+    """Records what is appended and runs nothing."""
 
     def __init__(self, graph: Graph, number: int = 0):
         super().__init__(cast(Backend, None), {})
@@ -110,7 +110,7 @@ class Recorder(Stream):
             self.graph.steps.append(Step(self.number, part, line))
 
     def _taken_apart(self, node: ir.Node) -> Iterator[ir.Node]:
-        """Text with marks as text and values."""
+        """Split text with marks into text and abstract values."""
         if not isinstance(node, ir.Text):
             yield node
             return
@@ -145,7 +145,7 @@ class Tracer(State):
 
 
 def graph(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Graph:
-    """Everything `body` appends. Raises ProgramError where its course depends on a value."""
+    """All that `body` appends. Raises ProgramError if its control flow depends on a value."""
     found = Graph()
     try:
         _record(found, body, arguments)
@@ -155,8 +155,8 @@ def graph(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Graph:
 
 
 def _record(graph: Graph, body: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Run a body with a value for every parameter after the state; nothing in it has anything to
-    wait for."""
+    """Run a body with abstract values for missing arguments. A coroutine must end without ever
+    waiting."""
     _, *others = signature(body).parameters.values()
     kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     free = {p.name: Abstract(graph, p.name) for p in others if p.kind not in kinds}

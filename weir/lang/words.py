@@ -1,4 +1,4 @@
-"""The words of the language: functions that make nodes, in SGLang's names."""
+"""The functions of the language, which make nodes; their names are SGLang's."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,19 +16,20 @@ _PATTERNS = {
     bool: r"(True|False)",
     str: r"\"[\w\d\s]*\"",
 }
-"""What a value of each type looks like. A number may go on with a blank, which then stops it: else
-a model that wants to go on would have to add digits."""
+"""The form of a value of each type. A number may be followed by a space or newline, which ends it;
+otherwise a model that wants to write more could only add digits."""
 _BLANKS = [" ", "\n"]
 
 token_length_normalized, greedy_token_selection, unconditional_likelihood_normalized = SCORERS
 
 _THINKING = {"deepseek-r1": True, "deepseek-v3": False, "qwen3": False, "qwen3-thinking": True}
-"""Families that think between these tags, and whether every answer begins with a thought."""
+"""Model families that reason between the tags <think> and </think> → whether every answer begins
+with reasoning."""
 
 _NO_SETTINGS = frozenset(
     "name dtype choices choices_method return_logprob top_logprobs_num".split()
 )
-"""Arguments of `gen` that no request has."""
+"""Arguments of `gen` that are not fields of a request."""
 
 
 def gen(
@@ -57,11 +58,11 @@ def gen(
     regex: str | None = None,
     json_schema: str | dict[str, Any] | bool | None = None,
 ) -> ir.Node:
-    """Text the model writes, kept as the variable `name`.
+    """Text that the model writes, kept as the variable `name`.
 
-    What is None is as the program was started with. `dtype` (int, float, bool or str), `regex` and
-    `json_schema` shape the text; `choices` makes it a `select`. Raises BadRequest if more than one
-    of these is given, and for a schema that is no JSON.
+    None means the setting that the program was started with. `dtype` (int, float, bool or str),
+    `regex` and `json_schema` constrain the text; `choices` makes it a `select`. Raises BadRequest
+    if more than one of these is given, and for a schema that is not JSON.
     """
     given: dict[str, Any] = {key: value for key, value in locals().items() if value is not None}
     shapes = [one for one in ("dtype", "choices", "regex", "json_schema") if one in given]
@@ -105,7 +106,7 @@ def select(
     choices_method: "token_length_normalized" (mean logprob of a choice's tokens),
     "greedy_token_selection" (token by token, as greedy decoding would go) or
     "unconditional_likelihood_normalized" (how much the prompt raises a choice's likelihood).
-    `temperature` is there for SGLang's programs and must be 0. Raises BadRequest.
+    temperature: only for compatibility with SGLang's programs; must be 0. Raises BadRequest.
     """
     if choices_method not in SCORERS:
         known = ", ".join(SCORERS)
@@ -126,11 +127,11 @@ def select(
 
 
 def separate_reasoning(expr: ir.Node, model_type: str | None = None) -> ir.Node:
-    """What `expr` has the model write, without what it thinks first between `<think>` and
-    `</think>`: of a `gen` called "x" that is the variable "x_reasoning_content".
+    """`expr`, with the reasoning that the model first writes between `<think>` and `</think>` taken
+    out of the text. For a `gen` called "x" it becomes the variable "x_reasoning_content".
 
-    model_type: SGLang's name of the model's family, which may say that no tag begins the thought.
-    Raises BadRequest for a family that writes other tags, and where no `gen` has a name.
+    model_type: SGLang's name of the model's family; some begin to reason without a tag. Raises
+    BadRequest for a family with other tags, and if no `gen` has a name.
     """
     if model_type is not None and model_type not in _THINKING:
         known = ", ".join(_THINKING)
@@ -147,7 +148,7 @@ def separate_reasoning(expr: ir.Node, model_type: str | None = None) -> ir.Node:
     return ir.Many(nodes)
 
 
-# A whole turn around a value, and the two ends of one.
+# a whole turn, and its two ends
 system, user, assistant = (partial(ir.turn, role) for role in ir.ROLES)
 system_begin, user_begin, assistant_begin = (partial(ir.Open, role) for role in ir.ROLES)
 system_end, user_end, assistant_end = (partial(ir.Close, role) for role in ir.ROLES)

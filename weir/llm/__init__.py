@@ -1,4 +1,4 @@
 """Offline use: a model as a Python object, `LLM` for batches and `AsyncLLM` for streams.
 
-Outputs have vLLM's names, so that a script moves here by changing its import.
+Outputs have vLLM's names, so a script can be moved here by changing its import.
 """

@@ -35,12 +35,13 @@ class LLM:
         for output in llm.generate(["Hello", "The capital of France is"]):
             print(output.outputs[0].text)
     ```
-    `settings` are the fields of `Config`. Raises `ConfigError`. One call at a time:
-    another thread's is refused meanwhile.
+    settings: fields of `Config`. Raises `ConfigError`. Only one call at a time: meanwhile those of
+    other threads are refused.
     """
 
     def __init__(self, model: str, **settings: Any):
-        config = load({"ranker": "none", "model": model, **settings}, {})  # all is asked at once
+        # all requests come at once, so by default no ranker
+        config = load({"ranker": "none", "model": model, **settings}, {})
         sampling = connect.sampling(config)
         engine, text = build.engine(config), connect.text(config)
         self._take(engine, text, config.names, config.seed, connect.compiler(config))
@@ -48,7 +49,7 @@ class LLM:
 
     @classmethod
     def of(cls, engine: Engine, text: Text, name: str = "model", seed: int = 0) -> Self:
-        """Around an engine made elsewhere."""
+        """An `LLM` of an engine made elsewhere."""
         llm = cls.__new__(cls)
         llm._take(engine, text, [name], seed, Compiler())
         return llm
@@ -74,7 +75,7 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Give back the memory and the threads of the engine."""
+        """Free the engine's memory and end its threads."""
         self._closed = True
         self._engine.close()
         self._compiler.close()
@@ -82,12 +83,12 @@ class LLM:
     def generate(
         self, prompts: Prompts, params: Params = None, *, progress: bool = True, told: Told = None
     ) -> list[RequestOutput]:
-        """Complete one prompt or many, as text or token ids; results in the order of the prompts.
+        """Complete one prompt or many, given as text or token ids; results are in their order.
 
-        `params` is for all, or one each; `model.sampling` without. `told` is called with each
-        result as soon as it and all before it are whole, so that little is lost when a long run is
-        stopped. Raises `BadRequest` before anything is computed if any of them cannot be served. A
-        request that fails alone ends with `finish_reason` "error".
+        params: for all prompts, or a list with one for each; default `model.sampling`. told: called
+        with each result once it and all before it are complete, so that little is lost if a long
+        run is stopped. Raises `BadRequest` before anything is computed if any request is invalid. A
+        request that fails later ends with `finish_reason` "error".
         """
         listed = _listed(prompts)
         with self._alone():
@@ -102,7 +103,7 @@ class LLM:
         told: Told = None,
         **template: Any,
     ) -> list[RequestOutput]:
-        """The next message of one conversation or many; `template` as for `Text.chat`, the rest as
+        """The next message of one conversation or many. template: as for `Text.chat`; the rest as
         for `generate`."""
         talks = _talks(messages)
         prompts = [self.text.chat(talk, **template) for talk in talks]
@@ -113,7 +114,8 @@ class LLM:
     def embed(
         self, prompts: Prompts, pooling: str = "mean", *, progress: bool = True
     ) -> list[list[float]]:
-        """One vector a prompt, of length 1: the mean of its tokens' hidden states, or the last."""
+        """One normalised vector per prompt: the mean of its tokens' hidden states, or with pooling
+        "last" the last. Raises `BadRequest` and `EngineDead`."""
         listed = _listed(prompts)
         params = self._each(SamplingParams(max_tokens=0), len(listed))
         with self._alone():
@@ -125,7 +127,7 @@ class LLM:
         return [cast(list[float], assembly.vector) for assembly in assemblies]
 
     def flush(self) -> None:
-        """Forget every cached prefix."""
+        """Drop all cached prefixes."""
         self._engine.flush()
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -136,8 +138,8 @@ class LLM:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Refuse a call while another is in hand, from another thread or from `told`, or once all
-        is over."""
+        """Refuse a call during another one, from another thread or from `told`, and after
+        `close`."""
         if self._closed:
             raise EngineDead("this LLM was closed: make another")
         if not self._turn.acquire(blocking=False):
@@ -157,7 +159,7 @@ class LLM:
         pool: str | None = None,
         add_special_tokens: bool = True,
     ) -> list[Assembly]:
-        """All of them or, if one is refused, none."""
+        """Admit all requests or, if one is refused, none."""
         admitted: list[Assembly] = []
         try:
             for prompt, chosen in zip(prompts, params, strict=True):
@@ -180,7 +182,7 @@ class LLM:
         return admitted
 
     def _each(self, params: Params, count: int) -> Sequence[SamplingParams]:
-        """One `SamplingParams` a prompt."""
+        """One `SamplingParams` per prompt. Raises `BadRequest`."""
         listed = (
             [params or self.model.sampling] * count
             if params is None or isinstance(params, SamplingParams)
@@ -236,7 +238,7 @@ class LLM:
         return events
 
     def _abandon(self) -> None:
-        """Abort what is live and let the engine put everything back."""
+        """Abort live requests and step the engine until it has released them."""
         for assembly in list(self._ledger.live.values()):
             _, uids = self._ledger.end(assembly, "abort")
             for uid in uids:
@@ -247,7 +249,7 @@ class LLM:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C only sets the event, so that no step is torn; a second one interrupts as usual."""
+    """Ctrl-C only sets the event, so that no step is interrupted; a second one acts as usual."""
     noted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield noted

@@ -1,4 +1,4 @@
-"""`AsyncLLM`: a model whose answers come as they are made, many at once."""
+"""`AsyncLLM`: a model that streams answers, many at once."""
 
 import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -15,15 +15,15 @@ Message = Mapping[str, Any]
 
 
 class AsyncLLM:
-    """A model whose answers come as they are made, many at once on one event loop.
+    """A model that streams answers, many at once, on one event loop.
 
     ```
     async with weir.AsyncLLM("smollm2-135m") as llm:
         async for output in llm.generate("Once upon a time"):
             print(output.outputs[0].text)
     ```
-    The engine runs in a process of its own, is restarted if it dies, and does not disturb the event
-    loop; with `in_process` it runs on a thread here. `settings` are the fields of `Config`.
+    The engine runs in a process of its own, which is restarted if it dies and does not disturb the
+    event loop; with `in_process` it runs on a thread here. settings: fields of `Config`.
     """
 
     def __init__(self, model: str, *, in_process: bool = False, **settings: Any):
@@ -36,7 +36,7 @@ class AsyncLLM:
 
     @classmethod
     def of(cls, client: Client) -> Self:
-        """Around a client made elsewhere."""
+        """An `AsyncLLM` of a client made elsewhere."""
         llm = cls.__new__(cls)
         llm.client = client
         return llm
@@ -57,10 +57,10 @@ class AsyncLLM:
         priority: int = 0,
         add_special_tokens: bool = True,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """All there is so far, each time there is more; the last one is `finished`.
+        """Yield the whole output so far, each time there is more; the last one is `finished`.
 
         Leaving the loop aborts the request. Raises `BadRequest`, `Overloaded`, and `EngineDead` if
-        the engine dies in the middle.
+        the engine dies meanwhile.
         """
         params = params or self.client.model.sampling
         stream = self.client.submit(
@@ -86,7 +86,8 @@ class AsyncLLM:
         priority: int = 0,
         **template: Any,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """The next message of a conversation, as `generate`; `template` as for `Text.chat`."""
+        """The next message of a conversation. template: as for `Text.chat`; the rest as for
+        `generate`."""
         return self.generate(
             self.client.text.chat(messages, **template),
             params,
@@ -96,7 +97,8 @@ class AsyncLLM:
         )
 
     async def embed(self, prompt: str | list[int], pooling: str = "mean") -> list[float]:
-        """One vector of length 1: the mean of the tokens' hidden states, or the last."""
+        """A normalised vector: the mean of the tokens' hidden states, or with pooling "last" the
+        last. Raises as `generate`."""
         stream = self.client.submit(prompt, SamplingParams(max_tokens=0), pool=pooling)
         (completion,) = await stream.collect()
         if stream.vector is None:
@@ -104,5 +106,5 @@ class AsyncLLM:
         return stream.vector
 
     def abort(self, request_id: str | None) -> int:
-        """Abort one request, or all when None; returns how many were live."""
+        """Abort one request, or all if None; returns how many were live."""
         return self.client.abort(request_id)

@@ -1,4 +1,4 @@
-"""What `LLM` and `AsyncLLM` return, in vLLM's names."""
+"""What `LLM` and `AsyncLLM` return, with vLLM's names."""
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -7,11 +7,11 @@ from weir.client import Logprob, Output, Timing
 from weir.client.assemble import Assembly
 
 Position = dict[int, Logprob]
-"""The logprobs of one position: of the chosen token and of the most likely ones, by token id."""
+"""The logprobs of one position by token id: the chosen token's and those of the most likely."""
 
 
 class CompletionOutput(Struct):
-    """One choice. `error` says what happened when `finish_reason` is "error"."""
+    """One choice. error: what happened, if `finish_reason` is "error"."""
 
     index: int
     text: str = ""
@@ -36,7 +36,7 @@ class CompletionOutput(Struct):
 
 
 class RequestOutput(Struct):
-    """One prompt and what was made of it."""
+    """One prompt and its choices."""
 
     request_id: str
     prompt: str | None
@@ -53,7 +53,7 @@ def position(entry: Logprob) -> Position:
 
 
 def begin(assembly: Assembly) -> list[CompletionOutput]:
-    """The choices of a request, to which its events are added."""
+    """The choices of a request, still empty, to which its events are added."""
     return [CompletionOutput(index=choice.index) for choice in assembly.choices]
 
 

@@ -1,1 +1,1 @@
-"""Who writes a program's text: an engine of ours, or a service over HTTP."""
+"""The backends that write a program's text: a Weir engine, or a service over HTTP."""

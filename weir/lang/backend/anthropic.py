@@ -1,4 +1,4 @@
-"""A service that speaks Anthropic's messages."""
+"""A service with Anthropic's messages API."""
 
 import os
 from collections.abc import AsyncGenerator
@@ -15,10 +15,10 @@ TAKEN = {"max_tokens", "temperature", "top_p", "top_k", "stop"}
 
 
 class Anthropic(Hosted):
-    """model_name: as the service knows it. api_key: by default ANTHROPIC_API_KEY. timeout: seconds
-    that it may be silent, or put a call off.
+    """model_name: the service's name of the model. api_key: by default ANTHROPIC_API_KEY. timeout:
+    of `Service`.
 
-    The system's turn must come first. An assistant's turn that has begun is gone on with."""
+    The system's turn must come first. An assistant's turn that has begun is continued."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Anthropic(Hosted):
         self, prompt: Prompt, settings: dict[str, Any]
     ) -> AsyncGenerator[Piece, None]:
         begun = open_turn(prompt)
-        blank = begun[len(begun.rstrip()) :]  # which it takes no turn with at its end
+        blank = begun[len(begun.rstrip()) :]  # the service refuses a turn that ends with space
         async for event in self.service.events("/messages", self._body(prompt, settings)):
             match event.get("type"):
                 case "content_block_delta":

@@ -58,42 +58,43 @@ class Turn:
 
 
 class Backend(Protocol):
-    """Used on the event loop of programs alone. Errors are `WeirError`s that say what to do."""
+    """Used only on the event loop of programs. Errors are `WeirError`s that say what to do."""
 
     chats: bool
     """Whether it reads turns and cannot go on with a text."""
 
     def shutdown(self) -> None:
-        """Let go of the engine or the connections behind it; not on the event loop."""
+        """Close the engine or the connections behind it; not to be called on the event loop."""
         ...
 
     def turn(self, roles: Sequence[str]) -> Turn:
-        """What stands around the last of a conversation's turns, given the roles of all."""
+        """The text around the last of a conversation's turns, given the roles of all."""
         ...
 
     def generate(self, prompt: Prompt, settings: dict[str, Any]) -> AsyncGenerator[Piece, None]:
-        """Go on after the prompt. `settings`: fields of `SamplingParams`."""
+        """Continue the prompt. settings: fields of `SamplingParams`."""
         ...
 
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
-        """The logprobs of every choice after the prompt, and after nothing where it is empty."""
+        """The logprobs of each choice after the prompt, which may be empty."""
         ...
 
     async def cache(self, prompt: Prompt) -> None:
-        """Have the prompt ready for those that continue it; a hint."""
+        """A hint to cache the prompt, because several streams will continue it."""
         ...
 
     async def flush(self) -> None:
-        """Forget what is cached."""
+        """Drop what is cached."""
         ...
 
 
 def healed(
     start: list[int], plain: list[int], whole: Sequence[list[int]]
 ) -> tuple[int, list[list[int]]]:
-    """How many leading tokens a prompt shares with itself followed by each choice, and those: what
-    comes after them is scored. The prompt's last tokens may merge with a choice (token healing).
-    Where none is shared `start` stands before all, because the very first of all has no logprob."""
+    """How to score choices whose first characters may merge with the prompt's last token (token
+    healing). plain: tokens of the prompt. whole: tokens of the prompt with each choice. Returns the
+    number of leading tokens that all share, and the sequences; the tokens after these are scored.
+    If none is shared, `start` is put before all, because a first token has no logprob."""
     same = min(len(plain), *(len(ids) - 1 for ids in whole))
     while any(ids[:same] != plain[:same] for ids in whole):
         same -= 1
@@ -101,12 +102,12 @@ def healed(
 
 
 def first(names: Mapping[str, str]) -> str:
-    """What stands for the beginning of a text, given a tokenizer's special tokens by name."""
+    """The text that marks the beginning of a text, given a tokenizer's special tokens by name."""
     return names.get("bos_token") or names.get("eos_token") or "\n"
 
 
 def text_only(prompt: Prompt) -> None:
-    """Raises BadRequest where the prompt holds pictures."""
+    """Raises BadRequest if the prompt has images."""
     if prompt.images or any(turn["images"] for turn in prompt.turns):
         raise BadRequest("this backend reads text only, no images")
 

@@ -1,4 +1,4 @@
-"""Which backend a program runs on."""
+"""Chooses the backend of a program."""
 
 from weir.errors import ConfigError
 from weir.lang.backend.base import Backend
@@ -11,13 +11,14 @@ _default: list[Backend] = []
 
 
 def set_default_backend(backend: Backend | str) -> None:
-    """The backend of every program that names none: a backend, a model's name, or a Weir
-    server's URL."""
+    """Set the backend of programs that name none: a backend, a model's name, or the URL of a Weir
+    server."""
     _default[:] = [chosen(backend)]
 
 
 def chosen(backend: Backend | str | None = None) -> Backend:
-    """A backend from what a caller gave. What a name stands for is started once and kept."""
+    """The backend that a caller gave, or the default. A name's backend is started once and kept.
+    Raises ConfigError if there is no default."""
     if isinstance(backend, str):
         if backend not in _named:
             remote = backend.startswith(("http://", "https://"))
@@ -34,5 +35,5 @@ def chosen(backend: Backend | str | None = None) -> Backend:
 
 
 def flush_cache(backend: Backend | str | None = None) -> None:
-    """Forget every cached prefix of a backend."""
+    """Drop all cached prefixes of a backend."""
     wait(spawn(chosen(backend).flush()))

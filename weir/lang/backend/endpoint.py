@@ -13,8 +13,8 @@ from weir.text.template import ChatTemplate
 
 
 class RuntimeEndpoint(Completions):
-    """base_url: the server's root. timeout: seconds that it may be silent, or put a call off while
-    it starts or is full. Raises EngineDead when it does not answer."""
+    """base_url: the server's root. timeout: of `Service`. Raises EngineDead if it does not
+    answer."""
 
     path = "/v1/completions"
 
@@ -23,7 +23,7 @@ class RuntimeEndpoint(Completions):
         service = Service(base_url, headers, timeout)
         model = wait(spawn(service.get("/v1/models")))["data"][0]
         super().__init__(service, model["id"])
-        self._ours = model.get("owned_by") == "weir"  # others need not know of programs
+        self._ours = model.get("owned_by") == "weir"  # others may not have the field `program`
         info = wait(spawn(service.get("/tokenizer_info")))
         template = info.get("chat_template")
         names = {key: value for key, value in info.items() if key.endswith("_token") and value}

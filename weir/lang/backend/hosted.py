@@ -1,4 +1,4 @@
-"""What models behind other people's services have in common: no hints, turns written plainly."""
+"""What models behind third-party services have in common: no hints, and turns in plain text."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ from weir.lang.backend.base import Prompt, Score, Turn
 from weir.lang.backend.service import Service
 
 KINDS = {b"\x89PNG": "png", b"GIF8": "gif", b"WEBP": "webp"}
-"""What a picture's first bytes say it is; else JPEG."""
+"""Marks in an image's first bytes → its type; others count as JPEG."""
 
 
 class Hosted:
-    """model: as the service knows it."""
+    """model: the service's name of the model."""
 
     chats = True
 
@@ -33,21 +33,21 @@ class Hosted:
         raise BadRequest("select needs logprobs of the prompt, which a chat service does not give")
 
     async def cache(self, prompt: Prompt) -> None:
-        """A hint would be a call, and cost money."""
+        """Does nothing: a hint would be a call that costs money."""
 
     async def flush(self) -> None:
         raise BadRequest("this service's cache cannot be flushed")
 
 
 def open_turn(prompt: Prompt) -> str:
-    """What the assistant has said of its turn so far. Raises BadRequest in any other turn."""
+    """The assistant's open turn so far. Raises BadRequest in any other turn."""
     if prompt.role != "assistant":
         raise BadRequest("a chat service writes the assistant's turns only: use weir.assistant")
     return prompt.text[prompt.turn_start :]
 
 
 def message(turn: dict[str, Any], picture: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """A turn as a service reads it; `picture` writes an image, given its URL."""
+    """A turn in the service's format. picture: makes the part for an image, given its URL."""
     if not turn["images"]:
         return {"role": turn["role"], "content": turn["content"]}
     images = [picture(image_url(image)) for image in turn["images"]]
@@ -55,7 +55,7 @@ def message(turn: dict[str, Any], picture: Callable[[str], dict[str, Any]]) -> d
 
 
 def image_url(image: str | bytes) -> str:
-    """A URL as it is; a file or bytes as a data URL."""
+    """A URL unchanged; a file or bytes as a data URL."""
     if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
         return image
     content = image if isinstance(image, bytes) else Path(image).read_bytes()

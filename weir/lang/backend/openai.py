@@ -1,4 +1,4 @@
-"""Any service that speaks OpenAI's completions or chat completions."""
+"""A service with OpenAI's completions or chat completions API."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def OpenAI(
     is_chat_model: bool = True,
     timeout: float = 600.0,
 ) -> Chat | Completions:
-    """A model behind an OpenAI-compatible service. `api_key`: by default OPENAI_API_KEY.
-    `timeout`: seconds that it may be silent, or put a call off."""
+    """A model behind an OpenAI-compatible service. api_key: by default OPENAI_API_KEY. timeout: of
+    `Service`. Raises ConfigError if OpenAI's own service is given no key."""
     official = "api.openai.com" in base_url
     key = api_key or os.environ.get("OPENAI_API_KEY", "")
     if not key and official:
@@ -33,7 +33,7 @@ def OpenAI(
 
 
 class Completions(Hosted):
-    """Goes on with a text. Turns are written plainly, as "USER: ...", for lack of a template."""
+    """Continues a text. Turns are plain text, "USER: ...", as there is no template."""
 
     chats = False
     path = "/completions"
@@ -50,9 +50,9 @@ class Completions(Hosted):
         return {"model": self.model, "prompt": prompt.text}
 
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
-        """One call that echoes the prompt's logprobs; a token that began in the prompt and ends in
-        the choice counts for the choice. An empty prompt is a line's end, because the very first
-        token has no logprob."""
+        """One call that echoes the prompt's logprobs. A token that begins in the prompt and ends in
+        the choice counts for the choice. An empty prompt becomes a newline, because a first token
+        has no logprob."""
         text_only(prompt)
         said = prompt.text or "\n"
         body = {
@@ -76,11 +76,11 @@ class Completions(Hosted):
 
 
 class Chat(Hosted):
-    """Answers a conversation. It cannot go on with a turn that has begun: a `gen` stands first in
-    the assistant's turn, or the program speculates (`num_api_spec_tokens`).
+    """Answers a conversation. It cannot continue a turn that has begun: a `gen` must come first in
+    the assistant's turn, or the program must speculate (`num_api_spec_tokens`).
 
-    limit: what the service calls `max_tokens`. OpenAI's newer models take the new name alone, and
-    many others the old one."""
+    limit: the service's name for `max_tokens`. OpenAI's newer models accept only the new name, and
+    many other services only the old one."""
 
     def __init__(self, service: Service, model: str, limit: str):
         super().__init__(service, model)
@@ -105,7 +105,7 @@ class Chat(Hosted):
 
 
 async def pieces(service: Service, path: str, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
-    """One call's answer as it comes, from either endpoint."""
+    """Stream the answer to one call of either endpoint."""
     body = body | {"stream": True, "stream_options": {"include_usage": True}}
     async for event in service.events(path, body):
         usage = _used(service, event)
@@ -119,7 +119,7 @@ async def pieces(service: Service, path: str, body: dict[str, Any]) -> AsyncGene
 
 
 def structured(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as a request has them: shapes of the answer in the server's words."""
+    """Settings as fields of a request: constraints on the answer in the server's format."""
     body = dict(settings)
     regex, schema = body.pop("regex", None), body.pop("json_schema", None)
     if regex is not None:
@@ -131,7 +131,7 @@ def structured(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _used(service: Service, event: dict[str, Any]) -> dict[str, Any]:
-    """The token counts of an event that has them, added to the service's."""
+    """The token counts of an event, if it has them; also adds them to the service's."""
     usage = event.get("usage")
     if not usage:
         return {}
@@ -145,8 +145,8 @@ def _used(service: Service, event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _logprobs(told: dict[str, Any] | None) -> list[Logprob] | None:
-    """Logprobs as completions tell them, in columns, or as chats do. Services tell no token ids
-    (-1), and ranks as far as the likeliest are listed (else 0)."""
+    """Logprobs in the format of completions (columns) or of chats. Services give no token ids (here
+    -1), and the rank is known only among the listed tokens (else 0)."""
     if told is None:
         return None
     rows: list[tuple[str, float, list[tuple[str, float]]]] = []

@@ -1,4 +1,4 @@
-"""An engine of our own as a backend: in a process of its own, supervised, or one made elsewhere."""
+"""A Weir engine as a backend: in a supervised process of its own, or behind a given client."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Runtime:
     ```
     weir.set_default_backend(weir.Runtime("smollm2-135m"))
     ```
-    `settings` are the fields of `Config`. Raises ConfigError.
+    settings: fields of `Config`. Raises ConfigError.
     """
 
     chats = False
@@ -30,7 +30,7 @@ class Runtime:
 
     @classmethod
     def of(cls, client: Client) -> Runtime:
-        """Around a client made elsewhere and not started yet."""
+        """A backend of a client that is not started yet."""
         runtime = cls.__new__(cls)
         runtime._take(client)
         return runtime
@@ -66,9 +66,9 @@ class Runtime:
             yield Piece(*said, *used)
 
     async def score(self, prompt: Prompt, choices: Sequence[str]) -> list[Score]:
-        """All choices at once; what they share with the prompt is computed once.
+        """Scores all choices concurrently; the tokens that they share are computed once.
 
-        A choice is tokenised together with the prompt; see `healed`."""
+        Each choice is tokenised together with the prompt; see `healed`."""
         text_only(prompt)
         start = self._encode(first(self.client.text.special_names), prompt)
         plain, *whole = [self._encode(prompt.text + one, prompt) for one in ("", *choices)]
@@ -94,12 +94,13 @@ class Runtime:
         return self._encode(prompt.text, prompt)
 
     def _encode(self, text: str, prompt: Prompt) -> list[int]:
-        """A chat template writes its own special tokens."""
+        """Token ids; special tokens are added unless a chat template has written them."""
         return self.client.text.encode(text, add_special_tokens=not prompt.templated)
 
 
 def _params(settings: dict[str, Any]) -> SamplingParams:
-    """What a `gen` asks for, the shape of its text as structured output. Raises BadRequest."""
+    """The settings of a `gen`, with `regex` and `json_schema` as structured outputs. Raises
+    BadRequest."""
     shapes = {"regex": "regex", "json_schema": "json"}
     shape = {shapes[name]: value for name, value in settings.items() if name in shapes}
     rest = {name: value for name, value in settings.items() if name not in shapes}

@@ -1,4 +1,4 @@
-"""A service over HTTP: JSON in, JSON or server-sent events out, errors as sentences."""
+"""A service over HTTP that takes JSON and answers with JSON or server-sent events."""
 
 import asyncio
 import logging
@@ -16,16 +16,16 @@ from weir.lang.loop import spawn, wait
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
-"""Times a request is sent to a service that is too busy for it and does not say until when."""
+"""Times a request is sent to a busy service that does not say when to retry."""
 
 QUIET = 60.0
-"""Seconds until the log is told again that requests are put off."""
+"""Seconds between warnings in the log that a service asks to retry later."""
 
 
 class Service:
-    """url: what paths follow. It counts its calls and their tokens, as the service reports them.
+    """Counts calls, and their tokens as the service reports them. url: the prefix of all paths.
 
-    timeout: seconds that it may be silent, and that it may put a request off in all
+    timeout: seconds that the service may be silent, and that it may defer one request in all
     (`Retry-After`), as a server does that is starting or full."""
 
     def __init__(self, url: str, headers: dict[str, str] | None = None, timeout: float = 600.0):
@@ -34,18 +34,18 @@ class Service:
             base_url=url.rstrip("/"), headers=headers, timeout=timeout, limits=limits
         )
         self._patience = timeout
-        self._said = -QUIET  # when the log was last told that requests are put off
+        self._said = -QUIET  # time of the last warning
         self.calls = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
 
     def count(self, usage: dict[str, Any]) -> None:
-        """Add what one call used; `usage` in OpenAI's or Anthropic's words."""
+        """Add the tokens of one call; `usage` is in OpenAI's or Anthropic's format."""
         self.prompt_tokens += usage.get("prompt_tokens", usage.get("input_tokens", 0))
         self.completion_tokens += usage.get("completion_tokens", usage.get("output_tokens", 0))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         wait(spawn(self._http.aclose()))
 
     async def get(self, path: str) -> Any:
@@ -58,7 +58,8 @@ class Service:
             return data
 
     async def events(self, path: str, body: Any, method: str = "POST") -> AsyncGenerator[Any, None]:
-        """Each event's data; the whole answer where it is not a stream. Closing it hangs up."""
+        """Yields each event's data, or the whole answer if it is not a stream. Closing the
+        generator closes the connection. Raises as `post`."""
         self.calls += 1
         began = time.monotonic()
         for attempt in count(1):
@@ -75,7 +76,7 @@ class Service:
             await asyncio.sleep(pause)
 
     def _pause(self, response: httpx.Response, attempt: int, waited: float) -> float | None:
-        """Seconds until a request that was put off is sent again; None: this is the answer."""
+        """Seconds until a deferred request is sent again; None: this response is final."""
         final = response.headers.get("x-should-retry") == "false"
         if final or response.status_code not in (429, 503):
             return None
@@ -86,7 +87,7 @@ class Service:
         return pause if waited + pause < self._patience else None
 
     async def _say_wait(self, response: httpx.Response) -> None:
-        """One line in the log, however many requests wait."""
+        """Log one warning, however many requests wait."""
         now = time.monotonic()
         if now - self._said >= QUIET:
             self._said = now
@@ -117,7 +118,7 @@ class Service:
 
 
 async def _content(response: httpx.Response) -> Any:
-    """What it holds: JSON, else the beginning of its text."""
+    """A response's content: decoded JSON, else the beginning of its text."""
     content = await response.aread()
     try:
         return msgspec.json.decode(content)
@@ -126,6 +127,6 @@ async def _content(response: httpx.Response) -> Any:
 
 
 def _message(found: Any) -> str:
-    """What an error says, in the shapes that services give it."""
+    """The message of an error, in any of the formats that services use."""
     error = found.get("error", found) if isinstance(found, dict) else found
     return str(error.get("message", error)) if isinstance(error, dict) else str(error)

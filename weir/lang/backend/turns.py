@@ -1,7 +1,7 @@
 """The text around the turns of a conversation, as a model's chat template writes it.
 
-A program's text only ever grows, so a turn needs what stands before and after its content,
-whatever the content is. Both are read off conversations of marks.
+A program's text only grows, so the text before and after a turn must be known whatever its content
+is. Both are found by rendering conversations whose contents are marks.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +11,13 @@ from weir.errors import BadRequest
 from weir.lang.backend.base import Turn
 
 Render = Callable[[Sequence[dict[str, str]], bool], str]
-"""A conversation's text; whether the assistant's next turn begins at its end."""
+"""Renders a conversation. The bool: end with the beginning of the assistant's next turn."""
 
 
 def turns(render: Render) -> Callable[[tuple[str, ...]], Turn]:
-    """What finds the text between the content of the turn before and of the last one of `roles`,
-    and what ends the last one. Raises BadRequest when the template refuses such a conversation."""
+    """A function of the roles of a conversation, which returns the text between the contents of the
+    last two turns, and the text that ends the last. It raises BadRequest if the template refuses
+    such a conversation."""
     return lru_cache(256)(partial(_turn, render))
 
 
