@@ -9,6 +9,7 @@ from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from typing import Any, Literal, get_args, get_origin
 
 from weir.config import FIELDS, SECTIONS, Config, load
+from weir.errors import ConfigError
 from weir.fields import default, describe, plain, unit
 from weir.peers import ALIASES, NEUTRAL, OPPOSITES
 
@@ -18,9 +19,7 @@ def add_config(parser: ArgumentParser, positional: bool = True, serves: bool = T
 
     Only those given appear in the parsed namespace."""
     if positional:
-        parser.add_argument(
-            "model", nargs="?", default=SUPPRESS, metavar="MODEL", help="same as --model"
-        )
+        parser.add_argument("MODEL", nargs="?", default=SUPPRESS, help="same as --model")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, one a line")
     group: Any = parser
     hidden: dict[str, Any] = {}
@@ -47,6 +46,10 @@ def config(options: Namespace, **more: object) -> Config:
     """
     known = {*FIELDS, *NEUTRAL}
     given = {name: value for name, value in vars(options).items() if name in known}
+    if "MODEL" in options:
+        model = given.setdefault("model", options.MODEL)
+        if model != options.MODEL:
+            raise ConfigError(f"two models are given, {options.MODEL} and --model {model}")
     return load(given | more, os.environ, options.config)
 
 

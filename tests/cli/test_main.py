@@ -149,6 +149,10 @@ def test_every_setting_has_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="--dp: only 1"):
         parsed("--dp", "2")
     assert parsed("--ctx-size", "512").max_model_len == 512
+    assert parsed("m", "--model", "m") == Config(model="m")
+    for words in (("m", "--model", "n"), ("--model", "n", "m")):
+        with pytest.raises(ConfigError, match="two models are given, m and --model n"):
+            parsed(*words)
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
