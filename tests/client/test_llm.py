@@ -12,7 +12,7 @@ from tests import fakes
 from weir import AsyncLLM, SamplingParams, connect
 from weir.client import Local
 from weir.config import Config
-from weir.errors import BadRequest, ConfigError, EngineDead
+from weir.errors import BadRequest, ConfigError, EngineDead, Overloaded
 from weir.llm.offline import LLM
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -196,6 +196,16 @@ def test_what_was_closed_says_so(text):
     closed.close()
     with pytest.raises(EngineDead, match="was closed"):
         closed.generate("a", GREEDY)
+
+
+def test_an_async_one_too(run, text):
+    async def main():
+        async with AsyncLLM.of(Local(fakes.FakeEngine(), text, ["m"])) as llm:
+            pass
+        with pytest.raises(Overloaded, match=r"^This client was closed: make another\.$"):
+            await anext(llm.generate("a", GREEDY))
+
+    run(main)
 
 
 def test_the_package_is_light_until_it_is_used():

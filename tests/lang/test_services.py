@@ -363,7 +363,7 @@ def test_a_server_that_is_dead_is_not(kept):
     with serving() as running:
         backend = kept.RuntimeEndpoint(running.url)
         running.client._health = "dead: no GPU"
-        with pytest.raises(weir.ProgramError, match="dead: no GPU; restart the server"):
+        with pytest.raises(weir.ProgramError, match="dead: no GPU; restart it"):
             talk.run("hi", backend=backend)
 
 

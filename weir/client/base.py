@@ -102,9 +102,11 @@ class Client(ABC):
 
     def unready(self) -> Overloaded:
         """The error for requests that arrive while none is accepted: why, and when to retry."""
+        if self._health == CLOSED:
+            return Overloaded("This client was closed: make another.", retry_after=0)
         dead = self._health.startswith("dead")
         seconds = 0 if dead else max(1, math.ceil(self._start_seconds))
-        advice = "restart the server" if dead else f"try again in {seconds} s"
+        advice = "restart it" if dead else f"try again in {seconds} s"
         return Overloaded(f"The engine is {self._health}; {advice}.", retry_after=seconds)
 
     async def compile(self, params: SamplingParams) -> Grammar | None:
