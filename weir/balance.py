@@ -1,7 +1,7 @@
-"""Which replica of a fleet a request goes to. Knows loads and tokens, no engine.
+"""Chooses the replica of a fleet for each request. Knows loads and tokens, no engine.
 
-Replicas are numbers. A policy is told at each choice which there are; what it remembers of those
-that are no longer there it forgets, so one that comes back comes back empty.
+Replicas are numbers. Each call lists those that exist; a policy forgets all about the others, so
+one that comes back counts as empty.
 """
 
 from collections import OrderedDict
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 Loads = Mapping[int, int]
-"""Replica → requests that it has and has not ended."""
+"""Replica → requests in progress."""
 
 
 class Router(Protocol):
@@ -30,7 +30,7 @@ class RoundRobin:
 
 @dataclass(slots=True)
 class LeastLoaded:
-    """Fewest requests; of equals, the one that was given a request longest ago."""
+    """The replica with fewest requests; among equals, the one least recently chosen."""
 
     given: dict[int, int] = field(default_factory=dict)
     count: int = 0
@@ -43,17 +43,17 @@ class LeastLoaded:
 
 @dataclass(slots=True)
 class CacheAware:
-    """The replica that has seen the longest part of the prompt, unless loads have drifted apart
+    """The replica that has seen the longest prefix of the prompt, unless loads differ too much
     (SGLang appendix A.4 and its router). With no good match, the replica that has seen least.
 
-    What replicas hold is not asked but remembered: each one's blocks of tokens by chained hash,
-    least recently used out first, up to `capacity` blocks, which should be what its cache holds.
+    Replicas are not asked what they hold. For each, an LRU set remembers blocks of tokens by
+    chained hash, up to `capacity` blocks, which should be the size of its cache.
     """
 
     capacity: int
     block: int = 16  # tokens
-    match: float = 0.5  # share of the prompt that makes a match good
-    drift: int = 32  # loads may differ by so many,
+    match: float = 0.5  # a good match is more than this share of the prompt
+    drift: int = 32  # loads may differ by this many,
     ratio: float = 1.1  # or by this factor
     seen: dict[int, OrderedDict[int, None]] = field(default_factory=dict)
 
@@ -63,7 +63,7 @@ class CacheAware:
         chain = self._chain(tokens)
         choice = self._choose(chain, loads)
         seen = self.seen[choice]
-        for key in reversed(chain):  # the root is used last, so that leaves go first
+        for key in reversed(chain):  # the root is used last, so that leaves are evicted first
             seen[key] = None
             seen.move_to_end(key)
         while len(seen) > self.capacity:
@@ -99,4 +99,4 @@ ROUTERS: dict[str, Callable[[int, int], Router]] = {
     "least-loaded": lambda blocks, size: LeastLoaded(),
     "cache-aware": CacheAware,
 }
-"""Name → a router over replicas whose caches hold so many blocks of so many tokens."""
+"""Name → a maker of routers, given the blocks that a replica's cache holds and their size."""

@@ -1,7 +1,7 @@
-"""A small HTTP/1.1 client that costs little beside a server on the same cores.
+"""A small HTTP/1.1 client, cheap enough to run beside a server on the same cores.
 
-One connection a request, as of unrelated users. A streamed answer is an iterator of the payloads of
-server-sent events, each with the moment its bytes arrived. Knows no API, only HTTP.
+Each request has its own connection, like those of unrelated users. A streamed answer is an iterator
+of the payloads of server-sent events, with their arrival times. Knows no API, only HTTP.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 
 class HttpError(WeirError):
-    """The server could not be reached, or answered with an error. `status` 0: it was not reached;
-    502: the answer was broken or broke off; 504: it was silent for too long."""
+    """The server could not be reached, or answered with an error. status: the answer's, or 0: not
+    reached; 502: the answer was invalid or broke off; 504: the server was silent for too long."""
 
     def __init__(self, message: str, status: int = 0):
         super().__init__(message)
@@ -40,16 +40,16 @@ class Event(NamedTuple):
 
 @dataclass(slots=True)
 class Response:
-    """An answer as it arrives; its parser calls the methods `on_…`."""
+    """An answer as it arrives. The parser calls the methods `on_…`."""
 
     reader: asyncio.StreamReader
     timeout: float
     base: str = "the server"
-    status: int = 0  # until the headers are here
-    framed: bool = False  # so that the connection's end is not the body's
+    status: int = 0  # 0 until the headers have arrived
+    framed: bool = False  # headers say where the body ends; else it ends with the connection
     done: bool = False
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # names in small letters
-    held: list[bytes] = field(default_factory=list)  # of the body
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # names in lower case
+    held: list[bytes] = field(default_factory=list)  # parts of the body not read yet
     parser: HttpResponseParser = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +69,8 @@ class Response:
         self.done = True
 
     async def receive(self) -> None:
-        """Take what comes next. Raises `HttpError` if nothing does and more was promised."""
+        """Receive and parse more bytes. Raises `HttpError` if the answer is silent for too long,
+        invalid or broken off."""
         try:
             async with asyncio.timeout(self.timeout):
                 data = await self.reader.read(READ)
@@ -111,13 +112,13 @@ class Response:
 
 
 def bearer(key: str | None) -> dict[str, str]:
-    """The header of a request to a server that asks for a key."""
+    """The header with a server's API key, if there is one."""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 @dataclass(slots=True)
 class Http:
-    """A server at `base`, such as http://127.0.0.1:8000. `timeout`: seconds of silence allowed."""
+    """A server at `base`, such as http://127.0.0.1:8000. timeout: seconds that it may be silent."""
 
     base: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -127,8 +128,8 @@ class Http:
     async def send(
         self, method: str, path: str, body: Any = None, headers: Headers = ()
     ) -> AsyncIterator[Response]:
-        """Send a request: bytes as they are, anything else as JSON; `headers` come after our own.
-        The connection lives as long as the block."""
+        """Send a request. body: bytes are sent unchanged, anything else as JSON. headers: sent
+        after our own. The connection is closed at the end of the block. Raises `HttpError`."""
         try:
             url = urlsplit(self.base)
             port = url.port or (443 if url.scheme == "https" else 80)
@@ -161,14 +162,15 @@ class Http:
         return await self.whole("POST", path, body)
 
     async def whole(self, method: str, path: str, body: Any = None) -> bytes:
-        """The whole answer. Raises `HttpError` for any status but 2xx."""
+        """The body of an answer. Raises `HttpError` unless the status is 2xx."""
         async with self.send(method, path, body) as response:
             content = await response.body()
             check(response.status, content)
             return content
 
     async def stream(self, path: str, body: Any) -> AsyncGenerator[Event]:
-        """Events of a POST up to `[DONE]`. Raises `HttpError` for any status but 2xx."""
+        """The events that answer a POST, up to `[DONE]`. Raises `HttpError` unless the status is
+        2xx."""
         async with self.send("POST", path, body) as response:
             if response.status // 100 != 2:
                 check(response.status, await response.body())
@@ -198,13 +200,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def check(status: int, content: bytes) -> None:
-    """Raise `HttpError` with the server's own words unless the status is 2xx."""
+    """Raise `HttpError` with the server's message unless the status is 2xx."""
     if status // 100 != 2:
         raise HttpError(f"HTTP {status}: {message(content)}", status)
 
 
 def message(content: bytes) -> str:
-    """What an error body says, in OpenAI's shape or any other."""
+    """The message of an error body, in OpenAI's format or any other."""
     try:
         body = msgspec.json.decode(content)
         error = body.get("error", body)

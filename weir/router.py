@@ -1,7 +1,7 @@
-"""Several running servers behind one address: who gets a request, and who gets it instead.
+"""Several running servers behind one address, with failover.
 
-An ASGI application. Requests and answers pass through it byte for byte, so it serves any API over
-HTTP, keys included; of a body it reads no more than where the prompt stands. Knows no engine.
+An ASGI application. Requests and answers pass through it byte for byte, keys included, so it serves
+any API over HTTP; of a body it only reads the prompt. Knows no engine.
 """
 
 import asyncio
@@ -31,27 +31,27 @@ from weir.server.problems import problem
 
 log = logging.getLogger(__name__)
 
-EVERY, LOOK = 1.0, 10.0  # seconds between two looks at a replica, and that one may take
-BLOCK = 64  # bytes of a prompt, some 16 tokens, that replicas are remembered by
+EVERY, LOOK = 1.0, 10.0  # seconds between two checks of a replica, and most that one may take
+BLOCK = 64  # bytes of a prompt, about 16 tokens: the policy's unit of cached prefixes
 UNKNOWN = "not asked yet"
 TO_ALL = {
     *("/flush_cache", "/reset_prefix_cache", "/abort_request", "/abort_requests"),
     *("/pin_prefix", "/unpin_prefix"),
 }
-"""What every replica is told."""
+"""Requests to these paths go to all replicas."""
 OWN = {"/health", "/ping", "/ready", "/readyz", "/livez", "/metrics"}
-"""What the router answers for itself."""
+"""Paths that the router answers itself."""
 HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"upgrade"}
 OURS, THEIRS = HOP | {b"host", b"content-length", b"expect"}, HOP | {b"date"}
-"""Headers of requests and of answers that are of the connection they came by."""
+"""Headers of requests and of answers that are not passed on: they belong to one connection."""
 
 SAID = ("system", "instructions", "tools", "messages", "input", "prompt", "text", "input_ids")
-"""What prompts are made of, in the words of all APIs, roughly as templates order it."""
+"""The fields of all APIs that make up the prompt, roughly in the order of templates."""
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def prompt(body: bytes) -> bytes:
-    """What of a body may begin as another does, as it is written; nothing if it makes no sense."""
+    """The raw JSON of a body's prompt, to compare prefixes; empty if the body is invalid."""
     try:
         fields = _fields(body)
     except (ValueError, RecursionError):
@@ -62,9 +62,9 @@ def prompt(body: bytes) -> bytes:
 @dataclass(slots=True, eq=False)
 class Replica:
     http: Http
-    number: int = -1  # another one each time it comes back
-    load: int = 0  # requests in hand
-    trouble: str = UNKNOWN  # why it gets no requests; empty: it does
+    number: int = -1  # changes each time the replica comes back
+    load: int = 0  # requests in progress
+    trouble: str = UNKNOWN  # why it gets no requests; empty if it does
 
     @asynccontextmanager
     async def ask(
@@ -81,8 +81,8 @@ class Replica:
 class Router:
     """urls: of the servers. limit: bytes of a body. timeout: seconds that a replica may be silent.
 
-    A request goes to another replica as long as nothing of an answer has come: when one cannot be
-    reached or hangs up, and when one answers 503, being full, starting or draining.
+    Before any part of an answer has come, a request is passed to another replica if one cannot be
+    reached, closes the connection, or answers 503 because it is full, starting or draining.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Router:
     # -- who is there --------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """Look after every replica, until cancelled."""
+        """Check all replicas regularly, until cancelled."""
         await asyncio.gather(*map(self._watch, self.replicas))
 
     async def _watch(self, replica: Replica) -> None:
@@ -131,7 +131,7 @@ class Router:
         replica.trouble = trouble
 
     def _choose(self, said: bytes, tried: Sequence[Replica]) -> Replica | None:
-        """By the policy; once that one has failed, whoever has least to do."""
+        """The policy's choice or, after that one failed, the replica with the least load."""
         ready = {one.number: one for one in self.replicas if not one.trouble}
         if not tried and ready:
             return ready[self._policy.route(said, {i: one.load for i, one in ready.items()})]
@@ -155,7 +155,7 @@ class Router:
             await (await explain(request, error))(scope, receive, send)
 
     def answer(self, path: str) -> Response:
-        """What the router says of itself."""
+        """The router's own answer to a path in `OWN`."""
         if path == "/metrics":
             return Response(generate_latest(self._registry), media_type="text/plain; version=0.0.4")
         if path != "/livez" and all(one.trouble for one in self.replicas):
@@ -182,7 +182,7 @@ class Router:
             except HttpError as error:
                 why = str(error)
                 broken += error.status > 0
-                if error.status == 504 or broken > 1:  # it may be the request that does it
+                if error.status == 504 or broken > 1:  # the request may be the cause
                     raise EngineDead(f"{name}: {why}") from None
                 self._found(replica, why)
             self._moved.labels(name).inc()
@@ -190,7 +190,8 @@ class Router:
         raise self._nobody()
 
     async def _tell_all(self, request: Request, body: bytes, send: Send) -> None:
-        """The answers of all by their addresses, and of their statuses the worst."""
+        """Send a request to all replicas. Answers with their answers by address, and the highest
+        status."""
         call = passed_on(request, body)
 
         async def tell(replica: Replica) -> tuple[int, object]:
@@ -218,9 +219,10 @@ Call = tuple[str, str, bytes, Headers]
 
 
 def passed_on(request: Request, body: bytes) -> Call:
-    """A request as a replica gets it: method, path, body and headers."""
+    """A request as replicas get it: method, path, body and headers."""
     scope = request.scope
-    method = "GET" if scope["method"] == "HEAD" else scope["method"]  # whose answer has no end
+    # HEAD becomes GET: the end of an answer to HEAD cannot be told from its headers
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
     query = scope["query_string"].decode("latin-1")
     path = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
     headers = [(name, value) for name, value in scope["headers"] if name not in OURS]
@@ -228,8 +230,8 @@ def passed_on(request: Request, body: bytes) -> Call:
 
 
 async def relay(answer: Answer, send: Send) -> None:
-    """An answer as it comes. A stream that breaks off ends with an error, any other without its
-    end, so that the client's connection breaks off too."""
+    """Pass on an answer as it arrives. If it breaks off, an event stream ends with an error; any
+    other is left incomplete, so that the client's connection breaks off, too."""
     headers = [(name, value) for name, value in answer.headers if name not in THEIRS]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     end = b""
@@ -245,7 +247,7 @@ async def relay(answer: Answer, send: Send) -> None:
 
 
 async def trouble(http: Http) -> str:
-    """Why a server takes no requests; empty: it does. Those of others have no /ready."""
+    """Why a server takes no requests; empty if it does. Servers other than Weir have no /ready."""
     try:
         async with asyncio.timeout(LOOK):
             try:
@@ -254,7 +256,7 @@ async def trouble(http: Http) -> str:
                 if error.status != 404:
                     raise
                 await http.get("/health")
-    except (HttpError, ValueError) as error:  # a host's name may be none
+    except (HttpError, ValueError) as error:  # ValueError: of an invalid host name
         return str(error)
     except TimeoutError:
         return f"it said nothing for {LOOK:g} s"
@@ -262,7 +264,7 @@ async def trouble(http: Http) -> str:
 
 
 async def serve(router: Router, listening: socket, patience: float) -> None:
-    """Route until a signal ends it; requests in hand get `patience` seconds then."""
+    """Route until a signal; requests in progress then get `patience` seconds to finish."""
     server = Server(settings(router, timeout_graceful_shutdown=math.ceil(patience)))
     watching = asyncio.create_task(router.watch())
     try:

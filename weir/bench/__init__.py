@@ -1,1 +1,1 @@
-"""Benchmarks as product code: a load generator for servers, offline throughput, time to start."""
+"""Benchmarks: a load generator for servers, offline throughput, start-up time, GPU kernels."""

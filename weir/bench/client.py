@@ -1,7 +1,8 @@
-"""One conversation against a server, timed: what is sent to each kind of API and how it is read.
+"""Times one conversation with a server, through each kind of API.
 
-An event counts as tokens if it carries text, or could but holds it back; a stream's first message
-with the role and its last with the usage do not. Token counts are the server's own.
+An event counts as an arrival of tokens if it has text, or may have tokens whose text the server
+holds back. A stream's first message, with the role, and its last, with the usage, do not count.
+Token counts are the server's.
 """
 
 import time
@@ -54,7 +55,7 @@ class Meta(Struct):
 
 
 class Message(Struct):
-    """One event of a stream of any of the APIs; what a benchmark does not need is skipped."""
+    """One event of a stream of any API, with only the fields that benchmarks need."""
 
     choices: list[Choice] = []
     usage: Usage | None = None
@@ -68,10 +69,10 @@ decode = msgspec.json.Decoder(Message).decode
 
 @dataclass(slots=True)
 class Target:
-    """Where requests go and what every one of them carries."""
+    """Where requests go, and what all of them have in common."""
 
     http: Http
-    backend: str  # of ENDPOINTS
+    backend: str  # one of ENDPOINTS
     model: str
     endpoint: str = ""
     ignore_eos: bool = False
@@ -84,7 +85,7 @@ class Target:
         self.endpoint = self.endpoint or ENDPOINTS[self.backend]
 
     async def converse(self, item: Item) -> list[Record]:
-        """All turns of a conversation, one after another; stops after a turn that fails."""
+        """Run all turns of a conversation in order; stops after a turn that fails."""
         prompt: Any = item.prompt
         if self.backend == "openai-chat":
             prompt = [{"role": "user", "content": item.prompt}]
@@ -97,7 +98,7 @@ class Target:
         return records
 
     async def warm_up(self, output: int = 4) -> Record:
-        """A first request. Raises `HttpError` if it fails."""
+        """Send a first request. Raises `HttpError` if it fails."""
         (record,) = await self.converse(Item("Hello", output))
         if record.error:
             raise HttpError(f"the first request failed: {record.error}")
@@ -147,7 +148,7 @@ class Target:
         return f"{prompt}{answer}\n\n{turn}\n\n"
 
     def _read(self, message: Message, arrival: float, record: Record, pieces: list[str]) -> None:
-        """Take one event into the record and its text."""
+        """Add one event to the record and its text. Raises `HttpError` if it is an error."""
         if message.error:
             raise HttpError(words(message.error))
         fresh = False
@@ -167,13 +168,13 @@ class Target:
             text, fresh = heard(message.choices[0])
             pieces.append(text)
             if message.choices[0].finish_reason is not None and not record.arrivals:
-                fresh = True  # an empty answer: its end is all there is to wait for
+                fresh = True  # of an empty answer the end counts
         if fresh:
             record.arrivals.append(arrival)
 
 
 def heard(choice: Choice) -> tuple[str, bool]:
-    """The text of a choice's event, and whether the event stands for generated tokens."""
+    """The text of a choice's event, and whether it counts as an arrival of tokens."""
     said = choice.delta
     if said is None:
         text = choice.text or ""

@@ -1,4 +1,4 @@
-"""Flags that choose a workload, and the workload they choose. Shared by the benchmarks."""
+"""Command-line flags that choose a workload, and the workload made from them."""
 
 import math
 from argparse import ArgumentParser, Namespace
@@ -80,7 +80,8 @@ def natural(text: str) -> int:
 
 
 def make(options: Namespace, tokenizer: Callable[[], Tokenizer], seed: int) -> Workload:
-    """The workload that the flags describe; `tokenizer` is called only if it is needed."""
+    """The workload that the flags describe; `tokenizer` is called only if needed. Raises
+    `ConfigError`."""
     name, path = options.dataset_name, options.dataset_path
     count, output = options.num_prompts, options.output_len
     if name in FILES and path is None:

@@ -40,7 +40,8 @@ SHARED = [(16, 16, 2048, 160), (64, 4, 2048, 160)]  # groups, decodes, keys in c
 
 
 def median(run: Callable[[], object], repeat: int) -> float:
-    """Milliseconds of a call, after three to warm up, the cache cleared before each."""
+    """Median milliseconds of a call after three warm-up calls, with the cache cleared before
+    each."""
     for _ in range(3):
         run()
     cold = torch.empty(2**28, dtype=torch.uint8, device="cuda")
@@ -48,7 +49,7 @@ def median(run: Callable[[], object], repeat: int) -> float:
 
 
 def batch_of(lengths: list[int], chunks: list[int]) -> tuple[Tensor, Batch]:
-    """Random keys on scattered pages, and the batch that reads them."""
+    """Random keys and values on scattered pages, and the batch that reads them."""
     pages = [-(-length // PAGE) for length in lengths]
     order = torch.randperm(sum(pages), device="cuda").int()
     table = torch.zeros(len(lengths), max(pages), dtype=torch.int32, device="cuda")
@@ -70,12 +71,12 @@ class Row(Struct):
     micros: float
     rate: float
     unit: str  # "TB/s" or "TFLOP/s"
-    share: float  # of what a copy, or the largest matrix product, reaches here
+    share: float  # of the rate that a copy, or a large matrix product, reaches here
     error: float  # relative
 
 
 class Report:
-    """Rows of the table; remembers whether every op was right."""
+    """Rows of the table, and whether all ops were right."""
 
     def __init__(self, repeat: int):
         self.repeat = repeat
@@ -102,8 +103,8 @@ class Report:
         flop: float = 0.0,
         calls: int = 1,
     ) -> None:
-        """`moved` bytes or `flop`: what the op cannot do without; `error` is relative. `run` is
-        that many calls of it."""
+        """moved, flop: the bytes that the op must move, or its arithmetic. error: relative. calls:
+        of the op in one call of `run`."""
         time = median(run, self.repeat) / calls
         rate = (flop or moved) / time / 1e9
         ceiling, unit = (self.product, "TFLOP/s") if flop else (self.copy, "TB/s")
@@ -122,7 +123,7 @@ class Report:
 
 
 def distance(got: Tensor, want: Tensor) -> float:
-    """Relative, in the norm; NaN is infinitely far."""
+    """The relative error in the Euclidean norm; infinite for NaN."""
     error = (got.float() - want.float()).norm() / want.float().norm()
     return float(error.nan_to_num(torch.inf))
 
@@ -160,7 +161,7 @@ def attention(report: Report) -> None:
 
 
 def shared_prefixes(report: Report) -> None:
-    """The bytes moved are those of every prefix once."""
+    """Bytes moved count each prefix once."""
     spec = AttentionSpec(HEADS, KV_HEADS, SIZE, SIZE**-0.5)
     for groups, decodes, common, own in SHARED:
         count = groups * decodes
@@ -183,8 +184,8 @@ def shared_prefixes(report: Report) -> None:
 
 
 def recorded(run: Callable[[Tensor], object], kv: Tensor) -> tuple[Callable[[], None], int]:
-    """A CUDA graph of a call with each of some copies of kv that do not fit the cache, and of how
-    many."""
+    """A CUDA graph of calls with several copies of kv, which together do not fit the cache, and the
+    number of calls."""
     copies = [kv.clone() for _ in range(max(2, min(12, 2**28 // kv.nbytes)))]
     run(kv)  # compiled before it is recorded
     graph = torch.cuda.CUDAGraph()
@@ -192,7 +193,7 @@ def recorded(run: Callable[[Tensor], object], kv: Tensor) -> tuple[Callable[[], 
         for copy in copies:
             run(copy)
 
-    return lambda keep=(run, copies): graph.replay(), len(copies)  # it reads what they hold
+    return lambda keep=(run, copies): graph.replay(), len(copies)  # keeps what the graph reads
 
 
 def rows(report: Report) -> None:
@@ -235,7 +236,7 @@ def rows(report: Report) -> None:
 
 
 def sampling(report: Report) -> None:
-    """Errors are the share of rows that choose another token than on a CPU."""
+    """The error is the share of rows whose token differs from a CPU's choice."""
     cuts = {"": (0, 1.0), "top-k 50": (50, 1.0), "top-p 0.9": (0, 0.9)}
     for count in (1, 32, 256):
         logits = torch.randn(count, VOCAB, device="cuda").mul_(4).to(DTYPE)
@@ -255,7 +256,7 @@ def sampling(report: Report) -> None:
 
 
 def linears(report: Report) -> None:
-    """Of Llama-3.1-8B and of Qwen3-0.6B: weights that take long to read, and others."""
+    """Weights of Llama-3.1-8B, which are large, and of Qwen3-0.6B, which are small."""
     for n, k in ((2 * FFN, HIDDEN), (HIDDEN, FFN), (HIDDEN, HIDDEN), (4096, 1024), (1024, 3072)):
         weight = torch.randn(n, k, device="cuda", dtype=DTYPE) / 64
         w = pack(weight)

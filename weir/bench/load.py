@@ -1,4 +1,5 @@
-"""Running a workload against a server: requests leave at their times, under a cap on how many."""
+"""Runs a workload against a server: sends requests at their times, with an optional cap on how many
+are in flight."""
 
 import asyncio
 import sys
@@ -19,11 +20,11 @@ async def load(
     concurrency: int | None = None,
     on_done: Callable[[int, int, int], None] = lambda done, read, written: None,
 ) -> tuple[list[Record], float]:
-    """Send every item when it is due; returns the records and the seconds it took.
+    """Send every item when it is due; returns the records and the seconds taken.
 
-    `on_done` hears of each conversation that ended: one, its prompt tokens, its output tokens.
-    Under a cap a request's clock starts when it is sent, not when it was due. Says on standard
-    error if this client itself was late: then it was measured, and not the server.
+    on_done: called when a conversation ends, with 1, its prompt tokens and its output tokens. Under
+    a cap a request's time starts when it is sent, not when it was due. Warns on standard error if
+    this client was late, because its own delay then affects the results.
     """
     cap = asyncio.Semaphore(concurrency) if concurrency else None
 

@@ -1,7 +1,7 @@
-"""The workloads that GPU engines are compared on, and what others reached on them.
+"""The workloads on which GPU engines are compared, and the results of other engines.
 
-Prompts are random token ids, EOS is ignored, temperature 1. The lengths of two workloads come from
-a file, `bench/workloads.json` under the folder that WEIR_DATA names.
+Prompts are random token ids, EOS is ignored, the temperature is 1. The lengths of two workloads
+come from the file `bench/workloads.json` in the folder that WEIR_DATA names.
 """
 
 import json
@@ -16,12 +16,13 @@ from weir.sim.workload import Item, Workload
 
 RECORDED = ("nano_256", "azure_conv_1000")
 NAMES = (*RECORDED, "gsp", "fixed:N")
-EDGE = 1000  # ids at either end of a vocabulary that may mean something
+EDGE = 1000  # ids at either end of a vocabulary that may be special
 
 
 class Reached(NamedTuple):
-    """Seconds on one H100: the better of vLLM 0.26.0 and SGLang 0.5.16, the same schedule with
-    every byte and product at the chip's ceilings, and with the best kernels known."""
+    """Seconds on one H100: of the better of vLLM 0.26.0 and SGLang 0.5.16, and calculated for the
+    same schedule with all bytes and FLOP at the chip's peak rates (floor) or with the best known
+    kernels."""
 
     peer: float
     floor: float
@@ -38,7 +39,7 @@ REACHED = {
     },
     "qwen3-0.6b": {"nano_256": Reached(7.89, 5.4, 5.8), "fixed:1": Reached(0.63, 0.11, 0.12)},
 }
-"""By the name of the model's file or folder, then by workload."""
+"""Name of the model's file or folder → workload → result."""
 
 
 class Latency(NamedTuple):
@@ -58,11 +59,11 @@ REACHED_ONLINE = {
         16.0: Latency(97, 425, 11.3, 73.7, 80),
     }
 }
-"""vLLM 0.26.0 on one H100 under `azure_conv_1000`, by requests a second, arrivals Poisson."""
+"""vLLM 0.26.0 on one H100 with `azure_conv_1000`: model → requests/s (Poisson) → result."""
 
 
 def make(name: str, vocab: int, seed: int = 1) -> Workload:
-    """The workload of that name, over a vocabulary of that size. Raises `ConfigError`."""
+    """The workload of that name, for a vocabulary of that size. Raises `ConfigError`."""
     random = Random(seed)
 
     def ids(count: int) -> list[int]:
@@ -81,7 +82,7 @@ def make(name: str, vocab: int, seed: int = 1) -> Workload:
 
 
 def _shared(ids: Callable[[int], list[int]]) -> list[Item]:
-    """64 groups of 16 requests share 2,048 tokens and have 128 of their own, in random order."""
+    """64 groups of 16 requests that share 2,048 tokens and have 128 own ones, in random order."""
     prefixes = [ids(2048) for _ in range(64)]
     items = [Item(prefix + ids(128), 64) for _ in range(16) for prefix in prefixes]
     Random(2).shuffle(items)
@@ -89,14 +90,15 @@ def _shared(ids: Callable[[int], list[int]]) -> list[Item]:
 
 
 def data_folder() -> Path:
-    """What WEIR_DATA names: traces, prompts and lengths to measure with. Raises `ConfigError`."""
+    """The folder that WEIR_DATA names, with the benchmarks' traces, prompts and lengths. Raises
+    `ConfigError`."""
     if folder := os.environ.get("WEIR_DATA"):
         return Path(folder)
     raise ConfigError("WEIR_DATA is not set: it names the folder with the benchmarks' data")
 
 
 def _lengths(name: str) -> list[tuple[int, int]]:
-    """Prompt and output tokens of each request."""
+    """Prompt and output tokens of each request. Raises `ConfigError`."""
     file = data_folder() / "bench" / "workloads.json"
     try:
         return [(prompt, output) for prompt, output in json.loads(file.read_text())[name]]

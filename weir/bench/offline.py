@@ -29,12 +29,12 @@ from weir.sim.workload import Item, Workload
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 USAGE = "weir bench offline [MODEL] [OPTIONS]"
 COLUMNS = ("out/s", "peer", "best", "floor", "share")
-"""In seconds: the better peer, the best kernels known, every byte and product at the chip's
-ceilings; and the share of that floor which was reached."""
+"""Output tokens per second; then of `named.Reached`, in seconds, the peer, the best known kernels
+and the floor; and the floor divided by the time taken."""
 
 
 class Result(Struct):
-    """Tokens, and seconds of the whole run and of prefill alone (None: the cache was on)."""
+    """Token counts, and seconds of the whole run and of prefill alone (None: cache was on)."""
 
     requests: int
     prompt_tokens: int
@@ -91,7 +91,7 @@ def run(options: Namespace) -> int:
 
 
 def compare(options: Namespace) -> int:
-    """Run named workloads and show them beside what others reached."""
+    """Run named workloads and show the results beside those of others."""
     settings = config(options)
     vocab = connect.text(settings).vocab
     warm, *made = (named.make(name, vocab) for name in ("fixed:8", *options.workload))
@@ -136,14 +136,14 @@ class Run(Struct):
 
 
 def _ask(llm: weir.LLM, workload: Workload, limit: int | None, shown: bool) -> Run:
-    """Answer a named workload, with no more text than its users would see."""
+    """Run a named workload, without detokenising."""
     asked = SamplingParams(temperature=1.0, ignore_eos=True, detokenize=False)
     seconds, outputs = generate(llm, workload, limit, shown, asked)
     return Run(workload.name, seconds, *_tokens(outputs))
 
 
 def _tokens(outputs: list[RequestOutput]) -> tuple[int, int, int]:
-    """Of the prompts, of the answers, and of the prompts those found in the cache."""
+    """The tokens of the prompts, of the answers, and of the prompts found in the cache."""
     return (
         sum(len(output.prompt_token_ids) for output in outputs),
         sum(len(output.outputs[0].token_ids) for output in outputs),
@@ -152,12 +152,13 @@ def _tokens(outputs: list[RequestOutput]) -> tuple[int, int, int]:
 
 
 def measure(llm: weir.LLM, workload: Workload, cached: bool, shown: bool) -> Result:
-    """Run once whole and, without a cache, for the prefill alone. Raises if a request fails."""
+    """Run once whole and, if the cache is off, once for prefill alone. Raises `EngineDead` if a
+    request fails."""
     if cached:
         generate(llm, Workload("warm-up", [Item([0] * 64, 2)]), None, False)
         prefill = None
     else:
-        generate(llm, workload, 1, False)  # touches every page of memory that the runs will use
+        generate(llm, workload, 1, False)  # touches all memory that the runs will use
         prefill = generate(llm, workload, 1, shown)[0]
     elapsed, outputs = generate(llm, workload, None, shown)
     return Result(len(outputs), *_tokens(outputs), elapsed, prefill, llm.model.info)
@@ -170,8 +171,8 @@ def generate(
     shown: bool,
     asked: SamplingParams = GREEDY,
 ) -> tuple[float, list[RequestOutput]]:
-    """Seconds and outputs of the workload, each answer cut at `limit` tokens. Raises `EngineDead`
-    if a request fails."""
+    """Seconds and outputs of the workload, with at most `limit` tokens per answer. Raises
+    `EngineDead` if a request fails."""
     prompts = [
         llm.encode(item.prompt) if isinstance(item.prompt, str) else item.prompt
         for item in workload.items

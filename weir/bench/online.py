@@ -78,7 +78,7 @@ def run(options: Namespace) -> int:
 
 
 async def measured(server: Private, workload: Workload, rate: float, options: Namespace) -> Run:
-    """One run. Raises `HttpError` if the server does not answer at all."""
+    """One run at one rate. Raises `HttpError` if the server does not answer at all."""
     http = Http(server.url, server.headers, timeout=600.0)
     target = Target(http, "openai", options.model, ignore_eos=True, temperature=1.0)
     await target.warm_up()

@@ -1,4 +1,4 @@
-"""A server for the length of a command: on loopback, on a free port, with a key of its own."""
+"""A server for the duration of a command: on loopback, with a free port and its own key."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from weir.http import Http, HttpError
 
 @dataclass(slots=True)
 class Private:
-    """A running server; `seconds` from the start of its process until it was ready."""
+    """A running server. seconds: from the start of its process until it was ready."""
 
     url: str
     headers: dict[str, str]  # that requests must carry
@@ -35,9 +35,9 @@ def private(
     on_wait: Callable[[float], None] = lambda seconds: None,
     timeout: float = 600.0,
 ) -> Iterator[Private]:
-    """Run `weir serve` and wait until it is ready; `on_wait` is called while it is not.
+    """Run `weir serve` and wait until it is ready. on_wait: called meanwhile, with the seconds.
 
-    Raises `ConfigError` with the server's last words if it ends or is not ready in time.
+    Raises `ConfigError` with the end of the server's log if it ends or is not ready in time.
     """
     port, key = free_port(), secrets.token_urlsafe()
     headers = {"Authorization": f"Bearer {key}"}
@@ -51,7 +51,7 @@ def private(
             stdout=log,
             stderr=log,
             env={**os.environ, **(environ or {}), "WEIR_API_KEY": key},
-            start_new_session=True,  # Ctrl-C in the terminal is for this program alone
+            start_new_session=True,  # Ctrl-C in the terminal is only for this program
         )
         try:
             http = Http(f"http://127.0.0.1:{port}", headers, timeout=5.0)
@@ -76,7 +76,7 @@ async def ready(http: Http) -> bool:
 
 
 def stop(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """Ask, then make sure; whatever the process started in its session goes with it."""
+    """Terminate the process, then kill it and all that it started in its session."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Flags for when requests arrive and what is reported of them. Shared by load and simulation."""
+"""Command-line flags for arrivals and reports, shared by benchmarks and simulation."""
 
 import math
 import sys
@@ -17,7 +17,7 @@ from weir.sim.workload import Workload, paced, poisson
 
 @dataclass(slots=True, frozen=True)
 class Wanted:
-    """What a report shows. limits: metric to milliseconds, for goodput."""
+    """What a report shows. limits: of goodput, metric → milliseconds."""
 
     limits: dict[str, float]
     metrics: list[str]
@@ -50,12 +50,12 @@ def add_report(parser: ArgumentParser) -> Any:
 
 
 def add_output(parser: Any) -> None:
-    """The flag that `write` is for."""
+    """Add the flag whose value `write` takes."""
     parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the result as JSON")
 
 
 def write(path: Path | None, result: Any) -> None:
-    """A result as JSON, where a file was given. Raises `ConfigError`."""
+    """Write a result as JSON, if a file was given. Raises `ConfigError`."""
     if path is None:
         return
     try:
@@ -66,13 +66,13 @@ def write(path: Path | None, result: Any) -> None:
 
 
 def failures(records: Sequence[Record]) -> None:
-    """Say on standard error why requests failed, as far as any did."""
+    """Print on standard error why requests failed, if any did."""
     for reason in sorted({record.error for record in records if record.error})[:5]:
         print(f"weir: some requests failed: {reason}", file=sys.stderr)
 
 
 def read(options: Namespace) -> Wanted:
-    """Raises `ConfigError` for a flag that makes no sense."""
+    """Read the flags of a report. Raises `ConfigError` for an invalid value."""
     return Wanted(
         _limits(options.goodput),
         _metrics(options.percentile_metrics),
@@ -81,7 +81,7 @@ def read(options: Namespace) -> Wanted:
 
 
 def timed(options: Namespace, workload: Workload, seed: int) -> Workload:
-    """The workload with the arrivals that the flags ask for."""
+    """The workload with the arrivals that the flags describe. Raises `ConfigError`."""
     rate = options.request_rate
     if rate is None and workload.timed:
         return paced(workload, options.trace_speed)

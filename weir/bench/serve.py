@@ -81,7 +81,8 @@ def run(options: Namespace) -> int:
 
 
 async def bench(options: Namespace) -> tuple[list[Record], float, str]:
-    """Find the model, make the workload, warm up, run. Raises if the server is not usable."""
+    """Find the model, make the workload, warm up and run. Raises `HttpError` if the server cannot
+    be used."""
     base = options.base_url or f"http://{options.host}:{options.port}"
     headers = bearer(options.api_key)
     http = Http(base.rstrip("/"), headers, options.timeout)
@@ -97,7 +98,8 @@ async def bench(options: Namespace) -> tuple[list[Record], float, str]:
 
 
 def prepared(options: Namespace, model: str) -> Workload:
-    """The workload in the form that the API takes: text for chats, else as it is."""
+    """The workload in the form that the API takes: text for chats and conversations, else
+    unchanged."""
     tokenizer = cache(lambda: datasets.tokenizer(options.tokenizer or model))
     workload = datasets.make(options, tokenizer, options.seed)
     conversation = any(item.turns for item in workload.items)
@@ -150,7 +152,7 @@ def save(options: Namespace, model: str, result: dict[str, Any]) -> Path:
 
 
 def raise_file_limit() -> None:
-    """Every request in flight is an open connection."""
+    """Raise the limit of open files, as each request in flight is an open connection."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -54,7 +54,8 @@ def run(options: Namespace) -> int:
 
 
 def start(model: str, flags: list[str], environ: dict[str, str]) -> Start:
-    """One start, measured up to the first token of a short request. Raises if there is none."""
+    """One start, timed up to the first token of a short request. Raises `ConfigError` or
+    `HttpError` if that fails."""
     with private(model, flags, environ) as server:
         target = Target(Http(server.url, server.headers, timeout=120.0), "openai", model)
         return Start(server.seconds, asyncio.run(target.warm_up(1)).ttft)
@@ -67,7 +68,7 @@ def note(result: dict[str, list[float]], kind: str, seconds: Start) -> None:
 
 
 def forget(model: Path) -> None:
-    """Drop a model's files from the page cache, as far as the system lets an ordinary user."""
+    """Drop a model's files from the page cache, as far as the system allows."""
     files = [path for path in model.rglob("*") if path.is_file()] if model.is_dir() else [model]
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""A conversation with a chat server, streamed and remembered."""
+"""A conversation with a chat server, with streamed answers."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -12,7 +12,7 @@ from weir.http import Http, HttpError
 
 
 async def first_model(http: Http) -> str:
-    """The name of the model that a server shows first."""
+    """The name of the first model that a server lists. Raises `HttpError`."""
     listed = msgspec.json.decode(await http.get("/v1/models"))
     try:
         return str(listed["data"][0]["id"])
@@ -22,7 +22,7 @@ async def first_model(http: Http) -> str:
 
 @dataclass(slots=True)
 class Talk:
-    """What has been said so far, and the server that goes on with it."""
+    """A conversation so far, and the server that continues it."""
 
     http: Http
     model: str
@@ -30,12 +30,13 @@ class Talk:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def reset(self, system: str | None = None) -> None:
-        """Forget what was said; keep the system prompt, or set another."""
+        """Drop all messages; keep the system prompt, or set another."""
         kept = [message for message in self.messages if message["role"] == "system"]
         self.messages = [{"role": "system", "content": system}] if system else kept
 
     async def answer(self, text: str) -> AsyncGenerator[str]:
-        """Say `text`; yields the answer piece by piece. What was heard of it is remembered."""
+        """Send `text`; yields the answer in pieces. What was received of it becomes part of the
+        conversation. Raises `HttpError`."""
         self.messages.append({"role": "user", "content": text})
         heard: list[str] = []
         body = {"model": self.model, "messages": self.messages, "stream": True, **self.settings}

@@ -84,7 +84,7 @@ def simulated(options: Namespace) -> Callable[[float], Report]:
 
 
 def live(options: Namespace) -> Callable[[float], Report]:
-    """On a server, the scheduling delay is what its queue time histogram gained meanwhile."""
+    """Trials on a server. The scheduling delay is read from its histogram of queue times."""
     settings = config(options)
     headers = bearer(next(iter(settings.api_key), None))
     http = Http(options.base_url.rstrip("/"), headers, 600.0)
@@ -100,7 +100,7 @@ def live(options: Namespace) -> Callable[[float], Report]:
 
 
 async def _loaded(target: Target, workload: Workload) -> Report:
-    await target.http.post("/flush_cache")  # or a trial would find the prompts of the one before
+    await target.http.post("/flush_cache")  # else a trial would find the last one's prompts
     before = await look(target.http)
     records, duration = await load(target, workload)
     after = await look(target.http)

@@ -1,9 +1,9 @@
 """Talk to a model in the terminal.
 
-With --url the model is a running server's; without, a server is started for this talk alone, with
+With --url the model is a running server's; otherwise a server is started only for this talk, with
 settings from the environment, such as WEIR_DTYPE.
-In the talk: /reset forgets it, /system TEXT sets the system prompt, /quit leaves. Ctrl-C stops an
-answer; Ctrl-D leaves.
+In the talk, /reset forgets it, /system TEXT sets the system prompt and /quit leaves. Ctrl-C stops
+an answer; Ctrl-D leaves.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ def settings(options: Namespace) -> dict[str, Any]:
 
 
 def converse(talk: Talk, listen: Callable[[str], str], show: Callable[[str], None]) -> None:
-    """Read, answer, repeat until /quit or the end of input."""
+    """Read lines and answer them, until /quit or the end of input."""
     show(f"{talk.model} · /reset /system TEXT /quit · Ctrl-C stops an answer\n")
     while True:
         try:

@@ -1,7 +1,7 @@
 """Complete prompts from the command line, a file or standard input, all in one batch.
 
-Prints the completions in order, each as soon as it is there, or with --jsonl one JSON object a
-prompt. What was printed is kept if it is stopped; `weir run-batch` can go on where it was.
+Prints the completions in order, each as soon as it is ready, or with --jsonl one JSON object per
+prompt. If stopped, it does not continue where it was; `weir run-batch` can.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Find where weights, KV cache and activations of a model should lie: GPU, CPU memory or disk.
 
-For many requests of one length, the placement and the sizes of batches that generate most tokens a
-second (or, for latency, one request soonest), what is predicted of them and what limits them,
-beside the choices one would make by hand. No model is loaded, only its shape is read.
+For many requests of one length, shows the placement and batch sizes that generate most tokens per
+second (or, for latency, finish one request soonest), the predicted times and what limits them, and
+for comparison choices made by hand. No model is loaded; only its shape is read.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -57,7 +57,7 @@ def run(options: Namespace) -> int:
         found = machine.measured(found, options.measure)
     caps = sizes(options)
     if found.alone and "cpu_memory" in caps:
-        caps["gpu_memory"] = caps["cpu_memory"]  # the only one there is
+        caps["gpu_memory"] = caps["cpu_memory"]  # the machine has only this memory
     found = replace(found, **caps)
     spec = shape(options.model)
     job = Job(prompt=options.prompt, output=options.output)
@@ -76,7 +76,7 @@ def run(options: Namespace) -> int:
 
 
 def sizes(options: Namespace) -> dict[str, int]:
-    """The sizes given. Raises `ConfigError`."""
+    """The sizes that flags give, in bytes. Raises `ConfigError`."""
     found = {}
     for name in SIZES:
         if (text := getattr(options, name)) is not None:

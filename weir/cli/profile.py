@@ -1,7 +1,7 @@
-"""Measure how long steps take on this machine and keep the result for the latency target.
+"""Measure how long steps take on this machine, and save the result for the latency target.
 
 Runs a grid of steps on the real engine: prompt chunks by length and start, decodes by number and
-context. With --check, also random mixed steps, and the error of each cost model on them.
+context. With --check, also runs random mixed steps and shows the error of each cost model on them.
 """
 
 import statistics
@@ -82,7 +82,7 @@ def lines(grid: Grid) -> list[str]:
 
 
 def error(model: Table | Roofline, works: Sequence[Work], measured: Sequence[float]) -> str:
-    """The distribution of a model's error over steps that were measured."""
+    """The distribution of a cost model's relative error over measured steps."""
     pairs = zip(works, measured, strict=True)
     errors = sorted(abs(model.seconds(work) / seconds - 1) for work, seconds in pairs)
     ninth = errors[min(len(errors) - 1, int(0.9 * len(errors)))]

@@ -1,7 +1,7 @@
 """Serve several running servers behind one address.
 
-A request goes where most of its prompt is cached, unless loads differ too much; to another server
-when one is full, starting, draining or gone. Keys, streams and errors pass through.
+A request goes to the server that has most of its prompt cached, unless loads differ too much, and
+to another one if that is full, starting, draining or gone. Keys, streams and errors pass through.
 """
 
 import logging

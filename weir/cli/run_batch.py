@@ -1,7 +1,7 @@
 """Answer a file of OpenAI batch requests.
 
 Each input line is a request to /v1/chat/completions, /v1/completions or /v1/embeddings; each output
-line its answer. A run that was stopped goes on where it was when it is started again.
+line is an answer. A run that was stopped continues where it was when it is started again.
 """
 
 import sys
@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """0 if every line of the input now has an answer that is not an error."""
+    """Returns 0 if every input line now has an answer that is not an error."""
     settings = config(options)
     try:
         summary = run_batch(

@@ -1,7 +1,7 @@
 """Start the OpenAI-compatible server.
 
-Every option is also a line of the --config file and an environment variable (--block-size is
-WEIR_BLOCK_SIZE); a flag wins over the environment, the environment over the file.
+Every option can also be set in the --config file and by an environment variable (--block-size by
+WEIR_BLOCK_SIZE). Flags override the environment, which overrides the file.
 """
 
 from argparse import ArgumentParser, Namespace

@@ -1,7 +1,7 @@
 """Replay a workload in virtual time, with the scheduler, cache and policies that would serve it.
 
-The report is that of `weir bench serve`. Arrivals are the trace's own, or --request-rate with
-gamma-distributed intervals (--burstiness 1: Poisson); no model is loaded, only its shape is read.
+The report is that of `weir bench serve`. Arrivals are the trace's own, or at --request-rate with
+gamma-distributed intervals (--burstiness 1: Poisson). No model is loaded; only its shape is read.
 """
 
 import gc
@@ -55,7 +55,7 @@ def run(options: Namespace) -> int:
 
 
 def prepared(options: Namespace, scene: Scene) -> Workload:
-    """The workload of the flags, its prompts random tokens, its arrivals set."""
+    """The workload that the flags describe, with prompts of random tokens, and arrivals set."""
     seed = scene.config.seed
     workload = datasets.make(options, lambda: Vocabulary(scene.spec.vocab), seed)
     return reporting.timed(options, workload, seed)
@@ -64,8 +64,8 @@ def prepared(options: Namespace, scene: Scene) -> Workload:
 def simulate(
     scene: Scene, workload: Workload, timeline: plot.Timeline | None = None
 ) -> tuple[list[Record], float]:
-    """Records and duration. Garbage is collected seldom meanwhile: little of what a scheduler
-    drops is in cycles, and walking the queues takes a third of the time."""
+    """Records and duration. Garbage is collected seldom meanwhile: the scheduler makes few
+    reference cycles, and traversing its queues would take a third of the time."""
     fleet = scene.fleet()
     for replica in fleet:
         replica.watch = timeline

@@ -1,8 +1,8 @@
 """Watch a running server: requests, tokens a second, latencies, cache, steps."""
 
-# Made from nothing but /metrics and /server_info. Two scrapes make a frame: rates are differences
-# of counters, percentiles come from what was added to the histograms in between, so they describe
-# the last interval and not the server's whole life.
+# Reads only /metrics and, for the title, /server_info and /v1/models. Two scrapes make a frame:
+# rates are differences of counters and percentiles come from differences of histograms, so they
+# describe the last interval, not all time since the server's start.
 
 import asyncio
 import math
@@ -45,14 +45,15 @@ def run(options: Namespace) -> int:
 
 @dataclass(slots=True)
 class Scrape:
-    """The samples of one look, summed over labels; histograms as upper bound → count so far."""
+    """The samples of one scrape, summed over labels; histograms as upper bound → cumulative
+    count."""
 
     when: float
     values: dict[str, float] = field(default_factory=dict)
     buckets: dict[str, dict[float, float]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
-        """A gauge or counter of Weir's; 0 if the server does not publish it."""
+        """A gauge or counter of Weir; 0 if the server does not publish it."""
         return self.values.get(f"weir_{name}", self.values.get(f"weir_{name}_total", 0.0))
 
 
@@ -73,10 +74,9 @@ def parse(text: str, when: float) -> Scrape:
 
 
 def percentile(before: Mapping[float, float], after: Mapping[float, float], share: float) -> float:
-    """The `share` quantile of what came between two looks at a histogram; NaN if nothing did.
-
-    Linear inside a bucket, as Prometheus's histogram_quantile; the last finite bound at most.
-    """
+    """The `share` quantile of the samples between two scrapes of a histogram; NaN if there are
+    none. Linear within a bucket, as Prometheus's histogram_quantile; at most the last finite
+    bound."""
     bounds = sorted(after)
     counts = [after[bound] - before.get(bound, 0.0) for bound in bounds]
     if not counts or counts[-1] <= 0:
@@ -93,8 +93,8 @@ def percentile(before: Mapping[float, float], after: Mapping[float, float], shar
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What happened between two looks. Counters that fell (a restart) count from zero; what cannot
-    be said, as nothing happened, is NaN."""
+    """What happened between two scrapes. Counters that fell (a restart) count from zero. Values
+    that are undefined because nothing happened are NaN."""
 
     before: Scrape
     after: Scrape
@@ -104,14 +104,14 @@ class View:
         return change if change >= 0 else self.after[name]
 
     def rate(self, name: str) -> float:
-        """A second."""
+        """Growth per second."""
         return self.grown(name) / max(self.after.when - self.before.when, 1e-9)
 
     def ratio(self, name: str, whole: str) -> float:
         return self.grown(name) / grown if (grown := self.grown(whole)) else math.nan
 
     def quantile(self, name: str, share: float) -> float:
-        """Of a histogram of seconds."""
+        """A quantile of a histogram of seconds."""
         old, new = (look.buckets.get(f"weir_{name}", {}) for look in (self.before, self.after))
         if any(new.get(bound, 0.0) < count for bound, count in old.items()):
             old = {}
@@ -119,7 +119,7 @@ class View:
 
 
 def frame(now: View, title: str, history: list[float]) -> Panel:
-    """One frame, for any width of terminal."""
+    """One frame."""
 
     def seconds(name: str, share: float) -> str:
         found = now.quantile(name, share)
@@ -155,7 +155,7 @@ def frame(now: View, title: str, history: list[float]) -> Panel:
 
 
 def graph(history: list[float]) -> str:
-    """Output tokens a second of the last frames as a line of blocks."""
+    """Output tokens per second of the last frames, as a line of blocks."""
     top = max(history, default=0.0) or 1.0
     return "".join(BLOCKS[math.ceil(value / top * (len(BLOCKS) - 1))] for value in history)
 
@@ -170,7 +170,7 @@ async def look(http: Http) -> Scrape:
 
 
 async def title_of(http: Http) -> str:
-    """The model and where it runs, as far as the server tells."""
+    """The model, its device and dtype, and the server, as far as they are known."""
     try:
         info: dict[str, Any] = msgspec.json.decode(await http.get("/server_info"))
         listed = msgspec.json.decode(await http.get("/v1/models"))
@@ -183,7 +183,8 @@ async def title_of(http: Http) -> str:
 
 
 async def watch(http: Http, interval: float, once: bool) -> None:
-    """Draw until interrupted, or one frame. Raises `HttpError` if the server cannot be reached."""
+    """Draw frames until interrupted, or `once`. Raises `HttpError` if the server does not
+    answer."""
     console = Console()
     title, before, history = await title_of(http), await look(http), list[float]()
     await asyncio.sleep(interval)

@@ -1,4 +1,4 @@
-"""Flags that describe what is simulated, and the fleet they describe. Shared by the commands."""
+"""Command-line flags that describe the simulated fleet, and the fleet made from them."""
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ from weir.spec import Spec
 
 @dataclass(slots=True, frozen=True)
 class Scene:
-    """Everything but the workload. A fleet is used once: its caches and clocks move."""
+    """All of a simulation except the workload. A fleet can be used only once, as its caches and
+    clocks change."""
 
     config: Config
     spec: Spec
@@ -64,7 +65,7 @@ class Scene:
 
 
 class Vocabulary:
-    """What random prompts are drawn from, where there is no tokenizer."""
+    """The vocabulary of random prompts; there is no tokenizer."""
 
     special: frozenset[int] = frozenset()
 
@@ -79,7 +80,7 @@ class Vocabulary:
 
 
 QUANTISED = {"fp8": 1.0, "int4": 4.5 / 8}
-"""Bytes of a weight of a layer, the scale and offset of its group of 64 included."""
+"""Bytes of a weight of a layer, including the scale and offset of its group of 64."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -96,7 +97,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def scene(options: Namespace) -> Scene:
-    """Raises `ConfigError` for a model, device or memory that cannot be."""
+    """The scene that the flags describe. Raises `ConfigError` if it is not possible."""
     settings = config(options)
     spec = shape(settings.model, settings.revision, settings.download_dir)
     hardware = find(options.hardware)
@@ -115,7 +116,8 @@ def scene(options: Namespace) -> Scene:
 
 
 def weight_bytes(settings: Config, spec: Spec, hardware: str) -> float:
-    """Of one weight: quantised as asked, and on a CPU a file's codes stay as they are."""
+    """Bytes of one weight: quantised as requested; on a CPU a GGUF file's codes stay as they
+    are."""
     if settings.quantization in QUANTISED:
         return QUANTISED[settings.quantization]
     if hardware == "cpu" and settings.dtype == "auto" and settings.model not in SHAPES:

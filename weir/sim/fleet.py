@@ -1,4 +1,4 @@
-"""Replicas for virtual time: a scheduler as it would serve, over a device that is only priced."""
+"""Replicas for virtual time: the real scheduler over a device whose steps are only priced."""
 
 from typing import NamedTuple
 
@@ -21,20 +21,20 @@ from weir.sim.replay import Replica
 from weir.spec import Spec
 
 GB = 10**9
-CORES = 16  # of a GPU's host
+CORES = 16  # assumed of a GPU's host
 NUMBER = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": BYTES[8], "int4": BYTES[4]}
 
 
 class Number(NamedTuple):
-    """Bytes of a number of the KV cache: where it is computed, and on colder tiers."""
+    """Bytes of a number of the KV cache: on the device that computes, and on colder tiers."""
 
     here: float
     away: float
 
 
 def number(config: Config, cpu: bool) -> Number:
-    """As the engine would keep it: a GPU keeps no codes. Raises `ConfigError` where nothing would
-    be coded."""
+    """The sizes that the engine would use; a GPU's own KV is never coded. Raises `ConfigError` if
+    codes are requested but no tier would have them."""
     wide = 4.0 if config.dtype == "float32" else 2.0
     size = NUMBER.get(config.kv_cache_dtype, wide)
     if cpu or size >= 2:
@@ -48,8 +48,9 @@ def number(config: Config, cpu: bool) -> Number:
 
 
 def attended(spec: Spec, size: float, rate: float, cores: int) -> float:
-    """Bytes of 16-bit KV that are read, at `rate` in bytes/s, while that many cores attend to a
-    number of `size` bytes: codes are unpacked, and never worth less than reading 16 bits."""
+    """The cost of attending to a number of `size` bytes with that many cores, as the bytes that
+    memory of `rate` bytes/s reads meanwhile. Codes take time to unpack, but never more than it
+    takes to read 16 bits."""
     if size >= 2:
         return size
     unpacking = rate / (CODES * cores) * (1 + QUERY * spec.heads / spec.kv_heads)
@@ -70,23 +71,23 @@ def replica(
     fetch: Fetch | None = None,
     lanes: Lanes | None = None,
 ) -> Replica:
-    """An idle engine at time 0 whose plans take what `lanes` or else `cost` say, and their moves
-    what `transfers` says, so many of them in flight."""
+    """An idle engine at time 0. `lanes`, or else `cost`, gives the time of its plans, `transfers`
+    that of their moves. depth: most plans in flight."""
     clock = VirtualClock()
 
     def seconds(plan: Plan) -> float:
         return cost.seconds(Work.of(plan)) if lanes is None else lanes.plan(plan)
 
     def token(uid: int, position: int) -> int:
-        return (uid * 7919 + position * 104729) % vocab  # answers of two requests differ
+        return (uid * 7919 + position * 104729) % vocab  # answers differ between requests
 
     executor = Sim(scheduler.capacity, clock, seconds, token, depth=depth, transfers=transfers)
     return Replica(Engine(scheduler, executor, clock, target=target, fetch=fetch), clock)
 
 
 def capacity(config: Config, spec: Spec, hardware: Hardware, weight_bytes: float = 2.0) -> Capacity:
-    """What the device holds beside the weights and the activations of one step, in the terms of
-    the configuration's memory flags. Raises `ConfigError` if that is no useful cache."""
+    """The capacity with the KV cache in the memory that weights and the activations of one step
+    leave, according to the configuration. Raises `ConfigError` if that is too small."""
     cpu, defaults = hardware.name == "cpu", defaults_of(hardware)
     context = min(spec.context, config.max_model_len or spec.context)
     tokens = policies.step_tokens(config, defaults.tokens, context)

@@ -1,4 +1,4 @@
-"""A report as a picture: distributions of latency, and a run over time. Needs matplotlib."""
+"""Plots a report: distributions of latency, and load over time. Needs matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from weir.sim.report import METRICS, Report
 
 @dataclass(slots=True)
 class Moment:
-    """A fleet's replica as a step landed."""
+    """A replica when a step landed."""
 
     time: float
     running: int
@@ -21,10 +21,11 @@ class Moment:
 
 
 class Timeline:
-    """Watches a replica: `replica.watch = timeline`. Raises `ConfigError` if it cannot be drawn."""
+    """Records replicas' steps: `replica.watch = timeline`. Raises `ConfigError` if matplotlib is
+    missing."""
 
     def __init__(self) -> None:
-        library()  # before a simulation of minutes
+        library()  # fails before a simulation of minutes, not after
         self.moments: list[Moment] = []
         self._computed: dict[int, int] = {}  # replica → tokens of all its steps so far
 
@@ -37,7 +38,7 @@ class Timeline:
 
 
 def library() -> Any:
-    """pyplot, without a display. Raises `ConfigError` where matplotlib is missing."""
+    """pyplot, without a display. Raises `ConfigError` if matplotlib is missing."""
     try:
         import matplotlib
 
@@ -55,7 +56,7 @@ def canvas(rows: int = 1, columns: int = 1) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """As a PNG file. Raises `ConfigError` if it cannot be written."""
+    """Write a PNG file. Raises `ConfigError` if it cannot be written."""
     try:
         figure.savefig(path, dpi=110, format="png")
     except OSError as error:
@@ -63,7 +64,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 def overview(report: Report, timeline: Timeline) -> Any:
-    """A figure of four panels."""
+    """A figure of four panels: two of latencies, the load and the steps over time."""
     figure, axes = canvas(2, 2)
     for axis, metrics in ((axes[0][0], ("ttft", "wait")), (axes[0][1], ("itl", "tpot"))):
         cumulative(axis, {METRICS[name][0]: report.metrics[name].sorted for name in metrics})
@@ -80,7 +81,7 @@ def overview(report: Report, timeline: Timeline) -> Any:
 
 
 def cumulative(axis: Any, series: Mapping[str, Sequence[float]]) -> None:
-    """Shares of values, in milliseconds and ascending, that are at most so large."""
+    """Plot cumulative distributions of values in milliseconds, which must ascend."""
     for label, values in series.items():
         count = len(values)
         axis.plot(values, [(at + 1) / count for at in range(count)], label=label, lw=1.5)

@@ -1,7 +1,7 @@
-"""Replay a workload on engines in virtual time: one replica, or many behind a router.
+"""Replays a workload on engines in virtual time: one replica, or many behind a router.
 
-Engines, schedulers and caches are the real ones; only the executor below them is not. Between two
-arrivals replicas do not touch each other, so each simply runs until the next one.
+Engines, schedulers and caches are the real ones; only the executor is simulated. Between arrivals
+replicas are independent, so each simply runs until the next arrival.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from weir.sim.workload import Workload
 class Replica:
     """An engine whose executor moves `clock`, and the requests it was given.
 
-    watch: called with this replica after every step that landed."""
+    watch: called with this replica after each step that landed."""
 
     engine: Engine
     clock: VirtualClock
@@ -31,17 +31,17 @@ class Replica:
     live: dict[int, Record] = field(default_factory=dict)
     given: int = 0
     ended: int = 0
-    ends: deque[float] = field(default_factory=deque)  # of requests that `load` still counts
+    ends: deque[float] = field(default_factory=deque)  # times, of requests not yet in `ended`
 
     def submit(self, request: Request, record: Record) -> None:
-        """Take a request at its arrival, or when the step in hand lands."""
+        """Take a request at its arrival or, if a step is running then, when that lands."""
         self.clock.advance(request.arrival)
         self.live[request.uid] = record
         self.given += 1
         self.engine.add(request)
 
     def load(self, now: float) -> int:
-        """Requests that it had not ended by `now`."""
+        """Requests given but not ended by `now`."""
         while self.ends and self.ends[0] <= now:
             self.ends.popleft()
             self.ended += 1
@@ -76,8 +76,8 @@ class Replica:
 def replay(
     workload: Workload, replicas: Sequence[Replica], router: Router | None = None
 ) -> tuple[list[Record], float]:
-    """A record of each item in the order of arrival, and the time of the last end. Arrivals are
-    seconds from the clocks' zero. Raises `ConfigError` for prompts that are text."""
+    """Returns a record of each item in order of arrival, and the time of the last end. Arrivals are
+    seconds from the clocks' zero. Raises `ConfigError` for text prompts and for several turns."""
     router = router or RoundRobin()
     wishes: dict[int, Sampling] = {}
     records = []

@@ -1,11 +1,11 @@
-"""What a run of a workload was like: one record a request in, one report out.
+"""The metrics of a run of a workload: takes one record per request, makes one report.
 
-The bench client, the offline benchmark and the simulator all end here, so that their figures mean
-the same. Times are seconds of whatever clock made the records. Terms as the field uses them:
-TTFT is the wait for the first token, ITL each gap between two tokens that arrive, TPOT a request's
-(E2EL - TTFT) / (output tokens - 1), E2EL the wait for the last token. Papers also have PTL, E2EL a
-token ("normalised latency": Orca section 6, Learning to Rank section 5), the longest wait for any
-token, and the delay until a request is first scheduled. Knows no network, no engine.
+Benchmarks and simulator share it, so their figures are comparable. Times are seconds of the clock
+that made the records. TTFT is the wait for the first token, ITL each gap between two arrivals of
+tokens, E2EL the wait for the last token, TPOT a request's (E2EL - TTFT) / (output tokens - 1).
+Papers also use PTL, which is E2EL / output tokens ("normalised latency": Orca section 6, Learning
+to Rank section 5), the longest wait for any token, and the delay until a request is first
+scheduled. Knows no network, no engine.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Record:
     """One request as its sender saw it. It succeeded if `error` is empty."""
 
     start: float
-    arrivals: list[float] = field(default_factory=list)  # of the events that carried tokens
+    arrivals: list[float] = field(default_factory=list)  # times of the events with tokens
     end: float = 0.0
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
-    started: float = -1.0  # first scheduled; -1: its sender cannot know
+    started: float = -1.0  # first scheduled; -1: the sender does not know
     preempted: int = 0
     text: str = ""
     error: str = ""
@@ -87,7 +87,7 @@ class Distribution:
         return Distribution(statistics.fmean(values), statistics.pstdev(values), values)
 
     def percentile(self, percent: float) -> float:
-        """Linear interpolation between the two nearest ranks; 0 where there is nothing."""
+        """Linear interpolation between the two nearest ranks; 0 if there are no values."""
         if not self.sorted:
             return 0.0
         place = (len(self.sorted) - 1) * percent / 100
@@ -108,8 +108,8 @@ class Report:
     input_tokens: int
     output_tokens: int
     cached_tokens: int
-    goodput: float | None  # requests a second that met every limit; None: no limits were set
-    peak_output: float  # output tokens in the best second
+    goodput: float | None  # requests per second that met all limits; None: no limits
+    peak_output: float  # most output tokens in one second
     peak_concurrent: int
     preemptions: int
     metrics: dict[str, Distribution]
@@ -128,14 +128,14 @@ class Report:
 
     @property
     def hit_rate(self) -> float:
-        """Share of the prompt tokens that were found in the prefix cache."""
+        """Share of prompt tokens that were found in the prefix cache."""
         return self.cached_tokens / max(1, self.input_tokens)
 
 
 def measure(
     records: Sequence[Record], duration: float, limits: Mapping[str, float] | None = None
 ) -> Report:
-    """The report of a run of `duration` seconds. `limits` for goodput: metric to milliseconds."""
+    """The report of a run of `duration` seconds. limits: of goodput, metric → milliseconds."""
     good = [record for record in records if not record.error]
     duration = max(duration, 1e-9)
     met = sum(meets(record, limits) for record in good) if limits else None
@@ -167,7 +167,7 @@ def meets(record: Record, limits: Mapping[str, float]) -> bool:
 
 
 def peak_output(records: Sequence[Record]) -> float:
-    """Most output tokens in one second of the run. An event counts for its share of the tokens."""
+    """Most output tokens in one second of the run, as if all events had equally many."""
     if not records:
         return 0.0
     first = min(record.start for record in records)
@@ -197,7 +197,7 @@ def block(
     metrics: Sequence[str] = ("ttft", "tpot", "itl"),
     percentiles: Sequence[float] = (99,),
 ) -> str:
-    """The conventional block of text, label by label, that scripts in the wild parse."""
+    """The conventional block of text; its labels are kept because scripts parse them."""
     rows: list[tuple[str, float | int]] = [
         ("Successful requests", report.completed),
         ("Failed requests", report.failed),

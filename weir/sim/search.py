@@ -1,7 +1,7 @@
 """Capacity: the highest request rate that keeps latency within limits (Sarathi-Serve section 5).
 
-A rate is kept if the P99 of the time between tokens, over all tokens, is within the target and the
-median scheduling delay within its limit, so that no queue builds up. Knows not who serves.
+A rate is kept if the P99 of the time between tokens, over all tokens, and the median scheduling
+delay are within their limits. The latter means that no queue builds up. Works with any server.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from weir.sim.report import Report
 
 @dataclass(slots=True, frozen=True)
 class Trial:
-    """One rate as it went: seconds."""
+    """The result of one rate. Times are seconds."""
 
     rate: float
     tbt: float  # P99
     delay: float  # median
     ttft: float  # median
     kept: bool
-    burst: bool = False  # all came while one is answered in part: a higher rate would be no other
+    burst: bool = False  # all came within a tenth of one answer: a higher rate changes nothing
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,9 +43,9 @@ def search(
     precision: float = 0.025,
     most: int = 20,
 ) -> tuple[float, list[Trial]]:
-    """The highest rate kept, to within `precision` of it, and all trials; 0 if even 1/64 of
-    `first` was not kept. At most `most` trials: from `first` by doubling or halving to a rate that
-    is kept and one that is not, then by bisection. It ends at a burst that is kept."""
+    """The highest rate kept, to within `precision` of it, and all trials; 0 if even 1/64 of `first`
+    was not kept. Doubles or halves from `first` until one rate is kept and one is not, then
+    bisects. Ends after `most` trials, or with a burst that is kept."""
     trials: list[Trial] = []
     kept, broken, rate = 0.0, float("inf"), first
     while len(trials) < most and broken > kept * (1 + precision):

@@ -1,7 +1,7 @@
 """ServeGen clients (Xiang et al., arXiv 2505.09999): a workload composed of its busiest senders.
 
-Each client has lengths of its own and, for every window of ten minutes, a rate and a distribution
-of the times between its requests: bursts and shifts of one client show in the sum.
+Each client has its own distributions of lengths and, for each window of ten minutes, a rate and a
+distribution of the times between its requests. So the sum has the bursts and shifts of each client.
 """
 
 import heapq
@@ -18,14 +18,16 @@ from weir.rows import read_rows
 from weir.sim.workload import Item, Words, Workload
 
 WINDOW = 600.0
-"""Seconds that one window of a client's arrivals lasts."""
+"""Seconds of one window of a client's arrivals."""
 
 Arrival = tuple[float, int, int]  # seconds, prompt tokens, output tokens
 
 
 @dataclass(slots=True, frozen=True)
 class Sender:
-    """levels: percent, of both lists of lengths. windows: start, rate, shape, scale of each."""
+    """gamma: for each window, whether its intervals are gamma-distributed, else Weibull. windows:
+    start, rate, shape and scale of each. levels: in percent, of the quantiles `inputs` and
+    `outputs`, which are lengths in tokens."""
 
     gamma: list[bool]
     windows: list[tuple[float, float, float, float]]
@@ -34,7 +36,7 @@ class Sender:
     outputs: list[float]
 
     def arrivals(self, random: Random, begin: float) -> Iterator[Arrival]:
-        """From `begin` on, in order. Lengths of prompt and answer are independent."""
+        """Arrivals from `begin` on, in order. Prompt and answer lengths are independent."""
         for gamma, (start, rate, shape, scale) in zip(self.gamma, self.windows, strict=True):
             draw = random.gammavariate if gamma else random.weibullvariate
             first, second = (shape, scale) if gamma else (scale, shape)
@@ -51,7 +53,8 @@ def servegen(
     path: Path, words: Words, count: int, kind: str = "", begin: float | None = None
 ) -> Workload:
     """`count` requests of the clients of workload `kind` (default: the first in the file), from
-    second `begin` of the trace on (default: the first window of any client)."""
+    second `begin` of the trace on (default: the start of the first window). Raises
+    `ConfigError`."""
     lines = list(read_rows(path))
     try:
         known = sorted({line["workload"] for line in lines})
@@ -87,7 +90,7 @@ def _sender(line: dict[str, Any]) -> Sender:
 
 
 def _quantile(levels: Sequence[float], values: Sequence[float], level: float) -> float:
-    """Linear between the two nearest of the known levels."""
+    """Linear interpolation between the two nearest known levels."""
     at = min(bisect_right(levels, level), len(levels) - 1)
     low, high = levels[at - 1], levels[at]
     return values[at - 1] + (values[at] - values[at - 1]) * (level - low) / (high - low)

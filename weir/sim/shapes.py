@@ -69,7 +69,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def shape(name: str, revision: str | None = None, folder: str | None = None) -> Spec:
-    """The shape of a model by name, or of what `weir serve` would load. Raises `ConfigError`."""
+    """The shape of a well-known model, or of one that `weir serve` loads. Raises `ConfigError`."""
     spec: Spec
     if name in SHAPES:
         spec = from_config(SHAPES[name])

@@ -1,8 +1,7 @@
-"""Workloads: what is asked, when, and how much is answered. From public traces, files and chance.
+"""Workloads: prompts, arrival times and answer lengths, from public traces, files or at random.
 
-A loader turns a published format into items; none of them knows who will run it: the bench client,
-the offline benchmark and the simulator are all fed from here. Everything is a function of its
-arguments and a seed. Files may be gzipped.
+A loader turns a published format into items for the bench client, the offline benchmark and the
+simulator. All is determined by the arguments and a seed. Files may be gzipped.
 """
 
 import csv
@@ -19,14 +18,14 @@ from weir.errors import ConfigError
 from weir.rows import find_rows, open_text, read_rows
 
 MOONCAKE_BLOCK = 512
-"""Tokens that one hash id of a Mooncake trace stands for (Qin et al., FAST 2025)."""
+"""Tokens per hash id of a Mooncake trace (Qin et al., FAST 2025)."""
 
 COLUMNS = {
     "arrival": ("arrival_s", "TIMESTAMP", "Timestamp"),
     "prompt": ("prompt_tokens", "ContextTokens", "Request tokens"),
     "output": ("output_tokens", "GeneratedTokens", "Response tokens"),
 }
-"""The columns of the CSV traces met in the wild: Azure's two forms, BurstGPT's."""
+"""The columns of known CSV traces: Azure's, in two forms, and BurstGPT's."""
 
 
 class Tokenizer(Protocol):
@@ -42,23 +41,23 @@ class Tokenizer(Protocol):
 
 @dataclass(slots=True, frozen=True)
 class Item:
-    """One conversation, most of them with one turn."""
+    """One conversation, usually with a single turn."""
 
     prompt: str | list[int]
-    output: int  # tokens to generate, each turn
+    output: int  # tokens to generate in each turn
     arrival: float = 0.0  # seconds after the start
-    turns: tuple[str, ...] = ()  # what the user says next, each once the last was answered
+    turns: tuple[str, ...] = ()  # the user's next messages, each sent after the previous answer
 
 
 @dataclass(slots=True, frozen=True)
 class Workload:
     name: str
     items: list[Item]
-    timed: bool = False  # arrivals are a trace's own
+    timed: bool = False  # arrivals are those of a trace
 
 
 class Words:
-    """Random prompts of exact length in tokens, from the vocabulary without special tokens."""
+    """Random prompts of exact lengths, without special tokens."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int):
         self.ids = [i for i in range(tokenizer.vocab) if i not in tokenizer.special]
@@ -69,15 +68,13 @@ class Words:
         return self.random.choices(self.ids, k=length)
 
     def block(self, name: object, length: int) -> list[int]:
-        """Always the same tokens for the same name, seed and length."""
+        """Random tokens, determined by name, seed and length."""
         return Random(f"{self.seed}/{name}").choices(self.ids, k=length)
 
 
 def poisson(workload: Workload, rate: float, burstiness: float, seed: int) -> Workload:
-    """The items arriving at `rate` a second, in gamma-distributed intervals of shape `burstiness`.
-
-    1 is a Poisson process, less is burstier, more is steadier; an infinite rate sends all at once.
-    """
+    """The items arriving at `rate` per second, in gamma-distributed intervals of shape
+    `burstiness`: 1 is a Poisson process, less is burstier. An infinite rate sends all at once."""
     random, now, items = Random(seed), 0.0, []
     for item in workload.items:
         items.append(replace(item, arrival=now))
@@ -93,7 +90,7 @@ def paced(workload: Workload, speed: float) -> Workload:
 
 
 def lengthened(workload: Workload, output: int) -> Workload:
-    """Every answer with the same number of tokens."""
+    """The workload with `output` tokens in every answer."""
     items = [replace(item, output=output) for item in workload.items]
     return replace(workload, items=items)
 
@@ -101,7 +98,8 @@ def lengthened(workload: Workload, output: int) -> Workload:
 def random(
     words: Words, count: int, input: int, output: int, spread: float = 0.0, prefix: int = 0
 ) -> Workload:
-    """Unrelated prompts after one shared `prefix`; lengths uniform within `spread` of the given."""
+    """Unrelated prompts after a prefix of `prefix` tokens. Lengths are uniform between (1 - spread)
+    and (1 + spread) times `input` and `output`."""
     head = words.draw(prefix)
 
     def length(mean: int) -> int:
@@ -116,7 +114,7 @@ def random(
 def shared(
     words: Words, name: str, groups: int, each: int, prefix: int, suffix: int, output: int
 ) -> Workload:
-    """`groups` prefixes, each followed by `each` different suffixes, in random order."""
+    """`groups` prefixes, each with `each` different suffixes, in random order."""
     items = [
         Item(head + words.draw(suffix), output)
         for head in [words.draw(prefix) for _ in range(groups)]
@@ -127,10 +125,8 @@ def shared(
 
 
 def trace(path: Path, words: Words, count: int, scale: float = 1.0) -> Workload:
-    """A CSV of arrival times and lengths. Prompts are unrelated; lengths are divided by `scale`.
-
-    A file without arrival times gives a workload that is not timed.
-    """
+    """A CSV of lengths and, if the workload is to be timed, arrivals. Prompts are unrelated;
+    lengths are divided by `scale`. Raises `ConfigError`."""
     with open_text(path) as lines:
         rows = csv.DictReader(lines)
         names = rows.fieldnames or []
@@ -157,10 +153,10 @@ def trace(path: Path, words: Words, count: int, scale: float = 1.0) -> Workload:
 
 
 def mooncake(path: Path, words: Words, count: int, scale: int = 1) -> Workload:
-    """A Mooncake trace. Equal hash ids become equal tokens, so prompts share what they shared.
+    """A Mooncake trace. Equal hash ids become equal tokens, so prompts share the same prefixes.
 
-    `scale` divides all lengths, blocks included: at 16 a block has 32 tokens, and the same share
-    of every prompt is a prefix seen before.
+    scale: divides all lengths, including blocks', so that prompts share the same proportion. With
+    16 a block has 32 tokens. Raises `ConfigError`.
     """
     size = MOONCAKE_BLOCK // scale
     if size * scale != MOONCAKE_BLOCK:
@@ -183,10 +179,9 @@ def mooncake(path: Path, words: Words, count: int, scale: int = 1) -> Workload:
 def sharegpt(
     path: Path, tokenizer: Tokenizer, count: int, seed: int, output: int | None = None
 ) -> Workload:
-    """First question and length of the first answer of conversations, filtered as is usual.
-
-    Dropped: prompts under 4 or over 1024 tokens, answers under 4, both together over 2048.
-    """
+    """The first question, and the length of the first answer, of conversations, with the usual
+    filter: drops prompts under 4 or over 1024 tokens, answers under 4, and more than 2048 in all.
+    Raises `ConfigError`."""
     try:
         with open_text(path) as file:
             data = json.load(file)
@@ -207,7 +202,8 @@ def sharegpt(
 
 
 def custom(path: Path, count: int, output: int) -> Workload:
-    """JSON lines with `prompt` (text or token ids) and, if it differs, `output_tokens`."""
+    """JSON lines with `prompt` (text or token ids) and optionally `output_tokens`, else `output`.
+    Raises `ConfigError`."""
     items = []
     for row in read_rows(path, count):
         prompt = row.get("prompt")
@@ -218,10 +214,10 @@ def custom(path: Path, count: int, output: int) -> Workload:
 
 
 def fewshot(path: Path, count: int, output: int) -> Workload:
-    """Questions after one worked-out prefix, as in few-shot evaluation of GSM8K.
+    """Questions after a prefix of worked examples, as in few-shot evaluation of GSM8K.
 
-    `path` is a JSON lines file whose lines hold the `prefix` of the `question`s after it, or a
-    folder with fewshot_prefixes and gsm8k (.jsonl or .jsonl.gz).
+    path: a JSON lines file, in which a line with a `prefix` precedes lines with its `question`s, or
+    a folder with fewshot_prefixes and gsm8k (.jsonl or .jsonl.gz). Raises `ConfigError`.
     """
     if path.is_dir():
         prefixes = read_rows(find_rows(path, "fewshot_prefixes.jsonl"))
@@ -241,7 +237,7 @@ def fewshot(path: Path, count: int, output: int) -> Workload:
 
 
 def mt_bench(path: Path, count: int, output: int) -> Workload:
-    """MT-bench conversations: later turns follow the model's own answers."""
+    """MT-bench conversations: later turns follow the model's own answers. Raises `ConfigError`."""
     rows = read_rows(find_rows(path, "mt_bench.jsonl") if path.is_dir() else path, count)
     turns = [row.get("turns") for row in rows]
     if not turns or not all(turns):
@@ -251,7 +247,7 @@ def mt_bench(path: Path, count: int, output: int) -> Workload:
 
 
 def as_text(workload: Workload, decode: Callable[[list[int]], str]) -> Workload:
-    """Token ids turned to text, for servers and endpoints that take nothing else."""
+    """The workload with prompts as text, for servers and endpoints that take no token ids."""
     items = [
         item if isinstance(item.prompt, str) else replace(item, prompt=decode(item.prompt))
         for item in workload.items

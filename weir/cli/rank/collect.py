@@ -1,8 +1,8 @@
-"""Ask a running server for answers and write down how long they are, to train a ranker on.
+"""Ask a running server for answers and record their lengths, to train a ranker on them.
 
-PROMPTS are JSON lines with a `prompt` of text, or a ShareGPT file, whose own answers are counted if
-no --url is given. What stands in the output already is not asked again. A server that is started
-with --length-log writes the same form about the requests it serves.
+PROMPTS are JSON lines with a text `prompt`, or a ShareGPT file, whose own answers are counted if no
+--url is given. Prompts that the output already has are not asked again. A server started with
+--length-log writes the same format for the requests that it serves.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ def run(options: Namespace) -> int:
 
 
 async def _ask(options: Namespace, prompts: list[str], log: LengthLog) -> int:
-    """How many requests failed; the reason of the first is on standard error."""
+    """Ask all prompts. Returns the number of failures; prints the first one's reason."""
     http = Http(options.url, bearer(options.api_key))
     model = options.model or await first_model(http)
     most, failed = asyncio.Semaphore(options.concurrency), 0

@@ -1,9 +1,9 @@
 """Kendall's tau-b of rankers on prompts they were not trained on, by source, as Markdown.
 
-Beside them stand the length of the prompt, and what the lengths of other models' answers to the
-same prompts reach: one of them, on average, and all together, which is about the most that can be
-seen in a prompt. Several rankers, such as one for each --head of `weir rank train`, are compared in
-columns.
+For comparison, the table has the tau-b of the prompts' lengths, and of the lengths of other models'
+answers to the same prompts: of one model on average, and of all together, which is about the best
+that a prompt allows. Several rankers, such as one for each --head of `weir rank train`, are
+compared in columns.
 """
 
 import sys
@@ -35,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """With --hold, only the answers of those models are looked at."""
+    """Print the table. With --hold, only the answers of those models are evaluated."""
     data = lengths.read(options.data, options.exclude)
     if not options.all_prompts:
         _, data = data.split()

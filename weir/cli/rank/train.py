@@ -1,8 +1,8 @@
 """Fit a ranker to prompts and the lengths of their answers.
 
 DATA is a folder with prompts.jsonl and output_lengths.csv, or JSON lines with prompt, output_tokens
-and, where known, model and source, as `weir rank collect` writes them. One prompt in five is kept
-aside, and every answer of the models to --hold; `weir rank eval` judges on those.
+and, if known, model and source, as `weir rank collect` writes them. One prompt in five, and all
+answers of the models to --hold, are set aside for `weir rank eval`.
 """
 
 import shlex
@@ -55,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     data = lengths.read(options.data, options.exclude).without(options.hold)
     known, _ = data.split()
-    with files.writing(options.output, "ab"):  # fails now, if it must
+    with files.writing(options.output, "ab"):  # fails before training, not after
         pass
     began = time.perf_counter()
     recipes = _recipes(options)
@@ -78,14 +78,14 @@ def _recipes(options: Namespace) -> list[Recipe]:
         raise ConfigError("--head: classification gives classes, not scores: use it alone")
     if TAUGHT in heads and not light:
         raise ConfigError(f"--head: {TAUGHT} is for light rankers: of a Llama take {RIDGE}")
-    heads = sorted(dict.fromkeys(heads), key=TAUGHT.__ne__)  # it comes first
+    heads = sorted(dict.fromkeys(heads), key=TAUGHT.__ne__)  # TAUGHT comes first
     base = Recipe() if light else RECIPE
     steps = options.steps or base.steps
     return [replace(base, head=head, steps=steps, seed=options.seed) for head in heads]
 
 
 def _steps(options: Namespace, recipes: list[Recipe], known: Lengths) -> int:
-    """How often training will report: steps, and prompts that a Llama reads."""
+    """How often training reports progress: once per step, and per prompt that a Llama reads."""
     answered = {answer.prompt for answers in known.answers.values() for answer in answers}
     steps = {RIDGE: 0, TAUGHT: min(train_transformer.MOST, len(answered))}
     if options.backbone != LIGHT:
