@@ -151,6 +151,10 @@ def test_an_answer_that_was_cut_short():
         and calls[0].function.arguments == WEATHER[WEATHER.index(": {") + 2 : 40]
     )
     assert whole('{"name": "wea', inside=True) == ("", [], False)
+    for end in range(len(WEATHER) - len(END) + 1, len(WEATHER)):  # in the tag that ends a call
+        _, calls, complete = whole(WEATHER[:end], inside=True)
+        assert complete
+        assert json.loads(calls[0].function.arguments) == {"city": 'Zürich "}\n</tool_call>'}
 
 
 SHOWS_TOOLS = (

@@ -241,9 +241,10 @@ class Calls:
                 self._mode = "arguments"
             else:
                 shown, found = self._until(TAIL, last)
+                shown, cut, _ = shown.partition("}\n")  # a tail cut short: arguments are one line
                 if shown:
                     calls.append(ToolCall(self.count - 1, CalledFunction(shown)))
-                if not found:
+                if not (found or cut):
                     return content, calls
                 self._mode, self._gap = "text", True
 
