@@ -1,1 +1,1 @@
-"""Time and size as numbers: what a plan asks of a device, and how long that takes."""
+"""Cost models: the work that a plan asks of a device, and the time that it takes."""

@@ -1,7 +1,7 @@
-"""What devices sustain: rates and latencies from which a roofline is drawn.
+"""Rates and latencies that devices sustain, for a roofline model.
 
-These are not data sheets. A preset that says `measured` was fitted to kernels timed on that device;
-the others take the share of the data sheet's rates that those kernels reached. Knows no model.
+They are not data sheet values. A preset with `measured` was fitted to kernels timed on that device;
+the others assume that the same shares of the data sheet's rates are reached. Knows no model.
 """
 
 import os
@@ -18,7 +18,7 @@ from weir.linux import cores
 
 
 class Hardware(Struct, frozen=True, kw_only=True):
-    """Rates are bytes/s and FLOP/s of bf16 kernels under sustained load; latencies are seconds."""
+    """Rates are bytes/s or FLOP/s of bf16 kernels under sustained load; latencies are seconds."""
 
     name: str
     memory: int  # bytes
@@ -26,10 +26,10 @@ class Hardware(Struct, frozen=True, kw_only=True):
     matrix_rate: float  # FLOP/s of a matrix product with many rows
     cache_rate: float  # reading KV in decode attention
     attention_rate: float  # FLOP/s of prefill attention
-    layer_seconds: float  # of a layer's kernels, however little they do
-    step_seconds: float  # of a step: launches, inputs, sampling
-    link_rate: float = 50e9  # of KV pages to or from main memory (an H200's, measured)
-    host_rate: float = 76e9  # KV that attention on the host's cores reads
+    layer_seconds: float  # fixed cost of a layer's kernels
+    step_seconds: float  # fixed cost of a step: launches, inputs, sampling
+    link_rate: float = 50e9  # of KV pages to or from main memory (measured on an H200)
+    host_rate: float = 76e9  # reading KV in attention on the host's cores
     disk_read: float = 1.68e9
     disk_write: float = 1.29e9
     measured: bool = False
@@ -61,9 +61,9 @@ def scaled(
     link: float = 50 * GB,
     host: float = 76 * GB,
 ) -> Hardware:
-    """A device that reaches the same shares of its bandwidth (bytes/s) and dense matrix rate
-    (FLOP/s) as the H100 does of its own, which are those of the data sheet unless said otherwise;
-    `attention` is the share of the matrix rate that its attention kernels reach."""
+    """A device that reaches the same shares of its `bandwidth` (bytes/s) and dense matrix rate
+    `flops` (FLOP/s) as the H100 does. of: the H100's own, by default from the data sheet.
+    attention: the share of the matrix rate that attention kernels reach."""
     speed = bandwidth / of[0]
     rate = H100.matrix_rate * flops / of[1]
     return replace(
@@ -93,8 +93,8 @@ PRESETS = {
 
 
 def this_gpu(memory: int, copy: float, product: float) -> Hardware:
-    """A GPU whose rates of copying (bytes/s, read and written) and of one large matrix product
-    (FLOP/s) were timed; the H100's are 3.03 TB/s and 792 TFLOP/s."""
+    """A GPU from its timed rates: `copy` (bytes/s, reads and writes added) and `product`, of one
+    large matrix product (FLOP/s). On an H100 they are 3.03 TB/s and 792 TFLOP/s."""
     return scaled("gpu", memory, copy, product, 0.8, of=(3.03 * TB, 792 * TERA))
 
 
@@ -108,8 +108,8 @@ def find(name: str) -> Hardware:
 
 
 def this_cpu(seconds: float = 0.2) -> Hardware:
-    """This machine's CPU: its read rate and single-precision matrix rate, both timed here with
-    every core for about `seconds`, times what the native kernels reach of them."""
+    """This machine's CPU: NumPy's read rate and float32 matrix rate, timed on all cores for about
+    `seconds`, times the shares of them that the native kernels reach."""
     threads = cores()
     block = numpy.ones(2**24, numpy.float32)
     square = numpy.ones((512, 512), numpy.float32)
@@ -129,11 +129,12 @@ def this_cpu(seconds: float = 0.2) -> Hardware:
 
 
 CPU_SHARES = (0.8, 3.0, 0.22, 0.95)
-"""Rates of the native kernels (4-bit codes) over those of NumPy: weights, matrix, KV, attention."""
+"""Rates of the native kernels (with 4-bit codes) divided by NumPy's: reading weights, matrix
+products, reading KV, attention."""
 
 
 def _seconds(work: Callable[[], object], cores: int, budget: float) -> float:
-    """Least seconds in which every core does `work` once."""
+    """The shortest time in which all cores do `work` once."""
     with ThreadPoolExecutor(cores) as pool:
         best, until = float("inf"), time.perf_counter() + budget
         while time.perf_counter() < until:

@@ -29,7 +29,7 @@ class Host(Struct, frozen=True):
     launch: float = 150e-6
 
     def seconds(self, tokens: int) -> float:
-        """Of decodes that read so many tokens in all."""
+        """Seconds of decodes that read `tokens` tokens in all."""
         return tokens * self.token / self.rate + self.layers * self.layer_seconds if tokens else 0.0
 
 
@@ -75,7 +75,7 @@ class Lanes:
         return busy, [share.part * self.host.seconds(share.tokens) for share in shares]
 
     def seconds(self, shares: Sequence[Share], device: float = 1.0, host: float = 1.0) -> float:
-        """Of a plan of these lanes. device, host: factors by which each side is slower."""
+        """Seconds of a plan of these lanes. device, host: factors by which each side is slower."""
         busy, reads = self.parts(shares)
         busy, reads = [device * part for part in busy], [host * part for part in reads]
         if self.host is None or not any(reads):

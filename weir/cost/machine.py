@@ -1,5 +1,5 @@
-"""A computer with three memories: what its GPU, its main memory, its disk and the links between
-them hold and sustain. Only offloading looks at a machine this way; it knows no model.
+"""A computer with three memories: sizes and rates of its GPU, main memory, disk and the links
+between them. Only used for offloading. Knows no model.
 """
 
 import io
@@ -22,62 +22,64 @@ from weir.linux import cores
 ENDLESS = 1e30
 """A rate that never limits."""
 ATTENTION = 0.8
-"""The share of a CPU's read bandwidth that its attention over decodes reaches."""
+"""The share of a CPU's read bandwidth that its decode attention reaches."""
 CODES = 27e9
-"""Bytes/s of KV, as if in 16 bits, that a core makes of codes (16 cores of a Xeon at once); one is
-the GPU's."""
+"""Bytes/s of 16-bit KV that a core unpacks from codes (measured with 16 cores of a Xeon at once).
+One core is reserved for the GPU."""
 UNPACKING, CODE_ROWS = 0.5, 256
-"""Of a GPU's rate of reading weights, what numbers it makes of 4-bit codes (prompts of OPT-175B in
-lanes of 1,024 tokens, H200); rows for which it need not (ops/triton/codes.py)."""
+"""The rate at which a GPU unpacks 4-bit weights to 16 bits, as a share of its rate of reading
+weights (prompts of OPT-175B in lanes of 1,024 tokens, H200), and the rows up to which it multiplies
+codes without unpacking (ops/triton/codes.py)."""
 ROWS = 67e6
-"""Keys or values, of a head and a token, that a GPU writes to pages of its host in a second, in
-whatever type (prompts of OPT-6.7B in 16 and 4 bits, H200: 60 to 76)."""
+"""Keys or values, of one head and token, that a GPU writes to its host's pages per second, whatever
+their type (prompts of OPT-6.7B in 16 and 4 bits, H200: 60 to 76 million)."""
 READERS, BLOCK, PASSES = 4, 4 << 20, 4
-"""Threads that time a disk, bytes that each reads at once, and times that they read all."""
+"""To time a disk: threads, bytes of one read, and times that all is read."""
 
 TAKEN = 1 << 28
-"""Bytes of a GPU that are neither weights, KV nor activations."""
+"""Bytes of a GPU's memory used for anything but weights, KV and activations."""
 
 Curve = tuple[tuple[int, float], ...]
-"""Rows, and seconds that they take."""
+"""Rows → seconds that they take, as pairs."""
 
 
 def at(curve: Curve, rows: float) -> float:
-    """Seconds of so many rows: between those timed on a line, beyond them in proportion."""
+    """Seconds of `rows` rows: linear between timed points, proportional beyond the last."""
     counts, seconds = zip(*curve, strict=True)
     return float(np.interp(rows, counts, seconds) * max(1.0, rows / counts[-1]))
 
 
 class Machine(Struct, frozen=True, kw_only=True):
-    """Sizes are bytes; rates bytes/s, where they are of KV as stored, or FLOP/s; under load."""
+    """Sizes are bytes. Rates are bytes/s or FLOP/s under load; those of KV count bytes as stored,
+    unless they say otherwise."""
 
     name: str
     gpu_memory: int
-    gpu_taken: int = 0  # of it, by libraries and for choosing tokens
+    gpu_taken: int = 0  # part of it used by libraries and for sampling
     cpu_memory: int
     disk: int
     to_gpu: float  # CPU memory to GPU, pinned
     to_cpu: float  # GPU to CPU memory
     cache_to_cpu: float  # the same for the KV of a prompt
-    cache_rows: float = ENDLESS  # keys or values of a head and a token of it a second, besides
+    cache_rows: float = ENDLESS  # a second limit on that: keys or values, of one head and token, /s
     both_ways: float = ENDLESS  # both directions together
     disk_read: float
     disk_write: float
     cpu_read: float = ENDLESS  # CPU memory, for copies and attention together
     cpu_cache: float  # KV read by decode attention on the CPU
-    cpu_codes: float = ENDLESS  # KV, as if in 16 bits, that the CPU makes of codes for attention
+    cpu_codes: float = ENDLESS  # KV that the CPU unpacks for attention, in bytes of 16-bit numbers
     gpu_weights: float  # GPU memory, reading weights
-    gpu_codes: float = ENDLESS  # 16-bit numbers that the GPU makes of 4-bit codes
+    gpu_codes: float = ENDLESS  # 4-bit codes that the GPU unpacks, in bytes of 16-bit numbers
     code_rows: int = 0  # rows up to which it multiplies codes as they are
     prompt_matrix: float  # FLOP/s of linears over prompts
     decode_matrix: float  # FLOP/s of linears over decodes, once weights are read fast enough
     prompt_attention: float  # FLOP/s
     gpu_cache: float  # KV read by decode attention on the GPU
-    layer_seconds: float = 0.0  # of one layer's kernels for one batch, however little they do
-    layer: Curve = ()  # of a layer of one model's linears, timed: instead of the rates of products
-    rest: Curve = ()  # of what is not in its layers, by rows that sample
-    layer_bytes: float = 0.0  # of its weights
-    alone: bool = False  # there is no GPU: what is said of one is of the CPU and its memory
+    layer_seconds: float = 0.0  # fixed cost of one layer's kernels for one batch
+    layer: Curve = ()  # timed linears of a layer of one model; used instead of the rates, if given
+    rest: Curve = ()  # timed work of that model outside its layers, by rows that sample
+    layer_bytes: float = 0.0  # bytes of that model's weights in a layer
+    alone: bool = False  # there is no GPU: the GPU's values are those of the CPU and its memory
 
 
 T4 = Machine(
@@ -98,10 +100,10 @@ T4 = Machine(
     prompt_attention=5.0 * TERA,
     gpu_cache=79 * GB,
 )
-"""FlexGen's machine, with the constants its authors fitted to runs of their engine there. Their
-attention multiplies over whole squares, so its rate is halved here; their fitted disk (0.473 GB/s)
-contradicts the run times they publish, so it is the disk they describe. `gpu_codes` is reckoned:
-ten reads and writes of 16 bits for each number."""
+"""FlexGen's machine, with constants that its authors fitted to runs of their engine. Their
+attention computes whole squares of query-key pairs, so its rate is halved here. Their fitted disk
+rate (0.473 GB/s) contradicts their published run times, so the disk they describe is used instead.
+`gpu_codes` is calculated: ten reads and writes of 16 bits per number."""
 
 
 def hosted(
@@ -111,8 +113,8 @@ def hosted(
     links: tuple[float, float, float],
     cores: int = 16,
 ) -> Machine:
-    """A GPU in a host of that memory, read bandwidth and cores; links: to the GPU, back, both at
-    once."""
+    """A GPU in a host with this memory, read bandwidth and cores. links: rates to the GPU, back,
+    and both at once."""
     to_gpu, to_cpu, both_ways = links
     return Machine(
         name=gpu.name,
@@ -154,12 +156,12 @@ MACHINES = {
         hosted(PRESETS["h200"], 134 * GB, 139 * GB, (55.5 * GB, 55.3 * GB, 101 * GB)),
     )
 }
-"""h100, h200: link and memory measured on hosts of 16 cores, and the disk of the first; a10g: the
-quoted rates of NEO's."""
+"""h100, h200: link and memory were measured on hosts of 16 cores; the disk is the h100's. a10g: the
+rates that NEO quotes."""
 
 
 def processor() -> Machine:
-    """This machine without a GPU, measured now; its disk is not."""
+    """This machine without a GPU and disk, measured now."""
     cpu = this_cpu()
     found = hosted(cpu, cpu.memory, ENDLESS, (ENDLESS, ENDLESS, ENDLESS))
     return replace(found, gpu_taken=0, disk=0, cache_rows=ENDLESS, alone=True)
@@ -175,8 +177,8 @@ def find(name: str) -> Machine:
 
 
 def measured(machine: Machine, folder: Path | None) -> Machine:
-    """`machine` with the memory of this host and the disk of `folder`, none without: their sizes,
-    and what they sustain here. The GPU and its link stay. Raises `ConfigError`."""
+    """`machine` with the sizes and measured rates of this host's memory and of the disk of `folder`
+    (None: no disk). The GPU and its link stay. Raises `ConfigError`."""
     found = replace(machine, disk=0)
     if not machine.alone:
         cpu = this_cpu()
@@ -196,8 +198,8 @@ def measured(machine: Machine, folder: Path | None) -> Machine:
 
 
 def disk_rates(folder: Path, size: int = 2**27) -> tuple[float, float]:
-    """Bytes/s of reading `size` bytes several times, past the page cache and as weights are read,
-    and of writing them. Raises `ConfigError` for a folder that cannot be written."""
+    """Bytes/s of reading `size` bytes several times, in the way weights are read (bypassing the
+    page cache), and of writing them. Raises `ConfigError` if the folder cannot be written."""
     path = folder / f".weir-disk-{os.getpid()}"
     block = os.urandom(BLOCK)
     try:
@@ -219,15 +221,15 @@ def disk_rates(folder: Path, size: int = 2**27) -> tuple[float, float]:
 
 
 def _read(file: int, size: int, reader: int) -> None:
-    """The blocks of one of the readers."""
-    block = mmap.mmap(-1, BLOCK)  # on a page boundary, as reading past the cache asks
+    """Read the blocks of one of the readers."""
+    block = mmap.mmap(-1, BLOCK)  # aligned to a page, as O_DIRECT demands
     for _ in range(PASSES):
         for offset in range(reader * BLOCK, size, READERS * BLOCK):
             os.preadv(file, [block], offset)
 
 
 def _past_cache(path: Path) -> io.FileIO:
-    """A file to read from its device, where the file system allows that."""
+    """Open a file for reading, bypassing the page cache if the file system allows."""
     try:
         return io.FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0)))
     except OSError:

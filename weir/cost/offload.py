@@ -1,11 +1,10 @@
-"""What a placement of weights, KV and activations over GPU, CPU and disk costs (FlexGen section
-4.3 and appendix A), with the bytes of the model as it is: grouped queries, gated MLPs, 4-bit
-codes, attention on the CPU.
+"""The cost of a placement of weights, KV and activations over GPU, CPU and disk (FlexGen section
+4.3 and appendix A), also for grouped queries, gated MLPs, 4-bit codes and attention on the CPU.
 
-A block of requests goes through the model layer by layer; each layer's weights are brought to the
-GPU once a step, for all its lanes. Everything said of a placement is linear in its nine shares,
-so one set of rows prices a placement given and is what the linear program of `weir.cost.search`
-minimises over. Nothing here searches.
+A block of requests goes through the model layer by layer; each layer's weights are copied to the
+GPU once a step, for all its lanes. All times and sizes are linear in the nine shares of a
+placement. So the same rows price a given placement here and are minimised over by the linear
+program of `weir.cost.search`.
 """
 
 from collections.abc import Sequence
@@ -21,27 +20,29 @@ from weir.cost.work import cache_bytes, head_weights, layer_weights
 from weir.spec import Spec
 
 Row = NDArray[np.float64]
-"""Coefficients of the nine shares (weights, cache, hidden, each GPU, CPU, disk) and a constant."""
+"""Coefficients of the nine shares (of weights, cache and hidden, each on GPU, CPU and disk), and a
+constant."""
 Shares = tuple[float, float, float]
 """On GPU, CPU and disk; they add up to one."""
 Overlap = Literal["none", "copies", "lanes"]
-"""What runs beside what: nothing; copies beside computing; also the CPU's attention beside the
-GPU's work, for another batch of the block."""
+"""What runs concurrently: nothing; copies and computing; also the CPU's attention for one batch of
+the block and the GPU's work for another."""
 
 MARGIN = 0.9
-"""The part of each memory that may be planned for."""
+"""The share of each memory that may be used."""
 ROUNDED = 1 + 1e-5
-"""What a solver's tolerance may add to what fits exactly."""
+"""Tolerance of the solver in what fits."""
 SLOTS, RELAYS = 3, 2
-"""Layers that are on the GPU as they arrive, and of what is on disk in CPU memory as it passes."""
+"""Layers that streamed weights occupy on the GPU, and those from disk in CPU memory."""
 PAGE = 16
 """Tokens of KV that move at once between GPU and CPU."""
 BYTES = {16: 2.0, 8: 66 / 64, 4: 36 / 64}
-"""Of a number of so many bits; a group of 64 has a scale in 16 bits, of 4 a least value too."""
+"""Bits of a number → bytes, including the 16-bit scale of its group of 64 and, for 4 bits, its
+minimum."""
 ANSWER = 100e-6
-"""Seconds from queries that leave the GPU to the answer of the CPU's attention, beside that."""
+"""Latency from the queries leaving the GPU to the CPU's answer, besides the attention itself."""
 QUERY = 0.36
-"""What a query costs a CPU on a key of codes, in units of unpacking that (docs/offload.md)."""
+"""CPU time for one query and a coded key, relative to unpacking the key (docs/offload.md)."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -52,13 +53,13 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class Offload(Struct, frozen=True, kw_only=True):
-    """A placement. Shares of weights are by layer, of the others by request. To a search they say
-    where something may lie: where the share is not 0."""
+    """A placement. Shares of weights are by layer, the others by request. A search only reads where
+    shares are not 0: it may place something there."""
 
     batch: int  # requests whose prompts are computed at once
     batches: int  # of a block
-    lanes: int = 1  # batches of prompts in a step, for which weights are brought once
-    decode_lanes: int = 1  # parts that a step's decodes are computed in
+    lanes: int = 1  # batches of prompts in a step, which share one copy of the weights
+    decode_lanes: int = 1  # parts in which a step's decodes are computed
     weights: Shares
     cache: Shares
     hidden: Shares
@@ -79,15 +80,15 @@ class Offload(Struct, frozen=True, kw_only=True):
 class Prediction(Struct, frozen=True, kw_only=True):
     prefill: float  # seconds of a block's prompts
     decode: float  # seconds of all its other tokens
-    throughput: float  # tokens generated a second
-    prompt_limit: str  # what the prompts wait for
+    throughput: float  # tokens generated per second
+    prompt_limit: str  # the resource that limits the prompts
     decode_limit: str
-    memory: dict[str, float]  # bytes used at the peak of each memory
+    memory: dict[str, float]  # peak bytes used of each memory
     fits: bool
 
 
 Phase = dict[str, Row]
-"""Seconds that each resource is busy with one layer for a whole block."""
+"""Resource → seconds that it is busy with one layer for a whole block."""
 
 
 def row(
@@ -100,15 +101,15 @@ def row(
 
 
 class Costs:
-    """Rows for one model, job and machine, given everything of a placement but its shares."""
+    """Rows for one model, job and machine, and for a placement except its shares."""
 
     def __init__(self, spec: Spec, job: Job, machine: Machine, choice: Offload):
         self.spec, self.job, self.machine, self.choice = spec, job, machine, choice
         size = BYTES[4] if choice.weight_bits == 4 else choice.weight_bits / 8
         self.layer = machine.layer_bytes or layer_weights(spec) * size
-        self.kv = cache_bytes(spec, BYTES[choice.cache_bits]) / spec.layers  # a token
+        self.kv = cache_bytes(spec, BYTES[choice.cache_bits]) / spec.layers  # per token and layer
         self.wide_kv = cache_bytes(spec, 2.0) / spec.layers
-        self.here = self.kv if machine.alone else self.wide_kv  # on the GPU, or what stands for it
+        self.here = self.kv if machine.alone else self.wide_kv  # on the GPU, or on a CPU alone
         self.state = 2.0 * spec.hidden  # a token's activations between layers
         self.head = 2.0 * head_weights(spec) * (1 if spec.tied else 2)
         self.prompt = self._prompt()
@@ -118,7 +119,8 @@ class Costs:
     # -- time ----------------------------------------------------------------------------------
 
     def _prompt(self) -> Phase:
-        """One layer over every prompt of a block: KV is made on the GPU and leaves for its home."""
+        """One layer over all prompts of a block. The GPU computes KV, which is copied to its
+        home."""
         m, job, tokens = self.machine, self.job, self.choice.block * self.job.prompt
         kv, state = self.kv * tokens, self.state * tokens
         pairs = self.choice.block * job.prompt * (job.prompt + 1) / 2
@@ -141,8 +143,8 @@ class Costs:
         )
 
     def _decode(self) -> Phase:
-        """One layer over one token of each request, at the mean length. KV away from the GPU is
-        attended to where it lies, and queries and outputs travel, or travels itself."""
+        """One layer over one token of each request, at the mean length. Either the CPU attends to
+        KV that is away from the GPU, so that queries and outputs are copied, or the KV is."""
         m, job, spec, block = self.machine, self.job, self.spec, self.choice.block
         tokens, new = block * (job.prompt + job.output / 2), self.kv * block
         kv, wide, here = self.kv * tokens, self.wide_kv * tokens, self.here * tokens
@@ -187,8 +189,8 @@ class Costs:
         cpu: Row,
         touched: Row,
     ) -> Phase:
-        """to_gpu, to_cpu, gpu, cpu: seconds; the others bytes. `touched`: read by the CPU itself;
-        what crosses a link or goes to disk also passes through the CPU's memory."""
+        """to_gpu, to_cpu, gpu, cpu: seconds; the others bytes. touched: read by the CPU itself. All
+        that crosses a link or goes to disk also passes through the CPU's memory."""
         m = self.machine
         seconds = {
             "copies to the GPU": to_gpu,
@@ -208,8 +210,8 @@ class Costs:
         return seconds
 
     def _linears(self, tokens: int, lanes: int, rate: float) -> float:
-        """GPU seconds of a layer's linears over the tokens of a block: each lane reads the weights
-        again from the GPU's memory."""
+        """GPU seconds of a layer's linears over the tokens of a block. Each lane reads the weights
+        from the GPU's memory again."""
         m, weights = self.machine, layer_weights(self.spec)
         if m.layer:
             return lanes * at(m.layer, tokens / lanes)
@@ -219,11 +221,11 @@ class Costs:
         return lanes * (unpack + max(read, multiply) + m.layer_seconds)
 
     def _unpacks(self, tokens: float) -> bool:
-        """Whether a lane of so many tokens makes numbers of codes before it multiplies by them."""
+        """Whether a lane of `tokens` tokens unpacks 4-bit weights before multiplying."""
         return self.choice.weight_bits == 4 and tokens > self.machine.code_rows
 
     def _head_seconds(self, rows: float) -> float:
-        """Of a step in which so many rows sample, what is not in the layers."""
+        """Seconds of a step outside the layers, if `rows` rows sample."""
         m, weights = self.machine, head_weights(self.spec)
         if m.rest:
             return at(m.rest, rows)
@@ -233,7 +235,7 @@ class Costs:
     # -- memory --------------------------------------------------------------------------------
 
     def _memory(self) -> dict[str, tuple[list[Row], float]]:
-        """Peaks in bytes, which each phase may reach, and what there is of each memory."""
+        """For each memory, the peaks in bytes of both phases, and the bytes that may be used."""
         m, spec, job, choice = self.machine, self.spec, self.job, self.choice
         layers, block, batch = spec.layers, choice.block, choice.batch
         held, tokens = self.layer * layers, (job.prompt + job.output) * block * layers
@@ -241,10 +243,10 @@ class Costs:
         one = self.kv * (job.prompt + job.output) * batch  # KV of a batch in a layer
         q, kv_row = 2.0 * spec.heads * spec.head_dim, 4.0 * spec.kv_heads * spec.head_dim
         wide = 2.0 * spec.ffn * (1 if spec.architecture == "opt" else 2)
-        attending = q + kv_row + q  # and what comes of it
-        if choice.cache[1] > 0 and not m.alone:  # a copy of pages that are in main memory, and what
-            attending += kv_row + (q + kv_row if choice.cache_bits == 16 else kv_row / 2)  # is sent
-        working = 2 * self.state + max(attending, q + self.state + wide)  # of a token, in a layer
+        attending = q + kv_row + q  # with its output
+        if choice.cache[1] > 0 and not m.alone:  # copies of pages in main memory, and what is sent
+            attending += kv_row + (q + kv_row if choice.cache_bits == 16 else kv_row / 2)
+        working = 2 * self.state + max(attending, q + self.state + wide)  # per token, in a layer
         unpacked = spec.hidden * max(wide, q + kv_row) if self._unpacks(batch * job.prompt) else 0.0
         travels = 0.0 if choice.cpu_attention else 2 * one  # KV of decodes
         record = int(self.kv * layers * PAGE)
@@ -253,7 +255,8 @@ class Costs:
         slots = slot_bytes(record, int(kv / record)) if mixed else 0
 
         def on_gpu(computed: int, waiting: int, cached: float) -> Row:
-            """Tokens computed at once, tokens between layers, KV of others."""
+            """computed: tokens at once. waiting: tokens between layers. cached: bytes of KV from
+            elsewhere."""
             away = 2 * self.state * computed
             return row(
                 (held, ring, ring),
@@ -284,7 +287,7 @@ class Costs:
     # -- a placement given ---------------------------------------------------------------------
 
     def predict(self, placed: Offload) -> Prediction:
-        """What `placed`, which differs from the choice in shares only, takes."""
+        """The prediction for `placed`, which may differ from the choice only in shares."""
         shares, layers = placed.shares, self.spec.layers
         prompt, prompt_limit = _longest(self.prompt, shares)
         decode, decode_limit = _longest(self.decode, shares)
@@ -306,7 +309,7 @@ class Costs:
 
 
 def predict(spec: Spec, job: Job, machine: Machine, placed: Offload) -> Prediction:
-    """What a placement takes on a machine, whether it fits there or not."""
+    """The prediction for a placement on a machine, whether it fits or not."""
     return Costs(spec, job, machine, placed).predict(placed)
 
 

@@ -1,7 +1,7 @@
-"""Measure a grid of steps on an executor and keep it for later runs on this machine.
+"""Measures a grid of steps on an executor and saves it for later runs on this machine.
 
-Steps are made by hand: pages need no content for their time to be right. Knows no model and no
-device; asks for nothing but `submit` and a capacity.
+Plans are made without a scheduler, on pages without content, which does not affect their time.
+Knows no model and no device; of an executor it uses only `submit` and `capacity`.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class Bench:
         self.live: list[int] = []
 
     def seconds(self, work: Work) -> float:
-        """Of one step that does `work`: each decode samples, prompts go on."""
+        """Seconds of one step that does `work`. Decodes sample, prompt chunks do not."""
         chunks = [(1, context - 1) for context in work.contexts] + work.prompts
         forget, self.live = self.live, []
         lane, page = [], 0
@@ -69,7 +69,7 @@ class Bench:
         return self.executor.submit(plan).result().seconds
 
     def close(self) -> None:
-        """Let the executor forget the last step."""
+        """Make the executor forget the requests of the last step."""
         self.executor.submit(Plan(self.step + 1, [], [], self.live)).result()
         self.live = []
 
@@ -78,8 +78,8 @@ Cells = dict[tuple[str, int, int], Work]
 
 
 def cells(size: Capacity) -> Cells:
-    """The steps to measure: chunks of prompts by length and start, decodes by number and context;
-    those that fit."""
+    """The steps to measure, as far as they fit: prompt chunks by length and start, decodes by
+    number and context."""
     room = max(size.context - size.tokens, size.context // 2)
     lengths = _powers(2, size.tokens)
     starts = [0, *_powers(max(1, min(128, room // 4)), room)[::2]]
@@ -97,9 +97,9 @@ def profile(
     others: Sequence[Work] = (),
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[Table, list[float]]:
-    """Measure all cells; also the seconds of `others`, in the same rounds, so that a machine whose
-    speed drifts is the same machine for all. After one round to warm up there are `repeats`, and
-    medians count. Raises `ConfigError` if the executor holds too little."""
+    """Measure all cells, and the seconds of `others` in the same rounds, so that a drift of the
+    machine's speed affects all alike. Takes medians of `repeats` rounds after one to warm up.
+    Raises `ConfigError` if the executor's capacity is too small."""
     works = cells(executor.capacity)
     bench = Bench(executor)
     samples: list[list[float]] = []
@@ -115,7 +115,8 @@ def profile(
 
 
 def _grid(kind: str, found: dict[tuple[str, int, int], float]) -> Grid:
-    """A full grid: what did not fit grows as in the row above, in proportion to the rows."""
+    """A full grid. Cells that did not fit are extrapolated: they grow as in the row above, in
+    proportion to the rows."""
     rows = sorted({row for name, row, _ in found if name == kind})
     columns = sorted({column for name, row, column in found if (name, row) == (kind, rows[0])})
     if len(rows) < 2 or len(columns) < 2:
@@ -138,7 +139,7 @@ def _powers(first: int, last: int) -> list[int]:
 
 
 def mixtures(capacity: Capacity, count: int, seed: int = 0) -> Iterable[Work]:
-    """Random steps such as serving makes, none of them on a grid: to check a cost model with."""
+    """Random steps like those of serving, to check a cost model; they are not on a grid."""
     random = Random(seed)
     longest = min(capacity.context, 4096)
     while count:
@@ -158,7 +159,7 @@ def mixtures(capacity: Capacity, count: int, seed: int = 0) -> Iterable[Work]:
 
 
 def identity(info: Mapping[str, Any], model: str, version: str) -> dict[str, str]:
-    """What a profile depends on: the model, and of what an engine says of itself, the machine."""
+    """The key of a profile: the model and, mostly from the engine's info, the machine."""
     chosen = ("device", "dtype", "kv_dtype", "kernels", "threads", "architecture")
     named = {name: str(info[name]) for name in chosen}
     return {"model": model, "version": version, "processor": _processor(), **named}
@@ -170,13 +171,13 @@ def _processor() -> str:
 
 
 def path(folder: Path, key: dict[str, str]) -> Path:
-    """Where the table of this key is kept."""
+    """The file for the table with this key."""
     digest = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]
     return folder / f"{digest}.json"
 
 
 def save(table: Table, file: Path) -> None:
-    """Whole or not at all. Raises `ConfigError` if it cannot be written."""
+    """Write a table atomically. Raises `ConfigError` if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
@@ -187,7 +188,7 @@ def save(table: Table, file: Path) -> None:
 
 
 def load(file: Path, key: dict[str, str] | None = None) -> Table:
-    """Raises `ConfigError` if there is no such file, it is no table, or of another key."""
+    """Read a table. Raises `ConfigError` if it cannot be read or has another key."""
     try:
         table = msgspec.json.decode(file.read_bytes(), type=Table)
     except (OSError, msgspec.DecodeError) as error:

@@ -1,7 +1,8 @@
-"""Seconds of a step from the shape of a model and the rates of a device, nothing measured.
+"""Predicts the seconds of a step from a model's shape and a device's rates, without measuring.
 
-Linears take the longer of reading their weights and multiplying, with a soft knee; attention of
-decodes reads its keys and values, attention of prompts multiplies; kernels run one after another.
+Linears take the longer of reading their weights and multiplying, with a smooth transition. Decode
+attention is bound by reading keys and values, prompt attention by arithmetic. Kernels run one after
+another.
 """
 
 from collections import Counter
@@ -12,8 +13,8 @@ from weir.spec import AttentionSpec, Spec
 
 
 class Roofline:
-    """weight_bytes: of one weight. number_bytes: of one number in the KV cache, and of activations,
-    which are never codes."""
+    """weight_bytes: of one weight. number_bytes: of one number in the KV cache; also of
+    activations, if it is at least 2."""
 
     def __init__(
         self, spec: Spec, hardware: Hardware, weight_bytes: float = 2.0, number_bytes: float = 2.0
@@ -35,7 +36,7 @@ class Roofline:
         self._attend = [(window, n / hardware.attention_rate) for window, n in flops.items()]
 
     def seconds(self, work: Work) -> float:
-        """Of a step that does `work`; 0 of no work."""
+        """Seconds of a step that does `work`; 0 if there is none."""
         tokens = work.tokens
         if not tokens:
             return 0.0
@@ -53,11 +54,12 @@ class Roofline:
 
 
 def _flops(layers: list[AttentionSpec], window: int | None) -> int:
-    """Of one query-key pair in every layer with that window: scores and values, two each."""
+    """FLOP of one query-key pair in all layers with that window: 2 per element for scores, and 2
+    for values."""
     return sum(4 * layer.heads * layer.head_dim for layer in layers if layer.window == window)
 
 
 def _either(memory: float, compute: float) -> float:
-    """The longer of two, and up to a fifth more where they are equal: loads and products overlap,
-    but not perfectly. The fourth power fits the H100's linears from 64 to 8,192 tokens."""
+    """The longer of two times, and up to a fifth more if they are equal, because loads and products
+    do not overlap perfectly. The fourth power fits the H100's linears from 64 to 8,192 tokens."""
     return float((memory**4 + compute**4) ** 0.25)

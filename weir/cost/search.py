@@ -1,5 +1,5 @@
-"""The best placement of a model over GPU, CPU and disk: FlexGen's linear program inside an
-enumeration over sizes of batches and blocks, and the choices one would make without it.
+"""Finds the best placement of a model over GPU, CPU and disk: FlexGen's linear program inside an
+enumeration of batch and block sizes. Also prices placements chosen by hand, for comparison.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from weir.spec import Spec
 Target = Literal["throughput", "latency"]
 
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 20)
-"""Batches of a block: the more, the less often weights travel."""
+"""Batches of a block: the more, the less often weights are copied."""
 SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 """Requests of a batch."""
 GPU, CPU, DISK = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
@@ -28,8 +28,9 @@ ANYWHERE, BOTH = (1.0, 1.0, 1.0), (1.0, 1.0, 0.0)
 
 
 def runnable(machine: Machine, kernels: bool = True, **more: Any) -> list[Offload]:
-    """Where things may lie for the engine to run it, with `more` of a placement: activations on the
-    GPU, KV attended to where it lies, on the CPU if there are kernels for that."""
+    """The placements that the engine can run, as bases of a search: activations on the GPU, KV on
+    the GPU or, with `kernels` for attention on the CPU, also in CPU memory or on both. more: fields
+    of `Offload`."""
     most = BATCHES[-1]
     base = Offload(batch=1, batches=most, lanes=most, weights=ANYWHERE, cache=GPU, hidden=GPU)
     base = replace(base, cpu_attention=False, **more)
@@ -39,7 +40,7 @@ def runnable(machine: Machine, kernels: bool = True, **more: Any) -> list[Offloa
 
 
 class Planned(Struct, frozen=True, kw_only=True):
-    """A placement and what it is predicted to give."""
+    """A placement and its prediction."""
 
     name: str
     offload: Offload
@@ -47,7 +48,7 @@ class Planned(Struct, frozen=True, kw_only=True):
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """What `weir plan` found, which is what `--offload` takes."""
+    """The result of `weir plan`, which `--offload` accepts."""
 
     model: str
     machine: Machine
@@ -63,10 +64,9 @@ def search(
     bases: Iterable[Offload],
     target: Target = "throughput",
 ) -> Planned:
-    """The best placement of any size that lies where one of `bases` allows, with its bits, overlap
-    and attention. `latency` is the least time from prompt to last token of one request.
-
-    Raises `ConfigError` if the model fits nowhere, or the solver is not installed."""
+    """The best placement, of any batch and block size, that one of `bases` allows; bits, overlap
+    and attention are the base's. target: most tokens per second, or the least latency of one
+    request. Raises `ConfigError` if the model does not fit, or the solver is not installed."""
     best: Planned | None = None
     for choice in (choice for base in bases for choice in _choices(base, target)):
         solved = solve(Costs(spec, job, machine, choice))
@@ -80,7 +80,7 @@ def search(
 
 
 def _too_large(costs: Costs) -> str:
-    """What a model needs, and what there is."""
+    """An error message that says what the model needs, and what there is."""
     job, layers = costs.job, costs.spec.layers
     tokens = job.prompt + job.output
     rooms = ", ".join(
@@ -98,8 +98,7 @@ def _too_large(costs: Costs) -> str:
 
 
 def _choices(base: Offload, target: Target) -> Iterator[Offload]:
-    """Every size of batch and block, its prompts in steps of one batch and in ones of as many as
-    `base` has."""
+    """All batch and block sizes, with prompts in steps of one batch and of `base.lanes` batches."""
     for size in SIZES if target == "throughput" else (1,):
         for batches in BATCHES if target == "throughput" else (1,):
             for lanes in sorted({1, min(base.lanes, batches)}):
@@ -107,11 +106,11 @@ def _choices(base: Offload, target: Target) -> Iterator[Offload]:
 
 
 def solve(costs: Costs) -> Planned | None:
-    """The shares that take least time for one choice of sizes, of what may lie somewhere; None if
-    none fit.
+    """The shares that take least time, for one choice of sizes and allowed places; None if nothing
+    fits.
 
-    Eleven unknowns: the shares, and the seconds of a layer over prompts and over one decode, which
-    are at least those of every resource."""
+    There are eleven unknowns: nine shares, and the seconds of a layer over the prompts and over one
+    decode, each of which is at least that of every resource."""
     job, choice = costs.job, costs.choice
     rows: list[np.ndarray] = []
     least: list[float] = []
@@ -122,7 +121,7 @@ def solve(costs: Costs) -> Planned | None:
             rows.append(line)
             least.append(float(part[9]))
     for peaks, room in costs.memory.values():
-        for peak in peaks:  # in units of the room: bytes beside seconds would be ill-scaled
+        for peak in peaks:  # relative to the room: bytes beside seconds would be ill-conditioned
             rows.append(np.append(-peak[:9] / max(room, 1.0), (0.0, 0.0)))
             least.append(float(peak[9] / max(room, 1.0) - (room > 0)))
     for first in (0, 3, 6):
@@ -138,7 +137,7 @@ def solve(costs: Costs) -> Planned | None:
         return None
     weights, cache, hidden = (_shares(values[first : first + 3]) for first in (0, 3, 6))
     placed = replace(choice, weights=weights, cache=cache, hidden=hidden)
-    predicted = predict(costs.spec, job, costs.machine, placed)  # less, if none of it is mixed
+    predicted = predict(costs.spec, job, costs.machine, placed)  # less memory if KV is on one tier
     return Planned(name="planned", offload=placed, predicted=predicted)
 
 
@@ -148,8 +147,8 @@ def _shares(values: Any) -> Shares:
 
 
 def _minimise(weight: Any, rows: Any, least: Any, most: Any) -> Any:
-    """x ≥ 0 with x ≤ most and rows·x ≥ least that makes weight·x least; None if there is none.
-    Raises `ConfigError` without HiGHS."""
+    """The x that minimises weight·x with 0 ≤ x ≤ most and rows·x ≥ least; None if there is none.
+    Raises `ConfigError` if HiGHS is not installed."""
     try:
         import highspy
     except ImportError:
@@ -179,8 +178,8 @@ def _minimise(weight: Any, rows: Any, least: Any, most: Any) -> Any:
 
 @cache
 def _greeted(make: Any) -> None:
-    """Let HiGHS say to nobody what it says on stdout once a process, as its first solver is made,
-    before that can be told to be quiet."""
+    """Suppress what HiGHS prints on stdout when the first solver of a process is made, before any
+    option can be set."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # there is no stdout
             kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
@@ -192,7 +191,7 @@ def _greeted(make: Any) -> None:
 
 
 def naive(spec: Spec, job: Job, machine: Machine, base: Offload) -> list[Planned]:
-    """What one would choose by hand, each with the largest single batch that fits."""
+    """Placements as chosen by hand, each with the largest single batch that fits."""
     there = replace(base, batches=1, lanes=1, cpu_attention=True, cache=CPU, hidden=GPU)
     here = replace(there, cpu_attention=False, cache=GPU)
     hands = {
@@ -218,7 +217,7 @@ def naive(spec: Spec, job: Job, machine: Machine, base: Offload) -> list[Planned
 
 
 def _fill(spec: Spec, job: Job, machine: Machine, base: Offload) -> Shares:
-    """Weights on the GPU as far as they leave half of it, then on the CPU, then on disk."""
+    """Weights on up to half of the GPU, then on up to 80 % of the CPU, then on disk."""
     held = Costs(spec, job, machine, replace(base, batch=1)).layer * spec.layers
     gpu = min(1.0, 0.5 * machine.gpu_memory / held)
     cpu = min(1.0 - gpu, 0.8 * machine.cpu_memory / held)

@@ -1,8 +1,8 @@
-"""Seconds of a step from steps that were measured: two grids, and what lies between them.
+"""Predicts the seconds of a step by interpolation between measured steps, in two grids.
 
-One grid holds steps of a single prompt chunk, by its length and where it starts; the other steps of
-decodes, by how many and what context each reads. A mixed step runs its linears once for all tokens,
-so every part adds only what it took beyond the linears of its own tokens.
+One grid has steps of a single prompt chunk, by its length and start; the other steps of decodes, by
+their number and context. A mixed step runs its linears once for all tokens, so each part adds only
+its time beyond the linears of its own tokens.
 """
 
 from bisect import bisect_right
@@ -21,7 +21,7 @@ class Grid(Struct, frozen=True):
     seconds: list[list[float]]
 
     def at(self, row: float, column: float) -> float:
-        """Bilinear; beyond the edge the nearest cells go on."""
+        """Bilinear interpolation; beyond the edge, extrapolation from the nearest cells."""
         i, right = _place(self.rows, row)
         j, up = _place(self.columns, column)
         low, high = self.seconds[i], self.seconds[i + 1]
@@ -30,14 +30,14 @@ class Grid(Struct, frozen=True):
 
 
 class Table(Struct, frozen=True):
-    """What a profile of one model on one machine found, and where it holds."""
+    """The profile of one model on one machine."""
 
     key: dict[str, str]  # model, device, types and version: all must match
     prompts: Grid  # rows: length of a chunk. columns: its start, 0 first
     decodes: Grid  # rows: sequences. columns: context of each
 
     def seconds(self, work: Work) -> float:
-        """Of a step that does `work`; 0 of no work."""
+        """Seconds of a step that does `work`; 0 if there is none."""
         count, tokens = len(work.contexts), work.tokens
         if not tokens:
             return 0.0
@@ -51,8 +51,8 @@ class Table(Struct, frozen=True):
         return max(total, self.decodes.seconds[0][0] / 2)
 
     def linears(self, tokens: int) -> float:
-        """Of a step of so many tokens, without attention: what a chunk takes at the start of a
-        prompt, less the pairs within it at the price that pairs with earlier tokens have."""
+        """Seconds of a step of `tokens` without attention: of a chunk at the start of a prompt,
+        less its query-key pairs, each at the price of a pair with earlier tokens."""
         grid = self.prompts
         last = grid.columns[-1]
         bare = grid.at(tokens, 0)
@@ -61,6 +61,6 @@ class Table(Struct, frozen=True):
 
 
 def _place(values: Sequence[int], value: float) -> tuple[int, float]:
-    """The interval of `values` to use, and how far into it the value lies."""
+    """The interval of `values` to use, and the value's position in it as a fraction."""
     at = min(max(bisect_right(values, value) - 1, 0), len(values) - 2)
     return at, (value - values[at]) / (values[at + 1] - values[at])

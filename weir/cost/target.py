@@ -1,8 +1,9 @@
-"""The prompt tokens of a step from the time that it may take, corrected by what steps really take.
+"""Chooses the prompt tokens of a step so that it keeps within a target time.
 
-That time bounds the gap between two tokens of every stream, so it bounds every step that decodes.
-Sarathi-Serve section 4.3 profiles one budget for all steps; here each step has its own, because its
-decodes and their context are known. Knows neither requests nor clocks.
+The time of a step with decodes is the gap between two tokens of all its streams. Sarathi-Serve
+section 4.3 profiles one budget for all steps; here each step has its own, because its decodes and
+their context are known. Predictions are corrected by the measured times of steps. Knows neither
+requests nor clocks.
 """
 
 import math
@@ -16,15 +17,16 @@ from weir.errors import ConfigError
 MEMORY = 0.05
 """Weight of the newest step in the running ratio of measured to predicted seconds."""
 CARE = 2.0
-"""Spreads above the ratio at which a step must still meet the target: tails count, not means."""
+"""A step must meet the target even if it is this many spreads slower than the ratio says: tails
+count, not means."""
 CROWD = 1 / 8
-"""Of the time that the backlog takes: how long one step may be that gives way to it."""
+"""Share of the time to compute the backlog that one step may take, if the target is not firm."""
 HALF = 2.0
-"""Times that of its decodes alone: how long a step may be that gives way."""
+"""A step may take this many times as long as its decodes alone, if the target is not firm."""
 AIM = 0.75
-"""Of the time that first tokens have: others come while a prompt is in hand, and take a part."""
+"""Share of the first-token target to plan for: prompts that arrive meanwhile need the rest."""
 KEPT = 4096
-"""Answers that are remembered; more would not repeat."""
+"""Results that are cached."""
 
 
 class Cost(Protocol):
@@ -32,17 +34,18 @@ class Cost(Protocol):
 
 
 class Target:
-    """The largest share of prompt that keeps a step within `seconds`; a `Pace` for composers.
+    """The most prompt tokens that keep a step within `seconds`; a `Pace` for composers.
 
-    limit: most prompt tokens in a step. least: prompt tokens that every step may carry, so that
-    prompts go on even where decodes alone take longer than the target.
+    limit: most prompt tokens in a step. least: prompt tokens that every step may have, so that
+    prompts advance even if decodes alone exceed the target.
 
-    One that is not `firm` gives way. Prompts get half of a step's time if they need it, however
-    slow decodes are. And while a crowd waits, steps grow: they finish everybody sooner, and a
-    stream is held up for a small part of the time that the others wait for their first token.
+    A target that is not `firm` yields in two cases. Prompts get half of a step's time if they need
+    it, however slow decodes are. And while many requests wait, steps grow: everybody finishes
+    sooner, and a stream is delayed for a small part of the time that others wait for their first
+    token.
 
-    first: seconds in which first tokens shall come. Prompts then get no more of a step than lets
-    all that wait be computed in time, so that streams are as smooth as that allows.
+    first: target for first tokens, in seconds. Prompts then get no more of a step than is needed to
+    compute all that wait in time, so that streams are as smooth as that allows.
 
     Raises `ConfigError` if a firm target is below a step of one decode, or `first` below the step
     of a prompt of one token.
@@ -76,15 +79,15 @@ class Target:
         self.least = min(least, limit)
         self.firm = firm
         self.first = first
-        self.ratio = 1.0  # of measured to predicted seconds, over late steps with prompts
-        self.spread = 0.0  # mean distance of late steps from that ratio
+        self.ratio = 1.0  # of measured to predicted seconds, over recent steps with prompts
+        self.spread = 0.0  # mean distance of recent steps from that ratio
         self._token = cost.seconds(Work(prompts=[(limit, 0)])) / limit
         self._known: dict[tuple[float, ...], int] = {}
         self._known_at = 1.0
 
     def prompts(self, load: Load, start: int) -> int:
-        """Prompt tokens for a step with such a load, whose next prompt goes on from `start`.
-        Without decodes nobody waits, and there is no bound."""
+        """Most prompt tokens for a step with this load, whose next prompt continues from `start`.
+        No bound if there are no decodes, which it would delay."""
         if not load.decodes:
             return sys.maxsize
         careful = self.ratio + CARE * self.spread
@@ -98,36 +101,37 @@ class Target:
         return self._known[key]
 
     def observe(self, plan: Plan, seconds: float) -> float:
-        """Learn from a step that took `seconds`, if it had prompts: of those the share is decided.
-        Returns what was expected of it."""
+        """Learn from a step that took `seconds`, if it had prompts, because only their share is
+        decided here. Returns the seconds that were predicted."""
         work = Work.of(plan)
         expected = self.cost.seconds(work)
         predicted = expected * self.ratio
         if work.prompts and expected > 0 and seconds > 0:
-            # a step that was held up by something else says little of the next one
+            # bounded: a step delayed by something else says little about the next one
             ratio = min(seconds / expected, 4 * self.ratio)
             self.spread += MEMORY * (abs(ratio - self.ratio) - self.spread)
             self.ratio += MEMORY * (ratio - self.ratio)
         return predicted
 
     def _crowd(self, load: Load) -> int:
-        """Eighths of a doubling of `seconds` that a step may take because others wait."""
+        """By how much a step may exceed `seconds` because others wait: log2 of the factor, in
+        eighths."""
         wanted = CROWD * load.backlog * self._token * self.ratio
         if self.firm or wanted <= self.seconds:
             return 0
         return int(8 * math.log2(wanted / self.seconds))
 
     def _hurry(self, load: Load) -> float:
-        """Eighths of a doubling of the prompt tokens a second that make first tokens come in time.
-        Who is late already gets what is left: an eighth of the time."""
+        """The prompt tokens per second that meet the first-token target: log2, in eighths. At least
+        an eighth of the target counts as time left, even if a request is late already."""
         if self.first == math.inf:
             return math.inf
         left = max(AIM * self.first - load.waited, self.first / 8)
         return math.ceil(8 * math.log2(max(1, load.backlog) / left))
 
     def _search(self, decodes: int, context: int, start: int, crowd: int, hurry: float) -> int:
-        """The longest chunk within the time, or the shortest that is fast enough. Bisection: time
-        grows with the length of the chunk, and less than it."""
+        """The longest chunk within the allowed time, or a shorter one if that meets `hurry`.
+        Bisects, as time grows with the chunk's length, but less than in proportion."""
         contexts = [context] * decodes
         allowed = self.seconds / self._known_at * 2 ** (crowd / 8)
         if not self.firm:
@@ -149,8 +153,8 @@ class Target:
 
 
 def best_budget(cost: Cost, limit: int, share: float = 0.95) -> int:
-    """The smallest power of two of prompt tokens, or `limit`, whose rate is within `share` of the
-    best: the budget where nothing bounds a step. Larger ones only make others wait."""
+    """The budget of steps that no target bounds: the smallest power of two, or `limit`, of prompt
+    tokens whose rate is at least `share` of the best. A larger one would only delay others."""
     lengths = [1 << i for i in range(4, limit.bit_length()) if 1 << i < limit] + [limit]
     rates = [length / cost.seconds(Work(1, [], [(length, 0)])) for length in lengths]
     enough = share * max(rates)

@@ -1,6 +1,6 @@
-"""What a plan asks of a device, counted: the features that every cost model prices.
+"""The work that a plan asks of a device, as counts that every cost model prices.
 
-Also the sizes of a model. Counts only: no rate, no time.
+Also the sizes of a model. Only counts: no rates, no times.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from weir.spec import Spec
 
 @dataclass(slots=True)
 class Work:
-    """A step, as numbers. A chunk of one token is a decode, whatever its request is doing."""
+    """The work of a step. Every chunk of one token counts as a decode."""
 
-    rows: int = 0  # hidden states taken to the vocabulary
-    contexts: list[int] = field(default_factory=list)  # of each decode: tokens its attention reads
+    rows: int = 0  # rows of logits
+    contexts: list[int] = field(default_factory=list)  # per decode, tokens that its attention reads
     prompts: list[tuple[int, int]] = field(default_factory=list)  # (length, start) of other chunks
 
     @staticmethod
@@ -28,7 +28,7 @@ class Work:
         return work
 
     def add(self, chunk: Chunk, here: bool = True) -> None:
-        """Count a chunk. `here`: this device attends to it, if it is a decode."""
+        """Count a chunk. here: whether this device attends to it, if it is a decode."""
         length = len(chunk.ids)
         if length <= 1:
             self.contexts.append(chunk.start + 1 if here else 0)
@@ -42,13 +42,13 @@ class Work:
         return len(self.contexts) + sum(length for length, _ in self.prompts)
 
     def read(self, window: int | None) -> int:
-        """Tokens whose keys and values the decodes read, in a layer with such a window."""
+        """Tokens whose keys and values the decodes read, in a layer with this window."""
         if window is None:
             return sum(self.contexts)
         return sum(min(context, window) for context in self.contexts)
 
     def pairs(self, window: int | None) -> float:
-        """Pairs of a query and a key in the prompts' chunks, in a layer with such a window."""
+        """Query-key pairs of the prompts' chunks, in a layer with this window."""
         return sum(_pairs(length, start, window) for length, start in self.prompts)
 
 
@@ -60,19 +60,19 @@ def _pairs(length: int, start: int, window: int | None) -> float:
 
 
 def layer_weights(spec: Spec) -> int:
-    """Weights of the linears of one layer: grouped-query attention, gated MLP but for OPT."""
+    """Weights of one layer's linears: grouped-query attention, and an MLP, gated except in OPT."""
     inner, cache = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     matrices = 2 if spec.architecture == "opt" else 3
     return spec.hidden * (2 * inner + 2 * cache + matrices * spec.ffn)
 
 
 def head_weights(spec: Spec) -> int:
-    """Weights that take a hidden state to the vocabulary."""
+    """Weights of the output layer, which computes logits."""
     return spec.vocab * (spec.embed_dim or spec.hidden)
 
 
 def weights(spec: Spec) -> int:
-    """All weights that matter to size; norms and biases are left out."""
+    """All weights except norms and biases."""
     embeddings = 1 if spec.tied else 2
     return spec.layers * layer_weights(spec) + embeddings * head_weights(spec)
 
@@ -86,5 +86,5 @@ def activations(spec: Spec) -> int:
 
 
 def cache_bytes(spec: Spec, size: float = 2) -> float:
-    """Bytes of keys and values a token, over all layers, at `size` bytes a number."""
+    """Bytes of a token's keys and values in all layers, at `size` bytes per number."""
     return size * sum(2 * layer.kv_heads * layer.head_dim for layer in spec.attention)
