@@ -93,6 +93,8 @@ MEANT = {
         "-n --predict --n-predict --max-new-tokens": "--max-tokens",
         "--temp": "--temperature",
         "--rate": "--request-rate",
+        "--url": "--base-url",
+        "--base-url": "--url",
     }.items()
     for name in names.split()
 }

@@ -98,6 +98,8 @@ def test_a_wrong_word_is_met_with_the_right_one(capsys: pytest.CaptureFixture[st
         (["generate", "--max-new-tokens", "4"], "did you mean --max-tokens?"),
         (["serve", "--max-new-tokens", "4"], "--max-new-tokens; see `weir serve --help`"),
         (["simulate", "m", "--rate", "4"], "did you mean --request-rate?"),
+        (["bench", "serve", "--url", "x"], "did you mean --base-url?"),
+        (["top", "--base-url", "x"], "did you mean --url?"),
         (["plan", "--model", "m"], "--model; give MODEL without --model"),
         (["serve", "--task", "embed"], "--task; see `weir serve --help`"),
         (["serve", "m", " "], "unrecognized arguments:  ; see `weir serve --help`"),
@@ -109,7 +111,8 @@ def test_a_wrong_word_is_met_with_the_right_one(capsys: pytest.CaptureFixture[st
 
 
 def test_what_other_engines_flags_become_is_there() -> None:
-    commands = [import_module(f"weir.cli.{name}") for name in ("serve", "generate", "simulate")]
+    names = "cli.serve", "cli.generate", "cli.simulate", "cli.top", "bench.serve"
+    commands = [import_module(f"weir.{name}") for name in names]
     made = [cli.parser(command, "weir") for command in commands]
     options = {
         option for one in made for action in one._actions for option in action.option_strings
