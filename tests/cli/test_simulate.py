@@ -76,6 +76,14 @@ def test_what_cannot_be_is_one_sentence(
     assert said in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["simulate", "plan"])
+def test_an_unknown_model_brings_the_known_shapes_to_mind(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "Llama-3.1-8B"]) == 1
+    assert "shapes known without files: llama-2-7b, llama-3.1-8b, " in capsys.readouterr().err
+
+
 def test_it_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from weir.cli import main; "

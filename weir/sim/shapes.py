@@ -3,6 +3,7 @@
 from typing import Any
 
 from weir import hub
+from weir.errors import ConfigError
 from weir.models.config import from_config
 from weir.models.shape import read_spec
 from weir.spec import Spec
@@ -73,6 +74,10 @@ def shape(name: str, revision: str | None = None, folder: str | None = None) -> 
     spec: Spec
     if name in SHAPES:
         spec = from_config(SHAPES[name])
-    else:
-        spec = read_spec(hub.resolve(name, revision, folder).path)
+        return spec
+    try:
+        source = hub.resolve(name, revision, folder)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; shapes known without files: {', '.join(SHAPES)}") from None
+    spec = read_spec(source.path)
     return spec
