@@ -29,7 +29,12 @@ log = logging.getLogger(__name__)
 def text(config: Config) -> Text:
     """Tokenizer and chat template; fetches the model if it is not here. Raises `ConfigError`."""
     name = config.tokenizer or config.model
-    source = hub.resolve(name, config.revision, config.download_dir)
+    try:
+        source = hub.resolve(name, config.revision, config.download_dir)
+    except ConfigError as error:
+        if config.tokenizer is None:
+            raise
+        raise ConfigError(f"--tokenizer: {error}") from None
     if source.kind == "gguf":
         return Text.from_gguf(GGUF.open(source.path), config.chat_template)
     if config.load_format == "dummy" and not config.tokenizer and lacks_tokenizer(source.path):

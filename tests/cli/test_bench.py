@@ -92,6 +92,13 @@ def test_a_data_set_needs_its_file(server: Fake, capsys: pytest.CaptureFixture[s
     assert "--dataset-name sharegpt needs --dataset-path" in capsys.readouterr().err
 
 
+def test_a_model_of_an_unknown_name_needs_a_tokenizer(
+    server: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(server, "--model", "mine") == 1
+    assert "give --tokenizer: there is no model 'mine'" in capsys.readouterr().err
+
+
 def test_a_server_that_is_not_there_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "serve", "--port", "9"]) == 1
     assert "no server answers" in capsys.readouterr().err

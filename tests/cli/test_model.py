@@ -43,6 +43,13 @@ def test_generate_refuses_in_a_line(
     assert re.fullmatch(r"weir generate: .+\n", capsys.readouterr().err)
 
 
+def test_a_tokenizer_that_is_not_there_is_called_one(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(model), "-p", "x", "--tokenizer", "absent"]) == 1
+    assert capsys.readouterr().err.startswith("weir generate: --tokenizer: there is no model")
+
+
 @pytest.mark.parametrize("cache", [[], ["--enable-prefix-caching"]])
 def test_bench_offline(
     model: Path, cache: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

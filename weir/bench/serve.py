@@ -24,6 +24,7 @@ from weir.http import run as run_loop
 from weir.progress import progress
 from weir.sim.report import Record, block, flat, measure
 from weir.sim.workload import Workload, as_text
+from weir.text import Text
 
 USAGE = "weir bench serve [OPTIONS]"
 
@@ -100,7 +101,14 @@ async def bench(options: Namespace) -> tuple[list[Record], float, str]:
 def prepared(options: Namespace, model: str) -> Workload:
     """The workload in the form that the API takes: text for chats and conversations, else
     unchanged."""
-    tokenizer = cache(lambda: datasets.tokenizer(options.tokenizer or model))
+
+    @cache
+    def tokenizer() -> Text:
+        try:
+            return datasets.tokenizer(options.tokenizer or model)
+        except ConfigError as error:
+            raise ConfigError(f"prompts need a tokenizer, give --tokenizer: {error}") from None
+
     workload = datasets.make(options, tokenizer, options.seed)
     conversation = any(item.turns for item in workload.items)
     if options.backend == "openai-chat" or conversation:
