@@ -122,6 +122,33 @@ def test_an_unknown_field_brings_the_nearest_to_mind(http, path, field, close):
     assert said["message"] == f"{field} is not a field of this request{hint}"
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "bot"}]},
+            "messages[0].role: invalid enum value 'bot', expected one of "
+            "assistant, developer, system, tool, user.",
+        ),
+        (
+            "/v1/chat/completions",
+            CHAT | {"tool_choice": {"type": "x"}},
+            "tool_choice.type: invalid value 'x', expected one of function, allowed_tools.",
+        ),
+        (
+            "/v1/messages",
+            {"max_tokens": 1, "messages": [{"role": "user", "content": [{"type": "x"}]}]},
+            "messages[0].content[0].type: expected text, not images or other parts: "
+            "this server reads no others.",
+        ),
+        ("/v1/embeddings", {"input": 1}, "input: expected `str | array`, got `int`."),
+    ],
+)
+def test_what_a_field_may_be_is_said(http, path, body, said):
+    assert http.post(path, json=body).json()["error"]["message"] == said
+
+
 def test_an_unknown_field_of_a_part_is_named_with_its_place(http):
     body = CHAT | {"stream_options": {"include_usages": True}}
     said = http.post("/v1/chat/completions", json=body).json()["error"]

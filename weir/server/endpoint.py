@@ -141,7 +141,7 @@ class Serving:
                 return msgspec.convert(dict(request.query_params), kind, strict=False)
             return self._decode(raw)
         except (ValueError, RecursionError) as error:
-            raise invalid(error, kind.__struct_encode_fields__) from None
+            raise invalid(error, kind) from None
 
     async def _answer(
         self, call: Call, body: Struct | None, scope: Scope, receive: Receive, send: Send

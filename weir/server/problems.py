@@ -5,17 +5,17 @@ This is the only place that maps errors to statuses. It knows no routes.
 
 import math
 import re
-from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, inspect
 from starlette.exceptions import HTTPException
 
 from weir.errors import BadRequest, EngineDead, Overloaded
 
 PATH = re.compile(r" - at (`key` in )?`\$\.?([^`]*)`$")
+NAME = re.compile(r"[^\W\d]\w*")
 PART = re.compile(r"\.content\[\d+\]\.type$")
 UNKNOWN = re.compile(
     r"^Object (contains unknown|missing required) field `([^`]*)`(?: - at `\$\.?([^`]*)`)?$"
@@ -72,8 +72,8 @@ def problem(error: Exception) -> Problem:
     return Problem(status, ErrorBody(detail), headers)
 
 
-def invalid(error: Exception, fields: Sequence[str]) -> BadRequest:
-    """Turn a failure to decode a body of these fields into a `BadRequest` that names the field."""
+def invalid(error: Exception, kind: type[Struct]) -> BadRequest:
+    """Turn a failure to decode a body into a `BadRequest` that names the field."""
     if isinstance(error, UnicodeDecodeError):
         return BadRequest("The body is not valid UTF-8.", code="invalid_json")
     if isinstance(error, RecursionError):
@@ -86,7 +86,8 @@ def invalid(error: Exception, fields: Sequence[str]) -> BadRequest:
         if found[1].startswith("missing"):
             return BadRequest(f"{param} is required.", param=param, code="missing_field")
         text = f"{param} is not a field of this request"
-        close = get_close_matches(param.lower(), [] if found[3] else fields, 1, cutoff=0.74)
+        fields = [] if found[3] else kind.__struct_encode_fields__
+        close = get_close_matches(param.lower(), fields, 1, cutoff=0.74)
         text += f"; did you mean {close[0]}?" if close else "."
         return BadRequest(text, param=param, code="unknown_field")
     found = PATH.search(message)
@@ -98,5 +99,25 @@ def invalid(error: Exception, fields: Sequence[str]) -> BadRequest:
         return BadRequest(text, param=param, code="unsupported_field")
     if PART.search(param):
         rule = "Expected text, not images or other parts: this server reads no others"
+    elif rule.startswith("Invalid"):
+        known = choices(inspect.type_info(kind), NAME.findall(param))
+        rule += f", expected one of {', '.join(known)}" if known else ""
     where = f"a key of {param}" if found[1] else param
     return BadRequest(f"{where}: {rule[0].lower()}{rule[1:]}.", param=param, code="invalid_value")
+
+
+def choices(kind: inspect.Type, path: list[str]) -> list[str]:
+    """The values of a field that may have one of a few; it is so many names within `kind`."""
+    match kind:
+        case inspect.Metadata(type=inner) | inspect.ListType(item_type=inner):
+            return choices(inner, path)
+        case inspect.UnionType(types=types):
+            return [value for one in types for value in choices(one, path)]
+        case inspect.StructType(tag_field=str(field), tag=tag) if path == [field]:
+            return [str(tag)]
+        case inspect.StructType(fields=fields) if path:
+            found = (one.type for one in fields if one.encode_name == path[0])
+            return [value for one in found for value in choices(one, path[1:])]
+        case inspect.LiteralType(values=values) if not path:
+            return [str(value) for value in values]
+    return []
