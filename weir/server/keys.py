@@ -24,12 +24,12 @@ class Keys:
         scheme, _, key = header.partition(" ")
         given = _digest(key.strip())
         found = [(hmac.compare_digest(given, known), tenant) for known, tenant in self._tenants]
-        if scheme.lower() != "bearer" or not any(equal for equal, _ in found):
-            raise BadRequest(
-                "This server needs an API key: send it as 'Authorization: Bearer <key>'.",
-                code="invalid_api_key",
-                status=401,
-            )
+        bearer = scheme.lower() == "bearer"
+        if not bearer or not any(equal for equal, _ in found):
+            says = "This server needs an API key: send it as 'Authorization: Bearer <key>'."
+            if bearer and key.strip():
+                says = "This API key is none of the server's: send another."
+            raise BadRequest(says, code="invalid_api_key", status=401)
         return next(tenant for equal, tenant in found if equal)
 
     def payer(self, tenant: str, user: str) -> str:
