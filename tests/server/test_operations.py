@@ -220,6 +220,11 @@ def test_errors_have_one_shape(http):
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+def test_a_client_without_v1_in_its_address_is_told(http):
+    answer = http.post("/chat/completions", json=CHAT)
+    assert answer.status_code == 404 and "begin with /v1" in answer.json()["error"]["message"]
+
+
 def test_pinning_a_prefix(http, server):
     prompt = "You are a helpful assistant."
     answer = http.post("/pin_prefix", json={"name": "system", "prompt": prompt})

@@ -22,7 +22,7 @@ UNKNOWN = re.compile(
 )
 
 ROUTING = {
-    404: "There is no such route; GET /openapi.json lists them all.",
+    404: "There is no such route; OpenAI's begin with /v1, and GET /openapi.json lists them all.",
     405: "This route does not take this method; see the Allow header.",
 }
 UNFORESEEN = "The server failed to answer; its log has the reason under this X-Request-Id."
