@@ -69,8 +69,7 @@ class Response:
         self.done = True
 
     async def receive(self) -> None:
-        """Receive and parse more bytes. Raises `HttpError` if the answer is silent for too long,
-        invalid or broken off."""
+        """Receive more bytes. Raises `HttpError` if the answer is silent, invalid or broken off."""
         try:
             async with asyncio.timeout(self.timeout):
                 data = await self.reader.read(READ)
@@ -169,8 +168,7 @@ class Http:
             return content
 
     async def stream(self, path: str, body: Any) -> AsyncGenerator[Event]:
-        """The events that answer a POST, up to `[DONE]`. Raises `HttpError` unless the status is
-        2xx."""
+        """Events of a POST's answer, up to `[DONE]`. Raises `HttpError` unless status is 2xx."""
         async with self.send("POST", path, body) as response:
             if response.status // 100 != 2:
                 check(response.status, await response.body())

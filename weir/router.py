@@ -190,8 +190,7 @@ class Router:
         raise self._nobody()
 
     async def _tell_all(self, request: Request, body: bytes, send: Send) -> None:
-        """Send a request to all replicas. Answers with their answers by address, and the highest
-        status."""
+        """Ask all replicas; answers with their answers by address and the highest status."""
         call = passed_on(request, body)
 
         async def tell(replica: Replica) -> tuple[int, object]:

@@ -80,8 +80,7 @@ def natural(text: str) -> int:
 
 
 def make(options: Namespace, tokenizer: Callable[[], Tokenizer], seed: int) -> Workload:
-    """The workload that the flags describe; `tokenizer` is called only if needed. Raises
-    `ConfigError`."""
+    """The workload of the flags; calls `tokenizer` only if needed. Raises `ConfigError`."""
     name, path = options.dataset_name, options.dataset_path
     count, output = options.num_prompts, options.output_len
     if name in FILES and path is None:

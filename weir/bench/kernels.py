@@ -40,8 +40,7 @@ SHARED = [(16, 16, 2048, 160), (64, 4, 2048, 160)]  # groups, decodes, keys in c
 
 
 def median(run: Callable[[], object], repeat: int) -> float:
-    """Median milliseconds of a call after three warm-up calls, with the cache cleared before
-    each."""
+    """Median milliseconds of a call, after three to warm up, with the cache cleared before each."""
     for _ in range(3):
         run()
     cold = torch.empty(2**28, dtype=torch.uint8, device="cuda")
@@ -184,8 +183,7 @@ def shared_prefixes(report: Report) -> None:
 
 
 def recorded(run: Callable[[Tensor], object], kv: Tensor) -> tuple[Callable[[], None], int]:
-    """A CUDA graph of calls with several copies of kv, which together do not fit the cache, and the
-    number of calls."""
+    """A CUDA graph of calls with copies of kv that do not all fit the cache, and their number."""
     copies = [kv.clone() for _ in range(max(2, min(12, 2**28 // kv.nbytes)))]
     run(kv)  # compiled before it is recorded
     graph = torch.cuda.CUDAGraph()

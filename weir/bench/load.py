@@ -1,5 +1,4 @@
-"""Runs a workload against a server: sends requests at their times, with an optional cap on how many
-are in flight."""
+"""Sends a workload's requests to a server at their times, with an optional cap on concurrency."""
 
 import asyncio
 import sys

@@ -90,8 +90,7 @@ def _shared(ids: Callable[[int], list[int]]) -> list[Item]:
 
 
 def data_folder() -> Path:
-    """The folder that WEIR_DATA names, with the benchmarks' traces, prompts and lengths. Raises
-    `ConfigError`."""
+    """The benchmarks' data: the folder that WEIR_DATA names. Raises `ConfigError`."""
     if folder := os.environ.get("WEIR_DATA"):
         return Path(folder)
     raise ConfigError("WEIR_DATA is not set: it names the folder with the benchmarks' data")

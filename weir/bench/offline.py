@@ -152,8 +152,7 @@ def _tokens(outputs: list[RequestOutput]) -> tuple[int, int, int]:
 
 
 def measure(llm: weir.LLM, workload: Workload, cached: bool, shown: bool) -> Result:
-    """Run once whole and, if the cache is off, once for prefill alone. Raises `EngineDead` if a
-    request fails."""
+    """Run whole and, if the cache is off, also prefill alone. Raises `EngineDead` on a failure."""
     if cached:
         generate(llm, Workload("warm-up", [Item([0] * 64, 2)]), None, False)
         prefill = None

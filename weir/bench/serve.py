@@ -82,8 +82,7 @@ def run(options: Namespace) -> int:
 
 
 async def bench(options: Namespace) -> tuple[list[Record], float, str]:
-    """Find the model, make the workload, warm up and run. Raises `HttpError` if the server cannot
-    be used."""
+    """Find the model, make the workload, warm up and run. Raises `HttpError`, `ConfigError`."""
     base = options.base_url or f"http://{options.host}:{options.port}"
     headers = bearer(options.api_key)
     http = Http(base.rstrip("/"), headers, options.timeout)
@@ -99,8 +98,7 @@ async def bench(options: Namespace) -> tuple[list[Record], float, str]:
 
 
 def prepared(options: Namespace, model: str) -> Workload:
-    """The workload in the form that the API takes: text for chats and conversations, else
-    unchanged."""
+    """The workload as the API takes it: text for chats and conversations, else unchanged."""
 
     @cache
     def tokenizer() -> Text:

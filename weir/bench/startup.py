@@ -54,8 +54,7 @@ def run(options: Namespace) -> int:
 
 
 def start(model: str, flags: list[str], environ: dict[str, str]) -> Start:
-    """One start, timed up to the first token of a short request. Raises `ConfigError` or
-    `HttpError` if that fails."""
+    """One start, timed up to the first token of a request. Raises `ConfigError`, `HttpError`."""
     with private(model, flags, environ) as server:
         target = Target(Http(server.url, server.headers, timeout=120.0), "openai", model)
         return Start(server.seconds, asyncio.run(target.warm_up(1)).ttft)

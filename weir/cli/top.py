@@ -45,8 +45,7 @@ def run(options: Namespace) -> int:
 
 @dataclass(slots=True)
 class Scrape:
-    """The samples of one scrape, summed over labels; histograms as upper bound → cumulative
-    count."""
+    """The samples of one scrape, summed over labels. buckets: upper bound → cumulative count."""
 
     when: float
     values: dict[str, float] = field(default_factory=dict)
@@ -183,8 +182,7 @@ async def title_of(http: Http) -> str:
 
 
 async def watch(http: Http, interval: float, once: bool) -> None:
-    """Draw frames until interrupted, or `once`. Raises `HttpError` if the server does not
-    answer."""
+    """Draw frames until interrupted, or `once`. Raises `HttpError`."""
     console = Console()
     title, before, history = await title_of(http), await look(http), list[float]()
     await asyncio.sleep(interval)

@@ -97,8 +97,7 @@ class Choice:
         return self.detokenizer.push(tokens) if self.detokenizer is not None and tokens else ""
 
     def _emit(self, output: Output, text: str) -> str | None:
-        """Add to the event the text that cannot begin a stop string. Returns the stop string that
-        the text completes, if any."""
+        """Add text that cannot begin a stop string. Returns the stop string completed, if any."""
         if self.stops is None or self.shown <= self.params.min_tokens:
             output.text += text
             return None
@@ -222,8 +221,7 @@ class Assembly:
         return [c.push(delta) for c in self.choices if c.finish_reason is None]
 
     def restart(self) -> None:
-        """Prepare to be served from the first token by another engine, which will repeat the tokens
-        told so far."""
+        """Prepare for another engine, which begins anew and repeats the tokens told so far."""
         self.replays += 1
         self.preempted = 0
         if not self.streamed:

@@ -29,8 +29,7 @@ class Engine(Protocol):
 
 
 def request(submit: Submit) -> Request:
-    """The engine's request. Tokens are copied, because a request's list grows and the choices of a
-    prompt share one."""
+    """The engine's request. Copies tokens: the list grows, and choices of a prompt share it."""
     return Request(**asdict(replace(submit, tokens=list(submit.tokens))))
 
 
@@ -73,8 +72,7 @@ class Loop:
         return replace(self._stats, busy_since=self._busy_since)
 
     def _take(self, message: Submit | Lengths | Abort | Flush | Unpin, deltas: list[Delta]) -> None:
-        """Apply one message. If the engine cannot take a request, only that one ends, with the
-        reason."""
+        """Apply one message. If the engine cannot take a request, only that request ends."""
         if isinstance(message, Abort):
             for uid in message.uids:
                 self._engine.abort(uid)

@@ -48,8 +48,7 @@ class Reader:
         return prompt.removeprefix(self._before).removesuffix(self._after)
 
     def answered(self, finished: Assembly) -> Answered | None:
-        """The length of the answer, the mean over choices; None if the request failed, was aborted
-        or generated nothing."""
+        """The mean length of choices; None if the request failed, was aborted or has no answer."""
         reasons, tokens = finished.finish_reasons, finished.usage.completion_tokens
         if not tokens or {*reasons} - {"stop", "length"}:
             return None
@@ -58,8 +57,7 @@ class Reader:
 
 
 class LengthListener:
-    """Logs the lengths of answers, if the operator asks for it, to train a ranker. A listener of
-    the client."""
+    """A client's listener that logs the lengths of answers, to train a ranker; optional."""
 
     def __init__(self, text: Text, model: str, log: LengthLog):
         self._reader = Reader(text)

@@ -179,8 +179,7 @@ class Ledger:
         return max(len(self.text.token_bytes(t)) for t in range(self.text.vocab)) or 1
 
     def _room(self, length: int, params: SamplingParams, pool: str | None) -> int:
-        """The number of tokens that may be generated. Raises `BadRequest` if the context is too
-        short."""
+        """The most tokens to generate. Raises `BadRequest` if the context is too short."""
         context = self.model.context
         wanted = 0 if pool is not None else params.max_tokens
         least = max(1, params.min_tokens) if wanted is None else wanted

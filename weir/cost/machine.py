@@ -156,8 +156,7 @@ MACHINES = {
         hosted(PRESETS["h200"], 134 * GB, 139 * GB, (55.5 * GB, 55.3 * GB, 101 * GB)),
     )
 }
-"""h100, h200: link and memory were measured on hosts of 16 cores; the disk is the h100's. a10g: the
-rates that NEO quotes."""
+"""h100, h200: link and memory measured (hosts of 16 cores), disk on the h100's. a10g: NEO's."""
 
 
 def processor() -> Machine:

@@ -20,8 +20,7 @@ from weir.cost.work import cache_bytes, head_weights, layer_weights
 from weir.spec import Spec
 
 Row = NDArray[np.float64]
-"""Coefficients of the nine shares (of weights, cache and hidden, each on GPU, CPU and disk), and a
-constant."""
+"""Coefficients of the nine shares (weights, cache, hidden; each GPU, CPU, disk), and a constant."""
 Shares = tuple[float, float, float]
 """On GPU, CPU and disk; they add up to one."""
 Overlap = Literal["none", "copies", "lanes"]
@@ -119,8 +118,7 @@ class Costs:
     # -- time ----------------------------------------------------------------------------------
 
     def _prompt(self) -> Phase:
-        """One layer over all prompts of a block. The GPU computes KV, which is copied to its
-        home."""
+        """One layer over all prompts of a block; KV is computed on the GPU and copied home."""
         m, job, tokens = self.machine, self.job, self.choice.block * self.job.prompt
         kv, state = self.kv * tokens, self.state * tokens
         pairs = self.choice.block * job.prompt * (job.prompt + 1) / 2
@@ -210,8 +208,7 @@ class Costs:
         return seconds
 
     def _linears(self, tokens: int, lanes: int, rate: float) -> float:
-        """GPU seconds of a layer's linears over the tokens of a block. Each lane reads the weights
-        from the GPU's memory again."""
+        """GPU seconds of a layer's linears over a block's tokens. Each lane reads the weights."""
         m, weights = self.machine, layer_weights(self.spec)
         if m.layer:
             return lanes * at(m.layer, tokens / lanes)
@@ -255,8 +252,7 @@ class Costs:
         slots = slot_bytes(record, int(kv / record)) if mixed else 0
 
         def on_gpu(computed: int, waiting: int, cached: float) -> Row:
-            """computed: tokens at once. waiting: tokens between layers. cached: bytes of KV from
-            elsewhere."""
+            """computed, waiting: tokens at once and between layers. cached: other KV, in bytes."""
             away = 2 * self.state * computed
             return row(
                 (held, ring, ring),

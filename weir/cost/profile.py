@@ -78,8 +78,7 @@ Cells = dict[tuple[str, int, int], Work]
 
 
 def cells(size: Capacity) -> Cells:
-    """The steps to measure, as far as they fit: prompt chunks by length and start, decodes by
-    number and context."""
+    """The steps to measure that fit: prompt chunks by length, start; decodes by number, context."""
     room = max(size.context - size.tokens, size.context // 2)
     lengths = _powers(2, size.tokens)
     starts = [0, *_powers(max(1, min(128, room // 4)), room)[::2]]
@@ -115,8 +114,7 @@ def profile(
 
 
 def _grid(kind: str, found: dict[tuple[str, int, int], float]) -> Grid:
-    """A full grid. Cells that did not fit are extrapolated: they grow as in the row above, in
-    proportion to the rows."""
+    """A full grid. Cells that did not fit grow as in the row above, in proportion to the rows."""
     rows = sorted({row for name, row, _ in found if name == kind})
     columns = sorted({column for name, row, column in found if (name, row) == (kind, rows[0])})
     if len(rows) < 2 or len(columns) < 2:

@@ -54,8 +54,8 @@ class Roofline:
 
 
 def _flops(layers: list[AttentionSpec], window: int | None) -> int:
-    """FLOP of one query-key pair in all layers with that window: 2 per element for scores, and 2
-    for values."""
+    """FLOP of a query-key pair, in all layers with that window: for scores and values, 2 each per
+    element of a head."""
     return sum(4 * layer.heads * layer.head_dim for layer in layers if layer.window == window)
 
 

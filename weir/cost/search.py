@@ -178,8 +178,7 @@ def _minimise(weight: Any, rows: Any, least: Any, most: Any) -> Any:
 
 @cache
 def _greeted(make: Any) -> None:
-    """Suppress what HiGHS prints on stdout when the first solver of a process is made, before any
-    option can be set."""
+    """Suppress what HiGHS prints when a process makes its first solver, before it takes options."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # there is no stdout
             kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)

@@ -114,8 +114,7 @@ class Target:
         return predicted
 
     def _crowd(self, load: Load) -> int:
-        """By how much a step may exceed `seconds` because others wait: log2 of the factor, in
-        eighths."""
+        """How much a step may exceed `seconds` as others wait: log2 of the factor, in eighths."""
         wanted = CROWD * load.backlog * self._token * self.ratio
         if self.firm or wanted <= self.seconds:
             return 0

@@ -56,8 +56,7 @@ class Ahead(Speculating):
             yield piece
 
     def _beyond(self, prompt: Prompt, ends: Sequence[str]) -> str | None:
-        """What the service wrote after the prompt, up to one of `ends`; None if it wrote something
-        else, nothing more, or no end."""
+        """The kept text after the prompt, up to an end; None if it does not fit this `gen`."""
         text, reason = self._held
         if not text.startswith(prompt.text) or len(text) == len(prompt.text):
             return None
@@ -174,8 +173,8 @@ def match(form: Sequence[str | Blank], text: str) -> list[str] | None:
     """The blanks' values if `text` has the form, else None.
 
     The form's text must occur in its place. A blank ends at its stop, where the text after it
-    begins or, if it is the last part, with the text. Leading whitespace, and text that follows the
-    form, are ignored."""
+    begins or, if it is the last part, with the text. Leading blanks and further text are ignored.
+    """
     values, text = [], text.lstrip()
     for at, part in enumerate(form):
         if isinstance(part, str):

@@ -156,8 +156,7 @@ class State:
             raise self.stream.error
 
     def error(self) -> ProgramError | None:
-        """The error so far, of this state or of a branch whose error no read has raised; None if
-        there is none."""
+        """The error so far, if any: of this state, or of a branch if no read has raised it."""
         untold = (branch.error() for branch in self._branches if not branch._told)
         return self.stream.error or next((error for error in untold if error is not None), None)
 
@@ -215,8 +214,7 @@ class State:
     # turns, scopes, branches
 
     def _turn(self, role: str, value: Any = None) -> Any:
-        """Append a turn with this content. Without a value: a context manager, in which the content
-        is appended."""
+        """Append a turn with this content; without a value, a context manager for the content."""
         if value is None:
             return self._around(ir.Open(role), ir.Close(role), program_line())
         self += ir.turn(role, value)

@@ -155,8 +155,7 @@ def graph(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Graph:
 
 
 def _record(graph: Graph, body: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Run a body with abstract values for missing arguments. A coroutine must end without ever
-    waiting."""
+    """Run a body with abstract values for missing arguments. A coroutine must never wait."""
     _, *others = signature(body).parameters.values()
     kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     free = {p.name: Abstract(graph, p.name) for p in others if p.kind not in kinds}

@@ -23,8 +23,7 @@ _BLANKS = [" ", "\n"]
 token_length_normalized, greedy_token_selection, unconditional_likelihood_normalized = SCORERS
 
 _THINKING = {"deepseek-r1": True, "deepseek-v3": False, "qwen3": False, "qwen3-thinking": True}
-"""Model families that reason between the tags <think> and </think> → whether every answer begins
-with reasoning."""
+"""Families that reason between <think> and </think> → whether all answers begin with it."""
 
 _NO_SETTINGS = frozenset(
     "name dtype choices choices_method return_logprob top_logprobs_num".split()

@@ -103,8 +103,7 @@ class LLM:
         told: Told = None,
         **template: Any,
     ) -> list[RequestOutput]:
-        """The next message of one conversation or many. template: as for `Text.chat`; the rest as
-        for `generate`."""
+        """The next message of one talk or many. template: see `Text.chat`; the rest: `generate`."""
         talks = _talks(messages)
         prompts = [self.text.chat(talk, **template) for talk in talks]
         each = self._each(params, len(talks))
@@ -138,8 +137,7 @@ class LLM:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Refuse a call during another one, from another thread or from `told`, and after
-        `close`."""
+        """Refuse a call during another (of a thread or of `told`), and after `close`."""
         if self._closed:
             raise EngineDead("this LLM was closed: make another")
         if not self._turn.acquire(blocking=False):

@@ -86,8 +86,7 @@ class AsyncLLM:
         priority: int = 0,
         **template: Any,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """The next message of a conversation. template: as for `Text.chat`; the rest as for
-        `generate`."""
+        """The next message of a conversation. template: see `Text.chat`; the rest: `generate`."""
         return self.generate(
             self.client.text.chat(messages, **template),
             params,

@@ -141,8 +141,7 @@ class Quantised(Checkpoint):
         self.heads = {"self_attn.q_proj": spec.heads, "self_attn.k_proj": spec.kv_heads}
 
     def kept(self, name: str) -> Codes | Scaled | None:
-        """The quantised weight as codes; None for plain floats, other than two dimensions, or rows
-        that are not whole groups."""
+        """The quantised weight as codes; None for plain floats, vectors and partial groups."""
         kind, shape = self.gguf.tensors[self.sources[name]].type, self.shapes[name]
         if kind in PLAIN or len(shape) != 2 or shape[1] % NATIVE_GROUP:
             return None

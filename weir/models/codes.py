@@ -19,8 +19,7 @@ BITS = {
     "Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q3_K": 6, "Q6_K": 6,
     "Q8_0": 8,
 }  # fmt: skip
-"""Bits of the codes of types that keep theirs. Q3_K gets more than it has; it and Q6_K have groups
-of 16."""
+"""Bits of types that keep their codes. Q3_K gets more than it has, to be in groups of 16."""
 
 
 def read(kind: int, data: Tensor, rows: int, columns: int) -> Codes:

@@ -98,8 +98,7 @@ def load(
 
 
 def opened(path: Path) -> tuple[Spec, Checkpoint]:
-    """The shape of the model at `path`, and its tensors, none of them read yet. Raises
-    ConfigError."""
+    """The model's shape, and its tensors, none of them read yet. Raises ConfigError."""
     if path.suffix == ".gguf":
         gguf = GGUF.open(path)
         spec = from_gguf(gguf)

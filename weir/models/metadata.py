@@ -94,8 +94,7 @@ def _read(gguf: GGUF, key: str, kind: type[T], default: T | None = None) -> T:
 
 
 def _local(gguf: GGUF, layers: int, pattern: int) -> list[bool]:
-    """For each layer, whether it uses the sliding window, if there is one: from a list, or all but
-    every `pattern`-th."""
+    """For each layer, whether it uses the window: by a list, or all but every `pattern`-th."""
     key = f"{gguf.metadata['general.architecture']}.attention.sliding_window_pattern"
     listed = gguf.metadata.get(key)
     if isinstance(listed, list):

@@ -45,8 +45,7 @@ def _times(x: Tensor, ways: tuple[Callable[[], Tensor], ...]) -> list[float]:
 def milliseconds(
     ways: Sequence[Callable[[], object]], rounds: int, cold: Tensor | None = None
 ) -> list[list[float]]:
-    """The times of each way, one per round. `cold`, larger than the GPU's cache, is written before
-    each call to clear the cache."""
+    """The times of each way, one per round. `cold`, larger than the cache, is written before."""
     marks = []
     for _ in range(rounds):
         for way in ways:

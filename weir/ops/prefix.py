@@ -48,8 +48,7 @@ def padded(found: Prefixes | None, sequences: int) -> Prefixes:
 
 
 def fits(heads: int, kv_heads: int, window: int | None, members: int = MEMBERS) -> bool:
-    """Whether attention of this kind can read prefixes once; not with a window, which leaves
-    prefixes behind."""
+    """Whether attention of this kind can read prefixes once. A window would leave them behind."""
     return window is None and heads // kv_heads * members <= ROWS
 
 

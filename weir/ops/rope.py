@@ -16,8 +16,7 @@ from weir.spec import RopeSpec
 def tables(
     rope: RopeSpec, head_dim: int, context: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Cosines, then sines, of every position: float32 [context, dim], where dim is the number of
-    rotated elements."""
+    """Cosines, then sines, of every position: float32 [context, dim], of dim rotated elements."""
     dim = rope.dim or head_dim
     frequency, scale = frequencies(rope, dim, context)
     angle = torch.outer(torch.arange(context, dtype=torch.float32), frequency)

@@ -63,8 +63,7 @@ def remove(folder: Path) -> None:
 
 
 def identity(weights: Path, *parts: object) -> str:
-    """A hash of what KV pages depend on: name, size and time of each file of weights, and
-    `parts`."""
+    """A hash of what KV pages depend on: each weights file's name, size and time, and `parts`."""
     files = [weights] if weights.is_file() else sorted(weights.iterdir())
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr((stats, parts)).encode()).hexdigest()

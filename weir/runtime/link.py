@@ -40,8 +40,7 @@ class Slot:
 
 
 class Way:
-    """One direction of the link: its stream, its slots, and the host pages that its unfinished
-    copies touch."""
+    """One direction of the link: its stream, slots, and host pages of unfinished copies."""
 
     def __init__(self, rows: int, record: int, device: torch.device):
         self.stream = torch.cuda.Stream(device)
@@ -54,8 +53,7 @@ class Way:
         return self.slots[-1]
 
     def begin(self, pages: Sequence[int]) -> torch.cuda.Event:
-        """Announce a copy that touches these host pages. Returns the event of its end, to be
-        recorded before any other call."""
+        """Announce a copy of these host pages. Returns its end, to record before other calls."""
         self._forget()
         self.busy.append((torch.cuda.Event(enable_timing=True), set(pages)))
         return self.busy[-1][0]

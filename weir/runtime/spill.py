@@ -42,8 +42,7 @@ class Spill:
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="weir-spill")
 
     def append(self, data: Tensor) -> int:
-        """Write host bytes aligned to `ALIGN`. → their offset. Raises `ConfigError` if there is no
-        room."""
+        """Write host bytes aligned to `ALIGN` → their offset. Raises `ConfigError` without room."""
         offset, rest = self.size, memoryview(data.numpy())
         while rest:
             try:

@@ -33,8 +33,7 @@ class Memory:
         self.used = 0
 
     def take(self, size: int) -> Tensor:
-        """A block of bytes, distinct from those taken since `used` was 0. Other recordings use the
-        same blocks."""
+        """A block not taken since `used` was 0; other recordings use the same blocks."""
         if self.used == len(self.blocks) or len(self.blocks[self.used]) < size:
             self.blocks[self.used : self.used + 1] = [torch.empty(size, dtype=torch.uint8)]
         self.used += 1

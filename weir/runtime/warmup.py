@@ -88,8 +88,7 @@ def _plans(runner: Runner, tokens: int, requests: int, lane: int) -> Iterator[Pl
 
 
 def _widths(runner: Runner, tokens: int) -> list[int]:
-    """Sizes of steps, in tokens, for which libraries may have other kernels, which they load at
-    first use."""
+    """Sizes of steps, in tokens, for which libraries may load other kernels at first use."""
     widths = [64 * 3**i // 2**i for i in range(16)] if runner.graphs.shapes else []
     return [width for width in widths if width < tokens]
 

@@ -25,8 +25,7 @@ from weir.spec import Spec
 
 @dataclass(slots=True, frozen=True)
 class Scene:
-    """All of a simulation except the workload. A fleet can be used only once, as its caches and
-    clocks change."""
+    """All of a simulation but the workload. Use a fleet only once: its caches and clocks change."""
 
     config: Config
     spec: Spec
@@ -116,8 +115,7 @@ def scene(options: Namespace) -> Scene:
 
 
 def weight_bytes(settings: Config, spec: Spec, hardware: str) -> float:
-    """Bytes of one weight: quantised as requested; on a CPU a GGUF file's codes stay as they
-    are."""
+    """Bytes of one weight, quantised as requested; a CPU keeps a GGUF file's codes."""
     if settings.quantization in QUANTISED:
         return QUANTISED[settings.quantization]
     if hardware == "cpu" and settings.dtype == "auto" and settings.model not in SHAPES:

@@ -21,8 +21,7 @@ class Moment:
 
 
 class Timeline:
-    """Records replicas' steps: `replica.watch = timeline`. Raises `ConfigError` if matplotlib is
-    missing."""
+    """Records steps: `replica.watch = timeline`. Raises `ConfigError` without matplotlib."""
 
     def __init__(self) -> None:
         library()  # fails before a simulation of minutes, not after

@@ -167,7 +167,7 @@ def meets(record: Record, limits: Mapping[str, float]) -> bool:
 
 
 def peak_output(records: Sequence[Record]) -> float:
-    """Most output tokens in one second of the run, as if all events had equally many."""
+    """Most output tokens in one second of the run. A request's events count as equally large."""
     if not records:
         return 0.0
     first = min(record.start for record in records)

@@ -53,8 +53,7 @@ def servegen(
     path: Path, words: Words, count: int, kind: str = "", begin: float | None = None
 ) -> Workload:
     """`count` requests of the clients of workload `kind` (default: the first in the file), from
-    second `begin` of the trace on (default: the start of the first window). Raises
-    `ConfigError`."""
+    second `begin` of the trace on (default: the first window's start). Raises `ConfigError`."""
     lines = list(read_rows(path))
     try:
         known = sorted({line["workload"] for line in lines})

@@ -202,8 +202,7 @@ def sharegpt(
 
 
 def custom(path: Path, count: int, output: int) -> Workload:
-    """JSON lines with `prompt` (text or token ids) and optionally `output_tokens`, else `output`.
-    Raises `ConfigError`."""
+    """JSON lines: `prompt` (text or ids), `output_tokens` (or `output`). Raises `ConfigError`."""
     items = []
     for row in read_rows(path, count):
         prompt = row.get("prompt")

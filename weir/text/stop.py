@@ -57,8 +57,7 @@ class StopChecker:
 
 @lru_cache(256)
 def _borders(stop: str) -> list[int]:
-    """For each length n, the length of the longest proper prefix of `stop[:n]` that is also its
-    suffix."""
+    """For each n, the length of the longest proper prefix of `stop[:n]` that is also its suffix."""
     borders = [0, 0]
     for character in stop[1:]:
         length = borders[-1]

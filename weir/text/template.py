@@ -63,7 +63,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def read_template(value: str) -> str:
-    """The template that `--chat-template` gives: a file's content, or `value` itself. Raises
+    """The template given by `--chat-template`: a file's content or `value` itself. Raises
     `ConfigError`."""
     if "{{" in value or "{%" in value:
         return value

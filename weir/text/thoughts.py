@@ -16,8 +16,7 @@ Told = Literal["as it comes", "at once", "never"]
 
 
 def thinks(text: Text) -> bool:
-    """Whether a model's chat template or vocabulary has the tags, and they are not special tokens,
-    which answers would not show."""
+    """Whether a model has the tags, in its template or vocabulary, and its answers show them."""
     close = text.tokenizer.token_to_id(CLOSE)
     return close not in text.special and (close is not None or CLOSE in (text.chat_template or ""))
 

@@ -11,8 +11,7 @@ _default: list[Backend] = []
 
 
 def set_default_backend(backend: Backend | str) -> None:
-    """Set the backend of programs that name none: a backend, a model's name, or the URL of a Weir
-    server."""
+    """Set the backend of programs that name none: a backend, a model's name or a server's URL."""
     _default[:] = [chosen(backend)]
 
 

@@ -13,8 +13,7 @@ from weir.text.template import ChatTemplate
 
 
 class RuntimeEndpoint(Completions):
-    """base_url: the server's root. timeout: of `Service`. Raises EngineDead if it does not
-    answer."""
+    """base_url: the server's root. timeout: of `Service`. Raises EngineDead if none answers."""
 
     path = "/v1/completions"
 

@@ -99,8 +99,7 @@ class Runtime:
 
 
 def _params(settings: dict[str, Any]) -> SamplingParams:
-    """The settings of a `gen`, with `regex` and `json_schema` as structured outputs. Raises
-    BadRequest."""
+    """A `gen`'s settings; `regex`, `json_schema` as structured outputs. Raises BadRequest."""
     shapes = {"regex": "regex", "json_schema": "json"}
     shape = {shapes[name]: value for name, value in settings.items() if name in shapes}
     rest = {name: value for name, value in settings.items() if name not in shapes}

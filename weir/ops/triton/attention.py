@@ -17,8 +17,7 @@ from weir.spec import AttentionSpec
 
 
 def attend(q: Tensor, kv: Tensor, batch: Batch, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
-    """As weir.ops.attention.attend. Keys and values are converted to the type of q before they are
-    multiplied; sums are float32."""
+    """As weir.ops.attention.attend. Keys and values are converted to q's type; sums are float32."""
     o = q.new_empty(q.shape)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32)
     if len(q) == 0:

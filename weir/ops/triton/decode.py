@@ -37,8 +37,7 @@ JOINED = 4096  # numbers joined at once: 64 registers per thread
 
 @cache
 def arrived(device: torch.device, programs: int) -> Tensor:
-    """Zeros, int32 [programs], which every call resets to zero: calls on a device must not run
-    concurrently."""
+    """Zeros, int32 [programs], which each call resets; calls on a device must not overlap."""
     return torch.zeros(programs, dtype=torch.int32, device=device)
 
 

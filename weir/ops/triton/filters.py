@@ -43,8 +43,7 @@ def _measure(
     MASS: tl.constexpr, FREE: tl.constexpr,
     VOCAB: tl.constexpr, LINE: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """The number or, with MASS, the weight of the kept lines' logits whose key is at least
-    `least`."""
+    """The number or, with MASS, weight of kept lines' logits whose key is at least `least`."""
     total = tl.zeros((LINES, LINE), tl.int64)
     for at in range(0, count, LINES):
         x, ids = _tile(row, kept, count, at, VOCAB, LINE, LINES)
@@ -62,8 +61,7 @@ def _end(
     MASS: tl.constexpr, FREE: tl.constexpr,
     VOCAB: tl.constexpr, LINE: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """The last key of the shortest prefix that measures at least `need`; the prefix down to `low`
-    does."""
+    """The last key of the shortest prefix that measures `need`; the one down to `low` does."""
     while low < high:
         middle = high - (high - low) // 2
         found = _measure(row, kept, count, middle, most, heat, MASS, FREE, VOCAB, LINE, LINES)

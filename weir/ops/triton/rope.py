@@ -102,7 +102,7 @@ def _rotate(
     cos = tl.load(table, mask=inside, other=0.0)
     sin = tl.load(table + DIM // 2, mask=inside, other=0.0)
     if EARLY:
-        gdc_wait()  # until here only positions, slots and tables are read, which no kernel writes
+        gdc_wait()  # until here only the table and what the host sent before this step are read
     a = tl.load(x + head * SIZE + pair, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(x + head * SIZE + DIM // 2 + pair, mask=mask, other=0.0).to(tl.float32)
     if DIM < SIZE:

@@ -16,8 +16,7 @@ TILES = 16384  # most of a launch in which columns are split
 
 @lru_cache
 def _tickets(device: torch.device) -> Tensor:
-    """Counts each tile's programs that are done. Zero between launches, which must all be on one
-    stream."""
+    """Counts each tile's finished programs. Zero between launches, which are on one stream."""
     return torch.zeros(TILES, dtype=torch.int32, device=device)
 
 
@@ -31,8 +30,7 @@ def prepared(x: Tensor, residual: Tensor | None, n: int) -> tuple[Tensor, Tensor
 def shared_sums(
     x: Tensor, tiles: int, splits: int, rows: int, tokens: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Memory for the sums of each tile's splits, and the count of finished splits; None if there is
-    only one."""
+    """Memory for the sums of each tile's splits, and their count; None if there is only one."""
     if splits == 1:
         return None, None
     assert tiles <= TILES

@@ -26,8 +26,7 @@ def item_of(n):
 
 @gluon.jit
 def _span(tiles, item, KV_HEADS: gl.constexpr, WINDOW: gl.constexpr, KEYS: gl.constexpr):
-    """An item's tile, its first key, the end of its keys, and the turns that they take, at least
-    one."""
+    """An item's tile, its first key, the end of its keys, and the turns they take (at least 1)."""
     tile = tiles + item // KV_HEADS * 5
     begin = 0
     if WINDOW:
