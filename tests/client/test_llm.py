@@ -9,7 +9,7 @@ import pytest
 
 import weir
 from tests import fakes
-from weir import AsyncLLM, SamplingParams, connect
+from weir import AsyncLLM, SamplingParams, StructuredOutputs, connect
 from weir.client import Local
 from weir.config import Config
 from weir.errors import BadRequest, ConfigError, EngineDead, Overloaded
@@ -204,6 +204,22 @@ def test_an_async_one_too(run, text):
             pass
         with pytest.raises(Overloaded, match=r"^This client was closed: make another\.$"):
             await anext(llm.generate("a", GREEDY))
+        digits = SamplingParams(structured_outputs=StructuredOutputs(regex="[0-9]+"))
+        with pytest.raises(Overloaded, match="closed"):
+            await anext(llm.generate("a", digits))
+
+    run(main)
+
+
+def test_an_async_one_that_nobody_started_says_so(run, text):
+    async def main():
+        llm = AsyncLLM.of(Local(fakes.FakeEngine(), text, ["m"]))
+        with pytest.raises(EngineDead, match="`async with`"):
+            await anext(llm.generate("a", GREEDY))
+        with pytest.raises(EngineDead, match="`async with`"):
+            await llm.embed("a")
+        async with llm:
+            assert await llm.embed("abc") == [1.0, 3.0]
 
     run(main)
 

@@ -113,11 +113,13 @@ class Client(ABC):
         """The compiled grammar of `params`, which `submit` needs; None if they have none.
 
         May take seconds, without blocking others. Raises `BadRequest`, which says what is not
-        supported.
+        supported, and `Overloaded` once this client was closed.
         """
         asked = params.structured_outputs
         if asked is None:
             return None
+        if self._health == CLOSED:
+            raise self.unready()
         try:
             known = self._compiler.known(asked)
             if known is not None:

@@ -26,6 +26,8 @@ class AsyncLLM:
     event loop; with `in_process` it runs on a thread here. settings: fields of `Config`.
     """
 
+    _entered = False
+
     def __init__(self, model: str, *, in_process: bool = False, **settings: Any):
         config = load({"model": model, **settings}, {})
         if in_process:
@@ -42,6 +44,7 @@ class AsyncLLM:
         return llm
 
     async def __aenter__(self) -> Self:
+        self._entered = True
         await self.client.start()
         return self
 
@@ -60,8 +63,9 @@ class AsyncLLM:
         """Yield the whole output so far, each time there is more; the last one is `finished`.
 
         Leaving the loop aborts the request. Raises `BadRequest`, `Overloaded`, and `EngineDead` if
-        the engine dies meanwhile.
+        the engine dies meanwhile or was not started.
         """
+        self._check()
         params = params or self.client.model.sampling
         stream = self.client.submit(
             prompt,
@@ -98,6 +102,7 @@ class AsyncLLM:
     async def embed(self, prompt: str | list[int], pooling: str = "mean") -> list[float]:
         """A normalised vector: the mean of the tokens' hidden states, or with pooling "last" the
         last. Raises as `generate`."""
+        self._check()
         stream = self.client.submit(prompt, SamplingParams(max_tokens=0), pool=pooling)
         (completion,) = await stream.collect()
         if stream.vector is None:
@@ -107,3 +112,7 @@ class AsyncLLM:
     def abort(self, request_id: str | None) -> int:
         """Abort one request, or all if None; returns how many were live."""
         return self.client.abort(request_id)
+
+    def _check(self) -> None:
+        if self.client.health == "starting" and not self._entered:
+            raise EngineDead("this AsyncLLM was not started: use it in `async with`")
