@@ -78,7 +78,7 @@ class Tiered:
         chunk of this lane, or of an earlier one, fills in the same layer.
         """
         spec, parts = self.layers[layer], []
-        stores = [self._pages(layer, part, k, v) for part in lane.parts]
+        stores = [self._pages(layer, part, k) for part in lane.parts]
         for part, kv in zip(lane.parts, stores, strict=True):
             if part.away:
                 assert self.relay is not None, "no relay for a tier that is away"
@@ -86,7 +86,7 @@ class Tiered:
                 answer = self.relay.start(lane.seat, layer, q, k, v, part, spec)
                 if answer is not None:
                     parts.append((part, answer))
-            elif part.loan is None and k is not None and v is not None and len(part.batch.slots):
+            elif k is not None and v is not None and len(part.batch.slots):
                 write(kv, _take(k, part.writes, kv), _take(v, part.writes, kv), part.batch.slots)
         for part, kv in zip(lane.parts, stores, strict=True):
             if not part.away:
@@ -94,12 +94,11 @@ class Tiered:
                 parts.append((part, lambda result=result: result))
         return Pending(q.shape, q.dtype, q.device, parts)
 
-    def _pages(self, layer: int, part: Part, k: Tensor | None, v: Tensor | None) -> Tensor:
-        if part.loan is None:
+    def _pages(self, layer: int, part: Part, k: Tensor | None) -> Tensor:
+        if part.borrowed is None:
             return self.store.kv[part.tier][layer]
-        assert self.relay is not None, "no relay lends pages"
-        assert k is not None and v is not None, "a model stored what it cannot reach"
-        return self.relay.lend(layer, part, k, v)
+        assert self.relay is not None and k is not None, "no relay lends pages"
+        return self.relay.borrow(layer, part.borrowed, part.lent, k)
 
 
 def _take(x: Tensor, rows: Tensor | None, kv: Tensor) -> Tensor:

@@ -18,17 +18,6 @@ from weir.runtime.tables import Tables
 
 
 @dataclass(slots=True, eq=False)
-class Loan:
-    """Copies of a tier's pages for chunks of a lane on another device. All arrays are on the
-    host."""
-
-    count: int  # copies
-    old: NDArray[np.int64]  # pages that hold earlier rows: they are the first copies
-    new: NDArray[np.int64]  # pages that get rows of the lane,
-    copies: NDArray[np.int64]  # and where those are among the copies
-
-
-@dataclass(slots=True, eq=False)
 class Part:
     """The part of a lane's attention and writes that one tier serves."""
 
@@ -38,7 +27,8 @@ class Part:
     writes: Tensor | None = None  # int64: rows whose k, v are stored here; None: all
     alone: bool = True  # its queries attend to no other tier
     away: bool = False  # a relay writes and attends; all of the batch but its slots is on the host
-    loan: Loan | None = None  # the batch uses copies of pages of the tier
+    borrowed: Tensor | None = None  # int64: pages to copy from the tier; the batch uses the copies
+    lent: int = 0  # pages of that copy, including those that only the lane itself fills
 
 
 def split(
@@ -69,10 +59,9 @@ def split(
             if tier != away:
                 parts.append(cut.part(has, store.devices[tier]))
             else:
-                if (decodes := has & (spans.length == 1)).any():
-                    parts.append(cut.away(decodes))
+                parts.append(cut.away(has & (spans.length == 1)))
                 if (chunks := has & (spans.length > 1)).any():
-                    parts.append(cut.lent(chunks))
+                    parts.append(cut.borrowed(chunks))
         begin = end
     return parts
 
@@ -94,42 +83,44 @@ class Cut:
     stage: Stage
 
     def part(self, which: NDArray[np.bool_], device: torch.device) -> Part:
-        """Attention of some sequences on the tier's own device, and the write of their rows."""
-        rows = self._rows(which)
-        slots = self.stage.put(self.slots[rows], device)
+        """Attention of some sequences on the tier's own device, and the write of all its rows."""
+        slots = self.stage.put(self.slots, device)
         table = self._table(np.flatnonzero(which), device)
         batch = self._batch(which, table, slots, device)
-        writes = self._writes(self.here[rows])
+        writes = self._writes(self.here)
         return Part(self.tier, batch, self._queries(which), writes, self._alone(which))
 
     def away(self, which: NDArray[np.bool_]) -> Part:
         """`part` for a relay: the batch is on the host, and its slots are on the device."""
         part = self.part(which, torch.device("cpu"))
-        part.batch.slots, part.away = self.stage.put(self.slots[self._rows(which)]), True
+        part.batch.slots, part.away = self.stage.put(self.slots), True
         return part
 
-    def lent(self, which: NDArray[np.bool_]) -> Part:
-        """Attention of some sequences over copies of their pages on the lane's device, where their
-        rows are written, too. Pages that hold no earlier rows are not copied from the tier."""
-        mine, page, rows = np.flatnonzero(which), self.page, self._rows(which)
+    def borrowed(self, which: NDArray[np.bool_]) -> Part:
+        """Attention of some sequences over a copy of their pages on the lane's device. The lane's
+        own rows are also written there; pages that hold no earlier rows are not copied."""
+        mine, page = np.flatnonzero(which), self.page
         table = self._table(mine, torch.device("cpu"))
+        count = -(-(self.end - self.begin)[mine] // page)
         old = -(-np.maximum(self.spans.start - self.begin, 0)[mine] // page)
-        before = np.unique(table[np.arange(table.shape[1]) < old[:, None]])
-        new = np.unique(self.slots[rows] // page)
-        pages = np.concatenate([before, np.setdiff1d(new, before)])
-        number = np.zeros(int(pages.max(initial=0)) + 1, np.int32)
-        number[pages] = np.arange(len(pages))
-        copies = number[new].astype(np.int64)
+        column = np.arange(table.shape[1])
+        pages = np.unique(table[column < old[:, None]])
+        fresh = np.setdiff1d(table[(column >= old[:, None]) & (column < count[:, None])], pages)
+        number = np.zeros(int(table.max()) + 1, np.int32)
+        number[np.concatenate([pages, fresh])] = np.arange(len(pages) + len(fresh))
+        rows = which[self.spans.owner[self.here]]
         slots = number[self.slots[rows] // page].astype(np.int64) * page + self.slots[rows] % page
-        batch = self._batch(which, number[table], self.stage.put(slots), self.stage.device)
-        part = Part(self.tier, batch, self._queries(which), self._writes(self.here[rows]))
-        part.alone = self._alone(which)
-        part.loan = Loan(len(pages), before.astype(np.int64), new, copies)
-        return part
-
-    def _rows(self, which: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which of `here` are of some sequences."""
-        return which[self.spans.owner[self.here]]
+        stage = self.stage
+        batch = self._batch(which, number[table], stage.put(slots), stage.device)
+        return Part(
+            self.tier,
+            batch,
+            self._queries(which),
+            self._writes(self.here[rows]),
+            self._alone(which),
+            borrowed=stage.put(pages.astype(np.int64)),
+            lent=len(pages) + len(fresh),
+        )
 
     def _table(self, mine: NDArray[np.int64], device: torch.device) -> NDArray[np.int32]:
         """The pages of some sequences in this tier; on a GPU at the fixed width of `tables`."""

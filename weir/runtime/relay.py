@@ -11,14 +11,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from weir.ops import native
 from weir.ops.attention import native_call, stored, write
 from weir.ops.coded import decode, type_of
-from weir.runtime.copies import copy_pages, driver
 from weir.runtime.parts import Part
 from weir.spec import AttentionSpec
 
@@ -59,7 +57,7 @@ class Signals:
     def __init__(self, device: torch.device, count: int):
         self.on_device = device.type == "cuda"
         self.words = torch.zeros(count, dtype=torch.int32, pin_memory=self.on_device)
-        self.driver = driver() if self.on_device else None
+        self.driver = ctypes.CDLL("libcuda.so.1") if self.on_device else None
 
     def address(self, word: int) -> int:
         return self.words.data_ptr() + 4 * word
@@ -152,26 +150,22 @@ class Relay:
             torch.cuda.current_stream().wait_stream(self.stream)
         self.reading = ()
 
-    def lend(self, layer: int, part: Part, k: Tensor, v: Tensor) -> Tensor:
-        """Pages for the part's chunks on the device [count, 2, Hkv, page, D], where k, v [T, Hkv,
-        D] are added to what they held before; the pages that change go back. Earlier keys and
-        values that are coded come as numbers of the type of k."""
-        kv, loan, slots = self.host[layer], part.loan, part.batch.slots
-        assert loan is not None, "the part attends where its pages are"
-        pages = torch.empty((loan.count, *kv.shape[1:]), dtype=kv.dtype, device=self.device)
-        k, v = (x if part.writes is None else x[part.writes] for x in (k, v))
-        if len(loan.old):
-            with self._copying():
-                copy_pages(pages, np.arange(len(loan.old)), kv, loan.old)
-            self.join()
-        write(pages, k, v, slots)
-        with self._copying(pages):
-            copy_pages(kv, loan.new, pages, loan.copies)
-        if kv.dtype != torch.uint8:
-            return pages
-        pages = decode(pages, type_of(kv, k.shape[2]), k.dtype)
-        write(pages, k, v, slots)  # a chunk attends to its own as they are
-        return pages
+    def borrow(self, layer: int, pages: Tensor, count: int, k: Tensor) -> Tensor:
+        """`count` pages on the device, the first of them copies: int64 [n] → [count, 2, Hkv, page,
+        D]. Coded ones come as numbers of the type and size of those in k [T, Hkv, D]."""
+        kv = self.kv[layer]
+        coded = kv.dtype == torch.uint8
+        if not len(pages):
+            return k.new_empty(
+                (count, *kv.shape[1:4], k.shape[2]), dtype=k.dtype if coded else kv.dtype
+            )
+        copies = torch.empty((count, *kv.shape[1:]), dtype=kv.dtype, device=kv.device)
+        word = torch.int64 if kv[0].nbytes % 8 == 0 else torch.int32
+        words, into = kv.flatten(1).view(word), copies.flatten(1).view(word)
+        with self._copying():
+            torch.index_select(words, 0, pages, out=into[: len(pages)])
+        self.join()
+        return decode(copies, type_of(kv, k.shape[2]), k.dtype) if coded else copies
 
     def start(
         self,
