@@ -95,7 +95,8 @@ class Shadow:
     def _run(self, chunk: Chunk) -> int:
         page = self.capacity.page
         table = self.tables.setdefault(chunk.uid, [])
-        table += [Page(*p) for p in chunk.pages]
+        if chunk.pages:
+            table[chunk.first :] = [Page(*p) for p in chunk.pages]
         ids = chunk.ids or [self.last[chunk.uid]]
         state = 0
         if chunk.start:

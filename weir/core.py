@@ -152,7 +152,7 @@ class Request:
     pages: list[Page] = field(default_factory=list)
     lease: Any = None  # deepest locked node, opaque outside kv; None: holds nothing
     shared: int = 0  # leading pages that belong to the tree
-    sent: int = 0  # leading pages the executor has been told of
+    sent: int = -1  # leading pages the executor knows; -1: not even the request
     sampled: bool = False  # the executor sampled its last token and still has it
     owed: tuple[int, Delta] | None = None  # a sampled token the matcher has yet to replace
     jumped: bool = False  # the last token was replaced by several, so the next may be too
@@ -219,6 +219,7 @@ class Chunk(Struct, frozen=True):
     final: bool = False  # ends at the last token known so far
     mask: bytes | None = None  # allowed tokens, one bit each
     late: bool = False  # its mask depends on a token in flight and follows with `Executor.choose`
+    first: int = 0  # how many pages of the request stay; `pages` follow them and replace the rest
 
     @property
     def length(self) -> int:

@@ -107,6 +107,31 @@ def test_a_locked_prefix_survives_pressure_and_refusal_takes_nothing():
     audit(cache, [holder, big])
 
 
+def test_what_is_sent_to_a_colder_tier_leaves_a_shared_prefix_behind():
+    cache = Cache(2, {Tier.GPU: 16, Tier.CPU: 16})
+    other, r = request(1, [1, 2, 3, 4, 50, 51]), request(2, [1, 2, 3, 4, 60, 61, 62, 63, 64])
+    fill(cache, other)
+    cache.share(other, 6)
+    fill(cache, r)
+    cache.share(r, 9)
+    r.sent = len(r.pages)
+    before, moves = list(r.pages), []
+    assert cache.send(r, Tier.CPU, moves)
+    assert [page.tier for page in r.pages] == [Tier.GPU] * 2 + [Tier.CPU] * 3
+    assert moves == [Move(src, dst) for src, dst in zip(before[2:], r.pages[2:], strict=True)]
+    assert r.sent == 2, "the executor is told of the others again"
+    audit(cache, [other, r])
+    assert cache.grow(r, 11, Tier.CPU, [])
+    cache.release(r)
+    audit(cache, [other])
+    assert cache.known(request(3, [1, 2, 3, 4, 60, 61, 62, 63, 0])) == 8
+    full = request(4, [9] * 32)
+    cache.attach(full, Tier.CPU, [])
+    assert cache.grow(full, 32, Tier.CPU, [])
+    assert not cache.send(other, Tier.CPU, moves) and other.pages[0].tier == Tier.GPU
+    audit(cache, [other, full])
+
+
 def test_eviction_moves_down_a_tier_and_a_hit_moves_back_up():
     cache = Cache(1, {Tier.GPU: 6, Tier.CPU: 6})
     pass_through(cache, [1, 2, 3, 4])

@@ -77,11 +77,11 @@ class Drive:
         """ids empty: the token sampled last. Pages are taken from `tier` unless they are given."""
         held = self.pages.setdefault(uid, [])
         tier = min(self.used) if tier is None else tier
-        new = list(pages or [])
+        first, new = len(held), list(pages or [])
         need = -(-(start + (len(ids) or 1)) // self.page) - len(held) - len(new)
         new += self.take(tier, max(0, need))
         held += new
-        wanted = (sample, prompt, history, score, pool, final, mask, late)
+        wanted = (sample, prompt, history, score, pool, final, mask, late, first)
         return Chunk(uid, start, list(ids), new, tier, *wanted)
 
     def plan(

@@ -2,7 +2,7 @@
 
 from tests.sched.draw import SPEC, check
 from tests.shadow import Shadow
-from weir.core import Capacity, Request, Sampling, Tier
+from weir.core import Capacity, Plan, Request, Sampling, Tier
 from weir.cost.hardware import PRESETS
 from weir.cost.lanes import Host, Lanes
 from weir.cost.roofline import Roofline
@@ -10,7 +10,7 @@ from weir.engine import Engine
 from weir.executor.sim import VirtualClock
 from weir.kv.cache import Cache
 from weir.sched.composer import Chunked
-from weir.sched.hybrid import Balance, Hybrid
+from weir.sched.hybrid import PATIENT, Balance, Hybrid
 from weir.sched.ranking import FCFS
 from weir.sched.scheduler import Scheduler
 
@@ -40,17 +40,26 @@ def submit(it: Engine, uid: int, prompt: int, wanted: int) -> Request:
     return r
 
 
+def started(it: Engine, r: Request) -> Request:
+    """After its first token."""
+    while r.told == r.prompt:
+        it.step()
+        check(it.scheduler)
+    return r
+
+
 def test_nobody_takes_the_room_of_one_that_comes_home():
     for depth in (1, 2):
-        it = engine(home=60, away=200, loads=5, depth=depth)
-        first = submit(it, 0, 50, 4)
-        second = submit(it, 1, 20, 30)
+        it = engine(home=100, away=200, loads=5, depth=depth)
+        first = submit(it, 0, 40, 12)
+        second = submit(it, 1, 35, 40)
+        started(it, second)
         it.step()
         assert {page.tier for page in second.pages} == {Tier.CPU}
         newcomers = []
         while it.busy:
             if first.done and not newcomers:  # its room is what both of these want
-                newcomers = [submit(it, uid, 30, 3) for uid in (2, 3)]
+                newcomers = [submit(it, uid, 50, 3) for uid in (2, 3)]
             it.step()
             check(it.scheduler)
         assert second.preempted == 1, "it came home once"
@@ -60,8 +69,8 @@ def test_nobody_takes_the_room_of_one_that_comes_home():
 
 def test_one_request_comes_home_at_a_time():
     it = engine(home=100, away=200, loads=5, depth=1)
-    first = submit(it, 0, 80, 4)
-    others = [submit(it, uid, 20, 40) for uid in (1, 2, 3)]
+    first = submit(it, 0, 50, 40)
+    others = [submit(it, uid, 28, 60) for uid in (1, 2, 3, 4)]
     most = 0
     while it.busy:
         it.step()
@@ -72,10 +81,11 @@ def test_one_request_comes_home_at_a_time():
     assert sum(r.preempted for r in others) >= 2
 
 
-def test_prompts_are_computed_one_by_one_to_be_away_while_others_decode_at_home():
+def beside_one(home: int, wanted: int) -> tuple[Engine, list[Plan], Request, list[Request]]:
+    """One that decodes at home, and four that want to start."""
     lanes = Lanes(Roofline(SPEC, PRESETS["t4"]), Host(1e15, 1e5, SPEC.layers, 0.0), Tier.CPU)
-    it = engine(home=40, away=200, loads=5, depth=1, balance=Eager(lanes))
-    first = submit(it, 0, 20, 15)
+    it = engine(home=home, away=200, loads=5, depth=1, balance=Eager(lanes))
+    first = submit(it, 0, 20, wanted)
     it.step()
     others = [submit(it, uid, 25, 3) for uid in (1, 2, 3, 4)]
     plans, run = [], it.executor.submit
@@ -83,9 +93,26 @@ def test_prompts_are_computed_one_by_one_to_be_away_while_others_decode_at_home(
     while not first.done:
         it.step()
         check(it.scheduler)
-    prompts = [
-        [c.uid for c in plan.chunks if c.length > 1 and c.home == Tier.CPU] for plan in plans
-    ]
-    assert sum(map(len, prompts)) >= len(others) - 1 and max(map(len, prompts)) == 1
+    return it, plans, first, others
+
+
+def test_prompts_are_computed_at_home_one_by_one_and_leave():
+    """Though home has room for just one of them."""
+    it, plans, _, others = beside_one(home=60, wanted=20)
+    prompts = [[c for c in plan.chunks if c.length > 1] for plan in plans]
+    assert sum(map(len, prompts)) == len(others) and max(map(len, prompts)) == 1
+    assert all(chunk.home == Tier.GPU for some in prompts for chunk in some)
+    away = {c.uid for plan in plans for c in plan.chunks if c.length == 1 and c.home == Tier.CPU}
+    assert away >= {1, 2}
+    while it.busy:
+        it.step()
+
+
+def test_prompts_are_computed_away_one_by_one_if_home_has_no_room_for_long():
+    it, plans, _, _ = beside_one(home=40, wanted=20)
+    prompts = [[c for c in plan.chunks if c.length > 1] for plan in plans]
+    assert not any(prompts[: PATIENT - 1]) and any(prompts[PATIENT - 1 :])
+    assert max(map(len, prompts)) == 1
+    assert all(chunk.home == Tier.CPU for some in prompts for chunk in some)
     while it.busy:
         it.step()

@@ -20,13 +20,16 @@ from weir.cost.work import Work
 class Host(Struct, frozen=True):
     """Rates of attention on the host. rate: bytes/s of keys and values that it reads. token: bytes
     of a token's KV in all layers. layers: number of layers. layer_seconds: fixed cost of a layer.
-    launch: seconds to launch a layer of a lane that is not replayed as a CUDA graph."""
+    launch: seconds to launch a layer of a lane that is not replayed as a CUDA graph. lend: the same
+    of a lane with prompts whose KV goes to the host at each layer (15 decodes and a prompt of a
+    32B model, H200)."""
 
     rate: float
     token: float
     layers: int
     layer_seconds: float = 100e-6
     launch: float = 150e-6
+    lend: float = 1.2e-3
 
     def seconds(self, tokens: int) -> float:
         """Seconds of decodes that read `tokens` tokens in all."""
@@ -36,12 +39,14 @@ class Host(Struct, frozen=True):
 @dataclass(slots=True)
 class Share:
     """One lane. work: on the device. tokens: read by the host. part: fraction of its layers in this
-    plan. launched: layer by layer, not replayed as a CUDA graph."""
+    plan. launched: layer by layer, not replayed as a CUDA graph. lends: with prompts whose KV goes
+    to the host."""
 
     work: Work = field(default_factory=Work)
     tokens: int = 0
     part: float = 1.0
     launched: bool = True
+    lends: bool = False
 
     @staticmethod
     def of(chunks: Iterable[Chunk], away: int | None, part: float = 1.0) -> Share:
@@ -51,6 +56,7 @@ class Share:
             share.work.add(chunk, chunk.home != away)
             if chunk.home == away and chunk.length == 1:
                 share.tokens += chunk.start + 1
+            share.lends |= chunk.home == away and chunk.length > 1
         return share
 
 
@@ -78,11 +84,14 @@ class Lanes:
         """Seconds of a plan of these lanes. device, host: factors by which each side is slower."""
         busy, reads = self.parts(shares)
         busy, reads = [device * part for part in busy], [host * part for part in reads]
-        if self.host is None or not any(reads):
+        if self.host is None or not (any(reads) or any(share.lends for share in shares)):
             return sum(busy)
         alone = max(sum(pair) for pair in zip(busy, reads, strict=True))
-        parts = sum(share.part for share in shares if share.launched)
-        launched = parts * self.host.layers * self.host.launch
+        launched = self.host.layers * sum(
+            share.part * (self.host.lend if share.lends else self.host.launch)
+            for share in shares
+            if share.launched
+        )
         return max(sum(busy), sum(reads), alone, launched)
 
     def shares(self, plan: Plan) -> list[Share]:

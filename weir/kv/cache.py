@@ -128,7 +128,29 @@ class Cache(Tiers):
             _, keep = self._adopt(r, node, at // self.page, full)
         self._give(r.pages[keep:])
         self.tree.unlock(r.lease)
-        r.lease, r.pages, r.shared, r.computed, r.sent = None, [], 0, 0, 0
+        r.lease, r.pages, r.shared, r.computed, r.sent = None, [], 0, 0, -1
+
+    def send(self, r: Request, tier: Tier, moves: list[Move]) -> bool:
+        """Move the pages of `r` to a colder tier, but for a prefix that others hold or that hotter
+        pages follow in the tree. False, with nothing moved, if there is no room."""
+        nodes: list[Node] = []  # from the deepest up
+        node, first = r.lease, r.shared
+        while node.locks == 1 and node.parent is not None:
+            if any(child.tier < tier and child not in nodes for child in node.children.values()):
+                break
+            nodes.append(node)
+            node, first = node.parent, first - len(node.pages)
+        pages = self._take(tier, len(r.pages) - first, moves)
+        if pages is None:
+            return False
+        old, r.pages[first:] = r.pages[first:], pages
+        moves += map(Move, old, pages)
+        self._give(old)
+        for node in reversed(nodes):
+            mine, pages = pages[: len(node.pages)], pages[len(node.pages) :]
+            self.tree.retier(node, mine)
+        r.sent = min(r.sent, first)
+        return True
 
     # -- inside --------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ def build(
         raise RuntimeError("a chunk goes on from a token that was never sampled here")
     spans = Spans.of(chunks, tables, shape)
     real = spans.rows[: spans.real]
-    tables.append(real, [c.pages for c in chunks])
+    tables.append(real, [c.pages for c in chunks], [c.first for c in chunks])
     if np.any((spans.start + spans.length)[: spans.real] > tables.upto[real, -1] * store.page):
         raise RuntimeError("a chunk reaches past the pages of its request")
     ids = np.zeros(len(spans.pos), np.int64)

@@ -58,13 +58,21 @@ class Tables:
                 self.row[uid] = self.free.pop()
         return np.array([self.row[uid] for uid in uids], np.int64)
 
-    def append(self, rows: NDArray[np.int64], pages: Sequence[Sequence[Page]]) -> None:
-        """Append pages to each of some rows, none hotter than the one before. The device has them
-        after `put` and `update`. Raises RuntimeError for pages that cannot be."""
+    def append(
+        self, rows: NDArray[np.int64], pages: Sequence[Sequence[Page]], first: Sequence[int]
+    ) -> None:
+        """Put pages after the `first` of each of some rows and drop the rest, where there are any
+        to put; none may be hotter than the one before. The device has them after `put` and
+        `update`. Raises RuntimeError for pages that cannot be."""
         count = np.array([len(some) for some in pages], np.int64)
         total = int(count.sum())
         if not total:
             return
+        some = count > 0
+        kept = np.array(first, np.int32)[some]
+        if (kept > self.upto[rows[some], -1]).any():
+            raise RuntimeError("a request has pages that nobody told")
+        self.upto[rows[some]] = np.minimum(self.upto[rows[some]], kept[:, None])
         tier, index = np.array([page for some in pages for page in some], np.int64).T
         owner = np.repeat(rows, count)
         first = np.cumsum(count) - count

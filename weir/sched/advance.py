@@ -11,7 +11,7 @@ STUCK = (
 
 def advance(r: Request, length: int, home: int) -> Chunk:
     """The chunk that computes `length` more tokens of `r`; they count as computed from now on."""
-    start, end = r.computed, r.computed + length
+    start, end, told = r.computed, r.computed + length, max(0, r.sent)
     final = end == len(r.tokens)
     samples = final and r.sampling.max_tokens > 0 and r.sampling.pool is None
     mask, late = _mask(r) if samples else (None, False)
@@ -19,16 +19,17 @@ def advance(r: Request, length: int, home: int) -> Chunk:
         uid=r.uid,
         start=start,
         ids=[] if r.sampled and final and length == 1 else r.tokens[start:end],
-        pages=r.pages[r.sent :],
+        pages=r.pages[told:],
         home=home,
         sample=r.sampling if samples else None,
         prompt=r.prompt,
-        history=r.tokens[:start] if r.sent == 0 and r.sampling.penalised else None,
+        history=r.tokens[:start] if r.sent < 0 and r.sampling.penalised else None,
         score=_score(r, start, end),
         pool=r.sampling.pool,
         final=final,
         mask=mask,
         late=late,
+        first=told if told < len(r.pages) else 0,
     )
     r.sent = len(r.pages)
     r.computed = end

@@ -26,6 +26,9 @@ PASS = 12
 """Plans that decodes away may take for one token, while others get one token from each plan."""
 MOST = 1024
 """Upper bound of the number of decodes away that is considered."""
+PATIENT = 8
+"""Plans that newcomers wait for room to compute their prompts at home. Away they take longer: each
+layer's KV is written to the host while the device computes, and launched one by one."""
 
 
 @dataclass(slots=True)
@@ -150,10 +153,12 @@ def _nearer(mean: float, latest: float) -> float:
 
 @dataclass(slots=True)
 class Hybrid(OnDemand):
-    """Places newcomers that do not fit into `home` on the tier `away`, where the host computes
-    their decode attention. An evicted request whose prefix has moved there continues there too. It
-    comes home when there is room for all of it. Without a `balance`, `away` is always preferred to
-    waiting."""
+    """Has the host compute the decode attention of some requests, whose KV is on the tier `away`.
+
+    Once `home` has room for only one more newcomer, those for whom it pays leave `home` when their
+    prompts are computed, so the next one finds that room again. Newcomers that wait too long for it
+    are computed away. An evicted request whose prefix has moved there continues there too. It comes
+    home when there is room for all of it. Without a `balance`, leaving always pays."""
 
     away: Tier = Tier.CPU
     balance: Balance | None = None
@@ -165,29 +170,43 @@ class Hybrid(OnDemand):
     segment: Segment | None = None  # the latest segment of a pass under way
     passing: set[int] = field(default_factory=set)  # uids in that pass
     coming: Request | None = None  # the last request that was sent home
-    starting: bool = False  # whether a prompt is being computed away
+    starting: bool = False  # whether the prompt of a request that will be away is being computed
+    leaving: set[int] = field(default_factory=set)  # uids that leave home after their prompts
+    left: set[int] = field(default_factory=set)  # those that left home in this plan
+    blocked: int = 0  # plans in which requests waited and none of them could start
 
     def begin(
-        self, running: Collection[Request], waiting: int, cache: Cache
+        self, running: Collection[Request], waiting: int, cache: Cache, moves: list[Move]
     ) -> Collection[Request]:
         self.passing = {c.uid for c in self.segment.chunks} if self.segment is not None else set()
+        self._send(running, cache, moves)
         away = [r for r in running if r.pages and r.pages[-1].tier == self.away]
         self.here = [r.computed for r in running if r.decoding and r.pages[-1].tier == self.home]
-        self.there, self.waiting = len(away), waiting
-        self.starting = not all(r.decoding for r in away)
-        self.resting, self.most = (), -1
+        self.there, self.waiting = len(away) + len(self.leaving), waiting
+        self.starting = bool(self.leaving) or not all(r.decoding for r in away)
+        self.blocked = self.blocked + 1 if waiting else 0
+        self.resting, self.most = self.left, -1
         back = self._returning(away, cache)
         if self.balance is not None:
-            self.candidates = [r for r in away if r.decoding and r not in back]
-            self.resting = {r.uid for r in self.candidates} | self.passing
+            stay = {r.uid for r in back} | self.left
+            self.candidates = [r for r in away if r.decoding and r.uid not in stay]
+            self.resting = {r.uid for r in self.candidates} | self.passing | self.left
         return back
+
+    def _send(self, running: Iterable[Request], cache: Cache, moves: list[Move]) -> None:
+        """Move the pages of those whose prompts are computed. Their next tokens wait for the next
+        plan, so that the host need not wait for the pages."""
+        leaving = [r for r in running if r.uid in self.leaving]
+        done = [r for r in leaving if r.decoding]
+        self.left = {r.uid for r in done if cache.send(r, self.away, moves)}
+        self.leaving = {r.uid for r in leaving if not r.decoding}
 
     def wake(self, chunks: Sequence[Chunk]) -> None:
         if self.balance is not None and self.segment is None:
             here = [chunk.start + 1 for chunk in chunks if chunk.length == 1]
             prompts = sum(chunk.length for chunk in chunks if chunk.length > 1)
             chosen = self.balance.chosen(here, self.candidates, prompts)
-            self.resting = {r.uid for r in self.candidates} - set(chosen)
+            self.resting = {r.uid for r in self.candidates} - set(chosen) | self.left
 
     def _returning(self, away: Sequence[Request], cache: Cache) -> list[Request]:
         """The first request away that fits at home twice over, once the one before it is there."""
@@ -201,21 +220,41 @@ class Hybrid(OnDemand):
         return []
 
     def tier(self, r: Request, cache: Cache) -> Tier:
-        if r.pages and (r.sent or r.pages[-1].tier == self.away):
+        if r.pages and (r.sent >= 0 or r.pages[-1].tier == self.away):
             return Tier(r.pages[-1].tier)
         if not self._holds(r, cache, self.away):
             return self.home
         if not self._holds(r, cache, self.home):
             return self.away
-        left = cache.room(self.home) + len(r.pages) - cache.pages(len(r.tokens))
-        if left >= int(self.spare * cache.pools[self.home].size):
+        if self.blocked < PATIENT or self._left(r, cache) >= 0:
             return self.home
         return self.away if self._pays() else self.home
 
+    def admits(self, r: Request, cache: Cache) -> bool:
+        return self._leaves(r, cache) or OnDemand.admits(self, r, cache)
+
     def place(self, r: Request, length: int, cache: Cache, moves: list[Move]) -> Tier | None:
+        fresh, leaves = r.sent < 0, self._leaves(r, cache)
         tier = OnDemand.place(self, r, length, cache, moves)
-        self.starting |= tier == self.away and not r.decoding
+        if tier is not None and fresh:
+            self.blocked = 0
+            if leaves:
+                self.leaving.add(r.uid)
+            self.starting |= leaves or (tier == self.away and not r.decoding)
         return tier
+
+    def _leaves(self, r: Request, cache: Cache) -> bool:
+        """Whether a newcomer is to leave home after its prompt."""
+        if r.sent >= 0 or r is self.coming or self.tier(r, cache) == self.away:
+            return False
+        if not self._holds(r, cache, self.away):
+            return False
+        one_more = cache.pages(len(r.tokens)) + int(self.spare * cache.pools[self.home].size)
+        return 0 <= self._left(r, cache) < one_more and self._pays()
+
+    def _left(self, r: Request, cache: Cache) -> int:
+        """Pages that stay free at home beside all known tokens of a newcomer."""
+        return cache.room(self.home) + len(r.pages) - cache.pages(len(r.tokens))
 
     def _pays(self) -> bool:
         """Whether one more request may be away."""

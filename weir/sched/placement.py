@@ -57,7 +57,7 @@ class OnDemand:
         return self.home
 
     def begin(
-        self, running: Collection[Request], waiting: int, cache: Cache
+        self, running: Collection[Request], waiting: int, cache: Cache, moves: list[Move]
     ) -> Collection[Request]:
         """Called as a plan begins, with the running requests and the number of waiting ones.
         Returns those to evict first, because they will be placed better."""
@@ -66,7 +66,7 @@ class OnDemand:
     def place(self, r: Request, length: int, cache: Cache, moves: list[Move]) -> Tier | None:
         """Reserve pages for `length` more tokens of `r`. Returns their tier; None, with nothing
         taken, if there is no room."""
-        if r.sent == 0 and not self._starts(r, length, cache):
+        if r.sent < 0 and not self._starts(r, length, cache):
             return None
         tier = self.tier(r, cache)
         return tier if cache.grow(r, r.computed + length, tier, moves) else None
@@ -80,7 +80,7 @@ class OnDemand:
 
     def lacking(self, r: Request, length: int, cache: Cache) -> int:
         """Pages that must at least be evicted before `length` more tokens can be placed."""
-        tokens = len(r.tokens) if r.sent == 0 else r.computed + length
+        tokens = len(r.tokens) if r.sent < 0 else r.computed + length
         return cache.pages(tokens) - len(r.pages) - cache.room(self.tier(r, cache))
 
     def admits(self, r: Request, cache: Cache) -> bool:
@@ -127,7 +127,7 @@ class Reserve(OnDemand):
     pledged: int = 0  # pages
 
     def begin(
-        self, running: Collection[Request], waiting: int, cache: Cache
+        self, running: Collection[Request], waiting: int, cache: Cache, moves: list[Move]
     ) -> Collection[Request]:
         self.pledged = sum(self._most(r, cache) for r in running)
         return ()
@@ -169,7 +169,7 @@ class Estimate(OnDemand):
         self.ratio = self.initial
 
     def begin(
-        self, running: Collection[Request], waiting: int, cache: Cache
+        self, running: Collection[Request], waiting: int, cache: Cache, moves: list[Move]
     ) -> Collection[Request]:
         self.ratio = max(self.least, self.ratio - (self.initial - self.least) / self.steps)
         self.running, self.growth = running, -1.0

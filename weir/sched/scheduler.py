@@ -77,7 +77,8 @@ class Scheduler:
         self.waiting.renew(self.ranking.before(self.step, self.waiting))
         it = Iteration(self.step, now, self.running, self.waiting, self.capacity.requests)
         self.cache.begin()
-        for r in self.placement.begin(self.running, len(self.waiting), self.cache):
+        waiting = len(self.waiting)
+        for r in self.placement.begin(self.running, waiting, self.cache, it.moves):
             self._evict(r, it)
             it.kept = max(it.kept, self.cache.pages(len(r.tokens) + 1))
         ready = [entry for entry in it.began if self._ready(entry[1])]
