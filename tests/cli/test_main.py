@@ -5,6 +5,7 @@ import subprocess
 import sys
 from argparse import ArgumentParser
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -120,7 +121,11 @@ def test_what_other_engines_flags_become_is_there() -> None:
     assert set(MEANT.values()) <= options
 
 
-def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.yaml").write_text("x: [\n")
+    assert main(["serve", "--config", str(tmp_path / "bad.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert "bad.yaml: not a YAML file: while parsing" in error and error.count("\n") == 1
     assert main(["serve", "--block-size", "many"]) == 1
     assert capsys.readouterr().err == "weir serve: --block-size: expected `int`, got 'many'\n"
     assert main(["top", "--url", "http://127.0.0.1:9", "--once"]) == 1

@@ -78,7 +78,8 @@ def call(module: str, program: str, arguments: Sequence[str]) -> int:
         command = import_module(module)
         return int(command.run(parser(command, program).parse_args(arguments)))
     except WeirError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        line = " ".join(map(str.strip, str(error).splitlines()))  # a library may say several
+        print(f"{program}: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
