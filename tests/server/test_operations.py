@@ -220,9 +220,10 @@ def test_errors_have_one_shape(http):
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_a_client_without_v1_in_its_address_is_told(http):
-    answer = http.post("/chat/completions", json=CHAT)
-    assert answer.status_code == 404 and "begin with /v1" in answer.json()["error"]["message"]
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions"])
+def test_a_client_with_a_wrong_address_is_told_the_right_one(http, path):
+    answer = http.post(path, json=CHAT)
+    assert answer.status_code == 404 and "ends with /v1" in answer.json()["error"]["message"]
 
 
 def test_pinning_a_prefix(http, server):

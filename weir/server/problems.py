@@ -22,7 +22,8 @@ UNKNOWN = re.compile(
 )
 
 ROUTING = {
-    404: "There is no such route; OpenAI's begin with /v1, and GET /openapi.json lists them all.",
+    404: "There is no such route: OpenAI's clients need an address that ends with /v1, others one "
+    "that does not; GET /openapi.json lists all routes.",
     405: "This route does not take this method; see the Allow header.",
 }
 UNFORESEEN = "The server failed to answer; its log has the reason under this X-Request-Id."
