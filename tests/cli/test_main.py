@@ -104,6 +104,10 @@ def test_a_wrong_word_is_met_with_the_right_one(capsys: pytest.CaptureFixture[st
         (["plan", "--model", "m"], "--model; give MODEL without --model"),
         (["serve", "--task", "embed"], "--task; see `weir serve --help`"),
         (["serve", "m", " "], "unrecognized arguments:  ; see `weir serve --help`"),
+        (["plan", "m", "--prompt", "0"], "expected a whole number from 1 on, got '0'"),
+        (["bench", "serve", "--num-warmups", "x"], "a whole number from 0 on, got 'x'"),
+        (["bench", "serve", "--extra-body", "[1]"], "expected a JSON object, got '[1]'"),
+        (["route", "http://a", "--max-body-bytes", "lots"], "expected a size such as 8GiB"),
         (["run-batch"], "-o; see `weir run-batch --help`"),
     ):
         with pytest.raises(SystemExit):

@@ -1,7 +1,7 @@
 """Command-line flags that choose a workload, and the workload made from them."""
 
 import math
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,15 +68,17 @@ def tokenizer(model: str) -> Text:
 
 
 def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError(text)
-    return value
+    return _number(text, 1)
 
 
 def natural(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise ValueError(text)
-    return value
+    return _number(text, 0)
+
+
+def _number(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise ArgumentTypeError(f"expected a whole number from {least} on, got {text!r}")
+    return int(text)
 
 
 def make(options: Namespace, tokenizer: Callable[[], Tokenizer], seed: int) -> Workload:

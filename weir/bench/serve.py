@@ -4,15 +4,16 @@ Works against any OpenAI-compatible server, and against SGLang's /generate. The 
 the keys of the JSON file are those of `vllm bench serve`.
 """
 
-import json
 import math
 import resource
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from weir.bench import datasets, reporting
 from weir.bench.client import ENDPOINTS, Target
@@ -52,7 +53,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--max-concurrency", type=datasets.positive, metavar="N", help="requests at once, at most")
     add("--ignore-eos", action="store_true", help="always generate the full length")
     add("--temperature", type=float, default=0.0, metavar="T", help="(0: greedy)")
-    add("--extra-body", type=json.loads, default={}, metavar="JSON", help="more fields to send")
+    add("--extra-body", type=fields, default={}, metavar="JSON", help="more fields to send")
     add("--num-warmups", type=datasets.natural, default=1, metavar="N", help="before it counts (1)")
     add = reporting.add_report(parser).add_argument
     add("--save-result", action="store_true", help="write the result as JSON")
@@ -79,6 +80,13 @@ def run(options: Namespace) -> int:
         print(f"saved to {save(options, model, result)}", file=sys.stderr)
     reporting.failures(records)
     return 0 if report.completed else 1
+
+
+def fields(text: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise ArgumentTypeError(f"expected a JSON object, got {text!r}") from None
 
 
 async def bench(options: Namespace) -> tuple[list[Record], float, str]:

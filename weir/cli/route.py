@@ -5,7 +5,7 @@ to another one if that is full, starting, draining or gone. Keys, streams and er
 """
 
 import logging
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from urllib.parse import urlsplit
 
 from weir.balance import ROUTERS
@@ -33,7 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--host", default="127.0.0.1", metavar="HOST", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=8080, metavar="PORT", help="0: any free one (8080)")
     add(
-        "--max-body-bytes", type=parse_size, default=2**25, metavar="SIZE",
+        "--max-body-bytes", type=size, default=2**25, metavar="SIZE",
         help="largest request body (32MiB)",
     )  # fmt: skip
     add(
@@ -45,6 +45,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="seconds that running requests get after SIGTERM (30)",
     )  # fmt: skip
     add("--log-format", choices=("text", "json"), default="text", help="(text)")
+
+
+def size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def run(options: Namespace) -> int:
