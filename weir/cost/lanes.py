@@ -16,6 +16,11 @@ from weir.core import Chunk, Plan
 from weir.cost.target import Cost
 from weir.cost.work import Work
 
+PARTS = 8
+"""CUDA graphs that a recorded lane of decodes is cut into where the host attends to others: layers
+of those are launched between the graphs. Only the last one launched in each gap is attended to
+while the device computes the lane; for the others it waits."""
+
 
 class Host(Struct, frozen=True):
     """Rates of attention on the host. rate: bytes/s of keys and values that it reads. token: bytes

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from weir.core import Chunk
+from weir.cost.lanes import PARTS
 from weir.models.base import Model
 from weir.ops.prefix import Prefixes
 from weir.runtime import inputs
@@ -23,10 +24,6 @@ from weir.runtime.outputs import Landing
 from weir.runtime.sampler import Choice, Sampler
 from weir.runtime.stage import Stage
 from weir.runtime.tables import Tables
-
-PARTS = 8
-"""CUDA graphs that a recorded forward pass is cut into where the host attends to other decodes: the
-layers of those are launched between the graphs."""
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from weir.core import Chunk, Move, Plan, Request, Segment, Tier
-from weir.cost.lanes import Lanes, Share
+from weir.cost.lanes import PARTS, Lanes, Share
 from weir.cost.work import Work
 from weir.kv.cache import Cache
 from weir.sched.placement import OnDemand, parted
@@ -125,14 +125,15 @@ class Balance:
         self.left = {uid: steps + 1 for uid, steps in left.items()} | dict.fromkeys(uids, 0)
         return set(uids)
 
-    def layers(self, here: Iterable[Chunk], latest: Segment) -> int:
+    def layers(self, here: Collection[Chunk], latest: Segment) -> int:
         """How many more layers of a pass the host finishes while the device computes the chunks at
-        home, so that these do not wait; at least one."""
+        home, so that these do not wait; at least one, and beside decodes alone at most `PARTS`."""
         step = self.device * self.lanes.device.seconds(Share.of(here, self.lanes.away).work)
         if self.longest == 1 or not step:
             return latest.layers
+        most = PARTS if all(chunk.length == 1 for chunk in here) else latest.layers
         reads = self._reads(sum(chunk.start + 1 for chunk in latest.chunks))
-        return max(1, int(latest.layers * step / reads)) if reads else latest.layers
+        return min(most, max(1, int(latest.layers * step / reads))) if reads else most
 
     def _step(self, here: Sequence[int], prompts: int) -> float:
         work = Work(len(here), list(here), [(prompts, 0)] if prompts > 1 else [])
