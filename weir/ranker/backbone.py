@@ -150,12 +150,14 @@ class Backbone(nn.Module):
     def _each(self, prompts: Sequence[Tensor], head: nn.Module) -> Tensor:
         """Prompts of like lengths are computed together, so that little is padding."""
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-        found: list[Tensor] = []
+        groups: list[list[Tensor]] = []
         rest = order
         while rest:
             several = max(1, PADDED // len(prompts[rest[-1]]))
             group, rest = rest[-several:], rest[:-several]
-            found.insert(0, self._group([prompts[place] for place in group], head))
+            groups.insert(0, [prompts[place] for place in group])
+        with torch.autocast(self.embedding.weight.device.type, torch.bfloat16):  # casts once
+            found = [self._group(group, head) for group in groups]
         back = torch.tensor(order, device=self.embedding.weight.device).argsort()
         return torch.cat(found)[back]
 
@@ -163,8 +165,7 @@ class Backbone(nn.Module):
         device = self.embedding.weight.device
         ids = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(device)
         counts = torch.tensor([len(prompt) for prompt in prompts]).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            found: Tensor = head(self.norm(self.hidden(ids, counts)))
+        found: Tensor = head(self.norm(self.hidden(ids, counts)))
         return found.float()
 
     def hidden(self, ids: Tensor, counts: Tensor) -> Tensor:
@@ -176,7 +177,8 @@ class Backbone(nn.Module):
             x = layer(x, table)
         inside = torch.arange(ids.shape[1], device=ids.device) < counts[:, None]
         mean = (x * inside[..., None]).sum(1) / counts[:, None]
-        return torch.cat([x[torch.arange(len(x)), counts - 1], mean], dim=-1)
+        place = (counts - 1)[:, None, None].expand(-1, 1, x.shape[2])
+        return torch.cat([x.gather(1, place)[:, 0], mean], dim=-1)
 
 
 def rotated(x: Tensor, table: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ def listwise(scores: Tensor, lengths: Tensor) -> Tensor:
 
 def pairwise(scores: Tensor, lengths: Tensor) -> Tensor:
     """The logistic loss of each pair in the wrong order (RankNet)."""
-    longer = lengths[:, None] > lengths[None, :]
-    return functional.softplus(scores[None, :] - scores[:, None])[longer].mean()
+    longer = (lengths[:, None] > lengths[None, :]).float()  # a mask: its size is not waited for
+    return (functional.softplus(scores[None, :] - scores[:, None]) * longer).sum() / longer.sum()
 
 
 def pointwise(scores: Tensor, lengths: Tensor) -> Tensor:
@@ -83,7 +83,9 @@ def fit(net: nn.Module, lists: Lists, recipe: Recipe, watch: Callable[[int], Non
     """`net` takes places of prompts, a list of P, and gives [P, outputs]; it is left in the mode of
     evaluation. `watch` is called with the number of each step."""
     weights = [weight for weight in net.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, recipe.rate, weight_decay=recipe.decay)
+    optimizer = torch.optim.AdamW(
+        weights, recipe.rate, weight_decay=recipe.decay, fused=weights[0].is_cuda
+    )
     warm = max(1.0, recipe.warm * recipe.steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, max(0.02, 1 - step / recipe.steps))
@@ -92,12 +94,11 @@ def fit(net: nn.Module, lists: Lists, recipe: Recipe, watch: Callable[[int], Non
     net.train()
     for step in range(recipe.steps):
         drawn = [lists.draw() for _ in range(recipe.lists)]
-        found = net([answer.prompt for one in drawn for answer in one])
-        parts = zip(drawn, torch.split(found, [len(one) for one in drawn]), strict=True)
-        losses = [
-            loss(scores.squeeze(1), torch.tensor([a.tokens for a in one], device=found.device))
-            for one, scores in parts
-        ]
+        together = [answer for one in drawn for answer in one]
+        found, counts = net([answer.prompt for answer in together]), [len(one) for one in drawn]
+        tokens = torch.tensor([answer.tokens for answer in together], device=found.device)
+        parts = zip(torch.split(found, counts), torch.split(tokens, counts), strict=True)
+        losses = [loss(scores.squeeze(1), lengths) for scores, lengths in parts]
         optimizer.zero_grad()
         torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 1.0)
