@@ -16,7 +16,7 @@ from weir.kv.cache import Cache
 from weir.kv.tiers import Below
 from weir.sched import names
 from weir.sched.composer import Beside, Pace
-from weir.sched.hybrid import PASS, Balance, Hybrid
+from weir.sched.hybrid import PASS, PATIENT, Balance, Hybrid
 from weir.sched.placement import OnDemand
 from weir.sched.scheduler import Scheduler
 from weir.sched.shortest import Scorer, Told
@@ -86,10 +86,12 @@ def _placement(config: Config, cache: Cache, lanes: Lanes | None, hosted: bool) 
     placed.away = cache.hot if hosted else None
     if config.cpu_attention == "off" or cache.hot != Tier.GPU:
         return placed
+    streamed = config.offload != "none"
+    patience = 0 if streamed else PATIENT
     if lanes is None or config.cpu_attention != "auto":
-        return Hybrid(cache.hot, placed.spare)
-    longest = PASS if config.offload == "none" else 1
-    return Hybrid(cache.hot, placed.spare, balance=Balance(lanes, longest=longest))
+        return Hybrid(cache.hot, placed.spare, patience=patience)
+    balance = Balance(lanes, longest=1 if streamed else PASS)
+    return Hybrid(cache.hot, placed.spare, balance=balance, patience=patience)
 
 
 def ranked(config: Config) -> bool:

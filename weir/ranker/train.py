@@ -43,7 +43,9 @@ def listwise(scores: Tensor, lengths: Tensor) -> Tensor:
 def pairwise(scores: Tensor, lengths: Tensor) -> Tensor:
     """The logistic loss of each pair in the wrong order (RankNet)."""
     longer = (lengths[:, None] > lengths[None, :]).float()  # a mask: its size is not waited for
-    return (functional.softplus(scores[None, :] - scores[:, None]) * longer).sum() / longer.sum()
+    return (
+        functional.softplus(scores[None, :] - scores[:, None]) * longer
+    ).sum() / longer.sum().clamp(min=1)
 
 
 def pointwise(scores: Tensor, lengths: Tensor) -> Tensor:

@@ -175,6 +175,7 @@ class Hybrid(OnDemand):
     leaving: set[int] = field(default_factory=set)  # uids that leave home after their prompts
     left: set[int] = field(default_factory=set)  # those that left home in this plan
     blocked: int = 0  # plans in which requests waited and none of them could start
+    patience: int = PATIENT  # 0: prompts are computed where their KV stays, as large steps allow
 
     def begin(
         self, running: Collection[Request], waiting: int, cache: Cache, moves: list[Move]
@@ -227,7 +228,7 @@ class Hybrid(OnDemand):
             return self.home
         if not self._holds(r, cache, self.home):
             return self.away
-        if self.blocked < PATIENT or self._left(r, cache) >= 0:
+        if self.blocked < self.patience or self._left(r, cache) >= self._spare(cache):
             return self.home
         return self.away if self._pays() else self.home
 
@@ -246,12 +247,17 @@ class Hybrid(OnDemand):
 
     def _leaves(self, r: Request, cache: Cache) -> bool:
         """Whether a newcomer is to leave home after its prompt."""
-        if r.sent >= 0 or r is self.coming or self.tier(r, cache) == self.away:
+        if r.sent >= 0 or r is self.coming or not self.patience:
+            return False
+        if self.tier(r, cache) == self.away:
             return False
         if not self._holds(r, cache, self.away):
             return False
-        one_more = cache.pages(len(r.tokens)) + int(self.spare * cache.pools[self.home].size)
+        one_more = cache.pages(len(r.tokens)) + self._spare(cache)
         return 0 <= self._left(r, cache) < one_more and self._pays()
+
+    def _spare(self, cache: Cache) -> int:
+        return int(self.spare * cache.pools[self.home].size)
 
     def _left(self, r: Request, cache: Cache) -> int:
         """Pages that stay free at home beside all known tokens of a newcomer."""
