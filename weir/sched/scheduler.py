@@ -119,6 +119,8 @@ class Scheduler:
         """Fill what is left of the iteration as the composer says, leaving tokens to decodes to
         come. closed: to those who wait."""
         tokens = self.capacity.tokens - sum(chunk.length for chunk in it.chunks)
+        if closed and tokens <= 0:
+            return
         tokens -= 0 if closed else len(self.placement.resting)
         requests = self.capacity.requests - len(it.chunks)
         ran = len(it.began)
