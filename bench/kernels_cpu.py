@@ -130,7 +130,8 @@ def bench_attention(shape: Shape, repeats: int, page: int = 16) -> None:
 def bench_decodes(
     repeats: int, size: int, groups: list[int], sequences: int, page: int = 16
 ) -> None:
-    """Decodes over more KV than a cache holds, beside reading as many bytes; medians."""
+    """Decodes over more KV than a cache holds, beside reading as many bytes; medians. Queries are
+    of 16 bits where KV is, as a GPU sends them."""
     kv_heads, context = 8, 1024
     for group in groups:
         spec = AttentionSpec(group * kv_heads, kv_heads, size, size**-0.5)
@@ -147,6 +148,7 @@ def bench_decodes(
             one = encode(one, dtype) if dtype in BYTES else one.to(dtype)
             kv = one.expand(sequences * pages, -1, -1, -1, -1).contiguous()
             q = torch.randn(sequences, spec.heads, size)
+            q = q.bfloat16() if dtype in BYTES else q.to(dtype)
             calls = {
                 "attend": lambda q=q, kv=kv, b=batch, s=spec: attention.attend(q, kv, b, s),
                 "read": lambda kv=kv: native.library().read(kv.data_ptr(), kv.nbytes // 4),
@@ -203,8 +205,11 @@ def main() -> None:
     parser.add_argument("--decodes", type=int, metavar="SIZE", help="decodes alone, of such heads")
     parser.add_argument("--queries", type=int, nargs="+", default=GROUPS, help="a KV head")
     parser.add_argument("--sequences", type=int, default=24, help="of a thousand tokens")
+    parser.add_argument("--no-tiles", action="store_true", help="vectors instead of matrix tiles")
     options = parser.parse_args()
     torch.manual_seed(0)
+    if options.no_tiles and (lib := native.library()) is not None:
+        lib.use_tiles(0)
     for threads in options.threads:
         native.set_threads(threads)
         torch.set_num_threads(threads)

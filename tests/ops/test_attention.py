@@ -1,6 +1,7 @@
 """Paged attention against a dense float64 softmax, and what its result must not depend on."""
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -142,6 +143,33 @@ def test_queries_of_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int, int]) 
         assert (o - want_o).abs().max() < 2e-2 and (lse - want_lse).abs().max() < 1e-4
 
 
+@pytest.fixture
+def tiles() -> Iterator[None]:
+    """Matrix tiles even where the CPU has none."""
+    lib = native.library()
+    if lib is None:
+        pytest.skip(native.status())
+    lib.use_tiles(2)
+    yield
+    lib.use_tiles(1)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *BYTES])
+@pytest.mark.parametrize(
+    "shape", [(16, 1, 128, 16), (32, 2, 64, 1), (16, 1, 192, 16), (24, 1, 256, 4)]
+)
+def test_matrix_tiles(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+    for window, softcap in ((None, None), (40, None), (None, 5.0)):
+        case = make(RAGGED, *shape, dtype=dtype, window=window, softcap=softcap)
+        case.q = case.q.bfloat16()
+        o, lse = attend(case.q, case.kv, case.batch, case.spec)
+        case.q = case.q.float()
+        want_o, want_lse = dense(case)
+        coarse = 2e-2 if dtype in BYTES else 1e-4  # what was coded is rounded to bfloat16
+        assert (o - want_o).abs().max() < 3e-2 and (lse - want_lse).abs().max() < coarse
+
+
 @pytest.mark.parametrize(
     "heads, kv_heads, size",
     [(9, 3, 64), (8, 8, 80), (4, 2, 128), (4, 1, 256), (5, 1, 8), (40, 1, 20), (14, 2, 36)],
@@ -176,13 +204,24 @@ def test_keys_that_left_the_window_are_never_read() -> None:
     window=st.sampled_from([None, 1, 50, 300]),
     pages=st.tuples(st.sampled_from([1, 16, 32]), st.sampled_from([1, 16, 32])),
     threads=st.integers(1, 3),
+    shape=st.sampled_from([(6, 2, 32), (32, 2, 64)]),
 )
+@pytest.mark.usefixtures("tiles")
 def test_a_query_depends_only_on_the_keys_it_sees(
-    context: int, chunks: list[int], window: int | None, pages: tuple[int, int], threads: int
+    context: int,
+    chunks: list[int],
+    window: int | None,
+    pages: tuple[int, int],
+    threads: int,
+    shape: tuple[int, int, int],
 ) -> None:
-    """A prompt at once or in chunks, other pages, beside others, other threads: the same bits."""
-    options = {"size": 32, "window": window, "dtype": torch.bfloat16, "seed": 5}
+    """A prompt at once or in chunks, other pages, beside others, other threads: the same bits, by
+    vectors and by matrix tiles."""
+    heads, kv_heads, size = shape
+    options = {"heads": heads, "kv_heads": kv_heads, "size": size}
+    options |= {"window": window, "dtype": torch.bfloat16, "seed": 5}
     whole = make([(context, context)], page=pages[0], **options)
+    whole.q = whole.q.bfloat16()
     o, lse = attend(whole.q, whole.kv, whole.batch, whole.spec)
     native.set_threads(threads)
     try:
@@ -192,6 +231,7 @@ def test_a_query_depends_only_on_the_keys_it_sees(
                 break
             n = min(chunk, end)
             part = make([(90, 2), (end, n), (7, 7)], page=pages[1], **options)
+            part.q = part.q.bfloat16()
             for x, kind in ((whole.k[0], 0), (whole.v[0], 1)):
                 at = torch.arange(end)
                 page = part.batch.table[1, at // pages[1]].long()
@@ -276,8 +316,11 @@ def test_queries_of_a_fused_projection_need_no_copy() -> None:
     assert torch.equal(got, attend(case.q, case.kv, case.batch, case.spec)[0])
 
 
-def test_not_a_number_stays_one() -> None:
-    case = make([(40, 2), (300, 1)])
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_not_a_number_stays_one(dtype: torch.dtype) -> None:
+    case = make([(40, 2), (300, 1)], heads=32, dtype=dtype)
+    case.q = case.q.to(dtype)
     case.q[1, 3] = torch.nan
     o, lse = attend(case.q, case.kv, case.batch, case.spec)
     assert o[1, 3].isnan().all() and lse[1, 3].isnan()

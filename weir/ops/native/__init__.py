@@ -88,6 +88,7 @@ SIGNATURES = {
     "has_byte_products": (INT, ()),
     "linear": (None, (POINTER, POINTER, LONG, POINTER, FLOAT, INT, POINTER, POINTER, LONG)),
     "attend": (None, (POINTER,)),
+    "use_tiles": (None, (INT,)),
     "relay_open": (POINTER, ()),
     "relay_add": (None, (POINTER, POINTER)),
     "relay_spent": (DOUBLE, (POINTER,)),

@@ -7,19 +7,18 @@
 // when there are few sequences (flash-decoding).
 //
 // Bytes: every key and value of a sequence once per 32 rows (query x head of its group).
-// FLOP: 4 * queries * heads * head size * keys seen, in float32 whatever the types in memory are.
+// FLOP: 4 * queries * heads * head size * keys seen, in float32 whatever the types in memory are, but
+// for queries of bfloat16 that go by matrix tiles (attention_matrix.h).
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "attention_tile.h"
+#include "attention_matrix.h"
 #include "pool.h"
 #include "tape.h"
 
 namespace weir {
 namespace {
-
-constexpr int64_t unit_rows = 32;
 
 int64_t round_up(int64_t rows) { return (rows + block_rows - 1) / block_rows * block_rows; }
 
@@ -37,13 +36,13 @@ struct Partial {
   }
 };
 
-// Where the keys of a span lie, then its values, then the keys that come next: while one is read,
-// the one `tile_keys` further on is fetched.
-template <class T>
+// Where the keys of a span lie, then its values, then `Ahead` keys that come next, so that each can be
+// fetched before it is read.
+template <class T, int64_t Ahead = tile_keys>
 class Stream {
  public:
-  // `count` keys from `first` on, a multiple of W, of which [from, to) are seen; in place of the
-  // others stands one that is.
+  // `count` keys from `first` on, of which [from, to) are seen; in place of the others stands one
+  // that is.
   Stream(const Call& call, const Unit& unit, int64_t first, int64_t count, int64_t from, int64_t to)
       : call_(call), table_(call.table + unit.sequence * call.table_width), head_(unit.head),
         row_(call.dim / numbers<T>) {
@@ -52,9 +51,9 @@ class Stream {
     std::fill(rows_, rows_ + from - first, rows_[from - first]);
     std::fill(rows_ + to - first, rows_ + count, rows_[to - 1 - first]);
     for (int64_t i = 0; i < count; ++i) rows_[count + i] = rows_[i] + value;
-    const int64_t next = std::min(unit.to, to + tile_keys);
+    const int64_t next = std::min(unit.to, to + Ahead);
     point(to, next, rows_ + 2 * count);
-    std::fill(rows_ + 2 * count + next - to, rows_ + 2 * count + tile_keys, rows_[0]);
+    std::fill(rows_ + 2 * count + next - to, rows_ + 2 * count + Ahead, rows_[0]);
   }
   const T* const* operator+(int64_t i) const { return rows_ + i; }
 
@@ -71,15 +70,41 @@ class Stream {
   const Call& call_;
   const int32_t* table_;
   int64_t head_, row_;
-  const T* rows_[2 * span_keys + tile_keys];
+  const T* rows_[2 * span_keys + Ahead];
 };
+
+// The keys from `first` on that a row of the unit sees of [from, to); past the last row as that one.
+struct Seen {
+  int32_t lowest, highest;
+  Seen(const Call& call, const Unit& unit, int64_t row, int64_t first, int64_t from, int64_t to) {
+    const int64_t position = unit.position + std::min(row / call.group(), unit.queries - 1);
+    lowest = std::max(from, call.window > 0 ? position - call.window + 1 : 0) - first;
+    highest = std::min(position, to - 1) - first;
+  }
+};
+
+// `attend_span` by matrix tiles.
+template <class T>
+void attend_matrix(const Call& call, const Unit& unit, int64_t from, int64_t to, Partial partial) {
+  const int64_t first = from / block_keys * block_keys;
+  const int64_t count = (to - first + block_keys - 1) / block_keys * block_keys;
+  const Stream<T, span_keys> keys(call, unit, first, count, from, to);
+  int32_t lowest[most_rows], highest[most_rows];
+  for (int64_t r = 0; r < most_rows; ++r) {
+    const Seen seen(call, unit, r, first, from, to);
+    lowest[r] = seen.lowest, highest[r] = seen.highest;
+  }
+  attend_tiled(call, unit, keys + 0, count, lowest, highest, partial.o, partial.top, partial.sum);
+}
 
 // The rows' softmax over keys [from, to), all of one span.
 template <class T>
 void attend_span(const Call& call, const Unit& unit, const float* q, int64_t from, int64_t to,
                  Partial partial) {
+  if constexpr (std::is_same_v<T, bf16> || numbers<T> > 1)
+    if (on_tiles(call)) return attend_matrix<T>(call, unit, from, to, partial);
   static thread_local Scratch scratch;
-  const int64_t padded = call.padded(), group = call.group(), rows = unit.queries * group;
+  const int64_t padded = call.padded(), rows = unit.queries * call.group();
   const int64_t first = from / W * W, count = (to - first + W - 1) / W * W;
   const Stream<T> keys(call, unit, first, count, from, to);
   float* p = scratch.get(round_up(rows) * span_keys);
@@ -92,9 +117,8 @@ void attend_span(const Call& call, const Unit& unit, const float* q, int64_t fro
   each_block(rows, [&](int64_t r, auto block) {
     int32_t lowest[block()], highest[block()];
     for (int b = 0; b < block(); ++b) {
-      const int64_t position = unit.position + std::min(r + b, rows - 1) / group;
-      lowest[b] = std::max(from, call.window > 0 ? position - call.window + 1 : 0) - first;
-      highest[b] = std::min(position, to - 1) - first;
+      const Seen seen(call, unit, r + b, first, from, to);
+      lowest[b] = seen.lowest, highest[b] = seen.highest;
     }
     softmax<block()>(call.softcap, count, lowest, highest, p + r * span_keys, partial.top + r,
                      partial.sum + r);
@@ -168,7 +192,7 @@ void finish(const Call& call, const Unit& unit, Partial total) {
 
 std::vector<Unit> cut(const Call& call) {
   std::vector<Unit> units;
-  const int64_t most = std::max<int64_t>(1, unit_rows / call.group());
+  const int64_t most = std::max<int64_t>(1, most_rows / call.group());
   for (int64_t s = 0; s < call.sequences; ++s) {
     const int64_t n = call.q_start[s + 1] - call.q_start[s], length = call.kv_len[s];
     const int64_t first = call.first ? call.first[s] : length - n;
@@ -276,6 +300,8 @@ void attend(const Call& call) {
 }  // namespace weir
 
 extern "C" {
+
+void weir_use_tiles(int32_t use) { weir::use = weir::Use(use); }
 
 void weir_attend(const weir::Call* call) {
   weir::launch([call = *call] { weir::attend(call); });

@@ -14,6 +14,7 @@
 
 namespace weir {
 
+constexpr int64_t most_rows = 32;   // of a unit, but for larger groups
 constexpr int64_t span_keys = 256;  // keys of one softmax; whole tiles
 constexpr int64_t tile_keys = 64;   // of one kind of step at a time, whose rows stay in the first cache
 constexpr int block_rows = W / 2;   // rows that share what was read; registers hold their sums
