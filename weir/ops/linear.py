@@ -136,6 +136,7 @@ def pack_codes(codes: Codes, bias: Tensor | None = None, dtype: torch.dtype = BF
     if codes.codes.is_cuda:
         exact = torch.float16 if dtype == torch.float32 else dtype
         tiles, pairs = to_tiles(codes, TILE_ROWS, exact)
+        bias = bias.to(dtype) if bias is not None else None  # cuBLAS adds it in the epilogue
         return Linear(n, k, Codec.INT4, tiles, bias, pairs)
     codec = (SYMMETRIC if codes.symmetric else OFFSET)[codes.bits]
     pairs = codes.regrouped(NATIVE_GROUP // 2 if codec is Codec.SYMMETRIC6 else NATIVE_GROUP).pairs
