@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from weir.cost.machine import ENDLESS, MACHINES, T4, Machine, at, disk_rates, find
-from weir.cost.offload import Costs, Job, Offload, predict
+from weir.cost.offload import BYTES, Costs, Job, Offload, predict
 from weir.cost.search import ANYWHERE, CPU, DISK, GPU, naive, runnable, search, solve
+from weir.cost.work import cache_bytes
 from weir.errors import ConfigError
 from weir.spec import AttentionSpec, Spec
 
@@ -260,15 +261,23 @@ def test_disk_rates_leave_nothing_behind(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("bits", [16, 4])
-def test_what_a_gpu_writes_to_its_host_is_counted_in_rows_too(bits: int) -> None:
+def test_what_a_gpu_writes_to_its_host_takes_its_time(bits: int) -> None:
     job, placed = Job(), replace(BASE, hidden=GPU, cache_bits=bits)
-    slow = replace(MACHINES["h200"], cache_rows=1e6)
+    slow = replace(MACHINES["h200"], cache_to_cpu=1e8)
     said = predict(OPT_30B, job, slow, placed)
-    rows = 2 * OPT_30B.kv_heads * OPT_30B.layers * placed.block * job.prompt
     assert said.prompt_limit == "copies to the CPU"
-    assert said.prefill == pytest.approx(rows / 1e6)
+    size = cache_bytes(OPT_30B, BYTES[bits])
+    assert said.prefill == pytest.approx(size * placed.block * job.prompt / 1e8)
     at_home = predict(OPT_30B, job, slow, replace(placed, cache=GPU))
     assert at_home.prompt_limit != "copies to the CPU"
+
+
+def test_small_kernels_take_what_their_bytes_take() -> None:
+    machine, placed = MACHINES["h200"], replace(BASE, hidden=GPU, cache=GPU, weights=GPU)
+    free = predict(OPT_30B, Job(), replace(machine, vectors=0.0), placed)
+    said = predict(OPT_30B, Job(), machine, placed)
+    moved = machine.vectors * 2 * OPT_30B.hidden * OPT_30B.layers * placed.block * Job().prompt
+    assert said.prefill - free.prefill == pytest.approx(moved / machine.gpu_weights)
 
 
 def test_a_cpu_that_attends_answers_after_a_moment() -> None:

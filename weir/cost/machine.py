@@ -30,9 +30,12 @@ UNPACKING, CODE_ROWS = 0.5, 256
 """The rate at which a GPU unpacks 4-bit weights to 16 bits, as a share of its rate of reading
 weights (prompts of OPT-175B in lanes of 1,024 tokens, H200), and the rows up to which it multiplies
 codes without unpacking (ops/triton/codes.py)."""
-ROWS = 67e6
-"""Keys or values, of one head and token, that a GPU writes to its host's pages per second, whatever
-their type (prompts of OPT-6.7B in 16 and 4 bits, H200: 60 to 76 million)."""
+VECTORS = 40
+"""Hidden states' worth of bytes that norms, activations, sums and the coding of KV read and write
+in a layer for a token of a prompt (OPT-30B's kernels on an H200: 0.165 us at 3.65 TB/s)."""
+WRITTEN = 0.8
+"""The share of a link's rate at which a kernel writes KV to the host beside copies the other way
+(41 to 43 of 55 GB/s)."""
 READERS, BLOCK, PASSES = 4, 4 << 20, 4
 """To time a disk: threads, bytes of one read, and times that all is read."""
 
@@ -61,7 +64,6 @@ class Machine(Struct, frozen=True, kw_only=True):
     to_gpu: float  # CPU memory to GPU, pinned
     to_cpu: float  # GPU to CPU memory
     cache_to_cpu: float  # the same for the KV of a prompt
-    cache_rows: float = ENDLESS  # a second limit on that: keys or values, of one head and token, /s
     both_ways: float = ENDLESS  # both directions together
     disk_read: float
     disk_write: float
@@ -74,6 +76,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     prompt_matrix: float  # FLOP/s of linears over prompts
     decode_matrix: float  # FLOP/s of linears over decodes, once weights are read fast enough
     prompt_attention: float  # FLOP/s
+    vectors: float = 0.0  # hidden states that small kernels read or write for a prompt's token
     gpu_cache: float  # KV read by decode attention on the GPU
     layer_seconds: float = 0.0  # fixed cost of one layer's kernels for one batch
     layer: Curve = ()  # timed linears of a layer of one model; used instead of the rates, if given
@@ -124,8 +127,7 @@ def hosted(
         disk=1000 * GB,
         to_gpu=to_gpu,
         to_cpu=to_cpu,
-        cache_to_cpu=to_cpu,
-        cache_rows=ROWS,
+        cache_to_cpu=WRITTEN * to_cpu,
         both_ways=both_ways,
         disk_read=1.68 * GB,
         disk_write=1.29 * GB,
@@ -138,6 +140,7 @@ def hosted(
         prompt_matrix=gpu.matrix_rate,
         decode_matrix=gpu.matrix_rate,
         prompt_attention=gpu.attention_rate,
+        vectors=VECTORS,
         gpu_cache=gpu.cache_rate,
         layer_seconds=gpu.layer_seconds,
     )
@@ -163,7 +166,7 @@ def processor() -> Machine:
     """This machine without a GPU and disk, measured now."""
     cpu = this_cpu()
     found = hosted(cpu, cpu.memory, ENDLESS, (ENDLESS, ENDLESS, ENDLESS))
-    return replace(found, gpu_taken=0, disk=0, cache_rows=ENDLESS, alone=True)
+    return replace(found, gpu_taken=0, disk=0, vectors=0.0, alone=True)
 
 
 def find(name: str) -> Machine:

@@ -126,8 +126,8 @@ class Costs:
         steps = -(-self.choice.batches // self.choice.lanes)
         head = self._head_seconds(self.choice.block / steps) * steps / self.spec.layers
         gpu = self._linears(tokens, self.choice.batches, m.prompt_matrix) + attention + head
-        rows = 2 * self.spec.kv_heads * tokens
-        leaves = max(kv / m.cache_to_cpu, rows / m.cache_rows)
+        gpu += m.vectors * state / m.gpu_weights
+        leaves = kv / m.cache_to_cpu
         brought = self.layer * steps
         return self._phase(
             to_gpu=row((0, brought, brought), hidden=(0, state, state)) / m.to_gpu,
