@@ -8,7 +8,8 @@ REFERENCE = """\
 Flags of `weir serve`, and of every command that makes an engine. Each is an environment variable
 too (such as `WEIR_BLOCK_SIZE`) and a key of the YAML file of `--config`; a flag wins over the
 environment, the environment over the file. Other engines' names for a setting work as well.
-Switches are turned off by `--no-` and their name."""
+Switches are turned off by `--no-` and their name. Lists are words (then put the model before
+them), repeated flags, or one word with commas."""
 
 
 def reference() -> str:

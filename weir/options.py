@@ -6,6 +6,7 @@ nothing about a setting is written down a second time.
 
 import os
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
+from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 
 from weir.config import FIELDS, SECTIONS, Config, load
@@ -19,7 +20,7 @@ def add_config(parser: ArgumentParser, positional: bool = True, serves: bool = T
 
     Only those given appear in the parsed namespace."""
     if positional:
-        parser.add_argument("MODEL", nargs="?", default=SUPPRESS, help="same as --model")
+        parser.add_argument("MODEL", nargs="?", help="same as --model")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, one a line")
     group: Any = parser
     hidden: dict[str, Any] = {}
@@ -46,10 +47,20 @@ def config(options: Namespace, **more: object) -> Config:
     """
     known = {*FIELDS, *NEUTRAL}
     given = {name: value for name, value in vars(options).items() if name in known}
-    if "MODEL" in options:
+    lists = {name: value for name, value in given.items() if isinstance(value, list)}
+    for name, words in lists.items():
+        given[name] = [part.strip() for word in chain(*words) for part in word.split(",")]
+    if getattr(options, "MODEL", None) is not None:
         model = given.setdefault("model", options.MODEL)
         if model != options.MODEL:
             raise ConfigError(f"two models are given, {options.MODEL} and --model {model}")
+    elif "MODEL" in options and "model" not in given:
+        for name, words in lists.items():
+            if len(words[-1]) > 1:  # the model may be among them
+                raise ConfigError(
+                    f"{flag(name)} takes every word after it: put MODEL first, or without one"
+                    f" repeat {flag(name)} for each word"
+                )
     return load(given | more, os.environ, options.config)
 
 
@@ -70,7 +81,7 @@ def shape(name: str) -> dict[str, Any]:
         return {"action": BooleanOptionalAction, "help": text}
     metavar = unit(FIELDS[name]) or name.split("_")[-1].upper()
     if kind is list:
-        return {"nargs": "+", "metavar": metavar, "help": text}
+        return {"nargs": "+", "action": "append", "metavar": metavar, "help": text}
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     return {"metavar": "{" + ",".join(choices) + "}" if choices else metavar, "help": text}
 

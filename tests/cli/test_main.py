@@ -153,9 +153,8 @@ def test_every_setting_has_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parsed() == Config()
     assert parsed("m", "--page_size=8", "--tp-size", "1") == Config(model="m", block_size=8)
     assert parsed("--model-path", "m", "--disable-radix-cache").enable_prefix_caching is False
-    assert parsed("--no-overlap", "--api-key", "a", "b").api_key == ["a", "b"]
     assert parsed("--disable-cuda-graph").enforce_eager is True
-    assert parsed("--cuda-graph-sizes", "1", "8").cuda_graph_sizes == [1, 8]
+    assert parsed("m", "--cuda-graph-sizes", "1", "8").cuda_graph_sizes == [1, 8]
     with pytest.raises(ConfigError, match="--tensor-parallel-size: only 1"):
         parsed("--tensor-parallel-size", "2")
     with pytest.raises(ConfigError, match="--dp: only 1"):
@@ -165,6 +164,21 @@ def test_every_setting_has_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     for words in (("m", "--model", "n"), ("--model", "n", "m")):
         with pytest.raises(ConfigError, match="two models are given, m and --model n"):
             parsed(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["m --api-key a b", "--api-key a b --model m", "--api-key a --api-key b", "--api-key a,b"],
+)
+def test_lists_are_words_flags_or_commas(words: str) -> None:
+    assert parsed(*words.split()).api_key == ["a", "b"]
+
+
+def test_a_list_does_not_swallow_the_model() -> None:
+    with pytest.raises(ConfigError, match="--api-key takes every word after it: put MODEL first"):
+        parsed("--api-key", "a", "m")
+    with pytest.raises(ConfigError, match="must not hold an empty string"):
+        parsed("m", "--api-key", "")
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
