@@ -93,6 +93,20 @@ def test_what_is_found_fits_and_adds_up(model: Spec, machine: Machine, choice: O
     assert predict(model, JOB, machine, offload) == found.predicted
 
 
+def test_what_costs_nothing_lies_near_the_gpu() -> None:
+    """Copies that hide behind computing take no time, so only room speaks for another place."""
+    small = spec(512, 4, 8, 8)
+    for room, cpu in ((10**10, 10**10), (10**8, 10**10), (10**8, 10**7)):
+        machine = replace(T4, gpu_memory=room, cpu_memory=cpu, disk=10**12, to_gpu=1e15)
+        machine = replace(machine, disk_read=1e15, both_ways=1e15, cpu_read=1e15, to_cpu=1e15)
+        found = solve(Costs(small, JOB, machine, replace(FREE, cache=GPU, hidden=GPU)))
+        assert found is not None
+        (gpu, there, disk), used = found.offload.weights, found.predicted.memory
+        assert gpu == 1 or used["GPU memory"] == pytest.approx(0.9 * room, rel=1e-6)
+        assert disk == 0 or used["CPU memory"] == pytest.approx(0.9 * cpu, rel=1e-6)
+        assert (there > 0, disk > 0) == (gpu < 1, cpu < 10**8)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     shapes,

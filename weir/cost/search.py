@@ -23,6 +23,10 @@ BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 20)
 """Batches of a block: the more, the less often weights are copied."""
 SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 """Requests of a batch."""
+FAR = np.array([0.0, 1.0, 2.0] * 3 + [0.0, 0.0])
+"""How far from the GPU each share is, for places that take the same time."""
+SAME = 1e-9
+"""Times that differ by so much of them are the same."""
 GPU, CPU, DISK = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 ANYWHERE, BOTH = (1.0, 1.0, 1.0), (1.0, 1.0, 0.0)
 
@@ -106,20 +110,22 @@ def _choices(base: Offload, target: Target) -> Iterator[Offload]:
 
 
 def solve(costs: Costs) -> Planned | None:
-    """The shares that take least time, for one choice of sizes and allowed places; None if nothing
-    fits.
+    """The shares that take least time, for one choice of sizes and allowed places, and of these the
+    nearest to the GPU; None if nothing fits.
 
-    There are eleven unknowns: nine shares, and the seconds of a layer over the prompts and over one
+    There are eleven unknowns: nine shares, and the time of a layer over the prompts and over one
     decode, each of which is at least that of every resource."""
     job, choice = costs.job, costs.choice
     rows: list[np.ndarray] = []
     least: list[float] = []
-    for at, phase in ((9, costs.prompt), (10, costs.decode)):
-        for part in phase.values():
+    phases = ((9, costs.prompt), (10, costs.decode))
+    unit = max(float(part[9]) for _, phase in phases for part in phase.values())
+    for at, phase in phases:
+        for part in phase.values():  # relative to the unit: the solver's tolerance is absolute
             line = np.zeros(11)
-            line[:9], line[at] = -part[:9], 1.0
+            line[:9], line[at] = -part[:9] / unit, 1.0
             rows.append(line)
-            least.append(float(part[9]))
+            least.append(float(part[9]) / unit)
     for peaks, room in costs.memory.values():
         for peak in peaks:  # relative to the room: bytes beside seconds would be ill-conditioned
             rows.append(np.append(-peak[:9] / max(room, 1.0), (0.0, 0.0)))
@@ -135,6 +141,10 @@ def solve(costs: Costs) -> Planned | None:
     values = _minimise(weight, np.array(rows), np.array(least), most)
     if values is None:
         return None
+    rows.append(-weight / (weight @ values))
+    least.append(-1.0 - SAME)
+    nearest = _minimise(FAR, np.array(rows), np.array(least), most)
+    values = values if nearest is None else nearest
     weights, cache, hidden = (_shares(values[first : first + 3]) for first in (0, 3, 6))
     placed = replace(choice, weights=weights, cache=cache, hidden=hidden)
     predicted = predict(costs.spec, job, costs.machine, placed)  # less memory if KV is on one tier
