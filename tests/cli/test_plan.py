@@ -33,6 +33,22 @@ def test_json_can_be_read_back_and_less_memory_is_slower(
     assert found[0] >= found[1] > 0
 
 
+def test_codes_are_used_only_where_they_are_faster(capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama's host takes longer to unpack codes than to read what is wide."""
+    used = []
+    for model, size in (("llama-3.1-70b", "24GiB"), ("opt-30b", "16GiB")):
+        words = ["--hardware", "h200", "--gpu-memory", size, "--weight-bits", "4", "--disk", "0"]
+        found = []
+        for bits in ("16", "8"):
+            assert main(["plan", model, *words, "--cache-bits", bits, "--json"]) == 0
+            found.append(json.loads(capsys.readouterr().out)["planned"])
+        assert found[1]["predicted"]["throughput"] >= found[0]["predicted"]["throughput"]
+        used.append(found[1]["offload"]["cache_bits"])
+        assert main(["plan", model, *words, "--cache-bits", "8"]) == 0
+        assert ("in 8 bits off the GPU" in capsys.readouterr().out) == (used[-1] == 8)
+    assert used == [16, 8]
+
+
 def test_stdout_is_json_alone_in_a_process_that_never_planned() -> None:
     words = [*WORDS, "--target", "latency", "--disk", "0", "--json"]
     ran = subprocess.run([sys.executable, "-m", "weir", *words], capture_output=True, check=True)
