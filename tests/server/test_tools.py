@@ -151,10 +151,15 @@ def test_an_answer_that_was_cut_short():
         and calls[0].function.arguments == WEATHER[WEATHER.index(": {") + 2 : 40]
     )
     assert whole('{"name": "wea', inside=True) == ("", [], False)
-    for end in range(len(WEATHER) - len(END) + 1, len(WEATHER)):  # in the tag that ends a call
+    begin, wanted = WEATHER.index(": {") + 2, WEATHER.removesuffix("}" + END)
+    for end in range(begin, len(WEATHER)):  # also in the brace or the tag that ends a call
         _, calls, complete = whole(WEATHER[:end], inside=True)
-        assert complete
-        assert json.loads(calls[0].function.arguments) == {"city": 'Zürich "}\n</tool_call>'}
+        assert complete == (end > len(wanted))
+        assert calls[0].function.arguments == wanted[begin:end]
+    reader = Calls(inside=True)
+    text = '{"name": "f", "arguments": {"a": {"b": {}}'
+    parts = reader.push(text, last=False)[1] + reader.push("}", last=True)[1]
+    assert merged(parts)[0].function.arguments == '{"a": {"b": {}}}' and not reader.complete
 
 
 SHOWS_TOOLS = (

@@ -210,6 +210,7 @@ class Calls:
         self._mode = "head" if inside else "text"
         self._held = ""
         self._gap = False  # the newlines after a call are next
+        self._arguments = ""  # of the open call
         self.count = 0  # calls begun
 
     @property
@@ -238,10 +239,13 @@ class Calls:
                 function = CalledFunction("", json.loads(head[1]))
                 calls.append(ToolCall(self.count, function, f"call_{uuid4().hex[:24]}", "function"))
                 self.count += 1
-                self._mode = "arguments"
+                self._mode, self._arguments = "arguments", ""
             else:
                 shown, found = self._until(TAIL, last)
                 shown, cut, _ = shown.partition("}\n")  # a tail cut short: arguments are one line
+                self._arguments += shown
+                if last and not (found or cut) and _whole(self._arguments[:-1]):
+                    shown, cut = shown[:-1], "}"
                 if shown:
                     calls.append(ToolCall(self.count - 1, CalledFunction(shown)))
                 if not (found or cut):
@@ -252,6 +256,15 @@ class Calls:
         """Take the text before `mark`, and the mark if present; keep back what may begin one."""
         shown, found, self._held = before(self._held, mark, last)
         return shown, found
+
+
+def _whole(text: str) -> bool:
+    """Whether a text is JSON."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def merged(parts: Sequence[ToolCall]) -> list[ToolCall]:
