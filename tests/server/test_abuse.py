@@ -78,6 +78,8 @@ ABSURD = {
     "stream_options": [1],
     "model": [1],
     "guided_regex": ["(a", 1],
+    "regex": ["(a", 1],
+    "ebnf": ["start: (", 1],
     "guided_choice": [[]],
     "guided_json": ["{", {"type": "object", "patternProperties": 1}],
     "guided_grammar": ["start: ("],
@@ -149,10 +151,23 @@ def test_what_a_field_may_be_is_said(http, path, body, said):
     assert http.post(path, json=body).json()["error"]["message"] == said
 
 
-def test_an_unknown_field_of_a_part_is_named_with_its_place(http):
-    body = CHAT | {"stream_options": {"include_usages": True}}
-    said = http.post("/v1/chat/completions", json=body).json()["error"]
-    assert said["message"] == "stream_options.include_usages is not a field of this request."
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stream_options": {"include_usages": True}}, "include_usages {}; did you mean include_"),
+        ({"stream_options": {"colour": 1}}, "stream_options.colour {}."),
+        ({"response_format": {"tipe": "text"}}, "response_format.tipe {}; did you mean type?"),
+        ({"messages": [{"contents": "x"}]}, "messages[0].contents {}; did you mean content?"),
+        (
+            {"messages": [{"role": "user", "content": [{"texts": "x"}]}]},
+            "messages[0].content[0].texts {}; did you mean text?",
+        ),
+        ({"tools": [{"function": {"nme": "x"}}]}, "tools[0].function.nme {}; did you mean name?"),
+    ],
+)
+def test_an_unknown_field_of_a_part_is_named_with_its_place(http, change, said):
+    found = http.post("/v1/chat/completions", json=CHAT | change).json()["error"]["message"]
+    assert said.format("is not a field of this request") in found
 
 
 def _bytes(total: int) -> Iterator[bytes]:

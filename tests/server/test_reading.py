@@ -130,7 +130,8 @@ def test_what_must_follow_a_form_is_not_thought_about():
     form = {"type": "json_object"}
     assert render(text, asked(response_format={"type": "text"})) == opened
     assert render(text, asked(response_format=form)) == closed
-    assert render(text, asked(guided_regex="x+")) == closed
+    for name in ("guided_regex", "regex", "ebnf"):
+        assert render(text, asked(**{name: "x+"})) == closed
     tools = msgspec.to_builtins(TOOLS)
     for more, end in (
         ({}, opened),

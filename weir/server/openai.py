@@ -61,6 +61,11 @@ class OpenAIRequest(Struct, kw_only=True, forbid_unknown_fields=True):
         return {name: value for name, value in said.items() if value is not None}
 
 
+OTHER_FORMS = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
+OTHER_FORMS |= {"regex": "regex", "ebnf": "grammar"}
+"""Other engines' fields for one of `structured_outputs`."""
+
+
 class StreamOptions(Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -129,6 +134,8 @@ class Generation(OpenAIRequest, kw_only=True):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     guided_decoding_backend: Ignored = None
+    regex: str | None = None  # SGLang's
+    ebnf: str | None = None
     return_tokens_as_token_ids: Unserved = None
     kv_transfer_params: Unserved = None
     vllm_xargs: Unserved = None
@@ -160,9 +167,9 @@ class Generation(OpenAIRequest, kw_only=True):
         form = None if self.response_format is None else self.response_format.structured
         called = self.toolbox.structured(form) if self.toolbox.tools else None
         asked = {"structured_outputs": self.structured_outputs, "tools": called}
-        for name in ("json", "regex", "choice", "grammar"):
-            value = getattr(self, f"guided_{name}")
-            asked[f"guided_{name}"] = None if value is None else StructuredOutputs(**{name: value})
+        for name, ours in OTHER_FORMS.items():
+            value = getattr(self, name)
+            asked[name] = None if value is None else StructuredOutputs(**{ours: value})
         asked["response_format"] = None if called else form
         found = [(name, value) for name, value in asked.items() if value is not None]
         if len(found) > 1:

@@ -87,8 +87,8 @@ def invalid(error: Exception, kind: type[Struct]) -> BadRequest:
         if found[1].startswith("missing"):
             return BadRequest(f"{param} is required.", param=param, code="missing_field")
         text = f"{param} is not a field of this request"
-        fields = [] if found[3] else kind.__struct_encode_fields__
-        close = get_close_matches(param.lower(), fields, 1, cutoff=0.74)
+        fields = names(inspect.type_info(kind), NAME.findall(found[3] or ""))
+        close = get_close_matches(found[2].lower(), fields, 1, cutoff=0.74)
         text += f"; did you mean {close[0]}?" if close else "."
         return BadRequest(text, param=param, code="unknown_field")
     found = PATH.search(message)
@@ -109,16 +109,26 @@ def invalid(error: Exception, kind: type[Struct]) -> BadRequest:
 
 def choices(kind: inspect.Type, path: list[str]) -> list[str]:
     """The values of a field that may have one of a few; it is so many names within `kind`."""
+    literals = [one for one in types(kind, path) if isinstance(one, inspect.LiteralType)]
+    return [str(value) for one in literals for value in one.values]
+
+
+def names(kind: inspect.Type, path: list[str]) -> list[str]:
+    """The fields of the object so many names within `kind`."""
+    objects = [one for one in types(kind, path) if isinstance(one, inspect.StructType)]
+    return [field.encode_name for one in objects for field in one.fields]
+
+
+def types(kind: inspect.Type, path: list[str]) -> list[inspect.Type]:
+    """The types that a field, so many names within `kind`, or its items may have."""
     match kind:
         case inspect.Metadata(type=inner) | inspect.ListType(item_type=inner):
-            return choices(inner, path)
-        case inspect.UnionType(types=types):
-            return [value for one in types for value in choices(one, path)]
+            return types(inner, path)
+        case inspect.UnionType(types=several):
+            return [one for part in several for one in types(part, path)]
         case inspect.StructType(tag_field=str(field), tag=tag) if path == [field]:
-            return [str(tag)]
+            return [inspect.LiteralType((tag,))]
         case inspect.StructType(fields=fields) if path:
             found = (one.type for one in fields if one.encode_name == path[0])
-            return [value for one in found for value in choices(one, path[1:])]
-        case inspect.LiteralType(values=values) if not path:
-            return [str(value) for value in values]
-    return []
+            return [one for part in found for one in types(part, path[1:])]
+    return [] if path else [kind]
