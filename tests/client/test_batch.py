@@ -51,6 +51,7 @@ def test_every_route_and_every_kind_of_bad_line(files, text):
     """Through the real HTTP application, so that a batch means what requests online mean."""
     source, target = files
     talk = [{"role": "user", "content": "hi"}]
+    spoken = {"input": "hi", "temperature": 0, "max_output_tokens": 4}
     lines = [
         request("text", prompt="ab"),
         request("chat", "/v1/chat/completions", messages=talk),
@@ -63,6 +64,7 @@ def test_every_route_and_every_kind_of_bad_line(files, text):
         request("long", prompt="x" * 500),
         request("stranger", prompt="x", model="other"),
         request("stream", prompt="x", stream=True),
+        json.dumps({"custom_id": "item", "url": "/v1/responses", "body": spoken}),
     ]
     source.write_text("\n".join(lines))
 
@@ -77,14 +79,15 @@ def test_every_route_and_every_kind_of_bad_line(files, text):
 
     summary = asyncio.run(main())
     by_id = {line["id"]: line for line in answers(target)}
-    assert sorted(by_id) == sorted(f"line-{n}" for n in (1, 2, 3, 5, 6, 7, 8, 9, 10, 11))
+    assert sorted(by_id) == sorted(f"line-{n}" for n in (1, 2, 3, *range(5, 13)))
     body = by_id["line-1"]["response"]["body"]
     assert by_id["line-1"]["custom_id"] == "text" and body["choices"][0]["text"] == "abab"
     assert by_id["line-2"]["response"]["body"]["choices"][0]["message"]["content"] == "user"
     assert by_id["line-3"]["response"]["body"]["data"][0]["embedding"] == [1.0, 3.0]
+    assert by_id["line-12"]["response"]["body"]["output"][0]["content"][0]["text"] == "user"
     codes = {
         name: (line["error"] or {}).get("code")
-        or line["response"]["body"].get("error", {}).get("code")
+        or (line["response"]["body"].get("error") or {}).get("code")
         for name, line in by_id.items()
     }
     assert (
@@ -93,7 +96,7 @@ def test_every_route_and_every_kind_of_bad_line(files, text):
     assert codes["line-6"] == codes["line-7"] == "invalid_line"
     assert codes["line-8"] == "invalid_url" and codes["line-11"] == "invalid_body"
     assert codes["line-9"] == "context_length_exceeded" and codes["line-10"] == "model_not_found"
-    assert (summary.total, summary.succeeded, summary.failed) == (10, 3, 7)
+    assert (summary.total, summary.succeeded, summary.failed) == (11, 4, 7)
     assert summary.problems["invalid_line"] == 2
 
 

@@ -24,7 +24,7 @@ from weir.errors import ConfigError, EngineDead
 from weir.progress import Bar, progress
 from weir.server.app import create_app
 
-ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 PATIENCE = 300.0
 """Seconds that a request is sent again while the server is busy or cannot be reached."""
 RETRIES = 3
@@ -155,7 +155,9 @@ class _Workers:
             summary.problems[answer.error.code if answer.error else _code(response)] += 1
         usage = response.body.get("usage") if response and isinstance(response.body, dict) else None
         usage = usage or {}
-        self.bar.advance(1, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+        kinds = ("prompt", "input"), ("completion", "output")
+        read, written = (sum(usage.get(f"{n}_tokens", 0) for n in names) for names in kinds)
+        self.bar.advance(1, read, written)
 
     async def _answer(self, number: int, raw: bytes) -> Answer:
         answer = Answer(id=f"line-{number}", custom_id=files.identity(raw))

@@ -1,7 +1,8 @@
 """Answer a file of OpenAI batch requests.
 
-Each input line is a request to /v1/chat/completions, /v1/completions or /v1/embeddings; each output
-line is an answer. A run that was stopped continues where it was when it is started again.
+Each input line is a request to /v1/chat/completions, /v1/completions, /v1/responses or
+/v1/embeddings; each output line is an answer. A run that was stopped continues where it was when it
+is started again.
 """
 
 import sys
