@@ -8,7 +8,7 @@ from typing import Any
 from weir import hub, policies
 from weir.client import Limits, Remote
 from weir.client.base import Options
-from weir.client.expect import Ranker
+from weir.client.expect import LengthListener, Ranker
 from weir.client.process import Timeouts
 from weir.config import Config
 from weir.errors import ConfigError
@@ -105,10 +105,14 @@ def options(config: Config) -> Options:
 def remote(config: Config) -> Remote:
     """A client whose engine runs in a process of its own, not started yet. Raises `ConfigError`."""
     stop = config.step_timeout if config.disk_cache else 5.0
-    return Remote(
+    client = Remote(
         config,
         text(config),
         config.names,
         timeouts=Timeouts(config.step_timeout, config.heartbeat_timeout, stop=stop),
         **options(config),
     )
+    if config.length_log:
+        lengths = LengthLog(Path(config.length_log))
+        client.listeners.append(LengthListener(client.text, client.model.name, lengths))
+    return client

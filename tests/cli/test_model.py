@@ -34,7 +34,14 @@ def test_generate_from_every_source(
 
 
 @pytest.mark.parametrize(
-    "words", [["--file", "/absent"], ["-p", "x", "--file", "y"], ["-p", "x", "--top-p", "7"]]
+    "words",
+    [
+        ["--file", "/absent"],
+        ["-p", "x", "--file", "y"],
+        ["-p", "x", "--top-p", "7"],
+        ["-p", "x", "--ranker", "/absent"],
+        ["-p", "x", "--length-log", "/absent"],
+    ],
 )
 def test_generate_refuses_in_a_line(
     model: Path, words: list[str], capsys: pytest.CaptureFixture[str]
@@ -88,7 +95,10 @@ def test_run_batch(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     rows = [{"custom_id": f"r{i}", "url": "/v1/completions", "body": body} for i in range(3)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["-i", str(source), "-o", str(target), "--model", str(model), "--quiet", *SMALL]
+    log = tmp_path / "lengths.jsonl"
+    words += ["--length-log", str(log)]
     assert main(["run-batch", *words, "--served-model-name", "m"]) == 0
+    assert len(log.read_text().splitlines()) == 3
     assert "3 answered, 0 failed" in capsys.readouterr().err
     answers = [json.loads(line) for line in target.read_text().splitlines()]
     assert sorted(answer["custom_id"] for answer in answers) == ["r0", "r1", "r2"]

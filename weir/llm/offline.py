@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, Self, cast
 
+from msgspec.structs import replace
+
 from weir import build, connect
 from weir.client import Limits, ModelInfo
 from weir.client.assemble import Assembly
 from weir.client.drive import Engine, request
 from weir.client.ledger import Event, Ledger
 from weir.config import load
-from weir.errors import BadRequest, EngineDead
+from weir.errors import BadRequest, ConfigError, EngineDead
 from weir.grammar.compiler import Compiler
 from weir.llm.outputs import RequestOutput, begin, request_output
 from weir.params import SamplingParams
@@ -35,13 +37,17 @@ class LLM:
         for output in llm.generate(["Hello", "The capital of France is"]):
             print(output.outputs[0].text)
     ```
-    settings: fields of `Config`. Raises `ConfigError`. Only one call at a time: meanwhile those of
-    other threads are refused.
+    settings: fields of `Config`. Raises `ConfigError`, also for a ranker or length log, which only
+    servers have. Only one call at a time: meanwhile those of other threads are refused.
     """
 
     def __init__(self, model: str, **settings: Any):
-        # all requests come at once, so by default no ranker
-        config = load({"ranker": "none", "model": model, **settings}, {})
+        config = load({"model": model, **settings}, {})
+        if config.ranker not in ("auto", "none") or config.length_log:
+            raise ConfigError(
+                "--ranker and --length-log need a server: here all requests come at once"
+            )
+        config = replace(config, ranker="none")
         sampling = connect.sampling(config)
         engine, text = build.engine(config), connect.text(config)
         self._take(engine, text, config.names, config.seed, connect.compiler(config))

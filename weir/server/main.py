@@ -8,7 +8,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -17,10 +16,8 @@ from starlette.types import ASGIApp
 
 from weir import connect
 from weir.client import Client
-from weir.client.expect import LengthListener
 from weir.config import Config
 from weir.errors import ConfigError
-from weir.ranker.log import LengthLog
 from weir.server import logs
 from weir.server.app import create_app
 from weir.server.head import BoundedHead
@@ -42,9 +39,6 @@ def serve(config: Config) -> None:
     logs.configure(config.log_level, config.log_format)
     listening = listen(config.host, config.port)
     client = connect.remote(config)
-    if config.length_log:
-        log_of_lengths = LengthLog(Path(config.length_log))
-        client.listeners.append(LengthListener(client.text, client.model.name, log_of_lengths))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(client, config, listening))
 
