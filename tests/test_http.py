@@ -128,3 +128,81 @@ def test_headers_and_body_arrive(server: Fake) -> None:
     assert server.headers[0]["authorization"] == "Bearer k"
     assert server.bodies[0]["prompt"] == "é"
     assert re.fullmatch(r"127\.0\.0\.1:\d+", server.headers[0]["host"])
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n%b\r\nok"
+
+
+@pytest.mark.parametrize(
+    ("keep", "served", "connections"),
+    [
+        (0, [[b""], [b""], [b""]], 3),
+        (1, [[b"", b"", b""]], 1),
+        (1, [[b"Connection: close\r\n"], [b"", b""]], 2),
+        (1, [[b"", None], [b"", b""]], 2),  # closed just when the second request came
+        (1, [[b"", None], [None]], 2),
+        (1, [[None]], 1),
+    ],
+)
+def test_connections_are_kept_while_the_server_does(
+    keep: int, served: list[list[bytes | None]], connections: int
+) -> None:
+    """served: for each connection its answers' headers; None: it is closed instead."""
+    made: list[asyncio.Task[None] | None] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        made.append(asyncio.current_task())
+        for headers in served[len(made) - 1]:
+            await reader.readuntil(b"\r\n\r\n")
+            if headers is None:
+                break
+            writer.write(ANSWER % headers)
+            if headers:
+                break
+        else:
+            await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        http = Http(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", keep=keep)
+        for _ in range(3):
+            try:
+                assert await http.get("/") == b"ok"
+            except HttpError as error:
+                assert error.status == 502 and served[-1] == [None]
+                break
+        else:
+            assert served[-1] != [None]
+        http.close()
+        server.close()
+        await asyncio.gather(*filter(None, made))
+
+    asyncio.run(main())
+    assert len(made) == connections
+
+
+def test_a_connection_that_was_closed_while_idle_is_not_used() -> None:
+    asked = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(ANSWER % b"")
+        writer.close()
+        await writer.wait_closed()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        http = Http(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", keep=1)
+        for _ in range(2):
+            assert await http.get("/") == b"ok"
+            ((reader, _),) = http.idle
+            assert await reader.read() == b"" and reader.at_eof()
+        http.close()
+        server.close()
+        with pytest.raises(HttpError, match="no server answers"):
+            await http.get("/")
+
+    asyncio.run(main())
+    assert len(asked) == 2

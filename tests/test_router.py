@@ -95,6 +95,8 @@ def test_requests_and_answers_pass_as_they_are(pair):
         metrics = http.get("/metrics").text
         assert f'weir_router_answers_total{{replica="{pair[0].url}",status="200"}}' in metrics
         assert f'weir_router_requests{{replica="{pair[0].url}"}} 0.0' in metrics
+        until(lambda: all(one.http.idle for one in made.router.replicas))  # for the next requests
+    until(lambda: not any(one.http.idle for one in made.router.replicas))
 
 
 def test_keys_are_the_servers(pair):

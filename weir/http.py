@@ -1,7 +1,8 @@
 """A small HTTP/1.1 client, cheap enough to run beside a server on the same cores.
 
-Each request has its own connection, like those of unrelated users. A streamed answer is an iterator
-of the payloads of server-sent events, with their arrival times. Knows no API, only HTTP.
+By default each request has its own connection, like those of unrelated users. A streamed answer is
+an iterator of the payloads of server-sent events, with their arrival times. Knows no API, only
+HTTP.
 """
 
 import asyncio
@@ -48,6 +49,7 @@ class Response:
     status: int = 0  # 0 until the headers have arrived
     framed: bool = False  # headers say where the body ends; else it ends with the connection
     done: bool = False
+    reusable: bool = False  # the connection may carry another answer
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # names in lower case
     held: list[bytes] = field(default_factory=list)  # parts of the body not read yet
     parser: HttpResponseParser = field(init=False)
@@ -66,7 +68,7 @@ class Response:
         self.held.append(data)
 
     def on_message_complete(self) -> None:
-        self.done = True
+        self.done, self.reusable = True, self.parser.should_keep_alive()
 
     async def receive(self) -> None:
         """Receive more bytes. Raises `HttpError` if the answer is silent, invalid or broken off."""
@@ -117,18 +119,22 @@ def bearer(key: str | None) -> dict[str, str]:
 
 @dataclass(slots=True)
 class Http:
-    """A server at `base`, such as http://127.0.0.1:8000. timeout: seconds that it may be silent."""
+    """A server at `base`, such as http://127.0.0.1:8000. timeout: seconds that it may be silent.
+    keep: connections kept open for later requests, at most; then it belongs to one event loop."""
 
     base: str
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout: float = 600.0
+    keep: int = 0
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
 
     @asynccontextmanager
     async def send(
         self, method: str, path: str, body: Any = None, headers: Headers = ()
     ) -> AsyncIterator[Response]:
         """Send a request. body: bytes are sent unchanged, anything else as JSON. headers: sent
-        after our own. The connection is closed at the end of the block. Raises `HttpError`."""
+        after our own. A connection that is not kept is closed at the end of the block. Raises
+        `HttpError`."""
         try:
             url = urlsplit(self.base)
             port = url.port or (443 if url.scheme == "https" else 80)
@@ -136,23 +142,63 @@ class Http:
             url, port = urlsplit(""), 0
         if url.scheme not in ("http", "https") or not url.hostname:
             raise HttpError(f"{self.base!r} is no address: give one like http://127.0.0.1:8000")
-        context = ssl.create_default_context() if url.scheme == "https" else None
+        target = url.path.rstrip("/") + path
+        request = self._request(method, target, url.netloc, body, headers)
+        response, writer = await self._ask(request, url.hostname, port, url.scheme == "https")
+        try:
+            yield response
+        finally:
+            unsent = writer.transport.get_write_buffer_size()  # it answered before it had read all
+            if response.reusable and not unsent and len(self.idle) < self.keep:
+                self.idle.append((response.reader, writer))
+            else:
+                writer.close()
+
+    async def _ask(
+        self, request: bytes, host: str, port: int, secure: bool
+    ) -> tuple[Response, asyncio.StreamWriter]:
+        """Send a request and receive the head of its answer. The server may close an idle
+        connection at any time: then once more on a fresh one."""
+        lost: HttpError | None = None
+        while self.idle and lost is None:
+            reader, writer = self.idle.pop()
+            if reader.at_eof():
+                writer.close()
+                continue
+            try:
+                return await self._begin(request, reader, writer), writer
+            except HttpError as error:
+                if error.status == 504:
+                    raise
+                lost = error
+        context = ssl.create_default_context() if secure else None
         try:
             async with asyncio.timeout(min(10.0, self.timeout)):
                 reader, writer = await asyncio.open_connection(
-                    url.hostname, port, ssl=context, limit=2 * READ
+                    host, port, ssl=context, limit=2 * READ
                 )
         except (OSError, TimeoutError) as error:
-            raise HttpError(f"no server answers at {self.base}: {error or 'timed out'}") from None
+            why = f"no server answers at {self.base}: {error or 'timed out'}"
+            raise lost or HttpError(why) from None  # what it did to the request says more
+        return await self._begin(request, reader, writer), writer
+
+    async def _begin(
+        self, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Response:
+        response = Response(reader, self.timeout, self.base)
         try:
-            target = url.path.rstrip("/") + path
-            writer.write(self._request(method, target, url.netloc, body, headers))
-            response = Response(reader, self.timeout, self.base)
+            writer.write(request)
             while not response.status:
                 await response.receive()
-            yield response
-        finally:
+        except BaseException:
             writer.close()
+            raise
+        return response
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        while self.idle:
+            self.idle.pop()[1].close()
 
     async def get(self, path: str) -> bytes:
         return await self.whole("GET", path)
@@ -180,7 +226,7 @@ class Http:
     def _request(self, method: str, path: str, host: str, body: Any, more: Headers) -> bytes:
         raw = body is None or isinstance(body, bytes)
         content: bytes = (body or b"") if raw else msgspec.json.encode(body)
-        own = {"Host": host, "Connection": "close", **self.headers}
+        own = {"Host": host, "Connection": "keep-alive" if self.keep else "close", **self.headers}
         if not raw:
             own["Content-Type"] = "application/json"
         if content or method != "GET":

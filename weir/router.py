@@ -32,6 +32,7 @@ from weir.server.problems import problem
 log = logging.getLogger(__name__)
 
 EVERY, LOOK = 1.0, 10.0  # seconds between two checks of a replica, and most that one may take
+KEPT = 64  # idle connections to a replica
 BLOCK = 64  # bytes of a prompt, about 16 tokens: the policy's unit of cached prefixes
 UNKNOWN = "not asked yet"
 TO_ALL = {
@@ -93,7 +94,7 @@ class Router:
         timeout: float = 600.0,
     ):
         kept = dict.fromkeys(url.rstrip("/") for url in urls)
-        self.replicas = [Replica(Http(url, {}, timeout)) for url in kept]
+        self.replicas = [Replica(Http(url, {}, timeout, KEPT)) for url in kept]
         self._policy = policy
         self._limit = limit
         self._numbers = count()
@@ -114,8 +115,12 @@ class Router:
     # -- who is there --------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """Check all replicas regularly, until cancelled."""
-        await asyncio.gather(*map(self._watch, self.replicas))
+        """Check all replicas regularly, until cancelled; then close what is open to them."""
+        try:
+            await asyncio.gather(*map(self._watch, self.replicas))
+        finally:
+            for one in self.replicas:
+                one.http.close()
 
     async def _watch(self, replica: Replica) -> None:
         while True:
