@@ -1,6 +1,8 @@
 """From a `Config` to a tokenizer and a client; no torch. `weir.build` makes the engine."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,8 @@ log = logging.getLogger(__name__)
 def text(config: Config) -> Text:
     """Tokenizer and chat template; fetches the model if it is not here. Raises `ConfigError`."""
     name = config.tokenizer or config.model
-    try:
+    with _named("--tokenizer") if config.tokenizer else nullcontext():
         source = hub.resolve(name, config.revision, config.download_dir)
-    except ConfigError as error:
-        if config.tokenizer is None:
-            raise
-        raise ConfigError(f"--tokenizer: {error}") from None
     if source.kind == "gguf":
         return Text.from_gguf(GGUF.open(source.path), config.chat_template)
     if config.load_format == "dummy" and not config.tokenizer and lacks_tokenizer(source.path):
@@ -83,12 +81,23 @@ def ranker(config: Config) -> Ranker | None:
         return None
     files: Any = import_module("weir.ranker.files")  # NumPy: nobody else waits for its import
     adapt: Any = import_module("weir.ranker.adapt")
-    base = files.shipped() if config.ranker == "auto" else files.load(Path(config.ranker))
+    with _named("--ranker"):
+        base = files.shipped() if config.ranker == "auto" else files.load(Path(config.ranker))
     made: Ranker = adapt.Adapted(base, config.ranker_memory)
     if config.length_log and config.ranker_memory:
-        log = LengthLog(Path(config.length_log))
-        made.learn(log.latest(config.names[0], config.ranker_memory))
+        with _named("--length-log"):
+            log = LengthLog(Path(config.length_log))
+            made.learn(log.latest(config.names[0], config.ranker_memory))
     return made
+
+
+@contextmanager
+def _named(flag: str) -> Iterator[None]:
+    """Say which flag an error is of."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from None
 
 
 def options(config: Config) -> Options:
@@ -113,6 +122,7 @@ def remote(config: Config) -> Remote:
         **options(config),
     )
     if config.length_log:
-        lengths = LengthLog(Path(config.length_log))
+        with _named("--length-log"):
+            lengths = LengthLog(Path(config.length_log))
         client.listeners.append(LengthListener(client.text, client.model.name, lengths))
     return client

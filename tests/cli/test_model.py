@@ -34,20 +34,21 @@ def test_generate_from_every_source(
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "said"),
     [
-        ["--file", "/absent"],
-        ["-p", "x", "--file", "y"],
-        ["-p", "x", "--top-p", "7"],
-        ["-p", "x", "--ranker", "/absent"],
-        ["-p", "x", "--length-log", "/absent"],
+        (["--file", "/absent"], "/absent"),
+        (["-p", "x", "--file", "y"], "--prompt or --file"),
+        (["-p", "x", "--top-p", "7"], "top_p"),
+        (["-p", "x", "--ranker", "/absent"], "--ranker"),
+        (["-p", "x", "--length-log", "/absent"], "--length-log"),
+        (["-p", "x", "--max-model-len", "999999"], "--max-model-len"),
     ],
 )
 def test_generate_refuses_in_a_line(
-    model: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+    model: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["generate", str(model), *words, "--quiet", *SMALL]) == 1
-    assert re.fullmatch(r"weir generate: .+\n", capsys.readouterr().err)
+    assert re.fullmatch(rf"weir generate: .*{said}.*\n", capsys.readouterr().err)
 
 
 def test_a_tokenizer_that_is_not_there_is_called_one(

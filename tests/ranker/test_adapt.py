@@ -127,5 +127,7 @@ def test_a_log_of_lengths_is_learned_at_the_start(tmp_path):
 
 
 def test_a_log_that_cannot_be_read_is_said(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be"):
+    with pytest.raises(ConfigError, match=r"--length-log: .* cannot be"):
         connect.ranker(Config(model="x", length_log=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"--ranker: .* cannot be read"):
+        connect.ranker(Config(model="x", ranker=str(tmp_path / "absent")))

@@ -136,6 +136,6 @@ def _shortened(spec: Spec, context: int | None) -> Spec:
         return spec
     if not 0 < context <= spec.context:
         raise ConfigError(
-            f"max_model_len must be from 1 to the model's {spec.context}, not {context}"
+            f"--max-model-len must be from 1 to the model's {spec.context}, not {context}"
         )
     return replace(spec, context=context)

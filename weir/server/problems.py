@@ -81,7 +81,9 @@ def invalid(error: Exception, kind: type[Struct]) -> BadRequest:
         return BadRequest("The body is nested too deeply.", code="invalid_json")
     message = str(error)
     if not isinstance(error, msgspec.ValidationError):
-        return BadRequest(f"The body is not valid JSON: {message}.", code="invalid_json")
+        why = message.removeprefix("JSON is malformed: ")
+        text = f"The body is not valid JSON: {why[0].lower()}{why[1:]}."
+        return BadRequest(text, code="invalid_json")
     if found := UNKNOWN.match(message):
         param = ".".join(part for part in (found[3], found[2]) if part)
         if found[1].startswith("missing"):
