@@ -55,16 +55,18 @@ class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True, omit_d
         return given[0] if given else "json"
 
     @property
-    def schema(self) -> dict[str, Any] | bool | None:
+    def schema(self) -> dict[str, Any] | None:
         """The JSON Schema asked for. Raises `BadRequest` for a text that holds none."""
-        if self.json_object:
-            return {"type": "object"}
-        if not isinstance(self.json, str):
-            return self.json
-        try:
-            return msgspec.json.decode(self.json, type=dict[str, Any] | bool)
-        except msgspec.DecodeError as error:
-            raise BadRequest(f"the JSON Schema is not valid JSON: {error}", param="json") from None
+        found = {"type": "object"} if self.json_object else self.json
+        if isinstance(found, str):
+            try:
+                found = msgspec.json.decode(found, type=dict[str, Any] | bool)
+            except msgspec.DecodeError as error:
+                why = f"the JSON Schema is not valid JSON: {error}"
+                raise BadRequest(why, param="json") from None
+        if isinstance(found, bool):
+            return {} if found else {"enum": []}
+        return found
 
     def check(self) -> None:
         """Raise `BadRequest` unless exactly one is given, and it can be meant."""

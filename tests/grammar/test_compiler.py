@@ -30,6 +30,7 @@ def test_each_kind_is_compiled_once(compiler, tmp_path):
         (StructuredOutputs(choice=["x", 'y"']), "automaton"),
         (StructuredOutputs(json='{"type": "boolean"}'), "automaton"),
         (StructuredOutputs(json_object=True), "guidance"),
+        (StructuredOutputs(json=True), "guidance"),
         (StructuredOutputs(grammar='root ::= "a" root "b" | "c"'), "guidance"),
         (StructuredOutputs(grammar='start: "a" start "b" | "c"'), "guidance"),
     ):

@@ -138,7 +138,7 @@ class Toolbox:
             f"body: %json {json.dumps(self._schema())}",
         ]
         if form is not None:
-            schema = {"x-guidance": STYLE} | (form.schema if isinstance(form.schema, dict) else {})
+            schema = {"x-guidance": STYLE} | (form.schema or {})
             rules.append(f"form: %json {json.dumps(schema)}")
         return StructuredOutputs(grammar="\n".join(rules) + "\n")
 
