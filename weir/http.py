@@ -117,6 +117,26 @@ def bearer(key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+class Address(NamedTuple):
+    host: str
+    port: int
+    path: str  # without a slash at its end
+    name: str  # host and port as they were written
+    secure: bool
+
+
+def address(base: str) -> Address:
+    """Where a server is. Raises `HttpError`."""
+    try:
+        url = urlsplit(base)
+        port = url.port or (443 if url.scheme == "https" else 80)
+    except ValueError:
+        url, port = urlsplit(""), 0
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise HttpError(f"{base!r} is no address: give one like http://127.0.0.1:8000")
+    return Address(url.hostname, port, url.path.rstrip("/"), url.netloc, url.scheme == "https")
+
+
 @dataclass(slots=True)
 class Http:
     """A server at `base`, such as http://127.0.0.1:8000. timeout: seconds that it may be silent.
@@ -135,16 +155,9 @@ class Http:
         """Send a request. body: bytes are sent unchanged, anything else as JSON. headers: sent
         after our own. A connection that is not kept is closed at the end of the block. Raises
         `HttpError`."""
-        try:
-            url = urlsplit(self.base)
-            port = url.port or (443 if url.scheme == "https" else 80)
-        except ValueError:
-            url, port = urlsplit(""), 0
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise HttpError(f"{self.base!r} is no address: give one like http://127.0.0.1:8000")
-        target = url.path.rstrip("/") + path
-        request = self._request(method, target, url.netloc, body, headers)
-        response, writer = await self._ask(request, url.hostname, port, url.scheme == "https")
+        server = address(self.base)
+        request = self._request(method, server.path + path, server.name, body, headers)
+        response, writer = await self._ask(request, server)
         try:
             yield response
         finally:
@@ -154,9 +167,7 @@ class Http:
             else:
                 writer.close()
 
-    async def _ask(
-        self, request: bytes, host: str, port: int, secure: bool
-    ) -> tuple[Response, asyncio.StreamWriter]:
+    async def _ask(self, request: bytes, server: Address) -> tuple[Response, asyncio.StreamWriter]:
         """Send a request and receive the head of its answer. The server may close an idle
         connection at any time: then once more on a fresh one."""
         lost: HttpError | None = None
@@ -171,11 +182,11 @@ class Http:
                 if error.status == 504:
                     raise
                 lost = error
-        context = ssl.create_default_context() if secure else None
+        context = ssl.create_default_context() if server.secure else None
         try:
             async with asyncio.timeout(min(10.0, self.timeout)):
                 reader, writer = await asyncio.open_connection(
-                    host, port, ssl=context, limit=2 * READ
+                    server.host, server.port, ssl=context, limit=2 * READ
                 )
         except (OSError, TimeoutError) as error:
             why = f"no server answers at {self.base}: {error or 'timed out'}"

@@ -15,12 +15,11 @@ from weir.fields import default, describe, plain, unit
 from weir.peers import ALIASES, NEUTRAL, OPPOSITES
 
 
-def add_config(parser: ArgumentParser, positional: bool = True, serves: bool = True) -> None:
+def add_config(parser: ArgumentParser, serves: bool = True) -> None:
     """Flags for every setting; help hides a server's where a command does not have one.
 
     Only those given appear in the parsed namespace."""
-    if positional:
-        parser.add_argument("MODEL", nargs="?", help="same as --model")
+    parser.add_argument("MODEL", nargs="?", help="same as --model")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, one a line")
     group: Any = parser
     hidden: dict[str, Any] = {}
@@ -50,11 +49,11 @@ def config(options: Namespace, **more: object) -> Config:
     lists = {name: value for name, value in given.items() if isinstance(value, list)}
     for name, words in lists.items():
         given[name] = [part.strip() for word in chain(*words) for part in word.split(",")]
-    if getattr(options, "MODEL", None) is not None:
+    if options.MODEL is not None:
         model = given.setdefault("model", options.MODEL)
         if model != options.MODEL:
             raise ConfigError(f"two models are given, {options.MODEL} and --model {model}")
-    elif "MODEL" in options and "model" not in given:
+    elif "model" not in given:
         for name, words in lists.items():
             if len(words[-1]) > 1:  # the model may be among them
                 raise ConfigError(

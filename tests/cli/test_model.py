@@ -95,7 +95,7 @@ def test_run_batch(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     body = {"model": "m", "prompt": "Hi", "max_tokens": 2}
     rows = [{"custom_id": f"r{i}", "url": "/v1/completions", "body": body} for i in range(3)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["-i", str(source), "-o", str(target), "--model", str(model), "--quiet", *SMALL]
+    words = [str(model), "-i", str(source), "-o", str(target), "--quiet", *SMALL]
     log = tmp_path / "lengths.jsonl"
     words += ["--length-log", str(log)]
     assert main(["run-batch", *words, "--served-model-name", "m"]) == 0

@@ -15,11 +15,12 @@ from starlette.routing import Route
 
 from tests import fakes
 from tests.waiting import until
-from weir.batch import Summary, process, run
+from weir.batch import Summary, process, run, run_batch
 from weir.batch.files import opened
 from weir.client import Local
 from weir.config import Config
 from weir.errors import ConfigError, EngineDead
+from weir.http import HttpError
 from weir.server.app import create_app
 
 
@@ -98,6 +99,11 @@ def test_every_route_and_every_kind_of_bad_line(files, text):
     assert codes["line-9"] == "context_length_exceeded" and codes["line-10"] == "model_not_found"
     assert (summary.total, summary.succeeded, summary.failed) == (11, 4, 7)
     assert summary.problems["invalid_line"] == 2
+
+
+def test_a_url_that_is_none_is_refused_at_once(files):
+    with pytest.raises(HttpError, match="'localhost:8000' is no address"):
+        run_batch(*files, base_url="localhost:8000")
 
 
 class Echo:

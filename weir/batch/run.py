@@ -21,6 +21,7 @@ from weir.batch import files
 from weir.batch.files import Answer, Response, Trouble
 from weir.config import Config
 from weir.errors import ConfigError, EngineDead
+from weir.http import address
 from weir.progress import Bar, progress
 from weir.server.app import create_app
 
@@ -56,11 +57,13 @@ def run_batch(
 
     The model is that of `config`, in a process of its own, or the one a server at `base_url` has.
     `concurrency` requests are in hand at once. `hidden`: no progress bar. Raises `ConfigError` if
-    the files do not fit together, and `EngineDead` when nobody answers any more; what was done is
-    kept.
+    the files do not fit together, `HttpError` for a URL that is none, and `EngineDead` when nobody
+    answers any more; what was done is kept.
     """
     if (config is None) == (base_url is None):
         raise ConfigError("a batch needs either a model or the URL of a server")
+    if base_url is not None:
+        address(base_url)
     files.identities(source)  # before a model is loaded for what cannot be read
     headers = {"Authorization": f"Bearer {api_key}"} if api_key and config is None else {}
 

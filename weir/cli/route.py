@@ -6,13 +6,11 @@ to another one if that is full, starting, draining or gone. Keys, streams and er
 
 import logging
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from urllib.parse import urlsplit
 
+from weir import http
 from weir.balance import ROUTERS
 from weir.bench.datasets import positive
-from weir.errors import ConfigError
 from weir.fields import parse_size
-from weir.http import run as run_loop
 from weir.router import BLOCK, Router, serve
 from weir.server import logs
 from weir.server.main import address, listen
@@ -56,13 +54,11 @@ def size(text: str) -> int:
 
 def run(options: Namespace) -> int:
     for url in options.urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url!r} is no address: give one like http://127.0.0.1:8000")
+        http.address(url)
     logs.configure("info", options.log_format)
     listening = listen(options.host, options.port)
     policy = ROUTERS[options.policy](max(1, options.cache_tokens // 16), BLOCK)
     router = Router(options.urls, policy, options.max_body_bytes, options.timeout)
     log.info("routing to %d servers on %s", len(router.replicas), address(listening))
-    run_loop(serve(router, listening, options.shutdown_timeout))
+    http.run(serve(router, listening, options.shutdown_timeout))
     return 0

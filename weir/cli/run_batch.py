@@ -13,7 +13,7 @@ from weir.batch import Summary, run_batch
 from weir.bench.datasets import positive
 from weir.options import add_config, config
 
-USAGE = "weir run-batch -i INPUT.jsonl -o OUTPUT.jsonl [--model MODEL | --url URL] [OPTIONS]"
+USAGE = "weir run-batch [MODEL | --url URL] -i INPUT.jsonl -o OUTPUT.jsonl [OPTIONS]"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--url", metavar="URL", help="a running server, instead of a model of this run's own")
     add("--concurrency", type=positive, default=256, metavar="N", help="requests at once (256)")
     add("--quiet", action="store_true", help="no progress bar")
-    add_config(parser, positional=False)
+    add_config(parser)
 
 
 def run(options: Namespace) -> int:
