@@ -7,8 +7,7 @@ A well-known shape has random weights, any other model its own; every request at
 0. A plan is `auto`; `here`, the best with all attention on the GPU; `hand`, the best of those one
 would make by hand; or shares of weights on GPU, CPU and disk, the share of KV on the GPU, how many
 requests and, after an x, batches that their prompts make; +: these are lanes of one step. Settings
-of one plan follow it: `auto,quantization=int4,kv_cache_dtype=int4`; `slots=2`, instead of three:
-no copy beside computing.
+of one plan follow it: `auto,quantization=int4,kv_cache_dtype=int4`.
 The machine is measured before each plan, which is an engine of its own; both count what they found
 at their best, as others may use the machine besides. Without a GPU main memory stands
 for its memory. The bound is what moving and reading all bytes once would take, if nothing else did.
@@ -37,11 +36,8 @@ from weir.cost.machine import Machine
 from weir.cost.offload import Costs, Job, Offload, predict
 from weir.cost.search import Planned, Report, naive, runnable, search
 from weir.models.shape import read_spec
-from weir.runtime import streamed
 from weir.sim.shapes import SHAPES
 from weir.spec import Spec
-
-SLOTS = streamed.SLOTS
 
 
 def shortened(name: str, layers: int, folder: Path) -> Path:
@@ -163,7 +159,6 @@ def measure(bench: Bench, text: str) -> tuple[float, float]:
     """→ tokens/s, predicted and measured."""
     plan, *settings = text.split(",")
     more = dict(item.split("=", 1) for item in settings)
-    streamed.SLOTS = int(more.pop("slots", SLOTS))
     flags, job = bench.flags | more, bench.job
     config = load(flags, {})
     path = hub.resolve(config.model, None, None).path
@@ -175,9 +170,6 @@ def measure(bench: Bench, text: str) -> tuple[float, float]:
     report = Report(model=config.model, machine=machine, job=job, planned=found)
     file.write_bytes(msgspec.json.encode(report))
     print(machine, found.offload, flush=True)
-    if streamed.SLOTS < SLOTS:
-        serial = replace(found.offload, overlap="none")
-        found = replace(found, predicted=predict(spec, job, machine, serial))
     began = time.perf_counter()
     engine = build.engine(load(flags | {"offload": str(file)}, {}))
     started, block = time.perf_counter() - began, found.offload.block
@@ -195,7 +187,11 @@ def measure(bench: Bench, text: str) -> tuple[float, float]:
     print(", ".join(f"{first:.2f} + {total - first:.2f} s" for first, total in runs))
     if bench.device.type == "cuda":
         most = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        print(f"GPU memory: {said.memory} predicted, {most} allocated and reserved at most")
+        again = torch.cuda.memory_stats()["num_alloc_retries"]
+        print(
+            f"GPU memory: {said.memory} predicted, {most} allocated and reserved at most; "
+            f"{again} times all free blocks were given back to find room"
+        )
     print(
         f"{text:24}{block:>9}{said.prefill:>7.2f}{first:>7.2f}{said.decode:>7.2f}"
         f"{total - first:>7.2f}{said.throughput:>8.2f}{speed:>7.2f}{share:>6.0%}{started:>7.1f}",

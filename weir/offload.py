@@ -169,8 +169,7 @@ def _settings(
         room = one * here * placed.block
         more |= {"cpu_cache": int(cold * (away * placed.block + 1)), "cpu_attention": "all"}
         if config.memory_policy == "on-demand":  # nobody starts where he could not end
-            grown = (job.output + PAGE) / (job.prompt + job.output + PAGE)
-            more["memory_policy"] = f"on-demand(spare={grown:.3f})"
+            more["memory_policy"] = f"on-demand(ahead={job.output})"
     return replace(
         config,
         kv_cache_memory=config.kv_cache_memory or int(room),

@@ -89,9 +89,9 @@ def _placement(config: Config, cache: Cache, lanes: Lanes | None, hosted: bool) 
     streamed = config.offload != "none"
     patience = 0 if streamed else PATIENT
     if lanes is None or config.cpu_attention != "auto":
-        return Hybrid(cache.hot, placed.spare, patience=patience)
+        return Hybrid(cache.hot, placed.spare, placed.ahead, patience=patience)
     balance = Balance(lanes, longest=1 if streamed else PASS)
-    return Hybrid(cache.hot, placed.spare, balance=balance, patience=patience)
+    return Hybrid(cache.hot, placed.spare, placed.ahead, balance=balance, patience=patience)
 
 
 def ranked(config: Config) -> bool:

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from typing import Any
 
 from tests.audit import audit
 from tests.whim import Whim
@@ -85,9 +86,14 @@ def a_balance(rng: random.Random) -> Balance | None:
 def a_placement(rng: random.Random, sizes: dict[Tier, int]) -> OnDemand:
     home = min(sizes)
     if home == Tier.GPU and Tier.CPU in sizes and rng.random() < 0.6:
-        return Hybrid(home, spare=rng.choice([0.0, 0.1]), balance=a_balance(rng))
+        return Hybrid(home, **a_share(rng), balance=a_balance(rng))
     kinds = [OnDemand, OnDemand, Reserve, Estimate]
-    return rng.choice(kinds)(home, spare=rng.choice([0.0, 0.1]))
+    return rng.choice(kinds)(home, **a_share(rng))
+
+
+def a_share(rng: random.Random) -> dict[str, Any]:
+    """What a newcomer leaves to others."""
+    return {"spare": rng.choice([0.0, 0.1]), "ahead": rng.choice([0, 0, 5, 40])}
 
 
 def a_scheduler(rng: random.Random, page: int, chains: bool, longest: int) -> Scheduler:

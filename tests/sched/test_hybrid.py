@@ -22,13 +22,15 @@ class Eager(Balance):
         return 8
 
 
-def engine(home: int, away: int, loads: int, depth: int, balance: Balance | None = None) -> Engine:
+def engine(
+    home: int, away: int, loads: int, depth: int, balance: Balance | None = None, ahead: int = 0
+) -> Engine:
     """Pools of so many pages of a token, of which a plan may bring so many home."""
     sizes = {Tier.GPU: home, Tier.CPU: away}
     pages = {int(tier): n for tier, n in sizes.items()}
     capacity = Capacity(1, pages, 64, 8, home, {int(Tier.CPU): loads})
     cache = Cache(1, sizes, loads=capacity.loads)
-    placement = Hybrid(Tier.GPU, spare=0.0, balance=balance)
+    placement = Hybrid(Tier.GPU, spare=0.0, ahead=ahead, balance=balance)
     scheduler = Scheduler(cache, FCFS(), Chunked(), placement, capacity)
     return Engine(scheduler, Shadow(capacity, depth=depth), VirtualClock())
 
@@ -116,3 +118,18 @@ def test_prompts_are_computed_away_one_by_one_if_home_has_no_room_for_long():
     assert all(chunk.home == Tier.CPU for some in prompts for chunk in some)
     while it.busy:
         it.step()
+
+
+def test_as_many_start_as_both_memories_hold_to_their_end():
+    """Pools for one and a half requests and for three: four start, and nobody is evicted."""
+    for depth in (1, 2):
+        it = engine(home=45, away=90, loads=5, depth=depth, ahead=15)
+        it.scheduler.placement.patience = 0  # as where weights are streamed
+        all_of_them = [submit(it, uid, 15, 15) for uid in range(5)]
+        most = 0
+        while it.busy:
+            it.step()
+            check(it.scheduler)
+            most = max(most, sum(bool(r.pages) for r in all_of_them))
+        assert most == 4
+        assert not any(r.preempted for r in all_of_them)

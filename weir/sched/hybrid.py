@@ -182,6 +182,7 @@ class Hybrid(OnDemand):
     ) -> Collection[Request]:
         self.passing = {c.uid for c in self.segment.chunks} if self.segment is not None else set()
         self._send(running, cache, moves)
+        self._count(running, cache)
         away = [r for r in running if r.pages and r.pages[-1].tier == self.away]
         self.here = [r.computed for r in running if r.decoding and r.pages[-1].tier == self.home]
         self.there, self.waiting = len(away) + len(self.leaving), waiting
@@ -228,7 +229,7 @@ class Hybrid(OnDemand):
             return self.home
         if not self._holds(r, cache, self.home):
             return self.away
-        if self.blocked < self.patience or self._left(r, cache) >= self._spare(cache):
+        if self.blocked < self.patience or self._left(r, cache) >= self._kept(r, self.home, cache):
             return self.home
         return self.away if self._pays() else self.home
 
@@ -253,11 +254,8 @@ class Hybrid(OnDemand):
             return False
         if not self._holds(r, cache, self.away):
             return False
-        one_more = cache.pages(len(r.tokens)) + self._spare(cache)
+        one_more = cache.pages(len(r.tokens)) + self._kept(r, self.home, cache)
         return 0 <= self._left(r, cache) < one_more and self._pays()
-
-    def _spare(self, cache: Cache) -> int:
-        return int(self.spare * cache.pools[self.home].size)
 
     def _left(self, r: Request, cache: Cache) -> int:
         """Pages that stay free at home beside all known tokens of a newcomer."""

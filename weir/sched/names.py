@@ -118,7 +118,7 @@ def placement(text: str, home: Tier) -> OnDemand:
     e = parse(text, "--memory-policy")
     match e.name:
         case "on-demand":
-            return OnDemand(home, **e.read({"spare": Share}))
+            return OnDemand(home, **e.read({"spare": Share, "ahead": Count}))
         case "reserve":
             return Reserve(home, **e.read({}))
         case "estimate":

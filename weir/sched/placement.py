@@ -39,7 +39,8 @@ class OnDemand:
 
     A newcomer must find room for all its known tokens and leave the share `spare` of the pool to
     running requests, unless it is alone. Otherwise half-prefilled prompts would take the pages that
-    decodes need, and be evicted again.
+    decodes need, and be evicted again. With `ahead`, it leaves instead what all of them and itself
+    still lack if each answer grows to so many tokens.
 
     The victim is the last in rank. Choosing the one that is cheapest to recompute recomputed more
     (docs/log.md): cheap victims are soon back, and are victims again."""
@@ -48,6 +49,8 @@ class OnDemand:
 
     home: Tier
     spare: float = 0.01
+    ahead: int = 0
+    owed: dict[int, int] = field(default_factory=dict)  # tier → pages that running requests lack
     resting: Collection[int] = ()  # uids of decodes that wait for `wake` or are in a `Segment`
     away: Tier | None = None  # the tier whose decodes the host attends to, beside the device
 
@@ -61,15 +64,35 @@ class OnDemand:
     ) -> Collection[Request]:
         """Called as a plan begins, with the running requests and the number of waiting ones.
         Returns those to evict first, because they will be placed better."""
+        self._count(running, cache)
         return ()
+
+    def _count(self, running: Iterable[Request], cache: Cache) -> None:
+        self.owed = {}
+        for r in running:
+            if self.ahead and r.pages:
+                self._owe(r, self._grown(r, cache) - len(r.pages))
+
+    def _owe(self, r: Request, pages: int) -> None:
+        tier = r.pages[-1].tier
+        self.owed[tier] = self.owed.get(tier, 0) + pages
+
+    def _grown(self, r: Request, cache: Cache) -> int:
+        """Pages of `r` once its answer has `ahead` tokens, or as many as it may or does have."""
+        answer = min(self.ahead, r.sampling.max_tokens)
+        return cache.pages(max(len(r.tokens), r.prompt + answer))
 
     def place(self, r: Request, length: int, cache: Cache, moves: list[Move]) -> Tier | None:
         """Reserve pages for `length` more tokens of `r`. Returns their tier; None, with nothing
         taken, if there is no room."""
         if r.sent < 0 and not self._starts(r, length, cache):
             return None
-        tier = self.tier(r, cache)
-        return tier if cache.grow(r, r.computed + length, tier, moves) else None
+        tier, fresh, held = self.tier(r, cache), r.sent < 0, len(r.pages)
+        if not cache.grow(r, r.computed + length, tier, moves):
+            return None
+        if self.ahead:
+            self._owe(r, (self._grown(r, cache) if fresh else held) - len(r.pages))
+        return tier
 
     def _starts(self, r: Request, length: int, cache: Cache) -> bool:
         tier = self.tier(r, cache)
@@ -87,7 +110,13 @@ class OnDemand:
         """Whether a newcomer, its prefix attached, may start beside the running requests."""
         tier = self.tier(r, cache)
         left = cache.room(tier) + len(r.pages) - cache.pages(len(r.tokens))
-        return left >= int(self.spare * cache.pools[tier].size)
+        return left >= self._kept(r, tier, cache)
+
+    def _kept(self, r: Request, tier: Tier, cache: Cache) -> int:
+        """Pages that must stay free beside all known tokens of a newcomer."""
+        if not self.ahead:
+            return int(self.spare * cache.pools[tier].size)
+        return self.owed.get(tier, 0) + self._grown(r, cache) - cache.pages(len(r.tokens))
 
     def yields(self, other: Request, r: Request, cache: Cache) -> bool:
         """Whether `other`, which runs and ranks after `r`, may be evicted for `r`."""
