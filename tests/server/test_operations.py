@@ -227,6 +227,7 @@ def test_a_client_with_a_wrong_address_is_told_the_right_one(http, path):
 
 
 def test_pinning_a_prefix(http, server):
+    server.engine.pinned.clear()  # of what hostile requests have pinned
     prompt = "You are a helpful assistant."
     answer = http.post("/pin_prefix", json={"name": "system", "prompt": prompt})
     assert answer.status_code == 200
