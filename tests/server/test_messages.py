@@ -154,6 +154,10 @@ def test_a_conversation_with_calls_as_openai_has_it():
         ("tools[0].type", {"tools": [TOOL | {"type": "web_search_20250305"}]}),
         ("tool_choice", {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}),
         ("container", {"container": "x"}),
+        (
+            "output_config.format",
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "no"}}}},
+        ),
         ("model", {"model": "claude"}),
     ],
 )

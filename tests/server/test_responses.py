@@ -113,6 +113,10 @@ def test_items_as_messages():
         ("background", {"background": True}),
         ("input", {"input": "x" * 300}),
         (
+            "text.format",
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "no"}}}},
+        ),
+        (
             "input[0].content[0].type",
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "x"}]}]},
         ),

@@ -126,7 +126,9 @@ async def messages(call: Call, body: MessagesRequest) -> Reply:
     prompt = await call.service.encode(said, False)
     room = max(1, client.model.context - len(prompt))
     asked.max_tokens = min(body.max_tokens, room)
-    job, [reader] = await ask(call, asked, said, [prompt], **asked.details)
+    job, [reader] = await ask(
+        call, asked, said, [prompt], **asked.details_as("output_config.format")
+    )
     full: Stop = "max_tokens" if body.max_tokens <= room else "model_context_window_exceeded"
     answer = Answer(f"msg_{job.id}", model, _usage(job))
     writer = Writer(job, reader, answer, full)

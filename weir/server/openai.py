@@ -161,6 +161,11 @@ class Generation(OpenAIRequest, kw_only=True):
     def details(self) -> dict[str, Any]:
         return super().details | {"structured": self.structured[0]}
 
+    def details_as(self, form: str) -> dict[str, Any]:
+        """`details` for a route that has another name for `response_format`."""
+        found = self.details
+        return found | ({"structured": form} if found["structured"] == "response_format" else {})
+
     @property
     def structured(self) -> tuple[str, StructuredOutputs | None]:
         """The structure of the answer, and the field that requests it (first)."""

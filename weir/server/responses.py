@@ -113,7 +113,7 @@ async def responses(call: Call, body: ResponsesRequest) -> Reply:
     model = call.service.model(body.model)
     asked = body.chat()
     prompt = rendered(call, asked)
-    details = {"field": "input"} | asked.details | body.details
+    details = {"field": "input"} | asked.details_as("text.format") | body.details
     job, [reader] = await ask(call, asked, prompt, [prompt], **details)
     params = job.streams[0].assembly.params
     blank = Response(
