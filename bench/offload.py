@@ -7,7 +7,8 @@ A well-known shape has random weights, any other model its own; every request at
 0. A plan is `auto`; `here`, the best with all attention on the GPU; `hand`, the best of those one
 would make by hand; or shares of weights on GPU, CPU and disk, the share of KV on the GPU, how many
 requests and, after an x, batches that their prompts make; +: these are lanes of one step. Settings
-of one plan follow it: `auto,quantization=int4,kv_cache_dtype=int4`.
+of one plan follow it: `auto,quantization=int4,kv_cache_dtype=int4`; `auto,serial`: computing waits
+for every copy of weights and copies for computing, as FlexGen's ablation has it.
 The machine is measured before each plan, which is an engine of its own; both count what they found
 at their best, as others may use the machine besides. Without a GPU main memory stands
 for its memory. The bound is what moving and reading all bytes once would take, if nothing else did.
@@ -36,6 +37,8 @@ from weir.cost.machine import Machine
 from weir.cost.offload import Costs, Job, Offload, predict
 from weir.cost.search import Planned, Report, naive, runnable, search
 from weir.models.shape import read_spec
+from weir.runtime import streamed
+from weir.runtime.parked import Copies, Parked, Slot
 from weir.sim.shapes import SHAPES
 from weir.spec import Spec
 
@@ -63,6 +66,15 @@ def parse(text: str, base: Offload) -> Offload:
         batches=parts,
         lanes=parts if text.endswith("+") else 1,
     )
+
+
+class Serial(Copies):
+    """Copies that nothing overlaps."""
+
+    def bring(self, parked: Parked, slot: Slot) -> None:
+        torch.cuda.synchronize()
+        super().bring(parked, slot)
+        torch.cuda.synchronize()
 
 
 def run(engine, job: Job, requests: int, vocab: int) -> tuple[float, float]:
@@ -158,7 +170,8 @@ def bound(spec: Spec, job: Job, machine: Machine, placed: Offload) -> float:
 def measure(bench: Bench, text: str) -> tuple[float, float]:
     """→ tokens/s, predicted and measured."""
     plan, *settings = text.split(",")
-    more = dict(item.split("=", 1) for item in settings)
+    streamed.Copies = Serial if "serial" in settings else Copies
+    more = dict(item.split("=", 1) for item in settings if item != "serial")
     flags, job = bench.flags | more, bench.job
     config = load(flags, {})
     path = hub.resolve(config.model, None, None).path
@@ -222,10 +235,15 @@ def measured(bench: Bench, plans: list[str], until: float) -> None:
     summarised(found)
 
 
+def special(text: str) -> bool:
+    """Whether the prediction is of something else."""
+    return "slots" in text or "serial" in text
+
+
 def summarised(found: dict[str, tuple[float, float]]) -> None:
     """How far predictions are off, of what the planner may choose, and its choice beside the best
     that was tried."""
-    pairs = [pair for text, pair in found.items() if "slots" not in text]
+    pairs = [pair for text, pair in found.items() if not special(text)]
     if len(pairs) < 2:
         return
     errors = [abs(said / speed - 1) for said, speed in pairs]
@@ -234,7 +252,7 @@ def summarised(found: dict[str, tuple[float, float]]) -> None:
         f"{max(errors):.0%}; rank correlation {rank_correlation(pairs):.2f}"
     )
     speeds = {text: speed for text, (_, speed) in found.items()}
-    chosen = [text for text in speeds if text.startswith("auto") and "slots" not in text]
+    chosen = [text for text in speeds if text.startswith("auto") and not special(text)]
     if chosen:
         best, mine = max(speeds, key=speeds.__getitem__), max(chosen, key=lambda t: found[t][0])
         print(f"chosen: {mine}, {speeds[mine]:.2f}; best tried: {best}, {speeds[best]:.2f}")
