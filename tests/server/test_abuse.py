@@ -152,6 +152,21 @@ def test_what_a_field_may_be_is_said(http, path, body, said):
     assert http.post(path, json=body).json()["error"]["message"] == said
 
 
+@pytest.mark.parametrize("role", ["system", "developer", "user", "tool", "assistant"])
+@pytest.mark.parametrize("rest", [{}, {"content": None}])
+def test_only_an_assistant_that_says_something_else_has_no_content(http, role, rest):
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    last = {"role": role, **rest}
+    for extra in ({}, {"tool_calls": [call]}):
+        body = {"messages": [*CHAT["messages"], last | extra], "max_tokens": 1}
+        answer = http.post("/v1/chat/completions", json=body)
+        if role == "assistant" and extra:
+            assert answer.status_code == 200
+        else:
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] == "messages[1].content"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

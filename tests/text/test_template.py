@@ -70,7 +70,9 @@ def test_what_templates_are_written_for():
 def test_messages_are_made_plain():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert render("{{ messages[0].content }}", [{"role": "user", "content": parts}]) == "a\nb"
-    assert render("[{{ messages[0].content }}]", [{"role": "assistant", "content": None}]) == "[]"
+    for said in ("reasoning_content", "refusal"):
+        message = {"role": "assistant", "content": None, said: "no"}
+        assert render("[{{ messages[0].content }}]", [message]) == "[]"
     call = {"function": {"name": "f", "arguments": '{"city": "Rome"}'}}
     message = {"role": "assistant", "tool_calls": [call]}
     shown = "{{ messages[0].tool_calls[0].function.arguments.city }}"
@@ -82,6 +84,8 @@ def test_messages_are_made_plain():
     ("messages", "reason"),
     [
         ([], "must not be empty"),
+        ([*HI, {"role": "user", "content": None}], r"messages\[1\].content is missing"),
+        ([{"role": "assistant", "tool_calls": []}], r"messages\[0\].content is missing"),
         (["Hi"], r"messages\[0\] must be an object with a role"),
         ([{"content": "Hi"}], r"messages\[0\] must be an object with a role"),
         ([*HI, {"role": "user", "content": 3}], r"messages\[1\].content must be a string"),

@@ -10,6 +10,7 @@ from weir.errors import BadRequest
 from weir.server.openai import MAX_PROMPTS, ChatRequest, Message
 from weir.server.tools import BEGIN, written
 from weir.text import Text
+from weir.text.template import wordless
 from weir.text.thoughts import AFTER, CLOSE, OPEN, closed, inside
 
 RESERVED = frozenset(
@@ -96,8 +97,8 @@ def _instructed(messages: list[dict[str, Any]], instructions: str) -> list[dict[
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """A message as templates expect it: absent fields are missing, not null; content is always a
-    text; the role "developer", which they do not know, becomes "system"."""
+    """A message as templates expect it: absent fields are missing, not null; content is a text, or
+    missing where there must be one; the role "developer", which they do not know, is "system"."""
     fields = msgspec.to_builtins(message)
     fields.pop("annotations", None)
     thought = fields.pop("reasoning")
@@ -106,4 +107,5 @@ def _plain(message: Message) -> dict[str, Any]:
         fields["content"] = "\n".join(part.text for part in message.content)
     if message.role == "developer":
         fields["role"] = "system"
-    return {"content": ""} | {name: value for name, value in fields.items() if value is not None}
+    given = {name: value for name, value in fields.items() if value is not None}
+    return ({"content": ""} if wordless(given) else {}) | given

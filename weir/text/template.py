@@ -158,6 +158,11 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     where = f"messages[{index}]"
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise BadRequest(f"{where} must be an object with a role", param=where)
+    if message.get("content") is None and not wordless(message):
+        raise BadRequest(
+            f"{where}.content is missing: only an assistant that calls tools or reasons needs none",
+            param=f"{where}.content",
+        )
     plain = copy.deepcopy(dict(message))
     plain["content"] = _content(f"{where}.content", message.get("content"))
     for call in plain.get("tool_calls") or ():
@@ -170,6 +175,12 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
                     f"{where} calls a tool with arguments that are not JSON", param=where
                 ) from error
     return plain
+
+
+def wordless(message: Mapping[str, Any]) -> bool:
+    """Whether a message may have no content."""
+    instead = ("tool_calls", "reasoning_content", "refusal")
+    return message["role"] == "assistant" and any(message.get(name) for name in instead)
 
 
 def _content(where: str, content: Any) -> str:
