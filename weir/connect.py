@@ -10,7 +10,7 @@ from typing import Any
 from weir import hub, policies
 from weir.client import Limits, Remote
 from weir.client.base import Options
-from weir.client.expect import LengthListener, Ranker
+from weir.client.expect import Ranker
 from weir.client.process import Timeouts
 from weir.config import Config
 from weir.errors import ConfigError
@@ -74,6 +74,12 @@ def compiler(config: Config) -> Compiler:
     return Compiler(config.grammar_backend, config.grammar_timeout, folder)
 
 
+def lengths(config: Config) -> LengthLog | None:
+    """Where lengths of answers are logged, if anywhere. Raises `ConfigError`."""
+    with _named("--length-log"):
+        return LengthLog(Path(config.length_log)) if config.length_log else None
+
+
 def ranker(config: Config) -> Ranker | None:
     """What predicts lengths for the scheduling policy, if it asks; it has learned what a length log
     tells of this model. Raises `ConfigError`."""
@@ -84,9 +90,8 @@ def ranker(config: Config) -> Ranker | None:
     with _named("--ranker"):
         base = files.shipped() if config.ranker == "auto" else files.load(Path(config.ranker))
     made: Ranker = adapt.Adapted(base, config.ranker_memory)
-    if config.length_log and config.ranker_memory:
+    if config.ranker_memory and (log := lengths(config)) is not None:
         with _named("--length-log"):
-            log = LengthLog(Path(config.length_log))
             made.learn(log.latest(config.names[0], config.ranker_memory))
     return made
 
@@ -107,6 +112,7 @@ def options(config: Config) -> Options:
         "seed": config.seed,
         "compiler": compiler(config),
         "ranker": ranker(config),
+        "lengths": lengths(config),
         "sampling": sampling(config),
     }
 
@@ -114,15 +120,10 @@ def options(config: Config) -> Options:
 def remote(config: Config) -> Remote:
     """A client whose engine runs in a process of its own, not started yet. Raises `ConfigError`."""
     stop = config.step_timeout if config.disk_cache else 5.0
-    client = Remote(
+    return Remote(
         config,
         text(config),
         config.names,
         timeouts=Timeouts(config.step_timeout, config.heartbeat_timeout, stop=stop),
         **options(config),
     )
-    if config.length_log:
-        with _named("--length-log"):
-            lengths = LengthLog(Path(config.length_log))
-        client.listeners.append(LengthListener(client.text, client.model.name, lengths))
-    return client

@@ -7,7 +7,7 @@ import threading
 from tests.fakes import FakeEngine
 from tests.waiting import CEILING, eventually
 from weir.client import Local
-from weir.client.expect import BATCH, LengthListener, Reader
+from weir.client.expect import BATCH, Reader
 from weir.params import SamplingParams
 from weir.ranker.log import Answered, LengthLog
 
@@ -137,8 +137,8 @@ def test_a_prompt_is_read_without_its_template(text):
 
 def test_lengths_are_logged_for_training(run, text, clean, tmp_path):
     async def main():
-        client = Local(FakeEngine(), text, ["m"])
-        client.listeners.append(LengthListener(text, "m", LengthLog(tmp_path / "log.jsonl")))
+        lengths = LengthLog(tmp_path / "log.jsonl")
+        client = Local(FakeEngine(), text, ["m"], lengths=lengths)
         await client.start()
         await client.submit("hello", ASK).collect()
         client.submit("never", SamplingParams(max_tokens=200)).abort()

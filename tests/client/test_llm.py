@@ -1,6 +1,7 @@
 """Offline use: batches in this thread, streams beside others, and what happens on Ctrl-C."""
 
 import itertools
+import json
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 import weir
 from tests import fakes
-from weir import AsyncLLM, SamplingParams, StructuredOutputs, connect
+from weir import AsyncLLM, SamplingParams, StructuredOutputs, build, connect
 from weir.client import Local
 from weir.config import Config
 from weir.errors import BadRequest, ConfigError, EngineDead, Overloaded
@@ -222,6 +223,23 @@ def test_an_async_one_that_nobody_started_says_so(run, text):
             assert await llm.embed("abc") == [1.0, 3.0]
 
     run(main)
+
+
+def test_an_async_one_in_this_process_logs_lengths_too(run, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "engine", lambda config: fakes.FakeEngine())
+    monkeypatch.setattr(connect, "text", lambda config: text)
+    (tmp_path / "config.json").write_text("{}")
+    log = tmp_path / "lengths.jsonl"
+
+    async def main():
+        settings = {"in_process": True, "served_model_name": ["m"], "length_log": str(log)}
+        async with AsyncLLM(str(tmp_path), **settings) as llm:
+            async for _ in llm.generate("ab", GREEDY):
+                pass
+
+    run(main)
+    row = {"prompt": "ab", "output_tokens": 8.0, "cut": True, "model": "m", "source": ""}
+    assert [json.loads(line) for line in log.read_text().splitlines()] == [row]
 
 
 def test_the_package_is_light_until_it_is_used():

@@ -12,13 +12,14 @@ from typing import TypedDict, Unpack
 
 from weir.client.assemble import Assembly
 from weir.client.events import ModelInfo
-from weir.client.expect import Forecast, Ranker
+from weir.client.expect import Forecast, LengthListener, Ranker
 from weir.client.ledger import Event, Ledger, Limits
 from weir.client.stream import Stream
 from weir.core import Delta, Grammar
 from weir.errors import BadRequest, Overloaded
 from weir.grammar.compiler import Compiler
 from weir.params import SamplingParams
+from weir.ranker.log import LengthLog
 from weir.text import Text
 from weir.wire import Abort, Flush, Stats, Unpin, Up
 
@@ -42,6 +43,7 @@ class Options(TypedDict, total=False):
     seed: int | None  # for drawing the seeds of requests without one; default: from the system
     compiler: Compiler
     ranker: Ranker | None
+    lengths: LengthLog | None  # that lengths of answers are added to
     sampling: SamplingParams  # defaults of requests
 
 
@@ -72,6 +74,8 @@ class Client(ABC):
         self._forecast = Forecast(ranker, text, send) if ranker is not None else None
         if self._forecast is not None:
             self.listeners.append(self._forecast.settle)
+        if (lengths := options.get("lengths")) is not None:
+            self.listeners.append(LengthListener(text, self.model.name, lengths))
         self._streams: dict[str, Stream] = {}
         self._stats = Stats()
         self._health = "starting"
