@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from weir.cost import search as planner
 from weir.cost.machine import ENDLESS, MACHINES, T4, Machine, at, disk_rates, find
 from weir.cost.offload import BYTES, Costs, Job, Offload, predict
-from weir.cost.search import ANYWHERE, CPU, DISK, GPU, naive, runnable, search, solve
+from weir.cost.search import ANYWHERE, CPU, DISK, GPU, Planned, fastest, naive, runnable, search
 from weir.cost.work import cache_bytes
 from weir.errors import ConfigError
 from weir.spec import AttentionSpec, Spec
@@ -75,6 +76,11 @@ choices = st.builds(
 )
 shapes = st.sampled_from([spec(), spec(kv_heads=4)])
 JOB = Job(prompt=128, output=16)
+
+
+def solve(costs: Costs) -> Planned | None:
+    program = fastest(costs)
+    return None if program is None else program.nearest()
 
 
 @settings(max_examples=60, deadline=None)
@@ -201,6 +207,39 @@ def test_the_placement_of_flexgen_costs_about_what_the_paper_measured() -> None:
     assert len(hands) == 4
     assert all(hand.predicted.fits for hand in hands)
     assert all(hand.predicted.throughput <= best.predicted.throughput for hand in hands)
+
+
+@pytest.mark.parametrize(
+    "model, machine, bits, job",
+    [
+        (spec(), SMALL, 16, JOB),
+        (spec(kv_heads=4), replace(SMALL, disk=0), 4, Job(prompt=512, output=512)),
+        (spec(2048, 16), replace(MACHINES["h200"], gpu_memory=2**30), 16, JOB),
+        (OPT_30B, replace(MACHINES["h200"], gpu_memory=16 * 2**30), 4, JOB),
+        (OPT_30B, replace(MACHINES["h100"], alone=True), 16, JOB),
+    ],
+)
+def test_bounds_exclude_only_what_is_slower(model, machine, bits, job, monkeypatch) -> None:
+    """The same placement as where every choice is placed, which a bound of infinity asks for."""
+    bases = runnable(machine, weight_bits=bits, cache_bits=bits)
+    bases += [replace(base, weights=ANYWHERE, cache=ANYWHERE, hidden=ANYWHERE) for base in bases]
+    monkeypatch.setattr(planner, "SIZES", (1, 4, 12, 32, 96))
+    monkeypatch.setattr(planner, "BATCHES", (1, 3, 8, 20))
+    found = search(model, job, machine, bases)
+    monkeypatch.setattr(planner, "SLACK", np.inf)
+    assert found == search(model, job, machine, bases)
+
+
+def test_a_bound_covers_a_tier_that_was_allowed_and_is_not_used() -> None:
+    """With all KV on the GPU, the CPU's answers that the program allows for are not waited for."""
+    machine = MACHINES["h200"]
+    _, _, both = runnable(machine)
+    program = fastest(Costs(spec(), JOB, machine, both))
+    assert program is not None
+    found = program.nearest()
+    assert found.offload.cache == GPU
+    least = program.unit * (program.weight @ program.values) * 8
+    assert JOB.output * found.offload.block / least < found.predicted.throughput <= program.bound
 
 
 def test_kv_of_some_requests_on_the_gpu_pays_where_computing_limits() -> None:

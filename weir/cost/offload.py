@@ -111,6 +111,8 @@ class Costs:
         self.here = self.kv if machine.alone else self.wide_kv  # on the GPU, or on a CPU alone
         self.state = 2.0 * spec.hidden  # a token's activations between layers
         self.head = 2.0 * head_weights(spec) * (1 if spec.tied else 2)
+        away = choice.cpu_attention and choice.cache[1] > 0 and not machine.alone
+        self.answers = ANSWER if away else 0.0  # seconds per layer of a decode step
         self.prompt = self._prompt()
         self.decode = self._decode()
         self.memory = self._memory()
@@ -156,12 +158,11 @@ class Costs:
         brought = max(kv / m.gpu_cache, wide / m.gpu_codes if codes else 0.0)
         unpacked = wide * (1 + QUERY * spec.heads / spec.kv_heads)
         on_cpu = max(kv / m.cpu_cache, unpacked / m.cpu_codes if codes else 0.0)
-        waits = ANSWER if there and self.choice.cache[1] > 0 and not m.alone else 0.0
         gpu = row(
             cache=(on_gpu, 0, 0) if there else (on_gpu, brought, brought),
             fixed=self._linears(block, self.choice.decode_lanes, m.decode_matrix)
             + self._head_seconds(block) / spec.layers
-            + waits,
+            + self.answers,
         )
         moved = row((0, self.layer, self.layer), (0, sent, sent), (0, state, state))
         return self._phase(

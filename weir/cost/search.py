@@ -27,6 +27,8 @@ FAR = np.array([0.0, 1.0, 2.0] * 3 + [0.0, 0.0])
 """How far from the GPU each share is, for places that take the same time."""
 SAME = 1e-9
 """Times that differ by so much of them are the same."""
+SLACK = 1.001
+"""Factor on bounds of throughput, far above the solver's tolerance."""
 GPU, CPU, DISK = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 ANYWHERE, BOTH = (1.0, 1.0, 1.0), (1.0, 1.0, 0.0)
 
@@ -71,15 +73,20 @@ def search(
     """The best placement, of any batch and block size, that one of `bases` allows; bits, overlap
     and attention are the base's. target: most tokens per second, or the least latency of one
     request. Raises `ConfigError` if the model does not fit, or the solver is not installed."""
-    best: Planned | None = None
+    found: list[Program] = []
     for choice in (choice for base in bases for choice in _choices(base, target)):
-        solved = solve(Costs(spec, job, machine, choice))
-        if solved is None:
-            continue
-        if best is None or solved.predicted.throughput > best.predicted.throughput:
-            best = solved
-    if best is None:
+        if (program := fastest(Costs(spec, job, machine, choice))) is not None:
+            found.append(program)
+    if not found:
         raise ConfigError(_too_large(Costs(spec, job, machine, choice)))
+    best: Planned | None = None
+    for program in sorted(found, key=lambda program: program.bound, reverse=True):
+        if best is not None and program.bound < best.predicted.throughput:
+            break
+        placed = program.nearest()
+        if best is None or placed.predicted.throughput > best.predicted.throughput:
+            best = placed
+    assert best is not None
     return best
 
 
@@ -109,13 +116,43 @@ def _choices(base: Offload, target: Target) -> Iterator[Offload]:
                 yield replace(base, batch=size, batches=batches, lanes=lanes)
 
 
-def solve(costs: Costs) -> Planned | None:
-    """The shares that take least time, for one choice of sizes and allowed places, and of these the
-    nearest to the GPU; None if nothing fits.
+class Program(Struct, frozen=True):
+    """The linear program for one choice of sizes and allowed places, and a solution.
 
     There are eleven unknowns: nine shares, and the time of a layer over the prompts and over one
-    decode, each of which is at least that of every resource."""
-    job, choice = costs.job, costs.choice
+    decode, each of which is at least that of every resource. `weight` @ unknowns is the time of a
+    layer for a whole block, in units of `unit` seconds."""
+
+    costs: Costs
+    unit: float
+    weight: np.ndarray
+    rows: np.ndarray  # rows @ unknowns ≥ least
+    least: np.ndarray
+    most: np.ndarray  # 0 ≤ unknowns ≤ most
+    values: np.ndarray  # unknowns of the least time
+
+    @property
+    def bound(self) -> float:
+        """At least the throughput that is predicted of any solution, in tokens per second."""
+        costs, output = self.costs, self.costs.job.output
+        layer = self.unit * float(self.weight @ self.values) - costs.answers * (output - 1)
+        return SLACK * costs.choice.block * output / (layer * costs.spec.layers)
+
+    def nearest(self) -> Planned:
+        """Of the solutions of the least time, the one nearest to the GPU."""
+        costs, values = self.costs, self.values
+        rows = np.vstack([self.rows, -self.weight / (self.weight @ values)])
+        nearest = _minimise(FAR, rows, np.append(self.least, -1.0 - SAME), self.most)
+        values = values if nearest is None else nearest
+        weights, cache, hidden = (_shares(values[first : first + 3]) for first in (0, 3, 6))
+        placed = replace(costs.choice, weights=weights, cache=cache, hidden=hidden)
+        # less memory, and no answers of the CPU, if KV is on one tier
+        predicted = predict(costs.spec, costs.job, costs.machine, placed)
+        return Planned(name="planned", offload=placed, predicted=predicted)
+
+
+def fastest(costs: Costs) -> Program | None:
+    """The program with a solution that takes the least time; None if nothing fits."""
     rows: list[np.ndarray] = []
     least: list[float] = []
     phases = ((9, costs.prompt), (10, costs.decode))
@@ -136,19 +173,11 @@ def solve(costs: Costs) -> Planned | None:
         rows += [line, -line]
         least += [1.0, -1.0]
     weight = np.zeros(11)
-    weight[9], weight[10] = 1.0, job.output - 1
-    most = np.append(np.where(choice.shares[:9] > 0, np.inf, 0.0), (np.inf, np.inf))
-    values = _minimise(weight, np.array(rows), np.array(least), most)
-    if values is None:
-        return None
-    rows.append(-weight / (weight @ values))
-    least.append(-1.0 - SAME)
-    nearest = _minimise(FAR, np.array(rows), np.array(least), most)
-    values = values if nearest is None else nearest
-    weights, cache, hidden = (_shares(values[first : first + 3]) for first in (0, 3, 6))
-    placed = replace(choice, weights=weights, cache=cache, hidden=hidden)
-    predicted = predict(costs.spec, job, costs.machine, placed)  # less memory if KV is on one tier
-    return Planned(name="planned", offload=placed, predicted=predicted)
+    weight[9], weight[10] = 1.0, costs.job.output - 1
+    most = np.append(np.where(costs.choice.shares[:9] > 0, np.inf, 0.0), (np.inf, np.inf))
+    table, bounds = np.array(rows), np.array(least)
+    values = _minimise(weight, table, bounds, most)
+    return None if values is None else Program(costs, unit, weight, table, bounds, most, values)
 
 
 def _shares(values: Any) -> Shares:
