@@ -82,6 +82,21 @@ def test_files_and_tests_that_are_named_exist(page: Path) -> None:
     assert set(TEST.findall(text)) <= set(re.findall(r"def (test_\w+)", sources))
 
 
+def test_lines_to_read_are_about_as_many_as_said() -> None:
+    """Within 5 %, of the files that each row of the reading list links to, and of all."""
+    text = (ROOT / "docs/design.md").read_text()
+    total, actual = re.search(r"some ([\d,]+) lines", text), 0
+    rows = re.findall(r"^\| [^|]+ \| ([\d,]+) \| (.*) \|$", text, re.M)
+    assert total and rows
+    for said, files in rows:
+        lines = 0
+        for name in LINK.findall(files):
+            lines += (ROOT / "docs" / name).read_text().count("\n")
+        assert int(said.replace(",", "")) == pytest.approx(lines, rel=0.05), files
+        actual += lines
+    assert int(total[1].replace(",", "")) == pytest.approx(actual, rel=0.05)
+
+
 def test_every_page_can_be_found_from_the_readme() -> None:
     seen, ahead = set(), [PAGES[0]]
     while ahead:
