@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--plan", nargs="+", default=["auto"])
+    parser.add_argument("--blocks", type=int, default=1, help="as many requests as so many hold")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no plan after these")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
@@ -129,7 +130,7 @@ def main() -> None:
             flags["gpu_memory"] = options.gpu_memory
         flags |= {"offload_dir": options.offload_dir} if options.offload_dir else {}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        bench = Bench(flags | more, job, options.repeats, Path(folder), device)
+        bench = Bench(flags | more, job, options.blocks, options.repeats, Path(folder), device)
         measured(bench, options.plan, time.perf_counter() + options.seconds)
 
 
@@ -139,6 +140,7 @@ class Bench:
 
     flags: dict[str, str]
     job: Job
+    blocks: int
     repeats: int
     folder: Path
     device: torch.device
@@ -185,17 +187,17 @@ def measure(bench: Bench, text: str) -> tuple[float, float]:
     print(machine, found.offload, flush=True)
     began = time.perf_counter()
     engine = build.engine(load(flags | {"offload": str(file)}, {}))
-    started, block = time.perf_counter() - began, found.offload.block
+    started, count = time.perf_counter() - began, bench.blocks * found.offload.block
     print(engine.info, flush=True)
     try:
         if bench.repeats == 1:
             run(engine, replace(job, output=2), 1, spec.vocab)
-        runs = [run(engine, job, block, spec.vocab) for _ in range(bench.repeats)]
+        runs = [run(engine, job, count, spec.vocab) for _ in range(bench.repeats)]
     finally:
         engine.close()
     first = min(first for first, _ in runs)
     total = first + min(total - first for first, total in runs)
-    said, speed = found.predicted, block * job.output / total
+    said, speed = found.predicted, count * job.output / total
     share = speed / bound(spec, job, machine, found.offload)
     print(", ".join(f"{first:.2f} + {total - first:.2f} s" for first, total in runs))
     if bench.device.type == "cuda":
@@ -206,7 +208,7 @@ def measure(bench: Bench, text: str) -> tuple[float, float]:
             f"{again} times all free blocks were given back to find room"
         )
     print(
-        f"{text:24}{block:>9}{said.prefill:>7.2f}{first:>7.2f}{said.decode:>7.2f}"
+        f"{text:24}{count:>9}{said.prefill:>7.2f}{first:>7.2f}{said.decode:>7.2f}"
         f"{total - first:>7.2f}{said.throughput:>8.2f}{speed:>7.2f}{share:>6.0%}{started:>7.1f}",
         flush=True,
     )
