@@ -25,7 +25,7 @@ from weir.bench.named import data_folder
 from weir.config import Config
 from weir.models import load as loading
 from weir.models.base import Model
-from weir.models.checkpoint import Quantised
+from weir.models.checkpoint import GGUFCheckpoint
 from weir.ops import linear as linears
 from weir.ops.attention import attend, write
 from weir.ops.batch import Batch
@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 Round = Callable[[Tensor], Tensor]
 
 
-class Rounded(Quantised):
+class Rounded(GGUFCheckpoint):
     """A GGUF file whose layers' weights are rounded as they are read."""
 
     change: Round = staticmethod(lambda weight: weight)
@@ -58,7 +58,7 @@ def model_of(path: Path, change: Round | None) -> Model:
     if change is None:
         return loading.load(path)
     Rounded.change = staticmethod(change)
-    loading.Quantised = Rounded  # type: ignore[misc]
+    loading.GGUFCheckpoint = Rounded  # type: ignore[misc]
     return loading.load(path, dtype=torch.float32)
 
 

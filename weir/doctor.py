@@ -1,7 +1,7 @@
 """What this machine offers, what Weir will use of it, what is missing and how to get it.
 
-Must work where nothing else does: every probe answers for itself, and PyTorch, which may be absent
-or broken, is imported only inside the probes that need it.
+Must work where nothing else does: a probe that fails does not affect the others, and PyTorch, which
+may be absent or broken, is imported once and handed to the probes that need it, or None.
 """
 
 import ctypes
@@ -73,6 +73,7 @@ def examine(measure: bool = True) -> Report:
 
 
 def attempt(probe: Callable[..., list[Finding]], *known: Any) -> list[Finding]:
+    """What `probe(*known)` finds or, if it raises, a finding that says so."""
     try:
         return probe(*known)
     except Exception as error:  # a report with a hole is better than none
@@ -80,7 +81,7 @@ def attempt(probe: Callable[..., list[Finding]], *known: Any) -> list[Finding]:
 
 
 def machine() -> list[Finding]:
-    info, flags = next(iter(linux.processors()), {}), linux.instructions()
+    info, flags = next(iter(linux.cpu_info()), {}), linux.instructions()
     known = EXTENSIONS.get(platform.machine(), [])
     total, free = linux.memory()
     old = "" if sys.version_info >= (3, 11) else "Weir needs Python 3.11 or later"
@@ -138,7 +139,7 @@ def kernels() -> list[Finding]:
 
 
 def use(torch: Any) -> list[Finding]:
-    """What `--device auto` and `--dtype auto` come to here."""
+    """What `--device auto` and `--dtype auto` choose here."""
     if torch is None:
         return [Finding("device", "none", "Weir cannot compute without PyTorch")]
     if torch.cuda.is_available():
@@ -153,7 +154,7 @@ def use(torch: Any) -> list[Finding]:
 
 
 def features(torch: Any) -> list[Finding]:
-    """What depends on the machine, as the code that would serve it decides."""
+    """The features that depend on the machine, decided by the code that implements them."""
     if torch is None:
         return [Finding("all", "none without PyTorch")]
     linear: Any = import_module("weir.ops.linear")
@@ -198,7 +199,7 @@ def cache() -> list[Finding]:
 
 
 def measured(torch: Any) -> list[Finding]:
-    """Rates of this moment: another busy process shows here."""
+    """Rates measured now, which other busy processes lower."""
     found = []
     if (rate := native.read_bandwidth()) is not None:
         found.append(Finding("memory read", f"{rate / 1e9:.1f} GB/s"))
@@ -215,7 +216,7 @@ def measured(torch: Any) -> list[Finding]:
 
 
 def copy_rate(size: int = 2**27) -> float:
-    """Bytes moved a second by a plain copy, each byte counted once read and once written."""
+    """Bytes/s of a plain copy by one core, each byte counted once read and once written."""
     source, target = ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)
     ctypes.memset(source, 1, size)
     return 2 * size / best(lambda: ctypes.memmove(target, source, size))
@@ -240,7 +241,7 @@ def best(work: Callable[[], object]) -> float:
 def import_torch() -> tuple[Any, str]:
     """PyTorch; or None and why it cannot be imported."""
     try:
-        return import_module("torch"), ""  # here it is the patient: nothing depends on it
+        return import_module("torch"), ""
     except Exception as error:  # a broken build fails in many ways
         return None, str(error).splitlines()[0] if str(error) else repr(error)
 

@@ -1,7 +1,5 @@
-"""What Linux says of this machine: its processors, and the memory and cores a container leaves us.
-
-Of processors and limits other systems say nothing, and what Python knows is gone by; memory is
-asked of Linux alone.
+"""CPU features, cores and main memory, as Linux reports them and as far as the limits of cgroups
+(version 2), and so of a container, allow.
 """
 
 import contextlib
@@ -11,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def processors() -> list[dict[str, str]]:
-    """What is known of each processor, by the kernel's names."""
+def cpu_info() -> list[dict[str, str]]:
+    """The fields of each logical CPU in /proc/cpuinfo; none on other systems."""
     try:
         blocks = Path("/proc/cpuinfo").read_text().strip().split("\n\n")
     except OSError:
@@ -22,14 +20,14 @@ def processors() -> list[dict[str, str]]:
 
 
 def instructions() -> list[str]:
-    """Sets of instructions that the processors have."""
-    known = next(iter(processors()), {})
+    """Instruction set extensions of the CPU, by the kernel's names."""
+    known = next(iter(cpu_info()), {})
     return known.get("flags", known.get("Features", platform.processor())).split()
 
 
 def cores(root: Path = Path("/")) -> int:
-    """How many threads of this process can compute at once. With more a container would use its
-    share of the time up, and all of them would stand still until it gets more."""
+    """How many threads of this process can compute at once, by its affinity and CPU quota. With
+    more, a container would be throttled: all its threads stop for the rest of each period."""
     least = float(len(os.sched_getaffinity(0)))
     for group in _groups(root):
         with contextlib.suppress(OSError, ValueError):  # "max", or no such control
@@ -39,7 +37,7 @@ def cores(root: Path = Path("/")) -> int:
 
 
 def memory(root: Path = Path("/")) -> tuple[int, int]:
-    """Bytes of main memory in all, and that are free, as far as a container leaves them to us."""
+    """Bytes of main memory in all and available, within the limits of cgroups."""
     lines = (root / "proc/meminfo").read_text().splitlines()
     sizes = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     total, free = (int(sizes[name][0]) * 1024 for name in ("MemTotal", "MemAvailable"))
@@ -49,8 +47,8 @@ def memory(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def _limits(root: Path) -> Iterator[tuple[int, int]]:
-    """What each cgroup that we are in may have of memory and has left, if that is limited. Pages of
-    files that nobody used lately do not count as taken."""
+    """Bytes that each cgroup with a memory limit may use, and has left. Inactive pages of files do
+    not count as used."""
     for group in _groups(root):
         with contextlib.suppress(OSError, ValueError, KeyError):  # "max", or no such control
             limit, used = (
@@ -62,7 +60,7 @@ def _limits(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _groups(root: Path) -> list[Path]:
-    """The cgroups (version 2) that we are in, the innermost first."""
+    """The cgroups (version 2) of this process, the innermost first."""
     try:
         names = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -73,5 +71,5 @@ def _groups(root: Path) -> list[Path]:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that may be taken."""
+    """Bytes of main memory that are available."""
     return memory()[1]

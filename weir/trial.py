@@ -1,6 +1,6 @@
-"""What steps of a model take on this CPU: its first layers, run as the engine will run them.
+"""Times the steps of a model on this CPU, by running its first layers as the engine will.
 
-Knows nothing of where weights will lie: here they are in main memory.
+All weights are in main memory here, wherever they will be offloaded to.
 """
 
 import time
@@ -20,22 +20,23 @@ from weir.runtime.store import Store
 from weir.spec import Spec
 
 COLD = 192 << 20
-"""Weights to go through before one is met again, so that no cache holds them."""
+"""Weights that the layers must have together, so that no CPU cache holds them between steps."""
 ROWS, TOKENS = (1, 4, 16, 64), (256, 1024)
-"""Of the steps that are timed: those of decodes, and of chunks of prompts."""
+"""Tokens of the timed steps: of decodes, and of prompt chunks."""
 CHUNK, SOME, PAGE = 64, 4, 16
-"""Tokens of such a chunk; how many requests attention is timed with, each of `LONG` tokens."""
+"""Tokens of a prompt chunk, requests with which attention is timed, and tokens of a KV page."""
 SHORT, LONG = 16, 512
+"""Context of the decodes of timed steps, and of the requests with which attention is timed."""
 REPEATS, BUDGET = 5, 0.2
-"""Times that a step is run, and the seconds after which it is not run again."""
+"""Most times that a step is run, and seconds after which it is not run again."""
 
 
 def timed(
     machine: Machine, whole: Spec, first: Callable[[int], Model], device: Any, dtype: Any
 ) -> Machine:
-    """`machine` with what the layers of a model, attention and all else of a step take, timed
-    apart. first: makes the model of so many of its layers. dtype: of keys and values. Takes a
-    second, some for a large model."""
+    """`machine` with the measured times of a layer's linears, of attention and of the rest of a
+    step, for the model `whole`. first: makes the model with only its first n layers. device: the
+    CPU. dtype: of keys and values. Takes a few seconds for a large model."""
     count = min(whole.layers, max(2, COLD // layer_weights(whole)))
     model = first(count)
     spec, layers = model.spec, list(model.layers)

@@ -93,7 +93,7 @@ def test_softcap(window: int | None) -> None:
 def test_programs_share_the_keys_of_decodes(monkeypatch, programs: int, parts: int) -> None:
     monkeypatch.setattr(decodes, "PROGRAMS", programs)
     monkeypatch.setattr(decodes, "PARTS", parts)
-    monkeypatch.setattr(decodes, "processors", lambda device: 1)
+    monkeypatch.setattr(decodes, "multiprocessors", lambda device: 1)
     monkeypatch.setattr(decodes, "JOINED", 512)  # 8 parts at a time
     case = make([(2000, 1), (1, 1), (64, 1), (65, 1), (129, 1), (900, 2)], 4, 2, 16)
     for lengths in ((1, 2), None):

@@ -186,7 +186,7 @@ def raw(size: int) -> torch.Tensor:
 def test_steps_that_break_off_anywhere_leave_the_next_whole(cuts, slots):
     model, whole = Tiny(layers=6), Tiny(layers=6)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streamed, "SLOTS", slots)
+        patch.setattr(streamed, "LAYER_SLOTS", slots)
         shelf = put(model, (0.2, 0.8, 0.0), Path())
     for cut in [*cuts, 6]:
         for i, layer in enumerate(shelf):

@@ -31,8 +31,11 @@ MARGIN = 0.9
 """The share of each memory that may be used."""
 ROUNDED = 1 + 1e-5
 """Tolerance of the solver in what fits."""
-SLOTS, RELAYS = 3, 2
-"""Layers that streamed weights occupy on the GPU, and those from disk in CPU memory."""
+LAYER_SLOTS = 3
+"""Layers with streamed weights on the GPU at once: one whose attention runs, the next one, and one
+being loaded. A CPU has one more, so that reading from disk goes on while a layer computes."""
+RELAYS = 2
+"""Pinned buffers for layers on their way from disk to a GPU."""
 PAGE = 16
 """Tokens of KV that move at once between GPU and CPU."""
 BYTES = {16: 2.0, 8: 66 / 64, 4: 36 / 64}
@@ -249,7 +252,7 @@ class Costs:
         travels = 0.0 if choice.cpu_attention else 2 * one  # KV of decodes
         record = int(self.kv * layers * PAGE)
         mixed = choice.cache[0] > 0 and choice.cache[1] > 0
-        ring = (SLOTS + m.alone) * self.layer
+        ring = (LAYER_SLOTS + m.alone) * self.layer
         slots = slot_bytes(record, int(kv / record)) if mixed else 0
 
         def on_gpu(computed: int, waiting: int, cached: float) -> Row:

@@ -18,7 +18,7 @@ from weir.core import Capacity, Chunk, Page, Plan, Result, Sampling
 from weir.cost.table import Grid, Table
 from weir.cost.work import Work
 from weir.errors import ConfigError
-from weir.linux import processors
+from weir.linux import cpu_info
 
 GREEDY = Sampling(temperature=0.0, max_tokens=1 << 30)
 
@@ -164,7 +164,7 @@ def identity(info: Mapping[str, Any], model: str, version: str) -> dict[str, str
 
 
 def _processor() -> str:
-    names = [one["model name"] for one in processors() if "model name" in one]
+    names = [one["model name"] for one in cpu_info() if "model name" in one]
     return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 

@@ -14,14 +14,14 @@ from weir.core import Load, Plan
 from weir.cost.work import Work
 from weir.errors import ConfigError
 
-MEMORY = 0.05
+RECENT = 0.05
 """Weight of the newest step in the running ratio of measured to predicted seconds."""
 CARE = 2.0
 """A step must meet the target even if it is this many spreads slower than the ratio says: tails
 count, not means."""
 CROWD = 1 / 8
 """Share of the time to compute the backlog that one step may take, if the target is not firm."""
-HALF = 2.0
+STRETCH = 2.0
 """A step may take this many times as long as its decodes alone, if the target is not firm."""
 AIM = 0.75
 """Share of the first-token target to plan for: prompts that arrive meanwhile need the rest."""
@@ -109,8 +109,8 @@ class Target:
         if work.prompts and expected > 0 and seconds > 0:
             # bounded: a step delayed by something else says little about the next one
             ratio = min(seconds / expected, 4 * self.ratio)
-            self.spread += MEMORY * (abs(ratio - self.ratio) - self.spread)
-            self.ratio += MEMORY * (ratio - self.ratio)
+            self.spread += RECENT * (abs(ratio - self.ratio) - self.spread)
+            self.ratio += RECENT * (ratio - self.ratio)
         return predicted
 
     def _crowd(self, load: Load) -> int:
@@ -134,7 +134,7 @@ class Target:
         contexts = [context] * decodes
         allowed = self.seconds / self._known_at * 2 ** (crowd / 8)
         if not self.firm:
-            allowed = max(allowed, HALF * self.cost.seconds(Work(decodes, contexts)))
+            allowed = max(allowed, STRETCH * self.cost.seconds(Work(decodes, contexts)))
 
         needed = 2 ** (hurry / 8) * self._known_at
 

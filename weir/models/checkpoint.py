@@ -120,7 +120,7 @@ GEMMA3_NAMES = NAMES | {
 ROPES = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 
 
-class Quantised(Checkpoint):
+class GGUFCheckpoint(Checkpoint):
     """The tensors of a GGUF file; `read` unpacks them."""
 
     stored = "gguf"

@@ -10,7 +10,7 @@ from weir.errors import ConfigError
 from weir.gguf import GGUF
 from weir.linux import cores
 from weir.models.base import Model
-from weir.models.checkpoint import Dummy, Quantised, Safetensors
+from weir.models.checkpoint import Dummy, GGUFCheckpoint, Safetensors
 from weir.models.gemma3 import Gemma3
 from weir.models.llama import Llama
 from weir.models.metadata import from_gguf
@@ -102,7 +102,7 @@ def opened(path: Path) -> tuple[Spec, Checkpoint]:
     if path.suffix == ".gguf":
         gguf = GGUF.open(path)
         spec = from_gguf(gguf)
-        return spec, Quantised(gguf, spec)
+        return spec, GGUFCheckpoint(gguf, spec)
     spec, scheme = read_spec(path), scheme_of(path)
     return spec, Packed(path, spec, scheme) if scheme else Safetensors(path, spec)
 

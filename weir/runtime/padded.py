@@ -1,7 +1,7 @@
 """The lanes of a runner that have fixed shapes: how they are filled, recorded and replayed.
 
-What fills a lane up has no keys, writes to a page that is nobody's and chooses into a row that is
-nobody's. See graphs.py for the shapes, stage.py for why recordings find their arrays.
+Padding reads no keys, writes to a page that no request has, and its tokens go to a row of `Tables`
+that no request has. See graphs.py for the shapes, stage.py for why recordings find their arrays.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,15 +28,17 @@ from weir.runtime.tables import Tables
 
 @dataclass(slots=True, eq=False)
 class Padded:
+    """Lanes with the shapes of `graphs`, computed by `model` and `sampler` on arrays of `stage`."""
+
     graphs: Graphs
     model: Model
     attention: Tiered
     tables: Tables
     sampler: Sampler
     stage: Stage
-    rows: int  # most that are taken to the vocabulary at once
-    states: Tensor = field(init=False)  # what recorded lanes leave behind: the rows they keep,
-    tokens: Tensor = field(init=False)  # and what was chosen for these
+    rows: int  # most whose logits are computed at once
+    states: Tensor = field(init=False)  # [S, hidden]: the rows that a recorded lane keeps
+    tokens: Tensor = field(init=False)  # int64 [S]: the tokens sampled from them
 
     def __post_init__(self) -> None:
         size = max((shape.sequences for shape in self.graphs.shapes), default=0)
@@ -60,7 +62,7 @@ class Padded:
             )
 
     def launch_nothing(self, shape: Shape) -> None:
-        """Launch a lane that is nothing but padding."""
+        """Compute a lane of padding alone, without a recording."""
         lane, choice, _ = self._nothing(shape)
         for part in self._forward(lane, 1):
             part()
@@ -69,7 +71,7 @@ class Padded:
     def fill(
         self, chunks: Sequence[Chunk], shape: Shape, landing: Landing, prefixes: Prefixes | None
     ) -> tuple[Lane, Choice]:
-        """The chunks as a lane of a recorded shape, and what they choose, first on the stage."""
+        """The chunks as a lane of a recorded shape, and how they sample, first on the stage."""
         made = self._made(chunks, shape, landing, prefixes)
         if self.stage.used != self.graphs.recorded[shape].staged:
             raise RuntimeError("a padded lane does not lie where it was recorded")
@@ -82,7 +84,7 @@ class Padded:
         landing: Landing,
         prefixes: Prefixes | None = None,
     ) -> tuple[Lane, Choice]:
-        """What must be first on the stage and, but for its values, the same whatever the chunks."""
+        """As `fill`. Only the values of the arrays, not their places, depend on the chunks."""
         sampler, tables, stage = self.sampler, self.tables, self.stage
         place = tables, self.attention.store, sampler.vocab, stage
         lane = inputs.build(chunks, *place, shape, prefixes)
@@ -116,7 +118,7 @@ class Padded:
         return (partial(run, part) for part in range(parts))
 
     def _choose(self, choice: Choice, filtered: bool) -> None:
-        """What is recorded after it: from `states` to `tokens`."""
+        """Sample after the recorded forward pass: from `states` to `tokens`."""
         count = len(choice.target)
         for first in range(0, count, self.rows):
             rows = slice(first, min(count, first + self.rows))

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weir.cost.offload import RELAYS
 from weir.models.base import rebuilt
 from weir.runtime.pinned import host_zeros
 from weir.runtime.spill import Spill
 
-RELAYS = 2
-"""Pinned buffers for layers on their way from disk to a GPU."""
 STRIDE = 256
 """Alignment of each tensor, in bytes."""
 

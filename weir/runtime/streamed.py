@@ -16,15 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weir.cost.offload import LAYER_SLOTS
 from weir.errors import ConfigError
 from weir.models.base import rebuilt, tensors
 from weir.runtime.parked import STRIDE, Copies, Parked, Reads, Slot, Span, lay
 from weir.runtime.pinned import host_zeros
 from weir.runtime.spill import Spill, aligned
 
-SLOTS = 3
-"""Layers on the device at once: one whose attention runs, the next one, and one being loaded. A CPU
-has one more, so that reading from disk goes on while a layer computes."""
 SMALL = 0.01
 """Tensors of at most this share of a layer's bytes stay on the device."""
 
@@ -143,7 +141,7 @@ class Streamed:
             torch.cuda.empty_cache()
         self.cycle = deque(i for i, parked in enumerate(self.parked) if parked.size)
         size = max((parked.size for parked in self.parked), default=0)
-        for _ in range(min(SLOTS + (self.device.type == "cpu"), len(self.cycle))):
+        for _ in range(min(LAYER_SLOTS + (self.device.type == "cpu"), len(self.cycle))):
             self.free.append(len(self.slots))
             self.slots.append(Slot(_memory(size, self.device)))
         turns = [self.parked[i] for i in self.cycle]

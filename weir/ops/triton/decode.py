@@ -23,7 +23,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from weir.ops.batch import Batch
 from weir.ops.prefix import Shared
-from weir.ops.triton.launch import kernel, power_of_2, processors
+from weir.ops.triton.launch import kernel, multiprocessors, power_of_2
 from weir.ops.triton.softmax import close, take
 from weir.ops.triton.tiles import at_least
 from weir.ops.triton.units import joined, put, queries_of, span_of
@@ -82,7 +82,7 @@ def _launch(
     members = 1 if member is None else member.shape[1]
     lines, dims = power_of_2(members * group), max(16, power_of_2(size))
     few = lines <= 16 and members == 1
-    programs = (PROGRAMS if few else 2) * processors(q.device)
+    programs = (PROGRAMS if few else 2) * multiprocessors(q.device)
     parts = q.new_empty(2 * programs, members * group, size, dtype=torch.float32)
     part_lse = q.new_empty(2 * programs, members * group, dtype=torch.float32)
     _decode(

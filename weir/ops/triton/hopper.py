@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from weir.ops.batch import Batch
-from weir.ops.triton.launch import Kernel, processors
+from weir.ops.triton.launch import Kernel, multiprocessors
 from weir.ops.triton.tiles import tiles_of
 from weir.ops.triton.warps import bring, item_of, multiply
 from weir.spec import AttentionSpec
@@ -66,8 +66,8 @@ def prefill(
     swizzled = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     lines = TensorDescriptor(kv, [kv.numel() // size, size], [size, 1], [box, HALF], swizzled)
     _prefill(
-        (min(processors(q.device), kv_heads * len(tiles.each)), 1, 1), q, lines, o, lse, tiles.each,
-        tiles.count, batch.table, batch.table.stride(0), kv.numel() // size, spec.scale,
+        (min(multiprocessors(q.device), kv_heads * len(tiles.each)), 1, 1), q, lines, o, lse,
+        tiles.each, tiles.count, batch.table, batch.table.stride(0), kv.numel() // size, spec.scale,
         spec.softcap or 0.0,
         STRIDE=q.stride(0), KV_HEADS=kv_heads, GROUP=group, SIZE=size, PAGE=page, BOX=box,
         WINDOW=spec.window or 0, SOFTCAP=spec.softcap is not None, ROWS=ROWS, SPAN=span, KEYS=KEYS,

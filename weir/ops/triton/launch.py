@@ -28,7 +28,7 @@ def dependents(device: int | None) -> bool:
 
 
 @cache
-def processors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     """Multiprocessors of a GPU; an arbitrary number if Triton interprets on a CPU."""
     if device.type != "cuda":
         return 3

@@ -10,7 +10,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from weir.ops.triton.launch import kernel, power_of_2, processors
+from weir.ops.triton.launch import kernel, multiprocessors, power_of_2
 
 TOKENS = 16
 """Tokens that a program writes at a time."""
@@ -22,7 +22,7 @@ def copy_pages(paged: Any, pages: Tensor, records: Tensor, packs: bool, programs
     if items == 0:
         return
     _copy(
-        (min(items, programs or 4 * processors(pages.device)), 1, 1), pages, paged.blocks,
+        (min(items, programs or 4 * multiprocessors(pages.device)), 1, 1), pages, paged.blocks,
         paged.memory.view(torch.int32), records.view(torch.int32), items,
         BLOCKS=len(paged.blocks), WORDS=paged.block // 4, PACKS=packs,
         warps=8,
