@@ -18,7 +18,7 @@ ABSURD = [
     ({"stop": ["x"] * 65}, "stop"),
     ({"stop": "x", "detokenize": False}, "stop"),
     ({"logit_bias": {257: 1.0}}, "logit_bias"),
-    ({"min_tokens": 300, "max_tokens": None}, "max_tokens"),
+    ({"min_tokens": 300, "max_tokens": None}, "min_tokens"),
     ({"max_tokens": 255}, "max_tokens"),
 ]
 

@@ -152,6 +152,38 @@ def test_what_a_field_may_be_is_said(http, path, body, said):
     assert http.post(path, json=body).json()["error"]["message"] == said
 
 
+LONG = 10**6
+TURNS = {"messages": CHAT["messages"], "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "a", "max_tokens": LONG}, "max_tokens"),
+        ("/v1/chat/completions", CHAT | {"max_tokens": LONG}, "max_tokens"),
+        ("/v1/chat/completions", CHAT | {"min_tokens": LONG}, "min_tokens"),
+        ("/v1/chat/completions", CHAT | {"max_completion_tokens": LONG}, "max_completion_tokens"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": LONG}, "max_output_tokens"),
+        (
+            "/generate",
+            {"text": "a", "sampling_params": {"max_new_tokens": LONG}},
+            "sampling_params.max_new_tokens",
+        ),
+        (
+            "/generate",
+            {"text": "a", "sampling_params": {"max_new_tokens": 2, "min_new_tokens": 3}},
+            "sampling_params.min_new_tokens",
+        ),
+        ("/v1/messages", TURNS | {"stop_sequences": [""]}, "stop_sequences[0]"),
+        ("/v1/messages", TURNS | {"top_p": 7}, "top_p"),
+        ("/v1/messages", TURNS | {"metadata": {"user_id": "x" * 5000}}, "metadata.user_id"),
+    ],
+)
+def test_a_field_is_named_as_its_route_calls_it(http, path, body, param):
+    answer = http.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 @pytest.mark.parametrize("role", ["system", "developer", "user", "tool", "assistant"])
 @pytest.mark.parametrize("rest", [{}, {"content": None}])
 def test_only_an_assistant_that_says_something_else_has_no_content(http, role, rest):

@@ -61,8 +61,8 @@ def test_one_bad_prompt_refuses_all(bad):
         prompts = [[1, 2]] * 40
         prompts[bad] = [9999]
         with pytest.raises(BadRequest) as error:
-            await service.submit(prompts, PARAMS, request_id="x", field="input")
-        assert error.value.param == "input" and service.jobs == {}
+            await service.submit(prompts, PARAMS, request_id="x", names={"prompt": "input"})
+        assert error.value.param == f"input[{bad}]" and service.jobs == {}
         await idle(engine)
 
     run(test, step_seconds=0.01)

@@ -101,8 +101,25 @@ def test_items_as_messages():
     asked = msgspec.convert({"input": "x", "text": {"format": form}}, ResponsesRequest).chat()
     assert asked.response_format is not None and asked.response_format.structured is not None
     assert asked.response_format.structured.json == {"type": "object"}
-    with pytest.raises(BadRequest, match="a role and content"):
-        msgspec.convert({"input": [{"role": "user"}]}, ResponsesRequest).chat()
+
+
+@pytest.mark.parametrize(
+    ("item", "missing"),
+    [
+        ({"content": "x"}, "role"),
+        ({"role": "user"}, "content"),
+        ({"type": "function_call", "call_id": "1", "arguments": "{}"}, "name"),
+        ({"type": "function_call", "call_id": "1", "name": "f"}, "arguments"),
+        ({"type": "function_call", "name": "f", "arguments": "{}"}, "call_id"),
+        ({"type": "function_call_output", "call_id": "1"}, "output"),
+        ({"type": "function_call_output", "output": "x"}, "call_id"),
+    ],
+)
+def test_what_an_item_lacks_is_named(item, missing):
+    asked = msgspec.convert({"input": [{"role": "user", "content": "a"}, item]}, ResponsesRequest)
+    with pytest.raises(BadRequest, match="is required") as error:
+        asked.chat()
+    assert error.value.param == f"input[1].{missing}"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from weir.sim.replay import replay
 from weir.sim.report import Record, block, flat, measure
 from weir.sim.workload import Workload
 
-USAGE = "weir simulate [MODEL] --hardware NAME [OPTIONS]"
+USAGE = "weir simulate [MODEL] [--hardware NAME] [OPTIONS]"
 
 
 def add_arguments(parser: ArgumentParser) -> None:

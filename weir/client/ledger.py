@@ -184,11 +184,13 @@ class Ledger:
         wanted = 0 if pool is not None else params.max_tokens
         least = max(1, params.min_tokens) if wanted is None else wanted
         if length + least > context:
+            field = "min_tokens" if wanted is None else "max_tokens"
+            field = "prompt" if length >= context else field
             raise BadRequest(
                 f"This model's maximum context length is {context} tokens, but {length + least} "
                 f"were requested: {length} in the prompt and {least} to generate. Shorten the "
-                "prompt or lower max_tokens",
-                param="prompt" if length >= context else "max_tokens",
+                "prompt or ask for fewer tokens",
+                param=field,
                 code="context_length_exceeded",
             )
         return context - length if wanted is None else wanted

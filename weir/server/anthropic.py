@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from weir import params
 from weir.params import Count
 from weir.server.openai import (
     ChatRequest,
@@ -16,6 +17,7 @@ from weir.server.openai import (
     JsonSchema,
     Message,
     ResponseFormat,
+    User,
     parts,
 )
 from weir.server.tools import ChosenFunction, ChosenTool, Function, Name, Tool
@@ -114,7 +116,7 @@ class OutputConfig(Struct, forbid_unknown_fields=True):
 
 
 class Metadata(Struct):
-    user_id: str | None = None
+    user_id: User | None = None
 
 
 class Counted(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -165,10 +167,10 @@ class MessagesRequest(Counted, kw_only=True):
 
     max_tokens: Count
     stream: bool | None = None
-    stop_sequences: list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    stop_sequences: params.StopStrings | None = None
+    temperature: params.Temperature | None = None
+    top_p: params.TopP | None = None
+    top_k: params.TopK | None = None
     metadata: Metadata | None = None
     service_tier: Ignored = None
     inference_geo: Ignored = None

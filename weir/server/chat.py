@@ -125,7 +125,7 @@ async def ask(
 ) -> tuple[Job, list[Reader]]:
     """Submit a chat, whose prompt may be encoded already. Returns the job and its readers."""
     params = sampling(body, call.service.client.model.sampling)
-    details.setdefault("field", "messages")
+    details.setdefault("names", {"prompt": "messages", "max_tokens": body.limit})
     details["add_special_tokens"] = bool(body.add_special_tokens)
     service = call.service
     before = thought(service.client.text, body, prompt, service.close(body))
@@ -137,10 +137,9 @@ def sampling(body: ChatRequest, default: SamplingParams) -> SamplingParams:
     """The sampling parameters of a chat; `default` fills in what it leaves out."""
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
-    new, old = body.max_completion_tokens, body.max_tokens
     return body.sampling(
         default,
-        max_tokens=old if new is None else new,
+        max_tokens=getattr(body, body.limit),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
 

@@ -46,7 +46,7 @@ async def embeddings(call: Call, body: EmbeddingRequest) -> Reply:
     job = await call.submit(
         split(body.input, "input"),
         SamplingParams(max_tokens=0),
-        field="input",
+        names={"prompt": "input"},
         pool=body.pooling or "mean",
         add_special_tokens=body.add_special_tokens is not False,
         **body.details,

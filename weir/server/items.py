@@ -50,6 +50,14 @@ class Item(Struct, forbid_unknown_fields=True):
     encrypted_content: Ignored = None
 
 
+NEEDED = {
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+    "reasoning": (),
+}
+
+
 class Offered(Struct, forbid_unknown_fields=True):
     """A function; tools that OpenAI's servers run are refused."""
 
@@ -143,9 +151,12 @@ class ResponsesRequest(OpenAIRequest, kw_only=True):
             self.input if isinstance(self.input, list) else [Item(role="user", content=self.input)]
         )
         for at, item in enumerate(items):
+            for name in NEEDED[item.type]:
+                if getattr(item, name) is None:
+                    param = f"input[{at}].{name}"
+                    raise BadRequest(f"{param} is required.", param=param, code="missing_field")
             if item.type == "message":
-                if item.role is None or item.content is None:
-                    raise BadRequest("a message has a role and content", param=f"input[{at}]")
+                assert item.role is not None
                 found.append(Message(item.role, parts(item.content)))
                 if item.role == "assistant":
                     found[-1].reasoning_content, thought = thought or None, ""
@@ -153,12 +164,11 @@ class ResponsesRequest(OpenAIRequest, kw_only=True):
                 if not found or found[-1].role != "assistant":
                     found.append(Message("assistant", reasoning_content=thought or None))
                     thought = ""
-                called = {"name": item.name or "", "arguments": item.arguments or ""}
+                called = {"name": item.name, "arguments": item.arguments}
                 call = {"id": item.call_id, "type": "function", "function": called}
                 found[-1].tool_calls = [*(found[-1].tool_calls or ()), call]
             elif item.type == "function_call_output":
-                output = parts(item.output or "")
-                found.append(Message("tool", output, tool_call_id=item.call_id))
+                found.append(Message("tool", parts(item.output), tool_call_id=item.call_id))
             elif isinstance(item.content, list):
                 thought += "".join(part.text for part in item.content)
         return found

@@ -16,6 +16,7 @@ from weir.server.openai import ProgramId, RequestId, Unserved
 from weir.server.prompts import split
 from weir.text import Text
 
+NAMES = {f"{end}_tokens": f"sampling_params.{end}_new_tokens" for end in ("max", "min")}
 TokenTuple = tuple[float | None, int, str | None]
 """logprob, token id, token text if requested"""
 
@@ -113,14 +114,15 @@ async def generate(call: Call, body: GenerateRequest) -> Reply:
     if body.return_hidden_states:
         raise BadRequest("hidden states are not returned here", param="return_hidden_states")
     given: Any = body.input_ids if body.text is None else body.text
-    prompts = split(given, "text" if body.input_ids is None else "input_ids")
+    field = "text" if body.input_ids is None else "input_ids"
+    prompts = split(given, field)
     job = await call.submit(
         prompts,
         _params(body, len(prompts)),
         request_id=body.rid,
         priority=body.priority,
         program=body.program,
-        field="text" if body.input_ids is None else "input_ids",
+        names=NAMES | {"prompt": field},
         structured="sampling_params",
     )
     text = call.service.client.text

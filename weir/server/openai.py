@@ -20,6 +20,7 @@ MAX_PROMPTS = 2048
 Unserved = Annotated[None, Meta(description="not served here: null or left out")]
 Ignored = Annotated[Any, Meta(description="accepted and ignored: it cannot change the answer")]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+User = Annotated[str, Meta(max_length=1024)]
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/@-]{1,128}$")]
 Prompts = (
     str
@@ -40,7 +41,7 @@ class OpenAIRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """Fields of every OpenAI request."""
 
     model: str | None = None  # None: the served model
-    user: Annotated[str, Meta(max_length=1024)] | None = None
+    user: User | None = None
     program: ProgramId | None = None
     request_id: RequestId | None = None
     priority: Annotated[int, Meta(ge=-SMALL, le=SMALL)] | None = None  # smaller goes first
@@ -242,6 +243,11 @@ class ChatRequest(Generation, kw_only=True):
     stream_reasoning: bool | None = None  # SGLang's; false: it is sent at once when it ends
     verbosity: Unserved = None
     web_search_options: Unserved = None
+
+    @property
+    def limit(self) -> str:
+        """The field that bounds the answer."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     @property
     def told(self) -> Told:

@@ -16,6 +16,7 @@ from weir.server.items import Offered, ResponsesRequest
 from weir.server.jobs import Burst, Job
 from weir.server.reading import Reader
 
+NAMES = {"prompt": "input", "max_tokens": "max_output_tokens"}
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -113,8 +114,8 @@ async def responses(call: Call, body: ResponsesRequest) -> Reply:
     model = call.service.model(body.model)
     asked = body.chat()
     prompt = rendered(call, asked)
-    details = {"field": "input"} | asked.details_as("text.format") | body.details
-    job, [reader] = await ask(call, asked, prompt, [prompt], **details)
+    details = asked.details_as("text.format") | body.details
+    job, [reader] = await ask(call, asked, prompt, [prompt], names=NAMES, **details)
     params = job.streams[0].assembly.params
     blank = Response(
         id=f"resp_{job.id}",

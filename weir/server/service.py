@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 from msgspec.structs import replace
@@ -73,16 +73,16 @@ class Service:
         request_id: str,
         traceparent: str | None = None,
         truncate: int | None = None,
-        field: str = "prompt",
+        names: Mapping[str, str] | None = None,
         structured: str = "",
         thought: Thought | None = None,
         **details: Unpack[Details],
     ) -> Job:
         """Submit prompts to the engine as one job: all of them, or none and an error.
 
-        field, structured: the client's names of the prompt and the grammar, for errors. thought:
-        the reasoning that may precede what follows a grammar. truncate: keep only so many of the
-        last tokens of each prompt; -1: as many as fit.
+        names: the client's for `prompt` and for fields of `params`, where they differ, for errors;
+        structured: that of the grammar. thought: the reasoning that may precede what follows it.
+        truncate: keep only so many of the last tokens of each prompt; -1: as many as fit.
         """
         self.check_open()
         if request_id in self.jobs:
@@ -116,8 +116,9 @@ class Service:
             if isinstance(error, BadRequest):
                 if error.code == "invalid_grammar":
                     error.param = structured
-                elif error.param == "prompt":
-                    error.param = field
+                elif error.param is not None:
+                    one = f"[{index}]" if error.param == "prompt" and len(prompts) > 1 else ""
+                    error.param = (names or {}).get(error.param, error.param) + one
             raise
         return job
 
