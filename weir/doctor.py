@@ -170,7 +170,7 @@ def features(torch: Any) -> list[Finding]:
             f"{', '.join(stored)}, multiplied as they are" if stored else "unpacked at load",
             "" if stored or gpu else "4 to 8 bits need the CPU kernels, and AVX2 in the processor",
         ),
-        Finding("weights elsewhere, --offload", "yes" if gpu else "no: it is for a GPU"),
+        Finding("weights elsewhere, --offload", f"{'in main memory and ' * gpu}on disk"),
         Finding("KV in main memory, --cpu-cache", "yes" if gpu else "no: it is for a GPU"),
         Finding("attention there, --cpu-attention", "yes" if relayed else elsewhere),
         Finding("KV on disk, --disk-cache", "yes"),

@@ -29,6 +29,7 @@ def test_json_has_every_section(capsys: pytest.CaptureFixture[str]) -> None:
     assert features["grammars"].startswith("automaton, guidance (llguidance ")
     assert features["predicted lengths"] == "by the light ranker that comes with Weir"
     assert not any("could not be examined" in value for value in features.values())
+    assert features["weights elsewhere, --offload"].endswith("on disk")
     shown = " ".join(features)
     assert all(word in shown for word in ("quantised", "--offload", "--cpu-attention", "disk"))
 
