@@ -182,7 +182,7 @@ class Engine:
         if self.opening:
             self._open()
         if self.keeper is not None and self.keeper.failed:
-            self._forsake(self.keeper)
+            self._drop_disk(self.keeper)
         self._choose()
         if len(self.flying) < self.executor.depth:
             plan = self.scheduler.plan(self.clock())
@@ -233,11 +233,11 @@ class Engine:
             plan, self.unmasked = self.unmasked, None
             self.executor.choose(self.scheduler.masks(plan))
 
-    def _forsake(self, keeper: Keeper) -> None:
+    def _drop_disk(self, keeper: Keeper) -> None:
         """Drop the coldest tier. Plans in flight read only what was ready before they were made."""
         self.keeper = None
         self.lost = keeper
-        self.scheduler.cache.forsake(self.scheduler.cache.tiers[-1])
+        self.scheduler.cache.disable(self.scheduler.cache.tiers[-1])
 
     def _count(self, plan: Plan, seconds: float, deltas: list[Delta]) -> None:
         stats, chunks = self._stats, plan.chunks
@@ -309,6 +309,6 @@ class Engine:
         for uid in list(s.live):
             s.abort(uid)
         plan = Plan(s.step, [], [], s.running.forget)
-        s.cache.sink(plan.moves)
+        s.cache.demote_all(plan.moves)
         self.executor.submit(plan).result()
         keeper.save(*snapshot.take(s.cache))

@@ -245,7 +245,7 @@ def test_what_was_brought_from_each_tier_is_told_and_a_victim_comes_back_by_load
     assert tries == 2 and again.computed == 5 and again.loaded == {Tier.CPU: 5}
     cache.release(again)
     audit(cache)
-    cache.forsake(Tier.DISK)
+    cache.disable(Tier.DISK)
     audit(cache)
     assert cache.tiers == [Tier.GPU, Tier.CPU] and cache.room(Tier.DISK) == 0
 

@@ -70,7 +70,7 @@ def test_the_next_cache_finds_what_sank(seed: int, page: int) -> None:
         cache.release(r)
     held = dict(cache.tree.held)
     moves: list[Move] = []
-    cache.sink(moves)
+    cache.demote_all(moves)
     contents.apply(moves)
     audit(cache)
     coldest = cache.tree.held[Tier.DISK]
@@ -102,7 +102,7 @@ def test_the_latest_used_sink_when_there_is_not_room_for_all() -> None:
         r.computed = len(tokens)
         cache.release(r)
     moves: list[Move] = []
-    cache.sink(moves)
+    cache.demote_all(moves)
     assert cache.known(request(1, [5, 6, 7, 0])) == 3
     assert cache.known(request(1, [1, 2, 3, 4, 0])) == 0
     assert cache.saved[Tier.DISK] >= 3 and cache.loaded[Tier.DISK] == 0
@@ -136,7 +136,7 @@ def test_the_order_of_use_is_kept() -> None:
         assert cache.grow(r, 2, Tier.CPU, [])
         r.computed = 2
         cache.release(r)
-    cache.sink([])
+    cache.demote_all([])
     after = Cache(1, {Tier.CPU: 8, Tier.DISK: 8})
     snapshot.restore(after, snapshot.take(cache)[1])
     gone = []

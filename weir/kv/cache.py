@@ -51,7 +51,7 @@ class Cache(Tiers):
         for step in tree.path(node, held):
             found: Node | None = step
             if (tier := step.tier) > coldest:
-                found, whole = self._bring(step, moves)
+                found, whole = self._load(step, moves)
             if found is None:
                 break
             if tier > coldest and r.preempted == 0:  # not its own pages, evicted and found again
@@ -174,7 +174,7 @@ class Cache(Tiers):
             while end < full and r.pages[end].tier == tier:
                 end += 1
             key = tuple(r.tokens[first * page : end * page])
-            self.watch.taken(first * page, key, page)
+            self.watch.added(first * page, key, page)
             node, first = self.tree.insert(node, key, r.pages[first:end]), end
         return node, first
 

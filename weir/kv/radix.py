@@ -17,6 +17,10 @@ from weir.core import Page, Tier
 
 
 class Node:
+    """key: its tokens, as many as its pages hold. pages: of one tier. locks: requests and pins that
+    use it or a node below it. used: when it was last used, in ticks of the tree. alive: whether it
+    is in the tree."""
+
     __slots__ = ("alive", "children", "key", "locks", "pages", "parent", "used")
 
     def __init__(self, key: tuple[int, ...], pages: list[Page], parent: Node | None):
@@ -34,6 +38,8 @@ class Node:
 
 
 class Radix:
+    """page: tokens per page. tiers: of the pages that it may hold."""
+
     def __init__(self, page: int, tiers: Sequence[Tier]):
         self.page = page
         self.root = Node((), [], None)
@@ -60,8 +66,8 @@ class Radix:
     def trace(
         self, tokens: Sequence[int], limit: int, node: Node, at: int
     ) -> Iterator[tuple[Node, int]]:
-        """The nodes on that way, each with the position up to which it matches; the last may match
-        only in part. Changes nothing."""
+        """The nodes that `walk` would visit, each with the position up to which it matches; the
+        last may match only in part. Changes nothing."""
         page, whole = self.page, True
         while whole and at + page <= limit:
             child = node.children.get(tuple(tokens[at : at + page]))
@@ -124,6 +130,7 @@ class Radix:
         return top
 
     def lock(self, node: Node) -> None:
+        """Lock a node and its path."""
         while node.parent is not None:
             if node.locks == 0:
                 self.unlocked[node.tier] -= len(node.pages)
@@ -131,6 +138,7 @@ class Radix:
             node = node.parent
 
     def unlock(self, node: Node) -> None:
+        """Undo one `lock`; the nodes that are free now count as used just before."""
         self.touch(node)
         while node.parent is not None:
             node.locks -= 1
@@ -141,6 +149,7 @@ class Radix:
             node = node.parent
 
     def touch(self, node: Node) -> None:
+        """Make a node the most recently used."""
         self._tick += 1
         node.used = self._tick
 

@@ -10,12 +10,13 @@ from weir.core import Move, Page, Tier
 from weir.kv.radix import Node, Radix
 
 PROOF = 50
-"""Saving to main memory is held useful while at least one in so many saved tokens is found again.
-As many tokens as the first tier holds may be saved before that counts."""
+"""Saving to main memory is useful while at least one in so many saved tokens is found again. This
+is not judged before as many tokens were saved as the first tier holds."""
 
 
 class Pool:
-    """The free page numbers of one tier. Those freed last are taken first: they are in caches."""
+    """The free page numbers of one tier. Those freed last, which CPU caches may still hold,
+    are taken first."""
 
     __slots__ = ("free", "size", "tier")
 
@@ -67,8 +68,8 @@ class Tiers:
         self.page = page
         self.below = below
         self.loads = loads or {}
-        self.left: dict[int, int] = {}  # tier → pages that this plan may still load from it
-        self.sinks: dict[int, int] = {}  # tier → pages that it may still save there; absent: any
+        self.loads_left: dict[int, int] = {}  # tier → pages that this plan may still load from it
+        self.saves_left: dict[int, int] = {}  # tier → those it may still save there; absent: any
         self.loaded = {int(tier): 0 for tier in sizes}  # tokens loaded from each tier
         self.found = dict(self.loaded)  # of them, for requests that had not run before
         self.saved = {int(tier): 0 for tier in sizes}  # tokens saved to each tier
@@ -80,10 +81,10 @@ class Tiers:
 
     def begin(self) -> None:
         """A plan begins."""
-        self.left = dict(self.loads)
+        self.loads_left = dict(self.loads)
         cold, saved = int(Tier.CPU), self.saved.get(Tier.CPU, 0)
         useless = saved > PROOF * self.found.get(cold, 0) + self.pools[self.hot].size * self.page
-        self.sinks = {cold: self.loads[cold]} if useless and cold in self.loads else {}
+        self.saves_left = {cold: self.loads[cold]} if useless and cold in self.loads else {}
 
     def pages(self, tokens: int) -> int:
         """Pages that `tokens` tokens need."""
@@ -96,7 +97,8 @@ class Tiers:
     # -- pinned prefixes, and dropping the others -------------------------------------------
 
     def pin(self, name: str, tokens: Sequence[int]) -> None:
-        """Keep what the first tier holds of `tokens` until `unpin`. A name is of one prefix."""
+        """Lock what the first tier holds of `tokens` until `unpin`, in place of the prefix that was
+        pinned under that name."""
         self.unpin(name)
         node, _ = self.tree.walk(tokens, len(tokens), self.tree.root, 0)
         while node.parent is not None and node.tier != self.hot:
@@ -105,7 +107,7 @@ class Tiers:
         self.pins[name] = node
 
     def unpin(self, name: str) -> None:
-        """Let go of a pinned prefix, if there is one of that name."""
+        """Unlock the prefix pinned under that name, if there is one."""
         if name in self.pins:
             self.tree.unlock(self.pins.pop(name))
 
@@ -115,8 +117,8 @@ class Tiers:
         return self._pinned(self.pins.values())
 
     def pinnable(self, context: int, name: str = "") -> int:
-        """Pages that may be pinned besides: half of the first tier, and room is left for a sequence
-        of `context` tokens. name: of what is pinned, this takes the place of."""
+        """Pages that may be pinned in addition: at most half of the first tier, and such that a
+        sequence of `context` tokens still fits. name: of the pinned prefix to be replaced."""
         size = self.pools[self.hot].size
         others = self._pinned(node for pin, node in self.pins.items() if pin != name)
         return min(size // 2, size - self.pages(context)) - others
@@ -131,7 +133,7 @@ class Tiers:
         for node in [n for n in tree.nodes() if not n.locks and n.parent and n.parent.locks]:
             self._give(tree.drop(node))
 
-    def forsake(self, tier: Tier) -> None:
+    def disable(self, tier: Tier) -> None:
         """Drop everything on the coldest tier and stop using it."""
         assert tier == self.tiers[-1] != self.hot
         for node in [node for node in self.tree.nodes() if node.tier == tier]:
@@ -140,18 +142,18 @@ class Tiers:
         self.tiers.remove(tier)
         self.pools[tier] = Pool(tier, 0)
 
-    def sink(self, moves: list[Move]) -> None:
-        """At shutdown, move every unlocked prefix to the coldest tier, where the most recently used
-        remain if there is not room for all."""
+    def demote_all(self, moves: list[Move]) -> None:
+        """At shutdown, unpin all and move every unlocked prefix to the coldest tier, which keeps
+        the most recently used if there is not room for all."""
         for name in list(self.pins):
             self.unpin(name)
-        self.below, self.sinks = None, {}  # no limits: there is time to wait
+        self.below, self.saves_left = None, {}  # no limits: there is time to wait
         for tier in self.tiers[:-1]:
             self._evict(tier, self.room(tier), moves)
 
     # -- moves ------------------------------------------------------------------------------
 
-    def _bring(self, node: Node, moves: list[Move]) -> tuple[Node | None, bool]:
+    def _load(self, node: Node, moves: list[Move]) -> tuple[Node | None, bool]:
         """Load as much of a cold, locked node as this plan may. Returns the node loaded, None if
         there is none, and False if the next plan can load more."""
         if node.locks > 1:  # another request attends to it where it is
@@ -164,16 +166,16 @@ class Tiers:
             return None, False
         if not whole:
             node = self.tree.split(node, most * self.page)
-        return (node, whole) if self._warm(node, moves) else (None, True)
+        return (node, whole) if self._promote(node, moves) else (None, True)
 
     def _loadable(self, node: Node) -> int:
         """Pages of a cold node that this plan may load."""
-        most = min(len(node.pages), self.left.get(node.tier, len(node.pages)))
+        most = min(len(node.pages), self.loads_left.get(node.tier, len(node.pages)))
         some = [page.index for page in node.pages[:most]]
         at_hand = self.below is None or not some or self.below.ready(node.tier, some)
         return most if at_hand else 0
 
-    def _warm(self, node: Node, moves: list[Move]) -> bool:
+    def _promote(self, node: Node, moves: list[Move]) -> bool:
         """Move a locked node to the tier of its parent, the hottest it may be on."""
         above = node.parent.pages if node.parent else []
         home = Tier(above[0].tier) if above else self.hot
@@ -181,12 +183,14 @@ class Tiers:
         if pages is None:
             return False
         self.loaded[node.tier] += len(node.key)
-        if node.tier in self.left:
-            self.left[node.tier] -= len(pages)
+        if node.tier in self.loads_left:
+            self.loads_left[node.tier] -= len(pages)
         self._move(node, pages, moves)
         return True
 
     def _take(self, tier: Tier, count: int, moves: list[Move]) -> list[Page] | None:
+        """Take `count` pages, evicting as many as are lacking; None, with nothing evicted, if there
+        is no room."""
         pool = self.pools[tier]
         if len(pool.free) < count:
             if self.room(tier) < count:
@@ -195,14 +199,14 @@ class Tiers:
         return pool.take(count)
 
     def _evict(self, tier: Tier, count: int, moves: list[Move]) -> None:
-        """Have `count` free pages in `tier`: the least recently used are moved one tier down, or
+        """Make `count` pages of `tier` free: the least recently used are moved one tier down, or
         dropped."""
         pool = self.pools[tier]
         colder = next((t for t in self.tiers if t > tier), None)
         if colder is not None and self.below is not None and not self.below.accepts(colder):
             colder = None
         while (lacking := count - len(pool.free)) > 0:
-            over = 0 if colder is None else lacking - self.sinks.get(colder, lacking)
+            over = 0 if colder is None else lacking - self.saves_left.get(colder, lacking)
             node = self.tree.coldest(tier, over if over > 0 else lacking)
             assert node is not None, "the tree counts pages that it cannot give up"
             pages = None
@@ -211,8 +215,8 @@ class Tiers:
             if colder is None or pages is None:
                 self._give(self.tree.drop(node))
             else:
-                if colder in self.sinks:
-                    self.sinks[colder] -= len(pages)
+                if colder in self.saves_left:
+                    self.saves_left[colder] -= len(pages)
                 self.saved[colder] += len(node.key)
                 self._move(node, pages, moves)
 

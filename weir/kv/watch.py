@@ -1,4 +1,4 @@
-"""Tells which waiting requests have gained a page because the tree took in their next one.
+"""Tells which waiting requests would find another page, because the tree was given it.
 
 A request is filed under the position and tokens of the first page that it did not find. A lookup
 costs one hash, so thousands may wait.
@@ -10,6 +10,8 @@ Spot = tuple[int, tuple[int, ...]]  # position of a page's first token, and its 
 
 
 class Watch:
+    """The waiting requests, each filed under the page that it lacks."""
+
     def __init__(self) -> None:
         self.clear()
 
@@ -17,7 +19,7 @@ class Watch:
         """Forget all requests."""
         self._spots: dict[Spot, dict[int, Request]] = {}
         self._where: dict[int, Spot] = {}
-        self._come: list[Request] = []
+        self._added: list[Request] = []
 
     def __len__(self) -> int:
         return len(self._where)
@@ -37,14 +39,14 @@ class Watch:
             if not there:
                 del self._spots[spot]
 
-    def taken(self, at: int, key: tuple[int, ...], page: int) -> None:
-        """The tree has taken in pages of the tokens `key` from position `at` on."""
+    def added(self, at: int, key: tuple[int, ...], page: int) -> None:
+        """The tree was given pages of the tokens `key`, which begin at position `at`."""
         if self._spots and (there := self._spots.pop((at, key[:page]), None)) is not None:
             for uid, r in there.items():
                 del self._where[uid]
-                self._come.append(r)
+                self._added.append(r)
 
-    def come(self, most: int) -> list[Request]:
-        """At most `most` of the requests whose page was taken in; each is returned once."""
-        come, self._come = self._come[:most], self._come[most:]
-        return come
+    def pop(self, most: int) -> list[Request]:
+        """At most `most` of the requests whose page the tree was given; each is returned once."""
+        found, self._added = self._added[:most], self._added[most:]
+        return found

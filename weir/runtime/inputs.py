@@ -43,7 +43,7 @@ class Lane:
     scored: list[Chunk]
     targets: Tensor  # int64: of the scored chunks, one a row
     pooled: list[Chunk]
-    failed: dict[int, str]  # chunks whose ids are no tokens: computed, but as token 0
+    failed: dict[int, str]  # uid → error, of chunks with ids outside the vocabulary
     seat: int = 0  # of its attention away from its device, among the lanes of a plan
 
     def link(self, tables: Tables) -> None:
@@ -69,7 +69,9 @@ def build(
 ) -> Lane:
     """Tensors of one lane, padded to `shape` if there is one; then it must lie on the first tier,
     and none of it be scored or pooled. `prefixes` are what its decodes have in common, `away` is
-    the tier that a relay attends to. Adds the chunks' new pages to `tables` on the way."""
+    the tier that a relay attends to. Also adds the chunks' new pages to `tables`.
+
+    Raises `RuntimeError` for a chunk that contradicts what `tables` holds: a bug in the plan."""
     if any(not c.ids and c.uid not in tables.row for c in chunks):
         raise RuntimeError("a chunk goes on from a token that was never sampled here")
     spans = Spans.of(chunks, tables, shape)
@@ -136,6 +138,7 @@ def _keep(
     scored: list[int],
     pooled: list[int],
 ) -> NDArray[np.int64]:
+    """The rows wanted after the last layer, in the order that `Lane` documents."""
     rows = [bound[np.array(sampled, np.int64) + 1] - 1]
     for i in scored:
         score = chunks[i].score

@@ -1,8 +1,9 @@
 """Attention on the host's cores for a lane that is computed on a device.
 
-New keys and values are written to the host's pages by the device itself, queries follow them on a
-stream of their own, and the kernel for CPUs starts when the last of them is there. The lane's
-stream waits for the answer; no thread of ours does. Knows pages and streams; no request, no plan.
+The device itself writes new keys and values to the host's pages, and then queries to pinned
+buffers, on a stream of its own for copies. The CPU kernel starts when these have arrived. The
+lane's stream waits for its results; no Python thread does. Knows pages and streams, but neither
+requests nor plans.
 """
 
 import contextlib
@@ -21,12 +22,13 @@ from weir.runtime.parts import Part
 from weir.spec import AttentionSpec
 
 SEATS = 64
-"""Lanes that may have attention on the host under way."""
+"""Most lanes with attention on the host in progress at once."""
 PATIENCE = 2000
-"""Microseconds that the kernels' threads spin between two layers; waking them costs more."""
+"""Microseconds that the CPU kernels' threads spin between two layers: waking them takes longer."""
 PROGRAMS = 32
-"""Of the kernel that writes to the host's pages: enough for the link, and few that compute wait."""
-NOT_BEHIND = 0  # CU_STREAM_WAIT_VALUE_GEQ
+"""Programs of the kernel that writes to the host's pages: enough to saturate the link, and so few
+that other kernels are hardly delayed."""
+GEQ = 0  # CU_STREAM_WAIT_VALUE_GEQ
 
 
 class Mapped:
@@ -51,8 +53,8 @@ def mapped(host: Tensor, device: torch.device) -> Tensor:
 
 
 class Signals:
-    """Words in host memory by which the device's streams and the kernel's thread say how far they
-    have come. On a CPU there are no streams: what is called has happened."""
+    """Words in host memory, int32 [count], by which the device's streams and the CPU kernel's
+    thread wait for each other. On a CPU there are no streams: what was called is done."""
 
     def __init__(self, device: torch.device, count: int):
         self.on_device = device.type == "cuda"
@@ -63,16 +65,16 @@ class Signals:
         return self.words.data_ptr() + 4 * word
 
     def set(self, word: int, ticket: int) -> None:
-        """The current stream sets a word once it has come this far."""
+        """Have the current stream write `ticket` to a word, after its earlier work."""
         if self.driver is None:
             ctypes.c_uint32.from_address(self.address(word)).value = ticket
         else:
             self._call(self.driver.cuStreamWriteValue32_v2, word, ticket, 0)
 
     def wait(self, word: int, ticket: int) -> None:
-        """The current stream waits until a word has come to a ticket."""
+        """Have the current stream wait until a word is at least `ticket`, modulo 2**32."""
         if self.driver is not None:
-            return self._call(self.driver.cuStreamWaitValue32_v2, word, ticket, NOT_BEHIND)
+            return self._call(self.driver.cuStreamWaitValue32_v2, word, ticket, GEQ)
         while ctypes.c_int32(self.words[word].item() - ticket).value < 0:
             pass
 
@@ -84,7 +86,8 @@ class Signals:
 
 
 class Seat:
-    """Where one lane's queries lie on the host, and the answer; at the lane's next layer again."""
+    """Host buffers for the queries and results of one lane, which all its layers use in turn. size:
+    elements of q and of o. ticket: of the last call."""
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device, ticket: int):
         pin = device.type == "cuda"
@@ -96,11 +99,10 @@ class Seat:
 
 
 class Relay:
-    """kv: the pages of `tier`, one tensor a layer, pinned, perhaps coded. device: where queries
-    come from.
+    """kv: the pages of `tier`, one tensor a layer, pinned, perhaps coded. device: of the lanes.
 
-    Raises `RuntimeError` where there are no native kernels, or the device does not know its host's
-    memory."""
+    Raises `RuntimeError` if there are no native kernels, or the device cannot wait for words in
+    host memory."""
 
     def __init__(self, tier: int, kv: Sequence[Tensor], device: torch.device):
         library = native.library()
@@ -115,26 +117,26 @@ class Relay:
         self.signals = Signals(device, 2 * SEATS)  # of each seat: queries there, answer there
         self.signals.set(0, 0)  # or raise
         self.seats: dict[int, Seat] = {}
-        self.outgrown: list[Seat] = []  # perhaps still read
+        self.outgrown: list[Seat] = []  # perhaps still in use
         self.reading: tuple[Tensor, ...] = ()  # by the stream of copies
         library.set_patience(PATIENCE)
         self.queue = library.relay_open()
 
     def close(self) -> None:
-        """Finish what was begun; queries that do not come are given up. May be called twice."""
+        """Finish the calls that have begun; drop those whose queries never arrived. Idempotent."""
         queue, self.queue = self.queue, None
         if queue is not None:
             self.library.relay_close(queue)
 
     def spent(self) -> float:
-        """Seconds that the host attended since this was last asked."""
+        """Seconds of attention on the host since the last call."""
         return self.library.relay_spent(self.queue) if self.queue is not None else 0.0
 
     @contextlib.contextmanager
     def _copying(self, *used: Tensor) -> Iterator[None]:
-        """On the stream of copies, after all that the current stream was given. `used` stay until
-        that has waited for it, which it does when it comes here again: a host that runs ahead of
-        the device by many layers can give their memory to others all the same."""
+        """Work within goes to the copy stream, after all earlier work of the current stream. `used`
+        are kept until the current stream has been told to wait for it, at its next copies: the host
+        may be many layers ahead of the device, and their memory would be allocated again."""
         if self.stream is None:
             yield
             return
@@ -145,14 +147,14 @@ class Relay:
         self.reading = used
 
     def join(self) -> None:
-        """The current stream waits for all that was written."""
+        """Have the current stream wait for all copies."""
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
         self.reading = ()
 
     def borrow(self, layer: int, pages: Tensor, count: int, k: Tensor) -> Tensor:
-        """`count` pages on the device, the first of them copies: int64 [n] → [count, 2, Hkv, page,
-        D]. Coded ones come as numbers of the type and size of those in k [T, Hkv, D]."""
+        """Memory for `count` pages on the device, [count, 2, Hkv, page, D]; the first n are copies
+        of `pages`, int64 [n]. Coded ones are decoded to the dtype and D of k [T, Hkv, D]."""
         kv = self.kv[layer]
         coded = kv.dtype == torch.uint8
         if not len(pages):
@@ -177,11 +179,11 @@ class Relay:
         part: Part,
         spec: AttentionSpec,
     ) -> Callable[[], tuple[Tensor, Tensor]] | None:
-        """Write the part's rows of k, v [T, Hkv, D] to the host's pages and begin to attend those
-        of q [T, Hq, D] to them; None if there are none. A seat has one call at a time, and until
-        its answer is there the part's batch must stay. → what gives o [T, Hq, D] and lse [T, Hq] as
-        the device sees them, which the current stream may read from there on; they stand until the
-        seat's next call."""
+        """Write the part's rows of k, v [T, Hkv, D] to the host's pages and begin attention of its
+        rows of q [T, Hq, D]. Returns None if it has no such rows; else a function that has the
+        current stream wait for the results and returns them, o [rows, Hq, D] and lse [rows, Hq], as
+        tensors of the device that are valid until the seat's next call. A seat has one call at a
+        time, and the part's batch must be kept until its results are there."""
         batch, rows = part.batch, part.queries
         shape = (len(q) if rows is None else len(rows), *q.shape[1:])
         used = (q,) if shape[0] else ()

@@ -26,14 +26,14 @@ def page_bytes(layers: Sequence[AttentionSpec], page: int, dtype: torch.dtype) -
 
 
 class Store:
-    """The KV pages of each tier, zeroed. After the last of each tier comes one that is nobody's: it
-    takes what is computed only to fill up a lane.
+    """The KV pages of each tier, zeroed. After the last of each tier comes one that no request has,
+    to which the padding of lanes is written.
 
     layers: the attention of each layer. page: tokens a page. pages: how many each tier holds.
-    devices: the device of each tier; the one without is on `disk`. A tier in main memory beside one
-    on a GPU, or where a GPU computes (`pinned`), is pinned, if that can be had. dtype: of keys and
-    values; int8 and int4 are those of ops/coded.py, whose rows are bytes here. cold: the same of
-    main memory and disk below a hotter tier; pages are coded as they leave that.
+    devices: the device of each tier; the one without is on `disk`. Main memory is pinned, if
+    possible, where another tier is on a GPU, or if `pinned`: then a GPU computes. dtype: of keys
+    and values; int8 and int4 are those of ops/coded.py, whose rows are bytes here. cold: the dtype
+    in main memory and on disk below a hotter tier; pages are converted as they leave that.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Store:
         return host_zeros(size, pinned=self.pinned or self._gpu is not None)
 
     def _linked(self) -> Link | None:
-        """What copies between a GPU and pinned memory beside the GPU's work."""
+        """Copies between a GPU and pinned memory, concurrent with its work; None: not here."""
         host, gpu = self.paged.get(Tier.CPU), self.paged.get(Tier.GPU)
         if not host or not gpu or not gpu.memory.is_cuda or not gpu_kernels(gpu.memory):
             return None
@@ -105,12 +105,12 @@ class Store:
                 self._copy(source, target, here, there)
 
     def follow(self, stream: torch.cuda.Stream) -> None:
-        """What is moved from here on is read after what `stream` was given has been done."""
+        """Later moves to the GPU wait for the work that `stream` has been given so far."""
         if self.link is not None:
             self.link.up.stream.wait_stream(stream)
 
     def loaded(self, tier: int) -> tuple[int, float]:
-        """Bytes brought from a tier so far, and the seconds that took."""
+        """Bytes loaded from a tier so far, and the seconds that this took."""
         if tier == Tier.DISK and self.disk is not None:
             return self.disk.read_bytes, self.disk.read_seconds
         return self.link.loaded() if self.link is not None else (0, 0.0)
@@ -121,14 +121,14 @@ class Store:
             self.link.settle(pages)
 
     def _copy(self, source: int, target: int, here: list[int], there: list[int]) -> None:
-        """Copy pages and wait for it, but for writes to a disk, where a page is one record."""
+        """Copy pages, and wait for it unless they are written to a disk."""
         most = max(1, DISK // self.record)
         for first in range(0, len(here), most):
             some = slice(first, first + most)
             self._write(target, there[some], self._read(source, here[some]))
 
     def _read(self, tier: int, pages: list[int]) -> Tensor:
-        """→ uint8 [n, record], on the tier's device."""
+        """Pages as uint8 [n, record], on the tier's device."""
         if tier not in self.paged:
             return torch.from_numpy(self._disk.read(pages))
         paged = self.paged[tier]

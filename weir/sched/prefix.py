@@ -41,7 +41,7 @@ class Matches:
             self.due, self.found = {r.uid: r for r in waiting}, {}  # should more come to wait
             self.cache.watch.clear()
             return [r for r in waiting if before.get(r.uid, 0) != self.known[r.uid]]
-        some = {r.uid: r for r in self.cache.watch.come(self.limit)}
+        some = {r.uid: r for r in self.cache.watch.pop(self.limit)}
         some |= islice(self.due.items(), self.limit - len(some))
         some |= islice(self.found.items(), AGAIN)
         for r in some.values():
