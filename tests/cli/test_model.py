@@ -105,6 +105,27 @@ def test_run_batch(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert sorted(answer["custom_id"] for answer in answers) == ["r0", "r1", "r2"]
 
 
+@pytest.mark.parametrize("words", [["m"], ["--dtype", "float32"], ["--length-log", "x"]])
+def test_run_batch_has_no_settings_for_a_server(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--api-key", "k"]
+    assert main(["run-batch", *words, *files, "--url", "http://127.0.0.1:1"]) == 1
+    name = words[0] if words[0].startswith("-") else "MODEL"
+    assert f"--url: a server has its own settings, leave out {name}" in capsys.readouterr().err
+
+
+def test_run_batch_counts_what_failed_in_an_earlier_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("no JSON\n[]\n" + '{"custom_id": "1", "url": "/no", "body": {}}\n')
+    words = ["-i", str(source), "-o", str(target), "--url", "http://127.0.0.1:1", "--quiet"]
+    for said in ("3 failed; invalid_line (2), invalid_url (1)", "3 done by an earlier run (3 fail"):
+        assert main(["run-batch", *words]) == 1
+        assert said in capsys.readouterr().err
+
+
 def test_the_demo(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,10 @@ class Answer(Struct):
     response: Response | None = None
     error: Trouble | None = None
 
+    @property
+    def failed(self) -> bool:
+        return self.response is None or self.response.status_code >= 400
+
 
 def numbered(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """Lines from 1, blank ones left out."""
@@ -82,10 +86,11 @@ def opened(target: Path) -> IO[bytes]:
     return output
 
 
-def answered(output: IO[bytes], target: Path) -> dict[int, str | None]:
-    """The lines answered by earlier runs, with their custom_ids. A torn last line is cut off."""
+def answered(output: IO[bytes], target: Path) -> tuple[dict[int, str | None], int]:
+    """The lines that earlier runs answered, with their custom_ids, and how many of them failed. A
+    torn last line is cut off."""
     done: dict[int, str | None] = {}
-    whole = 0
+    whole = failed = 0
     output.seek(0)
     for raw in output:
         if not raw.endswith(b"\n"):
@@ -98,9 +103,10 @@ def answered(output: IO[bytes], target: Path) -> dict[int, str | None]:
                 f"{target} holds something other than answers of a batch: choose another output"
             ) from None
         done[number] = answer.custom_id
+        failed += answer.failed
         whole += len(raw)
     output.truncate(whole)
-    return done
+    return done, failed
 
 
 def check_resumable(target: Path, ids: dict[int, str | None], done: dict[int, str | None]) -> None:

@@ -34,10 +34,11 @@ RETRIES = 3
 
 @dataclass(slots=True)
 class Summary:
-    """What a run did; `earlier` lines were done by runs before it."""
+    """What a run did; `earlier` lines were done by runs before it, and `lost` of those failed."""
 
     total: int = 0
     earlier: int = 0
+    lost: int = 0
     succeeded: int = 0
     failed: int = 0
     problems: Counter[str] = field(default_factory=Counter)  # error codes of what failed
@@ -110,13 +111,13 @@ async def process(
     """See `run_batch`."""
     ids = files.identities(source)
     with files.opened(target) as output:
-        done = files.answered(output, target)
+        done, lost = files.answered(output, target)
         files.check_resumable(target, ids, done)
         first: dict[str, int] = {}
         for number, custom_id in ids.items():
             if custom_id is not None:
                 first.setdefault(custom_id, number)
-        summary = Summary(total=len(ids), earlier=len(done))
+        summary = Summary(total=len(ids), earlier=len(done), lost=lost)
         with (
             progress(len(ids), "answering", done=len(done), hidden=hidden) as bar,
             open(source, "rb") as lines,
@@ -151,11 +152,11 @@ class _Workers:
         self.output.write(msgspec.json.encode(answer) + b"\n")
         self.output.flush()
         response, summary = answer.response, self.summary
-        if response is not None and response.status_code < 400:
-            summary.succeeded += 1
-        else:
+        if answer.failed:
             summary.failed += 1
             summary.problems[answer.error.code if answer.error else _code(response)] += 1
+        else:
+            summary.succeeded += 1
         usage = response.body.get("usage") if response and isinstance(response.body, dict) else None
         usage = usage or {}
         kinds = ("prompt", "input"), ("completion", "output")

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from weir.batch import Summary, run_batch
 from weir.bench.datasets import positive
-from weir.options import add_config, config
+from weir.config import FIELDS
+from weir.errors import ConfigError
+from weir.options import add_config, config, flag
 
 USAGE = "weir run-batch [MODEL | --url URL] -i INPUT.jsonl -o OUTPUT.jsonl [OPTIONS]"
 
@@ -28,6 +30,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Returns 0 if every input line now has an answer that is not an error."""
+    given = ["MODEL"] if options.MODEL else []
+    given += [flag(name) for name in FIELDS if name in vars(options) and name != "api_key"]
+    if options.url is not None and given:
+        raise ConfigError(f"--url: a server has its own settings, leave out {given[0]}")
     settings = config(options)
     try:
         summary = run_batch(
@@ -43,14 +49,15 @@ def run(options: Namespace) -> int:
         print("stopped. What was answered is kept: run again to go on", file=sys.stderr)
         raise
     print(told(summary), file=sys.stderr)
-    return 1 if summary.failed else 0
+    return 1 if summary.failed or summary.lost else 0
 
 
 def told(summary: Summary) -> str:
     text = f"{summary.total} requests: {summary.succeeded} answered, {summary.failed} failed"
     if summary.earlier:
         text += f", {summary.earlier} done by an earlier run"
+        text += f" ({summary.lost} failed)" if summary.lost else ""
     if summary.problems:
-        counts = ", ".join(f"{code} ({n})" for code, n in summary.problems.most_common(5))
+        counts = ", ".join(f"{code} ({n})" for code, n in summary.problems.most_common())
         text += f"; {counts}"
     return text
