@@ -41,13 +41,13 @@ def text(config: Config) -> Text:
 
 
 def tokens(config: Config) -> Tokens:
-    """What grammars need of the tokenizer. Raises `ConfigError`."""
+    """The vocabulary as grammars need it. Raises `ConfigError`."""
     read = text(config)
     return Tokens(read.pieces(True), read.eos, lambda one: read.encode(one, False))
 
 
 def sampling(config: Config) -> SamplingParams:
-    """What requests are sampled by as far as they do not say. Raises `ConfigError`."""
+    """The default sampling parameters of requests. Raises `ConfigError`."""
     where = config.generation_config
     if where in ("none", "vllm", "openai"):
         return SamplingParams()
@@ -61,8 +61,8 @@ def sampling(config: Config) -> SamplingParams:
     if found != SamplingParams():
         said = {name: getattr(found, name) for name in RECOMMENDED}
         log.info(
-            "requests that do not say are sampled by %s, as the model's generation_config.json has "
-            "it; --generation-config none: as OpenAI's",
+            "requests are sampled with %s by default, from the model's generation_config.json; "
+            "--generation-config none: OpenAI's defaults",
             ", ".join(f"{k} {v:g}" for k, v in said.items() if v != getattr(SamplingParams(), k)),
         )
     return found
@@ -81,8 +81,8 @@ def lengths(config: Config) -> LengthLog | None:
 
 
 def ranker(config: Config) -> Ranker | None:
-    """What predicts lengths for the scheduling policy, if it asks; it has learned what a length log
-    tells of this model. Raises `ConfigError`."""
+    """The predictor of output lengths, if the scheduling policy needs one, adapted to the lengths
+    that the length log has of this model. Raises `ConfigError`."""
     if not policies.ranked(config):
         return None
     files: Any = import_module("weir.ranker.files")  # NumPy: nobody else waits for its import
@@ -98,7 +98,7 @@ def ranker(config: Config) -> Ranker | None:
 
 @contextmanager
 def _named(flag: str) -> Iterator[None]:
-    """Say which flag an error is of."""
+    """Begin the message of a `ConfigError` with the flag that caused it."""
     try:
         yield
     except ConfigError as error:
@@ -106,7 +106,7 @@ def _named(flag: str) -> Iterator[None]:
 
 
 def options(config: Config) -> Options:
-    """What any client of the model is made with. Raises `ConfigError`."""
+    """Arguments of every client of the model. Raises `ConfigError`."""
     return {
         "limits": Limits(config.max_num_queued_reqs, config.max_num_queued_tokens),
         "seed": config.seed,

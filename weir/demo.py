@@ -1,7 +1,8 @@
-"""What Weir does, in a minute: `python -m weir.demo`.
+"""A demonstration of Weir in a minute: `python -m weir.demo`.
 
 Starts a server with the embedded model, streams a chat answer, sends 64 few-shot prompts at once,
-shows what that took, and stops the server. Exits with 1 and one sentence if anything fails.
+shows their latency and throughput, and stops the server. Exits with status 1 and a one-line error
+if anything fails.
 """
 
 import asyncio
@@ -55,7 +56,7 @@ def main() -> int:
 
 
 def demonstrate(console: Console) -> None:
-    """Raises `WeirError` at the first thing that does not work."""
+    """Run all steps. Raises `WeirError` at the first that fails."""
     source = hub.resolve(MODEL, progress=True)
     console.print(f"[bold]1. Model[/] {MODEL}, licence {source.licence}")
     console.print(f"   {source.path}", soft_wrap=True)
@@ -73,7 +74,7 @@ def demonstrate(console: Console) -> None:
 
 
 def command() -> str:
-    """How a person at this prompt would call the `weir` of this environment."""
+    """What to type in this shell for the `weir` of this environment."""
     beside = Path(sys.executable).with_name("weir")
     if not beside.exists() or shutil.which("weir") == str(beside):
         return "weir"
@@ -93,7 +94,7 @@ def show(console: Console, server: Private, workload: Workload) -> None:
 
 
 async def described(http: Http) -> str:
-    """Where the model runs, in the server's own words."""
+    """The device, dtype and kernels of the model, as the server reports them."""
     info: dict[str, Any] = msgspec.json.decode(await http.get("/server_info"))
     engine = info.get("engine", info)
     return ", ".join(str(engine[name]) for name in ("device", "dtype", "kernels") if name in engine)

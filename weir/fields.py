@@ -1,4 +1,4 @@
-"""What a setting may be: the types of fields, their units, and how text becomes a value.
+"""The types of settings, their units, and how text becomes a value.
 
 Knows no setting by name.
 """
@@ -31,10 +31,12 @@ Duration = Annotated[float, Meta(ge=0, extra={"unit": "TIME"})]
 
 
 def about(description: str) -> Meta:
+    """The line of help of a setting, the last annotation of its type."""
     return Meta(description=description)
 
 
 def default(info: FieldInfo) -> Any:
+    """The value of a setting that is not given."""
     made = info.default_factory
     return info.default if made is msgspec.NODEFAULT else made()
 
@@ -45,7 +47,7 @@ def describe(info: FieldInfo) -> str:
 
 
 def unit(info: FieldInfo) -> str:
-    """What a value is, in a word for help; empty where its type does not say."""
+    """The placeholder of a value in help, such as SIZE; empty if its type has none."""
     kind = info.type.__origin__
     inner = next((part for part in get_args(kind) if get_origin(part) is Annotated), kind)
     metas = (*info.type.__metadata__, *getattr(inner, "__metadata__", ()))
@@ -62,7 +64,7 @@ def plain(kind: Any) -> Any:
 
 
 def parse_size(text: str) -> int:
-    """Bytes in `8GiB`, `512 MiB`, `1.5g` (ten to the ninth) or `1024`."""
+    """Bytes in `8GiB`, `512 MiB`, `1.5g` (10⁹) or `1024`. Raises `ValueError`."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?", text.strip().lower())
     if match is None or match[2] not in UNITS:
         raise ValueError("expected a size such as 8GiB, 512MiB or 1024")
@@ -70,7 +72,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in `50ms`, `1.5s` or `0.05`."""
+    """Seconds in `50ms`, `1.5s` or `0.05`. Raises `ValueError`."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|)", text.strip().lower())
     if match is None:
         raise ValueError("expected a duration such as 50ms or 1.5s")

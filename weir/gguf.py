@@ -1,7 +1,7 @@
 """Reads GGUF files: metadata and tensor directory, straight from a memory map.
 
-This module knows bytes and block sizes, not what a quantised block means: dequantising belongs to
-the models. A file is hostile until proven otherwise: every length is checked against what is left
+Knows the bytes and sizes of quantised blocks, not their meaning: models/dequant.py unpacks them.
+Files are not trusted: every length is checked against what is left
 of the file before it is used, so a truncated or forged file is a `ConfigError`, never a crash or an
 allocation larger than the file justifies.
 Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
@@ -54,6 +54,8 @@ _U32, _U64, _ARRAY_HEADER = Struct("<I"), Struct("<Q"), Struct("<IQ")
 
 @dataclass(slots=True, frozen=True)
 class TensorInfo:
+    """A tensor of the directory."""
+
     name: str
     type: int  # key of FORMATS
     shape: tuple[int, ...]  # outermost first, as in torch
@@ -185,7 +187,7 @@ class _Header:
                 raise self.truncated()
             begin = at + 8
             at = begin + length_at(buffer, at)[0]
-            found.append(buffer[begin:at])  # clamped to the file; the next check sees it
+            found.append(buffer[begin:at])  # clamped to the file; the checks of `at` notice
         if at > self.size:
             raise self.truncated()
         self.at = at

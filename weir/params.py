@@ -1,4 +1,4 @@
-"""What a caller may ask of one request, in vLLM's names, checked once at the edge.
+"""The parameters of a request, with vLLM's names, checked once where it arrives.
 
 `SamplingParams` is what users write; `Sampling` (core) is what the engine reads. Stop strings, `n`
 and everything else about text stay on this side.
@@ -39,7 +39,7 @@ Pin = Annotated[str, Meta(max_length=256)]
 
 
 class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What an answer must follow: exactly one of these."""
+    """The constraint on an answer: exactly one of these."""
 
     json: dict[str, Any] | bool | str | None = None  # a JSON Schema, or one as text
     json_object: bool = False  # any JSON object
@@ -49,7 +49,7 @@ class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True, omit_d
 
     @property
     def field(self) -> str:
-        """The one that is given."""
+        """The name of the constraint that is given."""
         given = [
             name for name in self.__struct_fields__ if getattr(self, name) not in (None, False)
         ]
@@ -70,7 +70,7 @@ class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True, omit_d
         return found
 
     def check(self) -> None:
-        """Raise `BadRequest` unless exactly one is given, and it can be meant."""
+        """Raise `BadRequest` unless exactly one constraint is given, without empty choices."""
         given = [self.json is not None, self.json_object, self.regex is not None]
         why = ""
         if sum([*given, self.choice is not None, self.grammar is not None]) != 1:
@@ -101,18 +101,18 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
     min_tokens: Count = 0
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
-    score_from: Count = 0
+    score_from: Count = 0  # first prompt position whose logprob is wanted
     skip_special_tokens: bool = True
     detokenize: bool = True
     structured_outputs: StructuredOutputs | None = None
-    pin: Pin = ""  # keep the prompt cached under this name
+    pin: Pin = ""  # keep the prompt cached under this name; empty: do not
 
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     def check(self, vocab: int) -> None:
-        """Raise `BadRequest` naming the first field that cannot be; `vocab` is the model's."""
+        """Raise `BadRequest` for the first invalid field. vocab: size of the vocabulary."""
         convert({name: _number(value) for name, value in asdict(self).items()})
         for param in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
             check_ids(getattr(self, param) or (), vocab, param)
@@ -127,7 +127,8 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
     def sampling(
         self, *, index: int, seed: int, eos: list[int], max_tokens: int, pool: str | None = None
     ) -> Sampling:
-        """The engine's half of choice `index`. `seed`: the request's; `max_tokens`: what fits."""
+        """What the engine reads, for choice `index` of n. seed: the request's. eos: token ids that
+        end an answer. max_tokens: at most what fits the context. pool: see `Sampling`."""
         stops = list(self.stop_token_ids) if self.ignore_eos else [*self.stop_token_ids, *eos]
         return Sampling(
             temperature=self.temperature,
@@ -165,12 +166,12 @@ def convert(data: dict[str, Any]) -> SamplingParams:
 
 
 def _number(value: Any) -> Any:
-    """A number of NumPy's as Python's; anything else as it is."""
+    """A NumPy scalar as a Python number; anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def check_ids(ids: Iterable[int], vocab: int, param: str) -> None:
-    """Raise `BadRequest` for the first that is no token of a vocabulary of that size."""
+    """Raise `BadRequest` for the first id outside a vocabulary of that size."""
     if (bad := next((token for token in ids if not 0 <= token < vocab), None)) is not None:
         raise BadRequest(
             f"{param} holds {bad}, but token ids of this model run from 0 to {vocab - 1}",

@@ -1,6 +1,6 @@
-"""The files of a batch: what their lines say, and what makes a run resumable.
+"""The input and output files of a batch, and how an interrupted run is resumed.
 
-Every line of the output names its line of the input. Knows no server and sends nothing.
+Every line of the output names its line of the input. Nothing here sends requests.
 """
 
 import fcntl
@@ -23,12 +23,16 @@ class Line(Struct):
     method: str = "POST"
 
 
-class Trouble(Struct):
+class LineError(Struct):
+    """Why a line was not sent as a request."""
+
     code: str
     message: str
 
 
 class Response(Struct):
+    """The HTTP response to a line. body: decoded JSON, or text if it is none."""
+
     status_code: int
     request_id: str
     body: Any
@@ -40,7 +44,7 @@ class Answer(Struct):
     id: str
     custom_id: str | None = None
     response: Response | None = None
-    error: Trouble | None = None
+    error: LineError | None = None
 
     @property
     def failed(self) -> bool:
@@ -48,7 +52,7 @@ class Answer(Struct):
 
 
 def numbered(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines from 1, blank ones left out."""
+    """Lines that are not blank, with their numbers from 1."""
     return ((n, line) for n, line in enumerate(lines, 1) if line.strip())
 
 
@@ -65,7 +69,7 @@ def identity(raw: bytes) -> str | None:
 
 
 def identities(source: Path) -> dict[int, str | None]:
-    """The custom_id of every line that is not blank."""
+    """Number → custom_id of every line that is not blank. Raises `ConfigError`."""
     try:
         with open(source, "rb") as lines:
             return {number: identity(raw) for number, raw in numbered(lines)}
@@ -74,7 +78,7 @@ def identities(source: Path) -> dict[int, str | None]:
 
 
 def opened(target: Path) -> IO[bytes]:
-    """The output, for this run alone."""
+    """The output, locked for this run. Raises `ConfigError` if it cannot be."""
     try:
         output = open(target, "a+b")
         fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,8 +91,8 @@ def opened(target: Path) -> IO[bytes]:
 
 
 def answered(output: IO[bytes], target: Path) -> tuple[dict[int, str | None], int]:
-    """The lines that earlier runs answered, with their custom_ids, and how many of them failed. A
-    torn last line is cut off."""
+    """Number → custom_id of the lines answered by earlier runs, and how many of them failed. An
+    incomplete last line is cut off. Raises `ConfigError` if the file holds anything else."""
     done: dict[int, str | None] = {}
     whole = failed = 0
     output.seek(0)

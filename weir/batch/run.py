@@ -1,8 +1,8 @@
 """OpenAI batch files: one JSON request a line in, one JSON answer a line out.
 
-A run that was killed goes on where it stopped: every line of the output names its line of the
-input, so none is lost and none done twice. The requests go through the HTTP application, in this
-process or on a server elsewhere, so that a batch means what the same requests online would.
+A run that was killed is resumed by the same command: every line of the output names its line of
+the input, so none is lost and none done twice. The requests go through the HTTP application, in
+this process or on a server elsewhere, so that a batch means what the same requests online would.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import msgspec
 
 from weir import connect
 from weir.batch import files
-from weir.batch.files import Answer, Response, Trouble
+from weir.batch.files import Answer, LineError, Response
 from weir.config import Config
 from weir.errors import ConfigError, EngineDead
 from weir.http import address
@@ -27,9 +27,9 @@ from weir.server.app import create_app
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 PATIENCE = 300.0
-"""Seconds that a request is sent again while the server is busy or cannot be reached."""
+"""Seconds for which a request is retried while the server is busy or cannot be reached."""
 RETRIES = 3
-"""Times a request is sent again after the server failed on it."""
+"""Times that a request is retried after a server error."""
 
 
 @dataclass(slots=True)
@@ -56,10 +56,10 @@ def run_batch(
 ) -> Summary:
     """Answer every line of `source` that `target` has no answer for yet.
 
-    The model is that of `config`, in a process of its own, or the one a server at `base_url` has.
-    `concurrency` requests are in hand at once. `hidden`: no progress bar. Raises `ConfigError` if
-    the files do not fit together, `HttpError` for a URL that is none, and `EngineDead` when nobody
-    answers any more; what was done is kept.
+    config: of an engine in a process of its own; base_url: of a server, instead of it. concurrency:
+    most requests in flight at once. hidden: no progress bar. Raises `ConfigError` if the files do
+    not belong together, `HttpError` for an invalid URL, and `EngineDead` if no server or engine
+    answers any more; the answers so far are kept.
     """
     if (config is None) == (base_url is None):
         raise ConfigError("a batch needs either a model or the URL of a server")
@@ -87,7 +87,7 @@ def run_batch(
 async def _transport(
     config: Config | None, concurrency: int
 ) -> AsyncGenerator[httpx.AsyncBaseTransport, None]:
-    """The way to a server elsewhere or, without a network, to the HTTP application of a model."""
+    """The transport to a server or, without a network, to the HTTP application of this process."""
     if config is None:
         yield httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=concurrency))
         return
@@ -108,7 +108,7 @@ async def process(
     concurrency: int = 256,
     hidden: bool = False,
 ) -> Summary:
-    """See `run_batch`."""
+    """As `run_batch`, through `http`, whose base URL is that of the server."""
     ids = files.identities(source)
     with files.opened(target) as output:
         done, lost = files.answered(output, target)
@@ -148,7 +148,7 @@ class _Workers:
             self._write(await self._answer(number, line))
 
     def _write(self, answer: Answer) -> None:
-        """One whole line at a time: a run that is killed tears at most the last one."""
+        """Write and count an answer. Each is flushed, so that only the last can be incomplete."""
         self.output.write(msgspec.json.encode(answer) + b"\n")
         self.output.flush()
         response, summary = answer.response, self.summary
@@ -168,27 +168,28 @@ class _Workers:
         try:
             line = msgspec.json.decode(raw, type=files.Line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            answer.error = Trouble("invalid_line", f"line {number}: {error}")
+            answer.error = LineError("invalid_line", f"line {number}: {error}")
             return answer
         first = self.first[line.custom_id]
         if first != number:
-            answer.error = Trouble(
+            answer.error = LineError(
                 "duplicate_custom_id",
                 f"line {number}: custom_id {line.custom_id!r} was used in line {first}",
             )
         elif line.method != "POST" or line.url not in ROUTES:
-            answer.error = Trouble(
+            answer.error = LineError(
                 "invalid_url",
                 f"line {number}: {line.method} {line.url} is not POST to {', '.join(ROUTES)}",
             )
         elif line.body.get("stream"):
-            answer.error = Trouble("invalid_body", f"line {number}: a batch cannot stream")
+            answer.error = LineError("invalid_body", f"line {number}: a batch cannot stream")
         else:
             answer.response = await self._request(line)
         return answer
 
     async def _request(self, line: files.Line) -> Response:
-        """Send one request until there is an answer that will not change by asking again."""
+        """Send one request, and retry it while the server is busy, unreachable or fails. Raises
+        `EngineDead` after `PATIENCE`."""
         waited, failures = 0.0, 0
         while True:
             pause, why = 1.0, ""

@@ -1,7 +1,7 @@
-"""The C++ kernels beside this file: compiled on the machine that runs them, called by address.
+"""The C++ kernels beside this file: compiled on the machine that runs them, called with ctypes.
 
-Nothing here knows tensors; the ops pass pointers and sizes. Where there is no compiler and nothing
-that one made before, `library()` is None, `status()` says so, and every op takes its PyTorch path.
+Nothing here knows tensors; the ops pass pointers and sizes. Where there is neither a compiler nor a
+library in the cache, `library()` is None, `status()` says so, and every op takes its PyTorch path.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Library:
 
 
 class _State:
-    """What was loaded, once per process, and why."""
+    """The state of this process."""
 
     library: Library | None = None
     status: str = ""
@@ -147,13 +147,13 @@ def loaded() -> Library | None:
 
 
 def status() -> str:
-    """What the CPU ops run on, and why, in a sentence."""
+    """Whether the CPU ops use native kernels, and why not, in a sentence."""
     library()
     return _State.status
 
 
 def set_threads(threads: int) -> None:
-    """Compute with so many threads, the caller's included; 0: every core this process may use."""
+    """Compute with `threads` threads, including the caller's; 0: all cores of this process."""
     _State.threads = threads
     if _State.library is not None:
         _apply_threads()
@@ -244,8 +244,8 @@ def compiled(compiler: str | None, target: tuple[str, ...]) -> Iterator[Path]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time, so that many that start together compile once, not all at once on the
-    same cores; where there can be no such folder, each on its own."""
+    """Lock `folder`, so that of many processes that start together only one compiles. No lock where
+    the folder cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -253,14 +253,14 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when this process ends, however
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when this process ends, however it does
         yield
     finally:
         os.close(lock)
 
 
 def _kept(made: Path, path: Path) -> bool:
-    """Without a lock others may be compiling too: the last one wins, all are alike."""
+    """Put a library into the cache, atomically; whether that succeeded. Others may do the same."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
@@ -272,7 +272,7 @@ def _kept(made: Path, path: Path) -> bool:
 
 
 def _loads(path: Path) -> bool:
-    """Whether it is there, and of a machine like this."""
+    """Whether the library exists and can be loaded on this machine."""
     try:
         ctypes.CDLL(str(path))
     except OSError:
