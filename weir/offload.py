@@ -1,6 +1,6 @@
-"""From `--offload` to where weights and KV lie: a plan that was made before, or one made here.
+"""Applies `--offload`: where weights and KV cache lie, by a given plan or the best one found here.
 
-What a plan says beyond the shares of weights becomes settings, where these were left to us.
+Batch sizes and KV of the plan become settings, except those that the user chose.
 """
 
 import logging
@@ -32,32 +32,31 @@ from weir.trial import timed
 log = logging.getLogger(__name__)
 
 HARMFUL = 1.25
-"""How many times as fast another plan must be for one given to be warned of."""
+"""A warning is logged if the best plan is predicted to be this many times as fast as the given."""
 PAGE = 16
-"""Tokens of room that a request may have taken beyond its own."""
+"""Tokens of KV that a request may reserve beyond its own, since pages are taken whole."""
 EAGER = 200e-6
-"""Seconds in which the host launches a layer's kernels one by one."""
+"""Seconds to launch a layer's kernels one by one, without a CUDA graph."""
 BITS = {"fp8": 8, "int4": 4}
-"""Of a weight quantised so."""
+"""Bits of a weight, by `--quantization`."""
 CODES = {8: "int8", 4: "int4"}
-"""KV of so many bits."""
+"""`--kv-cache-dtype`, by bits of a number."""
 ROOMY = 0.8
-"""The share of a memory that weights may take without a thought of offloading."""
+"""The share of a memory that weights may take without being offloaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The configuration with what a plan says; what makes the shelf of the layers, if they are not
-    all on the device; whether KV is in a GPU's host; a line for people."""
+    """The outcome of `--offload`."""
 
-    config: Config
-    shelf: Callable[[int], Streamed] | None = None
-    hosted: bool = False
-    about: str = ""
+    config: Config  # with the settings of the plan
+    shelf: Callable[[int], Streamed] | None = None  # makes the `Shelf`; None: all on the device
+    hosted: bool = False  # a GPU computes, and all KV is in main memory
+    about: str = ""  # the placement, in a line for people
 
 
 def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
-    """What to put where, of the model at `path` with weights of such a type on a PyTorch device.
+    """Place the model at `path`, computed on a PyTorch `device` with weights of `dtype`.
 
     Raises `ConfigError` for a plan that is unreadable or does not fit, and warns of a slow one."""
     if config.offload == "none":
@@ -66,7 +65,7 @@ def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
     spec = read_spec(path)
     bits = weight_bits(config, path, spec, dtype)
     if device.type == "cpu" and given is None:
-        return _as_room_lasts(config, weights(spec) * bits / 8, device)
+        return _spilled(config, weights(spec) * bits / 8, device)
     room = rates.room(device, config.gpu_memory_utilization) if device.type != "cpu" else 0
     room = min(room, config.gpu_memory or room)
     if given is None and weights(spec) * bits / 8 <= ROOMY * room:
@@ -87,8 +86,8 @@ def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
     return Placed(settings, shelf, apart, describe(found, machine))
 
 
-def _as_room_lasts(config: Config, held: float, device: Any) -> Placed:
-    """A CPU's weights in main memory, and on disk what that has no room for."""
+def _spilled(config: Config, held: float, device: Any) -> Placed:
+    """Weights of `held` bytes in main memory, as far as it has room, and the rest on disk."""
     room = config.cpu_memory or ROOMY * (1 - config.cpu_memory_fraction) * free_memory()
     disk = max(0.0, 1 - room / held)
     if not disk:
@@ -114,8 +113,9 @@ def cache_bits(config: Config) -> int:
 
 
 def this_machine(config: Config, path: Path, room: int, device: Any, dtype: Any) -> Machine:
-    """What may be used here for the model at `path`, timed in about a second. Raises `ConfigError`
-    for a folder that cannot be written."""
+    """This machine, with the memory that may be used and rates timed for the model at `path`, in
+    about a second. room: bytes of the GPU. Raises `ConfigError` if the folder of `--offload-dir`
+    cannot be written."""
     folder = Path(config.offload_dir) if config.offload_dir else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -139,7 +139,7 @@ def _shelf(config: Config, shares: Shares, device: Any) -> Callable[[int], Strea
 
 
 def _tokens(spec: Spec, placed: Offload, size: int) -> tuple[float, float]:
-    """Bytes of a token's KV on the GPU, `size` each number, and in main memory."""
+    """Bytes of a token's KV on the GPU, with `size` bytes per number, and in main memory."""
     there = size if placed.cache_bits == 16 else BYTES[placed.cache_bits]
     return cache_bytes(spec, size), cache_bytes(spec, there)
 
@@ -147,10 +147,11 @@ def _tokens(spec: Spec, placed: Offload, size: int) -> tuple[float, float]:
 def _settings(
     config: Config, placed: Offload, apart: bool, job: Job, token: tuple[float, float]
 ) -> Config:
-    """`config` for such a placement: steps large enough to hide what they bring, with room for the
-    decodes of all beside prompts, in lanes as large as a batch of prompts, and room for the KV of
-    as many requests, each token so many bytes on the GPU and in main memory, where the memory of
-    the device does not decide. apart: all KV is in main memory."""
+    """`config` with the settings of a placement that the user left open: steps as large as the
+    plan's, so that computing hides copies, with the decodes of a block beside prompts; lanes as
+    large as its batches; and KV memory for its block. apart: all KV is in main memory. token: bytes
+    of a token's KV on the GPU and in main memory. Raises `ConfigError` for settings that contradict
+    the plan."""
     prompts, (here, away, _) = placed.batch * job.prompt, placed.cache
     together = prompts * placed.lanes
     beside = placed.block if placed.lanes < placed.batches else 0
@@ -168,7 +169,7 @@ def _settings(
             raise ConfigError("--offload: KV in two memories needs --memory-policy on-demand")
         room = one * here * placed.block
         more |= {"cpu_cache": int(cold * (away * placed.block + 1)), "cpu_attention": "all"}
-        if config.memory_policy == "on-demand":  # nobody starts where he could not end
+        if config.memory_policy == "on-demand":  # no request starts that might not finish
             more["memory_policy"] = f"on-demand(ahead={job.output})"
     return replace(
         config,
@@ -177,13 +178,13 @@ def _settings(
         max_num_batched_tokens=tokens,
         max_lane_tokens=config.max_lane_tokens or max(prompts, placed.block),
         max_prefill_beside_decode=config.max_prefill_beside_decode or min(tokens, together),
-        enforce_eager=True,  # layers are never twice at one address
+        enforce_eager=True,  # CUDA graphs need layers at fixed addresses
         **more,
     )
 
 
 def _job(context: int, spec: Spec) -> Job:
-    """What requests are taken to be where nobody says."""
+    """The requests to plan for where no plan says, in `context` tokens."""
     job, context = Job(), min(context, spec.context)
     output = min(job.output, context // 2)
     return Job(prompt=min(job.prompt, context - output), output=output)
@@ -208,8 +209,8 @@ def _checked(
     bits: int,
     find_best: Callable[[], Planned],
 ) -> Planned:
-    """The plan given, priced here as it will run, and beside the best if there is a solver to find
-    that."""
+    """The given plan with its prediction for this machine, after comparing it with the best one if
+    a solver is installed. Raises `ConfigError` if it cannot run here."""
     placed = replace(given.planned.offload, weight_bits=bits, overlap="copies", decode_lanes=1)
     if config.kv_cache_dtype != "auto":
         placed = replace(placed, cache_bits=cache_bits(config))
@@ -242,7 +243,7 @@ def _checked(
 
 
 def _excess(said: Prediction, machine: Machine) -> str:
-    """Which memories a plan asks too much of."""
+    """The memories of which a plan needs more than there is."""
     sizes = machine.gpu_memory, machine.cpu_memory, machine.disk
     rooms = dict(zip(said.memory, sizes, strict=True))
     return " and ".join(
@@ -253,7 +254,7 @@ def _excess(said: Prediction, machine: Machine) -> str:
 
 
 def describe(found: Planned, machine: Machine) -> str:
-    """A placement and what is predicted of it, in one line."""
+    """A placement and its prediction, in one line."""
     placed, said = found.offload, found.predicted
     places = ("in main memory" if machine.alone else "on the GPU", "in main memory", "on disk")
     shares = [

@@ -34,7 +34,7 @@ VECTORS = 40
 """Hidden states' worth of bytes that norms, activations, sums and the coding of KV read and write
 in a layer for a token of a prompt (OPT-30B's kernels on an H200: 0.165 us at 3.65 TB/s)."""
 WRITTEN = 0.8
-"""The share of a link's rate at which a kernel writes KV to the host beside copies the other way
+"""The share of a link's rate at which a kernel writes KV to the host during copies the other way
 (41 to 43 of 55 GB/s)."""
 READERS, BLOCK, PASSES = 4, 4 << 20, 4
 """To time a disk: threads, bytes of one read, and times that all is read."""

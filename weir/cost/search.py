@@ -26,7 +26,7 @@ SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 FAR = np.array([0.0, 1.0, 2.0] * 3 + [0.0, 0.0])
 """How far from the GPU each share is, for places that take the same time."""
 SAME = 1e-9
-"""Times that differ by so much of them are the same."""
+"""Times whose relative difference is this or less are equal."""
 SLACK = 1.001
 """Factor on bounds of throughput, far above the solver's tolerance."""
 GPU, CPU, DISK = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)

@@ -39,10 +39,10 @@ class Target:
     limit: most prompt tokens in a step. least: prompt tokens that every step may have, so that
     prompts advance even if decodes alone exceed the target.
 
-    A target that is not `firm` yields in two cases. Prompts get half of a step's time if they need
-    it, however slow decodes are. And while many requests wait, steps grow: everybody finishes
-    sooner, and a stream is delayed for a small part of the time that others wait for their first
-    token.
+    A target that is not `firm` yields in two cases. If prompts need it, a step may take `STRETCH`
+    times as long as its decodes alone, however slow these are. And while many requests wait, steps
+    grow: everybody finishes sooner, and a stream is delayed for a small part of the time that
+    others wait for their first token.
 
     first: target for first tokens, in seconds. Prompts then get no more of a step than is needed to
     compute all that wait in time, so that streams are as smooth as that allows.
