@@ -129,8 +129,8 @@ def test_a_model_that_fits_is_left_alone(tmp_path, device):
     given = random_model(tmp_path)
     config, there = settings(offload="auto", **given), torch.device(device)
     placed = offload.arrange(config, tmp_path, there, torch.float32)
-    assert placed.shelf is None and placed.config == config
-    assert offload.arrange(settings(**given), tmp_path, CPU, torch.float32).shelf is None
+    assert placed.layer_store is None and placed.config == config
+    assert offload.arrange(settings(**given), tmp_path, CPU, torch.float32).layer_store is None
 
 
 def test_a_cpu_keeps_in_memory_what_it_may(tmp_path):
@@ -154,7 +154,9 @@ def test_a_cpu_runs_a_plan_as_a_gpu_would(tmp_path, monkeypatch):
     placed = offload.arrange(given, path, CPU, torch.float32)
     config = placed.config
     assert (config.max_num_seqs, config.max_num_batched_tokens) == (8, 8 * 512)
-    assert config.max_lane_tokens == 4 * 512 and placed.shelf is not None and not placed.hosted
+    assert (
+        config.max_lane_tokens == 4 * 512 and placed.layer_store is not None and not placed.hosted
+    )
     said = "weights 50% in main memory, weights 50% on disk, KV 100% in main memory; 8 requests, "
     assert placed.about.startswith(said)
     with pytest.raises(ConfigError, match="weights on disk: add --offload-dir"):
@@ -186,7 +188,7 @@ def test_a_gpu_gets_the_best_plan_and_steps_to_match(monkeypatch):
     placed = on_gpu(monkeypatch, H100, offload="auto")
     best = search(OPT, Job(), H100, runnable(H100, native.library() is not None)).offload
     config = placed.config
-    assert placed.shelf is not None and "waiting for" in placed.about
+    assert placed.layer_store is not None and "waiting for" in placed.about
     assert placed.hosted == (native.library() is not None)
     assert config.max_num_seqs == best.block
     tokens = best.batch * best.lanes * 512
@@ -308,7 +310,7 @@ def test_a_plan_that_does_harm_is_priced(monkeypatch, tmp_path, caplog):
 def test_a_plan_given_needs_no_solver(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "highspy", None)
     placed = on_gpu(monkeypatch, H100, offload=plan(tmp_path, (0.0, 1.0, 0.0), batch=8))
-    assert placed.config.max_num_seqs == 8 and placed.shelf is not None
+    assert placed.config.max_num_seqs == 8 and placed.layer_store is not None
     with pytest.raises(ConfigError, match="HiGHS"):
         on_gpu(monkeypatch, H100, offload="auto")
 

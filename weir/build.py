@@ -28,7 +28,7 @@ from weir.grammar.library import Library
 from weir.kv import snapshot
 from weir.models.base import Model
 from weir.models.load import load
-from weir.models.weights import Shelf
+from weir.models.weights import LayerStore
 from weir.ops import dispatch, native
 from weir.ops.coded import BYTES
 from weir.runtime import rates
@@ -77,7 +77,7 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
     if placed.hosted or (config.cpu_attention != "off" and platform.device.type == "cuda"):
         native.set_threads(max(1, platform.threads - 1))  # one is left to launch GPU work
     phases.done("placement")
-    model = _model(config, platform, source.path, placed.shelf)
+    model = _model(config, platform, source.path, placed.layer_store)
     phases.done("weights")
     disk = open_disk(config, platform, model, source.path) if config.disk_cache else None
     executor = executor_over(config, platform, model, disk, phases)
@@ -119,9 +119,9 @@ def _engine(config: Config, platform: Platform, phases: Phases) -> Engine:
 
 
 def _model(
-    config: Config, platform: Platform, path: Path, shelf: Callable[[int], Shelf] | None
+    config: Config, platform: Platform, path: Path, layer_store: Callable[[int], LayerStore] | None
 ) -> Model:
-    """The weights at `path`, on the device or, as they are made, on a shelf."""
+    """The weights at `path`, on the device or, as they are made, in a layer store."""
     as_kept = platform.native and config.dtype == "auto"  # quantised weights stay so
     return load(
         path,
@@ -132,7 +132,7 @@ def _model(
         context=config.max_model_len,
         seed=config.seed,
         threads=platform.threads,
-        shelf=shelf,
+        layer_store=layer_store,
     )
 
 

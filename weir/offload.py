@@ -50,7 +50,7 @@ class Placed:
     """The outcome of `--offload`."""
 
     config: Config  # with the settings of the plan
-    shelf: Callable[[int], Streamed] | None = None  # makes the `Shelf`; None: all on the device
+    layer_store: Callable[[int], Streamed] | None = None  # None: all layers are on the device
     hosted: bool = False  # a GPU computes, and all KV is in main memory
     about: str = ""  # the placement, in a line for people
 
@@ -80,10 +80,10 @@ def arrange(config: Config, path: Path, device: Any, dtype: Any) -> Placed:
     if not (machine.alone or placed.cache[1]):  # a GPU keeps no codes
         placed = replace(placed, cache_bits=16)
     log.info("offloading: %s", describe(found, machine))
-    shelf = _shelf(config, placed.weights, device) if placed.weights[0] < 1 else None
+    layer_store = _layer_store(config, placed.weights, device) if placed.weights[0] < 1 else None
     apart = placed.cache[0] * placed.block < 1  # the GPU has no room for one request's KV
     settings = _settings(config, placed, apart, job, _tokens(spec, placed, dtype.itemsize))
-    return Placed(settings, shelf, apart, describe(found, machine))
+    return Placed(settings, layer_store, apart, describe(found, machine))
 
 
 def _spilled(config: Config, held: float, device: Any) -> Placed:
@@ -93,7 +93,7 @@ def _spilled(config: Config, held: float, device: Any) -> Placed:
     if not disk:
         return Placed(config)
     about = f"weights {1 - disk:.0%} in main memory, {disk:.0%} on disk"
-    return Placed(config, _shelf(config, (1 - disk, 0.0, disk), device), about=about)
+    return Placed(config, _layer_store(config, (1 - disk, 0.0, disk), device), about=about)
 
 
 def weight_bits(config: Config, path: Path, spec: Spec, dtype: Any) -> int:
@@ -132,7 +132,7 @@ def this_machine(config: Config, path: Path, room: int, device: Any, dtype: Any)
     return replace(found, cpu_memory=memory)
 
 
-def _shelf(config: Config, shares: Shares, device: Any) -> Callable[[int], Streamed]:
+def _layer_store(config: Config, shares: Shares, device: Any) -> Callable[[int], Streamed]:
     folder = Path(config.offload_dir) if config.offload_dir else None
     room = config.cpu_memory or None
     return lambda count: Streamed(count, shares, device, folder, room)

@@ -38,10 +38,10 @@ def engine(
 ) -> Engine:
     """The model streamed; KV of main memory is attended to by a relay."""
     model = WHOLE.to(device)
-    shelf = Streamed(5, shares, device, folder)
+    layer_store = Streamed(5, shares, device, folder)
     for layer in model.layers:
-        shelf.add(layer)
-    model.layers = shelf.done()
+        layer_store.add(layer)
+    model.layers = layer_store.done()
     devices = {tier: CPU if tier == Tier.CPU else device for tier in sizes}
     pinned = device.type == "cuda"
     store = Store(model.spec.attention, 4, sizes, devices, torch.float32, pinned=pinned)

@@ -17,7 +17,9 @@ def test_a_loaded_model_gives_the_same_logits_from_disk(tmp_path, family):
         spilled = load(
             tmp_path / "model",
             dtype=dtype,
-            shelf=lambda n: Streamed(n, (0.0, 0.0, 1.0), torch.device("cpu"), tmp_path / "spill"),
+            layer_store=lambda n: Streamed(
+                n, (0.0, 0.0, 1.0), torch.device("cpu"), tmp_path / "spill"
+            ),
         )
         assert spilled.layers.spill.size > 0
         for _ in range(2):

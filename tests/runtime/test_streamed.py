@@ -26,13 +26,13 @@ SHARES = [(0.0, 0.0, 1.0), (0.4, 0.0, 0.6), (0.9, 0.1, 0.0), (0.3, 0.4, 0.3), (0
 
 
 def put(model: Tiny, shares, folder: Path, device: str = "cpu") -> Streamed:
-    """The layers of `model` on a shelf, and the shelf in their place."""
+    """The layers of `model` in a layer store, and the store in their place."""
     model.to(torch.device(device))
-    shelf = Streamed(len(model.layers), shares, torch.device(device), folder)
+    layer_store = Streamed(len(model.layers), shares, torch.device(device), folder)
     for layer in model.layers:
-        shelf.add(layer)
-    model.layers = shelf.done()
-    return shelf
+        layer_store.add(layer)
+    model.layers = layer_store.done()
+    return layer_store
 
 
 def same(one, other) -> bool:
@@ -59,10 +59,10 @@ def test_each_memory_has_its_share_at_every_moment(sizes, two):
 @pytest.mark.parametrize("shares", SHARES)
 def test_every_step_gets_the_layers_that_were_put_in(tmp_path, device, layers, shares):
     model, whole = Tiny(layers=layers), Tiny(layers=layers).to(torch.device(device))
-    shelf = put(model, shares, tmp_path, device)
+    layer_store = put(model, shares, tmp_path, device)
     for step in range(4):
         before = None
-        for i, layer in enumerate(shelf):
+        for i, layer in enumerate(layer_store):
             assert same(layer, whole.layers[i])
             assert i == 0 or same(before, whole.layers[i - 1])  # its attention is under way
             before = layer
@@ -70,7 +70,7 @@ def test_every_step_gets_the_layers_that_were_put_in(tmp_path, device, layers, s
                 break  # a step that breaks off
         else:
             assert i == layers - 1 and same(before, whole.layers[-1])
-    shelf.close()
+    layer_store.close()
     assert not list(tmp_path.iterdir())
 
 
@@ -100,10 +100,10 @@ def test_streamed_tokens_are_those_of_the_whole_model(tmp_path, device, shares):
 def test_a_part_is_rebuilt_with_its_own_strides():
     layer = Tiny(layers=1).layers[0]
     layer.o = layer.o.t()
-    shelf = Streamed(1, (0.0, 1.0, 0.0), torch.device("cpu"))
+    layer_store = Streamed(1, (0.0, 1.0, 0.0), torch.device("cpu"))
     copy = rebuilt(layer, (t.clone() for t in tensors(layer)))
-    shelf.add(layer)
-    assert same(next(iter(shelf.done())), copy)
+    layer_store.add(layer)
+    assert same(next(iter(layer_store.done())), copy)
 
 
 def test_the_file_takes_and_gives_back_what_it_was_given(tmp_path):
@@ -151,17 +151,17 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
 
 def test_too_little_main_memory_is_one_sentence(monkeypatch):
     layer = Tiny(layers=1).layers[0]
-    shelf = Streamed(4, (0.0, 1.0, 0.0), torch.device("cpu"), room=1000)
+    layer_store = Streamed(4, (0.0, 1.0, 0.0), torch.device("cpu"), room=1000)
     with pytest.raises(ConfigError, match="GiB of main memory, of which"):
-        shelf.add(layer)
+        layer_store.add(layer)
 
     def refuse(*_, **__):
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     monkeypatch.setattr(pinned, "Memory", refuse)
-    shelf.room = None
+    layer_store.room = None
     with pytest.raises(ConfigError, match=r"main memory cannot be had .*Cannot allocate memory"):
-        shelf.add(layer)
+        layer_store.add(layer)
 
 
 def test_a_driver_that_refuses_to_pin_is_asked_once(monkeypatch):
@@ -169,12 +169,12 @@ def test_a_driver_that_refuses_to_pin_is_asked_once(monkeypatch):
     monkeypatch.setattr(
         streamed, "host_zeros", lambda n, pinned=False, part=0: asked.append(pinned) or raw(n)
     )
-    shelf = Streamed(3, (0.0, 1.0, 0.0), torch.device("cpu"))
-    shelf.pinned = True  # as beside a GPU
+    layer_store = Streamed(3, (0.0, 1.0, 0.0), torch.device("cpu"))
+    layer_store.pinned = True  # as beside a GPU
     for layer in model.layers:
-        shelf.add(layer)
+        layer_store.add(layer)
     assert asked == [True, False, False]
-    assert all(same(a, b) for a, b in zip(shelf.done(), Tiny(layers=3).layers, strict=True))
+    assert all(same(a, b) for a, b in zip(layer_store.done(), Tiny(layers=3).layers, strict=True))
 
 
 def raw(size: int) -> torch.Tensor:
@@ -187,9 +187,9 @@ def test_steps_that_break_off_anywhere_leave_the_next_whole(cuts, slots):
     model, whole = Tiny(layers=6), Tiny(layers=6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streamed, "LAYER_SLOTS", slots)
-        shelf = put(model, (0.2, 0.8, 0.0), Path())
+        layer_store = put(model, (0.2, 0.8, 0.0), Path())
     for cut in [*cuts, 6]:
-        for i, layer in enumerate(shelf):
+        for i, layer in enumerate(layer_store):
             if i == cut:
                 break
             assert same(layer, whole.layers[i])

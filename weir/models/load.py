@@ -17,7 +17,7 @@ from weir.models.metadata import from_gguf
 from weir.models.opt import OPT
 from weir.models.packed import Packed
 from weir.models.shape import read_spec, scheme_of
-from weir.models.weights import Checkpoint, Shelf, Weights, verify
+from weir.models.weights import Checkpoint, LayerStore, Weights, verify
 from weir.ops.linear import takes_codes, takes_fp8
 from weir.ops.quantize import GROUP
 from weir.spec import Spec
@@ -48,7 +48,7 @@ def load(
     layers: int | None = None,
     seed: int = 0,
     threads: int = 0,
-    shelf: Callable[[int], Shelf] | None = None,
+    layer_store: Callable[[int], LayerStore] | None = None,
 ) -> Model:
     """The model at `path`, with weights of type `dtype` (None: bfloat16) packed for `device`.
 
@@ -56,8 +56,8 @@ def load(
     must be stored so. "auto" unpacks weights on a CPU if `dtype` is given, and GGUF files on a GPU.
     format: "auto", "safetensors", "gguf", or "dummy" for random weights (from `seed`) from the
     configuration alone. context: shortens the longest sequence. layers: keeps only the first ones.
-    threads: read and pack (0: as many as cores, at most `THREADS`). shelf: given the number of
-    layers, makes the store for them.
+    threads: read and pack (0: as many as cores, at most `THREADS`). layer_store: makes a store for
+    a number of layers.
 
     Raises ConfigError for files that are missing, damaged or do not fit their configuration, and
     for weights that the device cannot multiply.
@@ -91,7 +91,7 @@ def load(
     if layers is not None:
         first = {"attention": spec.attention[:layers], "rope": spec.rope[:layers]}
         spec = replace(spec, layers=layers, **first)
-    kept = shelf(spec.layers) if shelf is not None else None
+    kept = layer_store(spec.layers) if layer_store is not None else None
     made = dtype or torch.bfloat16
     with Weights(checkpoint, made, device, threads, quantization, kept) as weights:
         return kind(spec, weights)

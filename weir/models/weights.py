@@ -45,7 +45,7 @@ class Checkpoint:
         return None
 
 
-class Shelf(Protocol):
+class LayerStore(Protocol):
     """Stores layers in other memory than that where they are made."""
 
     def add(self, layer: Any) -> None:
@@ -62,8 +62,8 @@ class Weights:
 
     quantization: "auto" leaves quantised weights as they are if the device can multiply them;
     "none" unpacks them; "fp8" and "int4" also quantise the other weights of the layers, but not the
-    embedding and the output layer. shelf: stores each layer as soon as it is made, so that few are
-    on the device at once."""
+    embedding and the output layer. layer_store: takes each layer as soon as it is made, so
+    that few are on the device at once."""
 
     def __init__(
         self,
@@ -72,10 +72,10 @@ class Weights:
         device: torch.device,
         threads: int,
         quantization: str = "auto",
-        shelf: Shelf | None = None,
+        layer_store: LayerStore | None = None,
     ):
         self.quantization = quantization
-        self.shelf = shelf
+        self.layer_store = layer_store
         self.kinds: dict[str, None] = {}  # types in which weights are stored, in order
         self.checkpoint = checkpoint
         self.dtype = dtype
@@ -94,16 +94,16 @@ class Weights:
         return list(self.pool.map(make, range(count)))
 
     def layers(self, make: Callable[[int], T], count: int) -> Iterable[T]:
-        """[make(0), …, make(count - 1)], or these layers from the shelf if there is one."""
-        if self.shelf is None:
+        """[make(0), …, make(count - 1)], or these layers from the store if there is one."""
+        if self.layer_store is None:
             return self.each(make, count)
         coming = self.pool.submit(make, 0)
         for i in range(1, count + 1):
             layer = coming.result()
             if i < count:
                 coming = self.pool.submit(make, i)
-            self.shelf.add(layer)
-        return self.shelf.done()
+            self.layer_store.add(layer)
+        return self.layer_store.done()
 
     def vector(self, name: str) -> Tensor:
         """float32 [N]: a norm's weight or a bias."""
