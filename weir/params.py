@@ -107,6 +107,13 @@ class SamplingParams(Struct, kw_only=True, forbid_unknown_fields=True):
     structured_outputs: StructuredOutputs | None = None
     pin: Pin = ""  # keep the prompt cached under this name; empty: do not
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.structured_outputs, StructuredOutputs | None):
+            raise BadRequest(
+                f"structured_outputs must be StructuredOutputs, got {self.structured_outputs!r}",
+                param="structured_outputs",
+            )
+
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop
@@ -157,10 +164,10 @@ def convert(data: dict[str, Any]) -> SamplingParams:
     try:
         return msgspec.convert(data, SamplingParams)
     except msgspec.ValidationError as error:
-        rule, _, where = str(error).partition(" - at `$.")
-        if found := re.match(r"\w+", where):
-            name, rule = found[0], rule.removeprefix("Expected ").partition(", got")[0]
-            message = f"{name} must be {rule}, got {repr(data[name])[:100]}"
+        if found := re.match(r"(.*) - at (`key` in )?`\$\.(\w+)", str(error)):
+            name, rule = found[3], found[1].removeprefix("Expected ").partition(", got")[0]
+            subject = f"a key of {name}" if found[2] else name
+            message = f"{subject} must be {rule}, got {repr(data[name])[:100]}"
             raise BadRequest(message, param=name) from None
         raise BadRequest(str(error)) from None
 

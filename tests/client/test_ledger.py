@@ -18,6 +18,7 @@ ABSURD = [
     ({"stop": ["x"] * 65}, "stop"),
     ({"stop": "x", "detokenize": False}, "stop"),
     ({"logit_bias": {257: 1.0}}, "logit_bias"),
+    ({"logit_bias": {"5": 1.0}}, "logit_bias"),
     ({"min_tokens": 300, "max_tokens": None}, "min_tokens"),
     ({"max_tokens": 255}, "max_tokens"),
 ]
@@ -31,11 +32,30 @@ def test_absurd_parameters_name_the_field(ledger, fields, param):
     assert not ledger.live and sum(ledger.rejected.values()) == 1
 
 
-@pytest.mark.parametrize("prompt", ["", [], [-1], [257], [1.5], ["a"], [True], "a" * 257])
+ODD = ["", [], [-1], [257], [1.5], ["a"], [True], "a" * 257, b"ab", {1: 2}, None, 3]
+
+
+@pytest.mark.parametrize("prompt", ODD)
 def test_absurd_prompts_are_refused(ledger, prompt):
     with pytest.raises(BadRequest) as caught:
         ledger.admit(prompt, SamplingParams(), now=0.0)
     assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [("priority", None), ("priority", "x"), ("priority", 1.5), ("request_id", 5)],
+)
+def test_details_that_no_engine_could_read_are_refused(ledger, param, value):
+    """Its process would drop the whole message, and the request would never end."""
+    with pytest.raises(BadRequest) as caught:
+        ledger.admit([1], SamplingParams(), now=0.0, **{param: value})
+    assert caught.value.param == param and not ledger.live
+
+
+def test_a_dict_is_no_structured_outputs():
+    with pytest.raises(BadRequest, match="must be StructuredOutputs"):
+        SamplingParams(structured_outputs={"regex": "a"})
 
 
 def test_a_text_far_too_long_is_refused_without_tokenising(ledger, monkeypatch):

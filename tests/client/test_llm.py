@@ -98,6 +98,8 @@ def test_one_call_at_a_time(llm):
     [
         (["a", "b" * 300], GREEDY, "prompt 1, counted from 0: .*maximum context"),
         (3, GREEDY, "a prompt must be text"),
+        (b"ab", GREEDY, "a prompt must be text"),
+        (["a", b"ab"], GREEDY, "a prompt must be text"),
         (["a", None], GREEDY, "a prompt must be text"),
         ({"prompt": "a"}, GREEDY, "a prompt must be text"),
         ([{"prompt_token_ids": [97]}], GREEDY, "a prompt must be text"),
@@ -221,6 +223,17 @@ def test_an_async_one_that_nobody_started_says_so(run, text):
             await llm.embed("a")
         async with llm:
             assert await llm.embed("abc") == [1.0, 3.0]
+
+    run(main)
+
+
+def test_an_async_one_refuses_params_that_are_none(run, text):
+    async def main():
+        async with AsyncLLM.of(Local(fakes.FakeEngine(), text, ["m"])) as llm:
+            with pytest.raises(BadRequest, match="params must be SamplingParams"):
+                await anext(llm.generate("a", {"max_tokens": 3}))
+            with pytest.raises(BadRequest, match="a prompt must be text"):
+                await anext(llm.generate(None, GREEDY))
 
     run(main)
 

@@ -7,7 +7,8 @@ import logging
 import random
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,6 +81,9 @@ class Ledger:
         if (grammar is None) != (params.structured_outputs is None):
             raise RuntimeError("a request with structured outputs takes its compiled grammar along")
         try:
+            if not isinstance(priority, int):
+                why = f"priority must be a whole number, got {priority!r}"
+                raise BadRequest(why, param="priority")
             ids = self._checked(prompt, params, request_id, pool, add_special_tokens)
             room = self._room(len(ids), params, pool)
         except BadRequest as error:
@@ -139,7 +143,9 @@ class Ledger:
             raise BadRequest(f'pooling must be "mean" or "last", got {pool!r}', param="pooling")
         if pool is not None and params.n != 1:
             raise BadRequest(f"a pooled request has one answer, got n={params.n}", param="n")
-        if request_id is not None and request_id in self.live:
+        if not isinstance(request_id, str | None):
+            raise BadRequest(f"request_id must be text, got {request_id!r}", param="request_id")
+        if request_id in self.live:
             raise BadRequest(
                 f"request id {request_id!r} belongs to a request that is still running: "
                 "use another one or wait for its end",
@@ -150,7 +156,7 @@ class Ledger:
             self._check_length(prompt)
             ids = self.text.encode(prompt, add_special_tokens=add_special_tokens)
         else:
-            ids = list(prompt)
+            ids = _listed(prompt)
         if set(map(type, ids)) - {int}:
             raise BadRequest("token ids must be integers", param="prompt")
         if not ids:
@@ -292,3 +298,11 @@ class Ledger:
                 listener(assembly)
             except Exception:  # an observer must not stop what it observes
                 log.exception("a listener failed on request %s", assembly.id)
+
+
+def _listed(prompt: Iterable[int]) -> list[int]:
+    """A prompt's token ids. Raises `BadRequest` for bytes, dicts and what is no list."""
+    with suppress(TypeError):
+        if not isinstance(prompt, bytes | Mapping):
+            return list(prompt)
+    raise BadRequest("a prompt must be text or a list of token ids", param="prompt")

@@ -275,7 +275,7 @@ def _listed(prompts: Prompts) -> list[str | list[int]]:
     """One prompt or many as a list of prompts."""
     if isinstance(prompts, str):
         return [prompts]
-    several = isinstance(prompts, Iterable) and not isinstance(prompts, Mapping)
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, Mapping | bytes)
     listed: list[object] = list(prompts) if several else [None]
     if listed and all(isinstance(one, int) for one in listed):
         return [cast(list[int], listed)]

@@ -7,7 +7,7 @@ from typing import Any, Self
 from weir import build, connect
 from weir.client import Client, Local
 from weir.config import load
-from weir.errors import EngineDead
+from weir.errors import BadRequest, EngineDead
 from weir.llm.outputs import RequestOutput, begin, request_output
 from weir.params import SamplingParams
 
@@ -66,7 +66,9 @@ class AsyncLLM:
         the engine dies meanwhile or was not started.
         """
         self._check()
-        params = params or self.client.model.sampling
+        params = self.client.model.sampling if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise BadRequest("params must be SamplingParams", param="params")
         stream = self.client.submit(
             prompt,
             params,
