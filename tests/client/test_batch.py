@@ -185,6 +185,15 @@ def test_a_busy_server_is_asked_again_and_a_failing_one_not_for_ever(files, monk
     assert len(broken.seen) == 2 * (1 + run.RETRIES)
 
 
+def test_a_server_that_was_busy_may_fail_as_often_as_another(files, monkeypatch):
+    source, target = files
+    source.write_text(request("a", prompt="x"))
+    monkeypatch.setattr(asyncio, "sleep", _no_sleep(asyncio.sleep))
+    said = [503] * 5 + [500] * run.RETRIES
+    echo = Echo(lambda n: JSONResponse({}, status_code=said[n - 1]) if n <= len(said) else None)
+    assert answer(echo.app, source, target).succeeded == 1
+
+
 def test_when_nobody_answers_the_run_stops_and_keeps_what_it_has(files, monkeypatch):
     source, target = files
     source.write_text("\n".join(request(str(at), prompt=f"p{at}") for at in range(10)))

@@ -192,18 +192,20 @@ class _Workers:
         `EngineDead` after `PATIENCE`."""
         waited, failures = 0.0, 0
         while True:
-            pause, why = 1.0, ""
+            pause = 1.0
             try:
                 reply = await self.http.post(line.url, json=line.body)
             except httpx.TransportError as error:
                 why = f"the server cannot be reached: {error!r}"
             else:
-                failures += reply.status_code >= 500
                 if reply.status_code == 503:
                     why = f"the server takes no requests: {reply.text[:500]}"
                     pause = _retry_after(reply)
-                elif reply.status_code < 500 or failures > RETRIES:
+                elif reply.status_code < 500 or failures == RETRIES:
                     return _response(reply)
+                else:
+                    why = f"the server failed: {reply.text[:500]}"
+                    failures += 1
             if waited >= PATIENCE:
                 raise EngineDead(f"{why}. What was answered is kept: run again to go on")
             waited += pause
