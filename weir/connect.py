@@ -85,7 +85,7 @@ def ranker(config: Config) -> Ranker | None:
     that the length log has of this model. Raises `ConfigError`."""
     if not policies.ranked(config):
         return None
-    files: Any = import_module("weir.ranker.files")  # NumPy: nobody else waits for its import
+    files: Any = import_module("weir.ranker.files")  # they import NumPy: only if needed
     adapt: Any = import_module("weir.ranker.adapt")
     with _named("--ranker"):
         base = files.shipped() if config.ranker == "auto" else files.load(Path(config.ranker))

@@ -140,10 +140,10 @@ class Sampler:
     ) -> Choice:
         """The part of `plan` that can be recorded. padding: the chunks of a padded lane, and the
         row that takes the tokens of those that do not sample."""
-        size, nobody = padding or (len(chunks), 0)
+        size, unused = padding or (len(chunks), 0)
         asked = np.zeros(size, WISHES)
         asked["top_p"] = 1.0
-        target, u = np.full(size, nobody, np.int64), np.zeros(size)
+        target, u = np.full(size, unused, np.int64), np.zeros(size)
         at = [i for i, c in enumerate(chunks) if c.sample is not None]
         if at:
             some = [chunks[i] for i in at]

@@ -71,7 +71,7 @@ class Tables:
         some = count > 0
         kept = np.array(first, np.int32)[some]
         if (kept > self.upto[rows[some], -1]).any():
-            raise RuntimeError("a request has pages that nobody told")
+            raise RuntimeError("a request has pages that no plan named")
         self.upto[rows[some]] = np.minimum(self.upto[rows[some]], kept[:, None])
         tier, index = np.array([page for some in pages for page in some], np.int64).T
         owner = np.repeat(rows, count)
