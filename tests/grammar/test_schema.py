@@ -153,6 +153,47 @@ def test_what_nothing_matches_is_refused():
         compile(StructuredOutputs(regex="(?!a)a"), "auto", "key")
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"json": {"enum": "abc"}}, "enum must be an array"),
+        ({"json": {"enum": {"a": 1}}}, "enum must be an array"),
+        ({"json": {"anyOf": {}}}, "anyOf must be an array"),
+        ({"json": {"type": "string", "minLength": -1}}, "'minLength', got -1"),
+        ({"json": {"type": "string", "maxLength": 1.5}}, "'maxLength', got 1.5"),
+        ({"json": {"type": "string", "maxLength": None}}, "'maxLength', got null"),
+        ({"json": {"type": "array", "items": {"type": "null"}, "maxItems": -1}}, "'maxItems'"),
+        ({"json": {"type": "integer", "minimum": None}}, "'minimum', got null"),
+        (
+            {
+                "json": {
+                    "type": "object",
+                    "properties": {"a": {"type": "null"}},
+                    "required": "a",
+                    "additionalProperties": False,
+                }
+            },
+            "'required', got \"a\"",
+        ),
+        ({"json": {"type": "string", "pattern": "("}}, "unclosed group"),
+        ({"json": {"$ref": "#"}}, "nothing matches"),
+        ({"grammar": 'start: start "a"'}, "nothing matches"),
+        ({"grammar": "start: /(/"}, "unclosed group"),
+        ({"grammar": ""}, "cannot be read: No 'root' rule found"),
+        ({"grammar": "root ::= foo"}, "cannot be read: Rule 'foo' not found"),
+    ],
+)
+def test_what_is_malformed_is_refused_with_the_reason(asked: dict, says: str):
+    with pytest.raises(BadRequest) as error:
+        compile(StructuredOutputs(**asked), "auto", "key")
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_whole_number_may_be_written_with_a_point():
+    schema = {"type": "string", "minLength": 1.0, "maxLength": 2.0}
+    assert matches(schema, "ab") and not matches(schema, "abc") and not matches(schema, "")
+
+
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=4),
     st.sampled_from(["string", "integer", "object", "array", "#", "#/$defs/a", "^a+$", "date"]),

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 
 from weir.core import Grammar
 from weir.errors import BadRequest
@@ -23,6 +23,8 @@ from weir.params import StructuredOutputs
 
 JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """The spacing of JSON in both engines and in Python: fixed, so the model need not sample it."""
+
+NOTHING = "nothing matches this: no answer is possible"
 
 
 def compile(asked: StructuredOutputs, backend: str, key: str) -> Grammar:
@@ -59,7 +61,7 @@ def automaton(asked: StructuredOutputs) -> Automaton:
     limit = schema.MAX_STATES if asked.schema is not None else MAX_STATES
     built = build(expressions, wanted, limit)
     if built.states == 1:
-        raise BadRequest("nothing matches this: no answer is possible")
+        raise BadRequest(NOTHING)
     return built
 
 
@@ -80,13 +82,14 @@ def guidance(asked: StructuredOutputs) -> str:
         assert asked.grammar is not None
         try:
             grammar = LLMatcher.grammar_from_lark(any_to_lark(asked.grammar))
-        except (GbnfToLarkError, ValueError) as error:
+        except Exception as error:  # it raises bare ones too
             raise BadRequest(f"the grammar cannot be read: {error}") from None
     matcher = LLMatcher(bytewise(), grammar, log_level=0)
     matcher.compute_bitmask()
     if matcher.is_error():
-        reason = matcher.get_error().split("\n")[0][:1000]
-        raise BadRequest(f"this cannot be held to: {reason}")
+        reason = " ".join(matcher.get_error().partition("\n<state>")[0].split())[:1000]
+        stuck = reason == "NoExtensionBias"  # before the first byte
+        raise BadRequest(NOTHING if stuck else f"this cannot be held to: {reason}")
     return grammar
 
 

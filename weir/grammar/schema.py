@@ -100,7 +100,7 @@ class _Writer:
             return self._among(schema)
         if "anyOf" in keys:
             self._only(keys, {"anyOf"})
-            return self.make.either(map(self.value, schema["anyOf"]))
+            return self.make.either(map(self.value, _items(schema, "anyOf")))
         kinds = schema.get("type")
         if isinstance(kinds, list):
             return self.make.either(self._typed(schema, kind, keys) for kind in kinds)
@@ -141,7 +141,7 @@ class _Writer:
         return found
 
     def _among(self, schema: dict[str, Any]) -> Node:
-        values = [schema["const"]] if "const" in schema else schema["enum"]
+        values = [schema["const"]] if "const" in schema else _items(schema, "enum")
         if "const" in schema and "enum" in schema:
             raise Unsuitable("const beside enum")
         kinds = schema.get("type", [])
@@ -159,7 +159,7 @@ class _Writer:
 
     def _string(self, schema: dict[str, Any]) -> Node:
         make = self.make
-        least, most = schema.get("minLength", 0), schema.get("maxLength")
+        least, most = _count(schema, "minLength") or 0, _count(schema, "maxLength")
         if max(least, most or 0) > MAX_LENGTH:
             raise Unsuitable("a long string")
         parts = []
@@ -170,7 +170,7 @@ class _Writer:
                 raise Unsuitable(f"the format {schema['format']} is not regular here")
             parts.append(parse(make, FORMATS[schema["format"]]))
         if least or most is not None or not parts:
-            parts.append(make.repeat(self._character(loose=not parts), int(least), most))
+            parts.append(make.repeat(self._character(loose=not parts), least, most))
         quote = make.literal('"')
         return make.sequence([quote, make.both(parts), quote])
 
@@ -209,12 +209,13 @@ class _Writer:
         return state(automaton.start)
 
     def _integer(self, schema: dict[str, Any]) -> Node:
-        low, high = schema.get("minimum"), schema.get("maximum")
+        bounds = {name: schema[name] for name in ("minimum", "maximum") if name in schema}
+        low, high = bounds.get("minimum"), bounds.get("maximum")
         if "exclusiveMinimum" in schema or "exclusiveMaximum" in schema:
             raise Unsuitable("exclusive bounds are not regular here")
-        if low is None and high is None:
+        if not bounds:
             return parse(self.make, INTEGER)
-        if not all(one is None or type(one) is int for one in (low, high)):
+        if not all(type(one) is int for one in bounds.values()):
             raise Unsuitable("bounds that are no integers")
         return self._between(low, high)
 
@@ -251,7 +252,7 @@ class _Writer:
         if "prefixItems" in schema or "items" not in schema:
             raise Unsuitable("items of any kind are not regular")
         item = self.value(schema["items"])
-        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        least, most = _count(schema, "minItems") or 0, _count(schema, "maxItems")
         most_more = None if most is None else most - 1
         more = make.repeat(make.concat(comma, item), max(0, least - 1), most_more)
         inside = make.concat(item, more)
@@ -263,7 +264,7 @@ class _Writer:
         make, comma = self.make, self.make.literal(", ")
         if schema.get("additionalProperties") is not False:
             raise Unsuitable("additional properties of any kind are not regular")
-        properties, required = schema.get("properties", {}), set(schema.get("required", ()))
+        properties, required = schema.get("properties", {}), set(_items(schema, "required"))
         if unknown := required - properties.keys():
             raise Unsuitable(f"{sorted(unknown)[0]} is required but not a property")
         first = after = make.empty  # the remaining members after none, and after at least one
@@ -278,3 +279,19 @@ class _Writer:
             else:
                 first, after = make.either([alone, first]), make.either([with_comma, after])
         return make.sequence([make.literal("{"), first, make.literal("}")])
+
+
+def _items(schema: dict[str, Any], name: str) -> list[Any]:
+    """A keyword's list; empty if it is missing."""
+    found = schema.get(name, [])
+    if not isinstance(found, list):
+        raise Unsuitable(f"{name} must be an array")
+    return found
+
+
+def _count(schema: dict[str, Any], name: str) -> int | None:
+    """A keyword's whole number; None if it is missing."""
+    found = schema.get(name, 0)
+    if type(found) not in (int, float) or found < 0 or found % 1:
+        raise Unsuitable(f"{name} must be a count")
+    return int(found) if name in schema else None
