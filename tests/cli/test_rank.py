@@ -58,10 +58,14 @@ def test_words_that_make_no_sense_are_one_line(data, tmp_path, capsys):
     lines = data.read_text().splitlines()
     few.write_text("\n".join(line for line in lines if fold(json.loads(line)["prompt"])))
     ids.write_text('{"prompt": [1, 2]}')
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("\n".join(line for line in lines if not fold(json.loads(line)["prompt"])))
     for words, said in (
         (["train", tmp_path / "no", "-o", out], "cannot be read"),
         (["train", data, "-o", tmp_path / "no" / "r"], "cannot be written"),
         (["train", data, "-o", tmp_path], "cannot be written"),
+        (["train", kept, "-o", out, "--quiet"], "nothing to rank"),
+        (["train", data, "-o", out, "--hold", "one", "two", "--quiet"], "nothing to rank"),
         (["eval", data, "--ranker", data], "not a ranker"),
         (["eval", data, "--hold", "three"], "no answers of three"),
         (["eval", few], "none of its prompts was kept aside"),

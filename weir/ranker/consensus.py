@@ -27,6 +27,8 @@ def consensus(lengths: Lengths) -> Lengths:
     whose = [families.setdefault(name, len(families)) for name in names]
     counts = [len(answers) for answers in lengths.answers.values()]
     every = [answer for answers in lengths.answers.values() for answer in answers]
+    if not every:
+        return Lengths(lengths.prompts, lengths.sources, {})
     prompt = np.array([answer.prompt for answer in every])
     values = np.log1p([answer.tokens for answer in every])
     asked, group = np.repeat(np.arange(len(counts)), counts), np.repeat(whose, counts)
