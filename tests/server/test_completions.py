@@ -2,9 +2,10 @@
 
 import json
 
+import httpx
 import pytest
 
-from tests.server.conftest import CHAT, events
+from tests.server.conftest import CHAT, events, serving
 from weir.params import SamplingParams
 
 
@@ -197,3 +198,13 @@ def test_continuing_the_last_message(http):
     assert answer["usage"]["prompt_tokens"] == len("user: hello\nassistant: well")
     both = body | {"add_generation_prompt": True}
     assert http.post("/v1/chat/completions", json=both).status_code == 400
+
+
+def test_more_answers_than_may_ever_wait_are_no_case_for_trying_again():
+    with serving(max_num_queued_reqs=4) as running, httpx.Client(base_url=running.url) as http:
+        for path, field in (("/v1/completions", "prompt"), ("/v1/embeddings", "input")):
+            answer = http.post(path, json={field: ["a"] * 5})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+        body = {"prompt": ["a"] * 2, "max_tokens": 1}
+        assert http.post("/v1/completions", json=body | {"n": 3}).status_code == 400
+        assert http.post("/v1/completions", json=body | {"n": 2}).status_code == 200

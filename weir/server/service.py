@@ -93,6 +93,13 @@ class Service:
             )
         special = details.get("add_special_tokens", True)
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        choices, most = len(prompts) * each[0].n, self.config.max_num_queued_reqs
+        if choices > most and len(prompts) > 1:  # however often it came, it would be refused
+            raise BadRequest(
+                f"{choices} answers are asked for at once, but at most {most} may wait: send fewer "
+                "prompts, or a smaller n",
+                param=(names or {}).get("prompt", "prompt"),
+            )
         job = self.jobs[request_id] = Job(request_id, each[0].n)
         try:
             for index, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
