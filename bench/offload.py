@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from msgspec.structs import replace
 from plan import rank_correlation
@@ -41,6 +42,8 @@ from weir.runtime import streamed
 from weir.runtime.parked import Copies, Parked, Slot
 from weir.sim.shapes import SHAPES
 from weir.spec import Spec
+
+COMPUTING = ("computing", "the GPU", "attention on the CPU")
 
 
 def shortened(name: str, layers: int, folder: Path) -> Path:
@@ -109,12 +112,12 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--plan", nargs="+", default=["auto"])
-    parser.add_argument("--blocks", type=int, default=1, help="as many requests as so many hold")
+    parser.add_argument("--requests", type=int, default=0, help="in turn (those of one block)")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no plan after these")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
-    job = Job(prompt=options.prompt, output=options.output)
+    job = Job(prompt=options.prompt, output=options.output, requests=options.requests)
     more = dict(item.split("=", 1) for item in options.set)
     with tempfile.TemporaryDirectory() as folder:
         flags = {
@@ -130,7 +133,7 @@ def main() -> None:
             flags["gpu_memory"] = options.gpu_memory
         flags |= {"offload_dir": options.offload_dir} if options.offload_dir else {}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        bench = Bench(flags | more, job, options.blocks, options.repeats, Path(folder), device)
+        bench = Bench(flags | more, job, options.repeats, Path(folder), device)
         measured(bench, options.plan, time.perf_counter() + options.seconds)
 
 
@@ -140,7 +143,6 @@ class Bench:
 
     flags: dict[str, str]
     job: Job
-    blocks: int
     repeats: int
     folder: Path
     device: torch.device
@@ -161,12 +163,12 @@ def planned(bench: Bench, text: str, config: Config, machine: Machine, spec: Spe
 def bound(spec: Spec, job: Job, machine: Machine, placed: Offload) -> float:
     """Tokens/s if computing took no time, of a GPU."""
     costs = Costs(spec, job, machine, placed)
-    prompts, step = (
-        max(float(part @ placed.shares) for name, part in phase.items() if name != "computing")
-        for phase in (costs.prompt, costs.decode)
-    )
-    seconds = spec.layers * (prompts + (job.output - 1) * step)
-    return placed.block * job.output / seconds if seconds else math.inf
+    phases = [
+        max(float(part @ placed.shares) for name, part in phase.items() if name not in COMPUTING)
+        for phase in (costs.prompt, costs.decode, costs.mixed)
+    ]
+    seconds = spec.layers * float(np.dot(costs.counts, phases))
+    return costs.requests * job.output / seconds if seconds else math.inf
 
 
 def measure(bench: Bench, text: str) -> tuple[float, float]:
@@ -187,7 +189,7 @@ def measure(bench: Bench, text: str) -> tuple[float, float]:
     print(machine, found.offload, flush=True)
     began = time.perf_counter()
     engine = build.engine(load(flags | {"offload": str(file)}, {}))
-    started, count = time.perf_counter() - began, bench.blocks * found.offload.block
+    started, count = time.perf_counter() - began, job.requests or found.offload.block
     print(engine.info, flush=True)
     try:
         if bench.repeats == 1:

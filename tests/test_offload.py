@@ -15,7 +15,7 @@ from weir import build, offload, policies
 from weir.config import Config, load
 from weir.core import Capacity, Request, Sampling, Tier
 from weir.cost.machine import MACHINES, Machine
-from weir.cost.offload import BYTES, Job, predict
+from weir.cost.offload import BYTES, Costs, Job, predict
 from weir.cost.search import Planned, Report, runnable, search
 from weir.cost.work import cache_bytes, weights
 from weir.device import Platform, homed
@@ -38,6 +38,7 @@ DEVICES = [
     ),
 ]
 OPT = shape("opt-30b")
+STREAM = Job(requests=offload.ENDLESS)
 H100 = replace(MACHINES["h100"], gpu_memory=16 * GB)
 
 
@@ -186,13 +187,16 @@ def test_weights_count_as_they_are_stored(tmp_path):
 
 def test_a_gpu_gets_the_best_plan_and_steps_to_match(monkeypatch):
     placed = on_gpu(monkeypatch, H100, offload="auto")
-    best = search(OPT, Job(), H100, runnable(H100, native.library() is not None)).offload
+    bases = runnable(H100, native.library() is not None)
+    best = search(OPT, STREAM, H100, bases).offload
     config = placed.config
     assert placed.layer_store is not None and "waiting for" in placed.about
     assert placed.hosted == (native.library() is not None)
     assert config.max_num_seqs == best.block
     tokens = best.batch * best.lanes * 512
-    assert config.max_num_batched_tokens == tokens == config.max_prefill_beside_decode
+    beside = best.block if best.lanes < best.batches else 0
+    assert config.max_num_batched_tokens == tokens + beside
+    assert config.max_prefill_beside_decode == tokens
     assert config.max_lane_tokens == best.batch * 512
     assert config.enforce_eager
     kept = on_gpu(monkeypatch, H100, offload="auto", max_num_seqs=3, max_num_batched_tokens=64)
@@ -253,7 +257,7 @@ def test_the_best_plan_with_codes_is_run_with_them(monkeypatch):
     machine = replace(MACHINES["h200"], gpu_memory=16 * 2**30, disk=0)
     placed = on_gpu(monkeypatch, machine, offload="auto", kv_cache_dtype="int4")
     bases = runnable(machine, cache_bits=4)
-    best, wide = (search(OPT, Job(), machine, some) for some in (bases, runnable(machine)))
+    best, wide = (search(OPT, STREAM, machine, some) for some in (bases, runnable(machine)))
     assert best.predicted.throughput > 1.2 * wide.predicted.throughput
     assert placed.config.kv_cache_dtype == "int4" and "in 4 bits" in placed.about
     assert placed.config.max_num_seqs == best.offload.block > wide.offload.block
@@ -270,6 +274,25 @@ def test_a_gpu_that_keeps_all_kv_takes_no_codes():
     assert (below.tier, below.kv_dtype, below.cold) == (Tier.GPU, torch.bfloat16, torch.int8)
 
 
+def shadowed(config: Config, share: float, count: int) -> tuple[Engine, Shadow]:
+    """An engine that only counts, as `config` asks, with so many requests of 512 + 32 tokens.
+    share: of KV on the GPU, 0 where all is in main memory."""
+    page = 16 * cache_bytes(OPT, 2)
+    sizes = {0: int(config.kv_cache_memory // page) - 1, 1: int(config.cpu_cache // page) - 1}
+    sizes = sizes if share else {1: sizes[0]}
+    tokens, lane = config.max_num_batched_tokens, config.max_lane_tokens
+    capacity = Capacity(16, sizes, tokens, config.max_num_seqs, 2048, lane=lane)
+    beside = Beside(config.max_prefill_beside_decode)
+    scheduler = policies.scheduler(config, capacity, beside, hosted=not share)
+    executor = Shadow(capacity)
+    engine = Engine(scheduler, executor, VirtualClock())
+    for uid in range(count):
+        prompt = [1 + uid % 40, 1 + uid // 40, *range(1, 511)]
+        executor.requests[uid] = prompt
+        engine.add(Request(uid, prompt, Sampling(max_tokens=32), float(uid)))
+    return engine, executor
+
+
 @pytest.mark.skipif(native.library() is None, reason=native.status())
 @pytest.mark.parametrize(("batches", "share"), [(8, 0.25), (8, 0.3)])
 def test_requests_lie_where_the_plan_says(monkeypatch, tmp_path, batches, share):
@@ -279,24 +302,41 @@ def test_requests_lie_where_the_plan_says(monkeypatch, tmp_path, batches, share)
     host = replace(H100, gpu_memory=200 * GB, cpu_memory=900 * GB)
     file = plan(tmp_path, (0.1, 0.9, 0.0), **lanes)
     config = on_gpu(monkeypatch, host, offload=file).config
-    page, block = 16 * cache_bytes(OPT, 2), 2 * batches
-    sizes = {0: int(config.kv_cache_memory // page) - 1, 1: int(config.cpu_cache // page) - 1}
-    tokens, lane = config.max_num_batched_tokens, config.max_lane_tokens
-    capacity = Capacity(16, sizes, tokens, config.max_num_seqs, 2048, lane=lane)
-    scheduler = policies.scheduler(config, capacity, Beside(config.max_prefill_beside_decode))
-    executor = Shadow(capacity)
-    engine = Engine(scheduler, executor, VirtualClock())
-    for uid in range(block):
-        prompt = [1 + uid % 40, 1 + uid // 40, *range(1, 511)]
-        engine.executor.requests[uid] = prompt
-        engine.add(Request(uid, prompt, Sampling(max_tokens=32), float(uid)))
+    block = 2 * batches
+    engine, executor = shadowed(config, share, block)
     while engine.busy:
         engine.step()
     chunks = [chunk for one in executor.plans for part in one.lanes for chunk in part]
     homes = {chunk.uid: chunk.home for chunk in chunks}
-    assert scheduler.running.preemptions == 0 and not any(one.moves for one in executor.plans)
+    assert engine.scheduler.running.preemptions == 0 and not any(
+        one.moves for one in executor.plans
+    )
     assert list(homes.values()).count(0) == int(share * block)
     assert {len(one.lanes) for one in executor.plans[: batches // 8]} == {8}
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.status())
+@pytest.mark.parametrize(("share", "more"), [(0.0, 1.0), (0.25, 1.05)])
+def test_requests_replace_each_other_as_predicted(monkeypatch, tmp_path, share, more):
+    """In so many steps, or a few `more` where requests move to the GPU when others end; prompts
+    and decodes in main memory are lanes of their own."""
+    sizes = {"batch": 2, "batches": 16, "cache": (share, 1 - share, 0.0), "cpu_attention": True}
+    host = replace(H100, gpu_memory=200 * GB, cpu_memory=900 * GB)
+    config = on_gpu(monkeypatch, host, offload=plan(tmp_path, (0.1, 0.9, 0.0), **sizes)).config
+    engine, executor = shadowed(config, share, 96)
+    while engine.busy:
+        engine.step()
+    placed = replace(runnable(H100)[0], lanes=1, **{k: sizes[k] for k in ("batch", "batches")})
+    costs = Costs(OPT, Job(requests=96), host, placed)
+    prompts, decodes, mixed = costs.counts
+    plans = [one for one in executor.plans if one.lanes]
+    expected = prompts * costs.steps + decodes + mixed
+    assert expected <= len(plans) <= more * expected
+    for one in plans:
+        for lane in one.lanes:
+            hosted = {chunk.length == 1 and chunk.home == 1 for chunk in lane}
+            assert len(hosted) == 1
+    assert max(len(lane) for one in plans for lane in one.lanes) <= 32
 
 
 def test_a_plan_that_does_harm_is_priced(monkeypatch, tmp_path, caplog):

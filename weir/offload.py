@@ -31,6 +31,8 @@ from weir.trial import timed
 
 log = logging.getLogger(__name__)
 
+ENDLESS = 10**6
+"""Requests of a job that has no end: so many that the first and the last do not count."""
 HARMFUL = 1.25
 """A warning is logged if the best plan is predicted to be this many times as fast as the given."""
 PAGE = 16
@@ -185,9 +187,9 @@ def _settings(
 
 def _job(context: int, spec: Spec) -> Job:
     """The requests to plan for where no plan says, in `context` tokens."""
-    job, context = Job(), min(context, spec.context)
-    output = min(job.output, context // 2)
-    return Job(prompt=min(job.prompt, context - output), output=output)
+    context = min(context, spec.context)
+    output = min(Job().output, context // 2)
+    return Job(prompt=min(Job().prompt, context - output), output=output, requests=ENDLESS)
 
 
 def _read(path: Path) -> Report:

@@ -76,6 +76,7 @@ choices = st.builds(
 )
 shapes = st.sampled_from([spec(), spec(kv_heads=4)])
 JOB = Job(prompt=128, output=16)
+IN_TURN = Job(prompt=128, output=16, requests=500)
 
 
 def solve(costs: Costs) -> Planned | None:
@@ -130,13 +131,16 @@ def test_more_of_anything_is_never_slower(
         assert after.predicted.throughput >= before.predicted.throughput * (1 - 1e-6)
 
 
+@pytest.mark.parametrize("job", [JOB, IN_TURN])
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("kv_heads", [16, 4])
-def test_no_placement_of_a_grid_beats_the_linear_program(there: bool, kv_heads: int) -> None:
+def test_no_placement_of_a_grid_beats_the_linear_program(
+    there: bool, kv_heads: int, job: Job
+) -> None:
     """And the best of the grid comes as near as steps of a twentieth can."""
     model = spec(kv_heads=kv_heads)
     choice = replace(FREE, batch=16, batches=4, cpu_attention=there)
-    costs = Costs(model, JOB, SMALL, choice)
+    costs = Costs(model, job, SMALL, choice)
     found = solve(costs)
     assert found is not None
     steps = np.linspace(0, 1, 21)
@@ -146,13 +150,12 @@ def test_no_placement_of_a_grid_beats_the_linear_program(there: bool, kv_heads: 
     for peaks, room in costs.memory.values():
         for peak in peaks:
             fits &= grid @ peak <= room
-    prompt, decode = (
+    phases = [
         np.max([grid @ part for part in phase.values()], axis=0)
-        for phase in (costs.prompt, costs.decode)
-    )
-    seconds = (prompt + decode * (JOB.output - 1)) * model.layers
-    best = seconds[fits].min()
-    planned = found.predicted.prefill + found.predicted.decode
+        for phase in (costs.prompt, costs.decode, costs.mixed)
+    ]
+    best = (np.dot(costs.counts, phases) * model.layers)[fits].min()
+    planned = costs.requests * job.output / found.predicted.throughput
     assert fits.sum() > 100
     assert planned <= best * (1 + 1e-6)
     assert best <= planned * 1.15
@@ -216,6 +219,7 @@ def test_the_placement_of_flexgen_costs_about_what_the_paper_measured() -> None:
         (spec(kv_heads=4), replace(SMALL, disk=0), 4, Job(prompt=512, output=512)),
         (spec(2048, 16), replace(MACHINES["h200"], gpu_memory=2**30), 16, JOB),
         (OPT_30B, replace(MACHINES["h200"], gpu_memory=16 * 2**30), 4, JOB),
+        (OPT_30B, replace(MACHINES["h200"], gpu_memory=16 * 2**30), 4, IN_TURN),
         (OPT_30B, replace(MACHINES["h100"], alone=True), 16, JOB),
     ],
 )
@@ -265,6 +269,42 @@ def test_lanes_that_share_weights_pay_where_these_are_slow_to_come() -> None:
     assert shared.prefill == pytest.approx(whole.prefill)
     assert alone.decode == shared.decode == whole.decode
     assert alone.memory["GPU memory"] < shared.memory["GPU memory"] < whole.memory["GPU memory"]
+
+
+@pytest.mark.parametrize("batches, output", [(1, 4), (3, 8), (8, 8), (12, 5), (4, 1)])
+def test_steps_of_a_job_are_those_of_requests_in_turn(batches: int, output: int) -> None:
+    """Each step begins the next batch if a block has room for it, and every request ends after as
+    many steps as it has tokens."""
+    placed, blocks = replace(BASE, batch=2, batches=batches), 3
+    left, running, kinds = 2 * batches * blocks, [], []
+    while left or running:
+        running = [one - 1 for one in running if one > 1]
+        new = min(2, left, 2 * batches - len(running))
+        left, running = left - new, running + [output] * new
+        if running:
+            kinds.append((new > 0, len(running) > new))
+    job = Job(output=output, requests=2 * batches * blocks)
+    costs = Costs(OPT_30B, job, T4, placed)
+    prompts, decodes, mixed = costs.counts
+    assert len(kinds) == prompts * costs.steps + decodes + mixed
+    assert sum(new for new, _ in kinds) == costs.steps * blocks
+
+
+def test_prompts_beside_decodes_pay() -> None:
+    """They share one copy of the weights, and the CPU attends while the GPU computes them."""
+    machine = replace(MACHINES["h200"], gpu_memory=16 * 2**30, disk=0)
+    block, stream = (
+        search(OPT_30B, job, machine, runnable(machine, weight_bits=4, cache_bits=4))
+        for job in (Job(), Job(requests=10**6))
+    )
+    assert stream.predicted.throughput > 1.2 * block.predicted.throughput
+    assert stream.offload.batches > block.offload.batches
+    costs = Costs(OPT_30B, Job(requests=1), machine, stream.offload)
+    both = ("copies to the GPU", "disk reads")
+    for name in both:
+        assert costs.mixed[name][:3] * costs.steps == pytest.approx(costs.prompt[name][:3])
+    slow = predict(OPT_30B, Job(requests=10**6), machine, block.offload)
+    assert slow.throughput < stream.predicted.throughput
 
 
 def test_latency_is_one_request() -> None:

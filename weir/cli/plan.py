@@ -39,6 +39,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         add(flag, metavar="SIZE", help=f"{help} to be used, such as 16GiB; 0: none")
     add("--prompt", type=positive, default=512, metavar="N", help="tokens of a prompt (512)")
     add("--output", type=positive, default=32, metavar="N", help="tokens of an answer (32)")
+    add(
+        "--requests", type=positive, default=0, metavar="N",
+        help="of the whole job, in which another takes the place of each that ends (one block)",
+    )  # fmt: skip
     add("--target", choices=("throughput", "latency"), default="throughput", help="(throughput)")
     add("--weight-bits", type=int, choices=(16, 4), default=16, help="of a weight (16)")
     add(
@@ -61,7 +65,7 @@ def run(options: Namespace) -> int:
         caps["gpu_memory"] = caps["cpu_memory"]  # the machine has only this memory
     found = replace(found, **caps)
     spec = shape(options.model)
-    job = Job(prompt=options.prompt, output=options.output)
+    job = Job(prompt=options.prompt, output=options.output, requests=options.requests)
     if job.prompt + job.output > spec.context:
         raise ConfigError(f"--prompt and --output exceed the model's {spec.context} tokens")
     kind = {name: getattr(options, name) for name in ("weight_bits", "overlap")}
@@ -73,7 +77,7 @@ def run(options: Namespace) -> int:
         said = Report(model=options.model, machine=found, job=job, planned=planned, by_hand=others)
         print(msgspec.json.format(msgspec.json.encode(said), indent=2).decode())
     else:
-        print("\n".join(report(planned, others, found)))
+        print("\n".join(report(planned, others, found, job.requests)))
     return 0
 
 
@@ -90,7 +94,9 @@ def sizes(options: Namespace) -> dict[str, int]:
     return found
 
 
-def report(planned: Planned, others: list[Planned], found: machine.Machine) -> list[str]:
+def report(
+    planned: Planned, others: list[Planned], found: machine.Machine, requests: int = 0
+) -> list[str]:
     offload, predicted = planned.offload, planned.predicted
     places = {0: "memory", 2: "disk"} if found.alone else {0: "GPU", 1: "CPU", 2: "disk"}
     steps = "one step" if offload.lanes > 1 else "steps of their own"
@@ -110,9 +116,10 @@ def report(planned: Planned, others: list[Planned], found: machine.Machine) -> l
     used = ", ".join(
         f"{name} {size / 1e9:.1f} GB" for name, size in predicted.memory.items() if size
     )
+    in_turn = f" in turn, a block in {predicted.cycle:.1f} s" if requests else ""
     lines += [
-        f"{predicted.throughput:.2f} tokens/s: prompts {predicted.prefill:.1f} s, waiting for "
-        f"{predicted.prompt_limit}; answers {predicted.decode:.1f} s, waiting for "
+        f"{predicted.throughput:.2f} tokens/s{in_turn}: prompts {predicted.prefill:.1f} s, "
+        f"waiting for {predicted.prompt_limit}; answers {predicted.decode:.1f} s, waiting for "
         f"{predicted.decode_limit}",
         f"peak: {used}",
     ]

@@ -47,11 +47,17 @@ QUERY = 0.36
 """CPU time for one query and a coded key, relative to unpacking the key (docs/offload.md)."""
 
 
+SHOWN = 1 / 3
+"""The share of a batch's attention on the CPU that still costs time beside the GPU's work for
+another batch, and the reverse (measured, docs/offload.md)."""
+
+
 class Job(Struct, frozen=True, kw_only=True):
     """Requests of `prompt` tokens that generate `output` each."""
 
     prompt: int = 512
     output: int = 32
+    requests: int = 0  # of the whole job, where each that ends is replaced; 0: one block
 
 
 class Offload(Struct, frozen=True, kw_only=True):
@@ -82,6 +88,7 @@ class Offload(Struct, frozen=True, kw_only=True):
 class Prediction(Struct, frozen=True, kw_only=True):
     prefill: float  # seconds of a block's prompts
     decode: float  # seconds of all its other tokens
+    cycle: float = 0.0  # seconds in which every request of a block ends and is replaced
     throughput: float  # tokens generated per second
     prompt_limit: str  # the resource that limits the prompts
     decode_limit: str
@@ -116,11 +123,39 @@ class Costs:
         self.head = 2.0 * head_weights(spec) * (1 if spec.tied else 2)
         away = choice.cpu_attention and choice.cache[1] > 0 and not machine.alone
         self.answers = ANSWER if away else 0.0  # seconds per layer of a decode step
-        self.prompt = self._prompt()
-        self.decode = self._decode()
+        prompt, decode = self._prompt(), self._decode()
+        self.prompt, self.decode = self._limits(prompt), self._limits(decode)
+        self.mixed = self._limits(self._mixed(prompt, decode), apart=True)
         self.memory = self._memory()
 
     # -- time ----------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """With prompts, for a block."""
+        return -(-self.choice.batches // self.choice.lanes)
+
+    @property
+    def counts(self) -> tuple[float, float, float]:
+        """How often the job takes the time of a block's prompts, of a decode of all, and of a step
+        in which a part of the requests is replaced.
+
+        A request ends after `output` steps and its place is taken at once. So steps with prompts
+        come in the same order again in each cycle, and decodes alone fill the rest of it."""
+        output = self.job.output
+        cycles = max(0.0, self.job.requests / self.choice.block - 1)
+        return 1.0, output - 1 + cycles * max(0, output - self.steps), cycles * self.steps
+
+    @property
+    def requests(self) -> int:
+        return self.job.requests or self.choice.block
+
+    def _mixed(self, prompt: Phase, decode: Phase) -> Phase:
+        """One layer over the prompts of one step and the decodes beside them, which share one copy
+        of the weights."""
+        running = (min(self.steps, self.job.output) - 1) / self.steps
+        beside = row((0, 0, 0), (1, 1, 1), (1, 1, 1), 1.0) * running
+        return {name: part / self.steps + beside * decode[name] for name, part in prompt.items()}
 
     def _prompt(self) -> Phase:
         """One layer over all prompts of a block; KV is computed on the GPU and copied home."""
@@ -128,7 +163,7 @@ class Costs:
         kv, state = self.kv * tokens, self.state * tokens
         pairs = self.choice.block * job.prompt * (job.prompt + 1) / 2
         attention = 4 * self.spec.heads * self.spec.head_dim * pairs / m.prompt_attention
-        steps = -(-self.choice.batches // self.choice.lanes)
+        steps = self.steps
         head = self._head_seconds(self.choice.block / steps) * steps / self.spec.layers
         gpu = self._linears(tokens, self.choice.batches, m.prompt_matrix) + attention + head
         gpu += m.vectors * state / m.gpu_weights
@@ -194,22 +229,32 @@ class Costs:
         """to_gpu, to_cpu, gpu, cpu: seconds; the others bytes. touched: read by the CPU itself. All
         that crosses a link or goes to disk also passes through the CPU's memory."""
         m = self.machine
-        seconds = {
+        return {
             "copies to the GPU": to_gpu,
             "copies to the CPU": to_cpu,
             "the link both ways": link / m.both_ways,
             "disk reads": read / m.disk_read,
             "disk writes": write / m.disk_write,
             "CPU memory": (link + read + write + touched) / m.cpu_read,
+            "the GPU": gpu,
+            "attention on the CPU": cpu,
         }
+
+    def _limits(self, phase: Phase, apart: bool = False) -> Phase:
+        """What a phase waits for, given what overlaps. apart: prompts and decodes are batches of
+        their own, so that one is computed while the CPU attends for the other."""
+        rest = dict(phase)
+        gpu, cpu = rest.pop("the GPU"), rest.pop("attention on the CPU")
         if self.choice.overlap == "lanes":
-            seconds |= {"the GPU": gpu, "attention on the CPU": cpu}
-        elif self.choice.overlap == "copies":
-            seconds["computing"] = gpu + cpu
-        else:
-            parts = (to_gpu, to_cpu, seconds["disk reads"], seconds["disk writes"], gpu, cpu)
-            seconds["everything in turn"] = np.sum(parts, axis=0)
-        return seconds
+            return phase
+        if self.choice.overlap == "none":
+            copies = ("copies to the GPU", "copies to the CPU", "disk reads", "disk writes")
+            parts = [gpu, cpu, *(phase[name] for name in copies)]
+            return rest | {"everything in turn": np.sum(parts, axis=0)}
+        if apart:
+            both = {"the GPU": gpu + SHOWN * cpu, "attention on the CPU": cpu + SHOWN * gpu}
+            return rest | both
+        return rest | {"computing": gpu + cpu}
 
     def _linears(self, tokens: int, lanes: int, rate: float) -> float:
         """GPU seconds of a layer's linears over a block's tokens. Each lane reads the weights."""
@@ -295,12 +340,14 @@ class Costs:
             name: max(float(peak @ shares) for peak in peaks)
             for name, (peaks, _) in self.memory.items()
         }
-        prefill = prompt * layers
-        rest = decode * layers * (self.job.output - 1)
+        mixed, _ = _longest(self.mixed, shares)
+        job, steps = self.job, self.steps
+        seconds = layers * float(np.dot(self.counts, (prompt, decode, mixed)))
         return Prediction(
-            prefill=prefill,
-            decode=rest,
-            throughput=placed.block * self.job.output / (prefill + rest),
+            prefill=layers * prompt,
+            decode=layers * decode * (job.output - 1),
+            cycle=layers * (steps * mixed + max(0, job.output - steps) * decode),
+            throughput=self.requests * job.output / seconds,
             prompt_limit=prompt_limit,
             decode_limit=decode_limit,
             memory=memory,

@@ -23,7 +23,7 @@ BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 20)
 """Batches of a block: the more, the less often weights are copied."""
 SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 """Requests of a batch."""
-FAR = np.array([0.0, 1.0, 2.0] * 3 + [0.0, 0.0])
+FAR = np.array([0.0, 1.0, 2.0] * 3 + [0.0] * 3)
 """How far from the GPU each share is, for places that take the same time."""
 SAME = 1e-9
 """Times whose relative difference is this or less are equal."""
@@ -74,7 +74,7 @@ def search(
     and attention are the base's. target: most tokens per second, or the least latency of one
     request. Raises `ConfigError` if the model does not fit, or the solver is not installed."""
     found: list[Program] = []
-    for choice in (choice for base in bases for choice in _choices(base, target)):
+    for choice in (choice for base in bases for choice in _choices(base, job, target)):
         if (program := fastest(Costs(spec, job, machine, choice))) is not None:
             found.append(program)
     if not found:
@@ -108,10 +108,12 @@ def _too_large(costs: Costs) -> str:
     )
 
 
-def _choices(base: Offload, target: Target) -> Iterator[Offload]:
-    """All batch and block sizes, with prompts in steps of one batch and of `base.lanes` batches."""
+def _choices(base: Offload, job: Job, target: Target) -> Iterator[Offload]:
+    """All batch and block sizes, with prompts in steps of one batch and of `base.lanes` batches. If
+    requests replace each other, also a block whose every step has as many prompts."""
+    counts = {*BATCHES, job.output} if job.requests else BATCHES
     for size in SIZES if target == "throughput" else (1,):
-        for batches in BATCHES if target == "throughput" else (1,):
+        for batches in sorted(counts) if target == "throughput" else (1,):
             for lanes in sorted({1, min(base.lanes, batches)}):
                 yield replace(base, batch=size, batches=batches, lanes=lanes)
 
@@ -119,9 +121,9 @@ def _choices(base: Offload, target: Target) -> Iterator[Offload]:
 class Program(Struct, frozen=True):
     """The linear program for one choice of sizes and allowed places, and a solution.
 
-    There are eleven unknowns: nine shares, and the time of a layer over the prompts and over one
-    decode, each of which is at least that of every resource. `weight` @ unknowns is the time of a
-    layer for a whole block, in units of `unit` seconds."""
+    There are twelve unknowns: nine shares, and the time of a layer over the prompts, over one
+    decode and over a step with both, each of which is at least that of every resource. `weight` @
+    unknowns is the time of a layer for the whole job, in units of `unit` seconds."""
 
     costs: Costs
     unit: float
@@ -134,9 +136,9 @@ class Program(Struct, frozen=True):
     @property
     def bound(self) -> float:
         """At least the throughput that is predicted of any solution, in tokens per second."""
-        costs, output = self.costs, self.costs.job.output
-        layer = self.unit * float(self.weight @ self.values) - costs.answers * (output - 1)
-        return SLACK * costs.choice.block * output / (layer * costs.spec.layers)
+        costs, (_, decodes, mixed) = self.costs, self.costs.counts
+        layer = self.unit * float(self.weight @ self.values) - costs.answers * (decodes + mixed)
+        return SLACK * costs.requests * costs.job.output / (layer * costs.spec.layers)
 
     def nearest(self) -> Planned:
         """Of the solutions of the least time, the one nearest to the GPU."""
@@ -155,26 +157,27 @@ def fastest(costs: Costs) -> Program | None:
     """The program with a solution that takes the least time; None if nothing fits."""
     rows: list[np.ndarray] = []
     least: list[float] = []
-    phases = ((9, costs.prompt), (10, costs.decode))
+    phases = [(9, costs.prompt), (10, costs.decode)]
+    phases += [(11, costs.mixed)] if costs.job.requests else []
     unit = max(float(part[9]) for _, phase in phases for part in phase.values())
     for at, phase in phases:
         for part in phase.values():  # relative to the unit: the solver's tolerance is absolute
-            line = np.zeros(11)
+            line = np.zeros(12)
             line[:9], line[at] = -part[:9] / unit, 1.0
             rows.append(line)
             least.append(float(part[9]) / unit)
     for peaks, room in costs.memory.values():
         for peak in peaks:  # relative to the room: bytes beside seconds would be ill-conditioned
-            rows.append(np.append(-peak[:9] / max(room, 1.0), (0.0, 0.0)))
+            rows.append(np.append(-peak[:9] / max(room, 1.0), (0.0,) * 3))
             least.append(float(peak[9] / max(room, 1.0) - (room > 0)))
     for first in (0, 3, 6):
-        line = np.zeros(11)
+        line = np.zeros(12)
         line[first : first + 3] = 1.0
         rows += [line, -line]
         least += [1.0, -1.0]
-    weight = np.zeros(11)
-    weight[9], weight[10] = 1.0, costs.job.output - 1
-    most = np.append(np.where(costs.choice.shares[:9] > 0, np.inf, 0.0), (np.inf, np.inf))
+    weight = np.zeros(12)
+    weight[9:] = costs.counts
+    most = np.append(np.where(costs.choice.shares[:9] > 0, np.inf, 0.0), (np.inf,) * 3)
     table, bounds = np.array(rows), np.array(least)
     values = _minimise(weight, table, bounds, most)
     return None if values is None else Program(costs, unit, weight, table, bounds, most, values)
