@@ -1,6 +1,6 @@
 """Attention in main memory beside a GPU's, measured: `auto` against a GPU that has its KV alone.
 
-    python bench/neo.py [--model qwen3-32b] [--room 7500MiB] [--host 40GiB] [RUN ...]
+    python bench/neo.py [--room 7500MiB] [--host 40GiB] [--seconds 240 --alone 90] [RUN ...]
 
 A RUN is the lengths of a trace and how requests come: `conv:full`, more than can be served;
 `conv:3.0`, so many a second, Poisson; or `conv:95%`, of what the GPU alone ended a second in a full
@@ -86,10 +86,13 @@ COLUMNS = (
 
 
 def lengths(trace: str, longest: int) -> list[tuple[int, int]]:
-    """Tokens in and out of the requests of a trace that fit."""
+    """Tokens in and out of the requests of a trace that fit, shuffled: a longer run has the same
+    mixture."""
     with gzip.open(TRACES / f"azure2023_{trace}.csv.gz", "rt") as lines:
         rows = [(int(row[1]), int(row[2])) for row in list(csv.reader(lines))[1:]]
-    return [(a, b) for a, b in rows if a + b <= longest and b > 1]
+    fitting = [(a, b) for a, b in rows if a + b <= longest and b > 1]
+    random.Random(5).shuffle(fitting)
+    return fitting
 
 
 def arm(made: Engine, config: Config, lanes: Lanes | None) -> Engine:
@@ -145,13 +148,19 @@ def drive(engine: Engine, requests: list[tuple[float, int, int]], until: float, 
 
 
 def measure(
-    made: Engine, config: Config, name: str, seconds: float, vocab: int, alone: dict[str, float]
+    made: Engine,
+    config: Config,
+    name: str,
+    limits: dict[str, float],
+    vocab: int,
+    alone: dict[str, float],
 ) -> None:
-    """alone: requests a second that the GPU alone ended, by trace, of full runs."""
+    """limits: seconds of a run, by arm. alone: requests a second that the GPU alone ended, by
+    trace, of full runs."""
     trace, _, how = name.partition(":")
     rows = lengths(trace, config.max_model_len or 8192)
     balance = made.scheduler.placement.balance
-    for kind in ("off", "auto"):
+    for kind, seconds in limits.items():
         engine = arm(made, config, balance.lanes if kind == "auto" else None)
         if how == "full":
             requests = [(0.0, *row) for row in rows[: int(40 * seconds)]]
@@ -185,6 +194,7 @@ def main() -> None:
     parser.add_argument("--room", default="7500MiB", help="for KV on the GPU (7500MiB)")
     parser.add_argument("--host", default="40GiB", help="for KV in main memory (40GiB)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of a run")
+    parser.add_argument("--alone", type=float, help="of one without the host (as many)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -202,11 +212,14 @@ def main() -> None:
         config = load(flags, {})
         began = time.perf_counter()
         made = build.engine(config)
-    compare(made, config, options.runs, options.seconds, time.perf_counter() - began)
+    limits = {"off": options.alone or options.seconds, "auto": options.seconds}
+    compare(made, config, options.runs, limits, time.perf_counter() - began)
     made.close()
 
 
-def compare(made: Engine, config: Config, runs: list[str], seconds: float, took: float) -> None:
+def compare(
+    made: Engine, config: Config, runs: list[str], limits: dict[str, float], took: float
+) -> None:
     lanes = made.scheduler.placement.balance.lanes
     print(
         f"engine made in {took:.0f} s; KV of {made.info.get('kv_tokens')} tokens on the GPU; "
@@ -215,7 +228,7 @@ def compare(made: Engine, config: Config, runs: list[str], seconds: float, took:
     print(f"| run | arm | ended | {COLUMNS.replace(', ', ' | ')} |")
     alone: dict[str, float] = {}
     for name in runs:
-        measure(made, config, name, seconds, made.info["vocab"], alone)
+        measure(made, config, name, limits, made.info["vocab"], alone)
 
 
 if __name__ == "__main__":
